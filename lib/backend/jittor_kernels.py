@@ -1,0 +1,366 @@
+"""C++ kernels (`jt.code`) for what Jittor does slowly or inexactly on the CPU.
+
+Each kernel is a `jt.Function` with its own gradient and stands beside `plain_…`, the same rule in Jittor's own
+operators: what the kernel is tested against, and what runs on a GPU. Sizes reach the kernels as data, so that one
+compiled kernel per dtype serves every layer (a compilation costs 1 to 4 s).
+"""
+from .jittor_import import jt
+
+# Partial sums: at most 512 values in float32 vector lanes, then float64. As accurate as a float64 sum to 1e-7 and
+# as fast as memory (PyTorch cascades for the same reason).
+_PARTIAL_SUMS = """
+#include <algorithm>
+#include <cmath>
+#include <vector>
+template <class T, class F> static inline double total(int64_t count, F value) {
+    double sum = 0;
+    for (int64_t start = 0; start < count; start += 512) {
+        T part = 0;
+        int64_t stop = std::min<int64_t>(start + 512, count);
+        for (int64_t i = start; i < stop; i++) part += value(i);
+        sum += part;
+    }
+    return sum;
+}
+"""
+
+# A group is `runs` stretches of `length` contiguous values that share one mean and variance; run k of group g starts
+# at (g * a + k * b) * length and is scaled by weight[(g * p + k * q) % channels].
+_GROUPS = """
+    const int64_t groups = data["groups"], runs = data["runs"], length = data["length"], channels = data["channels"];
+    const int64_t a = data["a"], b = data["b"], p = data["p"], q = data["q"];
+    const double count = double(runs) * length;
+    const bool large = count * groups > 16384;
+"""
+
+_NORMALISE = _GROUPS + """
+    #pragma omp parallel for if(large)
+    for (int64_t g = 0; g < groups; g++) {
+        double sum = 0, square = 0;
+        for (int64_t k = 0; k < runs; k++) {
+            const in0_type* x = in0_p + (g * a + k * b) * length;
+            sum += total<in0_type>(length, [=](int64_t i) { return x[i]; });
+        }
+        const in0_type mean = sum / count;
+        for (int64_t k = 0; k < runs; k++) {
+            const in0_type* x = in0_p + (g * a + k * b) * length;
+            square += total<in0_type>(length, [=](int64_t i) { in0_type d = x[i] - mean; return d * d; });
+        }
+        // mean was rounded to x's type: the exact variance is about the exact mean
+        const double rest = sum / count - mean;
+        const double variance = square / count - rest * rest;
+        const in0_type inverse = 1.0 / std::sqrt(variance + data["eps"]);
+        out1_p[g] = mean;
+        out2_p[g] = variance;
+        for (int64_t k = 0; k < runs; k++) {
+            const int64_t start = (g * a + k * b) * length, c = (g * p + k * q) % channels;
+            const in0_type* x = in0_p + start;
+            out0_type* y = out0_p + start;
+            const in0_type scale = inverse * in1_p[c], shift = in2_p[c];
+            for (int64_t i = 0; i < length; i++) y[i] = (x[i] - mean) * scale + shift;
+        }
+    }
+"""
+
+_NORMALISE_GRADIENT = _GROUPS + """
+    // inputs: dy, x, weight, mean, variance; outputs: dx, d weight, d bias
+    const int64_t rows = groups * runs;
+    std::vector<double> sums(rows), products(rows);
+    #pragma omp parallel for if(large)
+    for (int64_t g = 0; g < groups; g++) {
+        const in1_type mean = in3_p[g];
+        const in1_type inverse = 1.0 / std::sqrt(double(in4_p[g]) + data["eps"]);
+        double sum = 0, product = 0;
+        for (int64_t k = 0; k < runs; k++) {
+            const int64_t row = g * a + k * b, c = (g * p + k * q) % channels;
+            const in0_type* dy = in0_p + row * length;
+            const in1_type* x = in1_p + row * length;
+            sums[row] = total<in0_type>(length, [=](int64_t i) { return dy[i]; });
+            products[row] = total<in0_type>(length, [=](int64_t i) { return dy[i] * (x[i] - mean); }) * inverse;
+            sum += sums[row] * in2_p[c];
+            product += products[row] * in2_p[c];
+        }
+        const in1_type mean_dy = sum / count, slope = product / count * inverse;
+        for (int64_t k = 0; k < runs; k++) {
+            const int64_t row = g * a + k * b, c = (g * p + k * q) % channels;
+            const in0_type* dy = in0_p + row * length;
+            const in1_type* x = in1_p + row * length;
+            out0_type* dx = out0_p + row * length;
+            const in1_type weight = in2_p[c];
+            for (int64_t i = 0; i < length; i++)
+                dx[i] = (dy[i] * weight - mean_dy - (x[i] - mean) * slope) * inverse;
+        }
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        double product = 0, sum = 0;
+        for (int64_t row = c; row < rows; row += channels) { product += products[row]; sum += sums[row]; }
+        out1_p[c] = product;
+        out2_p[c] = sum;
+    }
+"""
+
+
+def _batch_layout(shape: list[int]) -> dict[str, int]:
+    n, c = shape[:2]
+    return dict(groups=c, runs=n, length=_product(shape[2:]), channels=c, a=1, b=c, p=1, q=0)
+
+
+def _group_layout(shape: list[int], groups: int) -> dict[str, int]:
+    n, c = shape[:2]
+    runs = c // groups
+    return dict(groups=n * groups, runs=runs, length=_product(shape[2:]), channels=c, a=runs, b=1, p=runs, q=1)
+
+
+def _product(sizes: list[int]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+class _Normalise(jt.Function):
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias over each group, two-pass; see `_GROUPS`."""
+
+    def __init__(self, layout: dict[str, int], eps: float):
+        self.data = {**layout, "eps": eps}
+
+    def execute(self, x, weight, bias):
+        groups = (self.data["groups"],)
+        y, mean, variance = jt.code([x.shape, groups, groups], [x.dtype] * 3, [x, weight, bias],
+                                    cpu_header=_PARTIAL_SUMS, cpu_src=_NORMALISE, data=self.data)
+        self.saved = x, weight, mean, variance
+        return y, mean, variance
+
+    def grad(self, dy, _dmean, _dvariance):
+        x, weight, mean, variance = self.saved
+        channels = weight.shape
+        return jt.code([x.shape, channels, channels], [x.dtype] * 3, [dy, x, weight, mean, variance],
+                       cpu_header=_PARTIAL_SUMS, cpu_src=_NORMALISE_GRADIENT, data=self.data)
+
+
+def batch_norm(x, weight, bias, eps):
+    """(y, mean, biased variance) of x (n, c, …) normalised over every axis but c."""
+    if jt.flags.use_cuda:
+        return plain_batch_norm(x, weight, bias, eps)
+    y, mean, variance = _Normalise(_batch_layout(x.shape), eps)(x, weight, bias)
+    return y, mean.detach(), variance.detach()
+
+
+def plain_batch_norm(x, weight, bias, eps):
+    """`batch_norm` in Jittor's own operators, two-pass: the mean first, then the variance of what is left."""
+    axes = [0] + list(range(2, x.ndim))
+    mean = x.mean(axes, keepdims=True)
+    centred = x - mean
+    variance = (centred * centred).mean(axes, keepdims=True)
+    scale = weight.broadcast(x.shape, axes) / jt.sqrt(variance + eps)
+    return centred * scale + bias.broadcast(x.shape, axes), mean.flatten().detach(), variance.flatten().detach()
+
+
+def group_norm(x, groups, weight, bias, eps):
+    """x (n, c, …) normalised over each of `groups` equal stretches of channels."""
+    if jt.flags.use_cuda:
+        return plain_group_norm(x, groups, weight, bias, eps)
+    return _Normalise(_group_layout(x.shape, groups), eps)(x, weight, bias)[0]
+
+
+def plain_group_norm(x, groups, weight, bias, eps):
+    """`group_norm` in Jittor's own operators, two-pass."""
+    grouped = x.reshape((x.shape[0], groups, -1))
+    centred = grouped - grouped.mean(2, keepdims=True)
+    normal = centred / jt.sqrt((centred * centred).mean(2, keepdims=True) + eps)
+    axes = [0] + list(range(2, x.ndim))
+    return normal.reshape(x.shape) * weight.broadcast(x.shape, axes) + bias.broadcast(x.shape, axes)
+
+
+# Where output index i reads: pixel `low`, pixel `high`, and the share of `high`.
+_TAPS = """
+#include <algorithm>
+#include <cmath>
+#include <vector>
+struct Taps { std::vector<int64_t> low, high; std::vector<double> share; };
+static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corners) {
+    Taps t{std::vector<int64_t>(out), std::vector<int64_t>(out), std::vector<double>(out)};
+    for (int64_t i = 0; i < out; i++) {
+        double source = !bilinear ? std::floor(i * ratio) : corners ? i * ratio : std::max((i + 0.5) * ratio - 0.5, 0.);
+        int64_t low = std::min<int64_t>(source, in - 1);
+        t.low[i] = low;
+        t.high[i] = bilinear ? std::min(low + 1, in - 1) : low;
+        t.share[i] = bilinear ? source - low : 0.;
+    }
+    return t;
+}
+"""
+
+_RESIZE = """
+    const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out_shape2, w = out_shape3;
+    const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
+    const Taps columns = taps(W, w, data["column_ratio"], data["bilinear"], data["corners"]);
+    #pragma omp parallel
+    {
+        std::vector<in0_type> blend(W), share(columns.share.begin(), columns.share.end());
+        #pragma omp for
+        for (int64_t plane = 0; plane < planes; plane++)
+            for (int64_t i = 0; i < h; i++) {
+                const in0_type* low = in0_p + (plane * H + rows.low[i]) * W;
+                const in0_type* high = in0_p + (plane * H + rows.high[i]) * W;
+                const in0_type s = rows.share[i];
+                for (int64_t j = 0; j < W; j++) blend[j] = low[j] * (1 - s) + high[j] * s;
+                out_type* y = out_p + (plane * h + i) * w;
+                for (int64_t j = 0; j < w; j++)
+                    y[j] = blend[columns.low[j]] * (1 - share[j]) + blend[columns.high[j]] * share[j];
+            }
+    }
+"""
+
+_RESIZE_GRADIENT = """
+    const int64_t planes = in0_shape0 * in0_shape1, h = in0_shape2, w = in0_shape3, H = out_shape2, W = out_shape3;
+    const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
+    const Taps columns = taps(W, w, data["column_ratio"], data["bilinear"], data["corners"]);
+    #pragma omp parallel
+    {
+        std::vector<in0_type> blend(W);
+        #pragma omp for
+        for (int64_t plane = 0; plane < planes; plane++) {
+            out_type* dx = out_p + plane * H * W;
+            std::fill(dx, dx + H * W, 0);
+            for (int64_t i = 0; i < h; i++) {
+                const in0_type* dy = in0_p + (plane * h + i) * w;
+                std::fill(blend.begin(), blend.end(), 0);
+                for (int64_t j = 0; j < w; j++) {
+                    blend[columns.low[j]] += dy[j] * in0_type(1 - columns.share[j]);
+                    blend[columns.high[j]] += dy[j] * in0_type(columns.share[j]);
+                }
+                const in0_type s = rows.share[i];
+                out_type* low = dx + rows.low[i] * W;
+                out_type* high = dx + rows.high[i] * W;
+                for (int64_t j = 0; j < W; j++) low[j] += blend[j] * (1 - s);
+                for (int64_t j = 0; j < W; j++) high[j] += blend[j] * s;
+            }
+        }
+    }
+"""
+
+
+class _Resize(jt.Function):
+    def __init__(self, size: tuple[int, int], data: dict[str, float]):
+        self.size, self.data = size, data
+
+    def execute(self, x):
+        self.shape = x.shape
+        return jt.code([*x.shape[:2], *self.size], x.dtype, [x], cpu_header=_TAPS, cpu_src=_RESIZE, data=self.data)
+
+    def grad(self, dy):
+        return jt.code(self.shape, dy.dtype, [dy], cpu_header=_TAPS, cpu_src=_RESIZE_GRADIENT, data=self.data)
+
+
+def resize(x, size: tuple[int, int], ratios: tuple[float, float], mode: str, align_corners: bool):
+    """x (n, c, h, w) sampled at `size` points; `ratios`: input pixels per output pixel, rows and columns."""
+    if jt.flags.use_cuda:
+        return plain_resize(x, size, mode, align_corners)
+    data = dict(row_ratio=ratios[0], column_ratio=ratios[1], bilinear=float(mode == "bilinear"),
+                corners=float(align_corners))
+    return _Resize(size, data)(x)
+
+
+def plain_resize(x, size: tuple[int, int], mode: str, align_corners: bool):
+    """`resize` by Jittor's own operator, whose ratios are always those of the sizes."""
+    return jt.nn.interpolate(x, size=size, mode=mode, align_corners=align_corners)
+
+
+_MAX_POOL = """
+    const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out0_shape2, w = out0_shape3;
+    const int64_t size = data["size"], stride = data["stride"], padding = data["padding"];
+    #pragma omp parallel for
+    for (int64_t plane = 0; plane < planes; plane++)
+        for (int64_t i = 0; i < h; i++)
+            for (int64_t j = 0; j < w; j++) {
+                const int64_t top = std::max<int64_t>(i * stride - padding, 0);
+                const int64_t left = std::max<int64_t>(j * stride - padding, 0);
+                const int64_t bottom = std::min(i * stride - padding + size, H);
+                const int64_t right = std::min(j * stride - padding + size, W);
+                int64_t best = (plane * H + top) * W + left;
+                for (int64_t y = top; y < bottom; y++)
+                    for (int64_t x = left; x < right; x++) {
+                        const int64_t here = (plane * H + y) * W + x;
+                        if (in0_p[here] > in0_p[best] || in0_p[here] != in0_p[here]) best = here;
+                    }
+                out0_p[(plane * h + i) * w + j] = in0_p[best];
+                out1_p[(plane * h + i) * w + j] = best - plane * H * W;
+            }
+"""
+
+_MAX_POOL_GRADIENT = """
+    const int64_t planes = in0_shape0 * in0_shape1, inner = in0_shape2 * in0_shape3, outer = out_shape2 * out_shape3;
+    #pragma omp parallel for
+    for (int64_t plane = 0; plane < planes; plane++) {
+        std::fill(out_p + plane * outer, out_p + (plane + 1) * outer, 0);
+        for (int64_t i = plane * inner; i < (plane + 1) * inner; i++) out_p[plane * outer + in1_p[i]] += in0_p[i];
+    }
+"""
+
+
+class _MaxPool(jt.Function):
+    def __init__(self, size: int, stride: int, padding: int):
+        self.data = dict(size=size, stride=stride, padding=padding)
+
+    def execute(self, x):
+        self.shape = x.shape
+        shape = [*x.shape[:2], *((s + 2 * self.data["padding"] - self.data["size"]) // self.data["stride"] + 1
+                                 for s in x.shape[2:])]
+        y, self.places = jt.code([shape, shape], [x.dtype, "int32"], [x], cpu_header="#include <algorithm>",
+                                 cpu_src=_MAX_POOL, data=self.data)
+        return y
+
+    def grad(self, dy):
+        return jt.code(self.shape, dy.dtype, [dy, self.places], cpu_header="#include <algorithm>",
+                       cpu_src=_MAX_POOL_GRADIENT)
+
+
+def max_pool(x, size: int, stride: int, padding: int):
+    """Largest value of each window of x (n, c, h, w); the first of equals takes the gradient, as in PyTorch."""
+    if jt.flags.use_cuda:
+        return plain_max_pool(x, size, stride, padding)
+    return _MaxPool(size, stride, padding)(x)
+
+
+def plain_max_pool(x, size: int, stride: int, padding: int):
+    """`max_pool` by Jittor's own operator, which refuses maps no larger than the window."""
+    return jt.nn.max_pool2d(x, size, stride, padding)
+
+
+class _Conv2d(jt.Function):
+    """Convolution by oneDNN's three primitives, called directly; see `conv2d`."""
+
+    def __init__(self, stride, padding, dilation, groups):
+        self.geometry = (*stride, *padding, *dilation, groups)
+
+    def execute(self, x, weight):
+        self.saved = x, weight
+        return jt.mkl_ops.mkl_conv(x, weight, *self.geometry, "abcd", "oihw")
+
+    def grad(self, dy):
+        x, weight = self.saved
+        return (jt.mkl_ops.mkl_conv_backward_x(weight, dy, *x.shape[2:], *self.geometry, "abcd", "oihw", "abcd"),
+                jt.mkl_ops.mkl_conv_backward_w(x, dy, *weight.shape[2:], *self.geometry, "abcd", "oihw", "abcd"))
+
+
+def conv2d(x, weight, stride, padding, dilation, groups):
+    """Convolution of x (n, c, h, w) without bias.
+
+    Jittor's own `nn.Conv` writes a loop nest for its tuner to recognise, one kernel per group count; oneDNN's
+    primitives called directly are three kernels for every convolution of a model. oneDNN has no float64.
+    """
+    if jt.flags.use_cuda or x.dtype == "float64":
+        return plain_conv2d(x, weight, stride, padding, dilation, groups)
+    return _Conv2d(stride, padding, dilation, groups)(x, weight)
+
+
+def plain_conv2d(x, weight, stride, padding, dilation, groups):
+    """`conv2d` by Jittor's own operator."""
+    return jt.nn.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+
+def set_threads(count: int) -> None:
+    """Let OpenMP, and with it oneDNN and every kernel here, use `count` threads."""
+    jt.code([1], "int32", [], cpu_header="#include <omp.h>", data={"count": count},
+            cpu_src='omp_set_num_threads(int(data["count"])); out_p[0] = 0;').sync()

@@ -1,0 +1,227 @@
+"""Jittor modules with the constructors, names and meaning of `torch.nn`.
+
+Every class is a real `jittor.nn.Module`; `Module` mends what the base class does differently, the others say their
+own differences. Only what the models use is here.
+"""
+import numpy as np
+
+from . import jittor_kernels as kernels
+from .jittor_import import jt
+
+Tensor = jt.Var
+
+
+def Parameter(value: Tensor) -> Tensor:
+    """Mark a tensor as trained; in Jittor every tensor attribute of a module is, buffers and constants too."""
+    value.is_parameter = True
+    return value.start_grad()
+
+
+class Module(jt.nn.Module):
+    """`forward` instead of `execute`; parameters are what `Parameter` marked; state as PyTorch orders it."""
+
+    is_train = True
+
+    def execute(self, *inputs):
+        return self.forward(*inputs)
+
+    def __call__(self, *inputs):
+        output = self.execute(*inputs)
+        for hook in list(self.__dict__.get("_hooks", {}).values()):
+            hook(self, inputs, output)
+        return output
+
+    def register_forward_hook(self, hook) -> "HookHandle":
+        """Call hook(module, inputs, output) after every forward; Jittor keeps one hook a module."""
+        return HookHandle(self.__dict__.setdefault("_hooks", {}), hook)
+
+    def eval(self):
+        """Evaluation mode; gradients keep flowing (Jittor's eval() stops them at every parameter)."""
+        return self.train(False)
+
+    def train(self, mode: bool = True):
+        """Training mode on or off, here and below."""
+        for module in self.modules():
+            module.is_train = mode
+        return self
+
+    def register_buffer(self, name: str, value: Tensor) -> None:
+        """State that is saved and not trained."""
+        setattr(self, name, value.stop_grad())
+        self.__dict__.setdefault("_buffer_names", []).append(name)
+
+    def named_children(self) -> list[tuple[str, "Module"]]:
+        """Direct children in order of registration."""
+        return [(name, value) for name, value in self.__dict__.items() if isinstance(value, Module)]
+
+    def children(self) -> list["Module"]:
+        """Direct children in order of registration."""
+        return [child for _, child in self.named_children()]
+
+    def named_modules(self, prefix: str = ""):
+        """This module and all below, outermost first, under their dotted paths."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> list["Module"]:
+        """This module and all below."""
+        return [module for _, module in self.named_modules()]
+
+    def _own_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        own = self.__dict__
+        return ({name: value for name, value in own.items() if getattr(value, "is_parameter", False)},
+                {name: own[name] for name in own.get("_buffer_names", [])})
+
+    def _named(self, kinds: tuple[int, ...]):
+        for path, module in self.named_modules():
+            state = module._own_state()
+            for kind in kinds:
+                for name, value in state[kind].items():
+                    yield f"{path}.{name}" if path else name, value
+
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """What is trained; Jittor's list has the buffers too."""
+        return list(self._named((0,)))
+
+    def parameters(self) -> list[Tensor]:
+        """What is trained."""
+        return [value for _, value in self.named_parameters()]
+
+    def named_buffers(self) -> list[tuple[str, Tensor]]:
+        """What is saved and not trained."""
+        return list(self._named((1,)))
+
+    def named_state(self):
+        """Per module its parameters, then its buffers, then its children: PyTorch's order of a state dict."""
+        return self._named((0, 1))
+
+
+class HookHandle:
+    """Takes a forward hook away again."""
+
+    def __init__(self, hooks: dict, hook):
+        self.hooks = hooks
+        hooks[id(self)] = hook
+
+    def remove(self) -> None:
+        """Take the hook away."""
+        del self.hooks[id(self)]
+
+
+class ModuleList(Module):
+    """Children under "0", "1", …"""
+
+    def __init__(self, modules=()):
+        for module in modules:
+            self.append(module)
+
+    def append(self, module: Module) -> None:
+        """Add a child under the next number."""
+        setattr(self, str(len(self)), module)
+
+    def __len__(self):
+        return len(self.named_children())
+
+    def __iter__(self):
+        return iter(self.children())
+
+    def __getitem__(self, index):
+        return self.children()[index]
+
+
+class Sequential(ModuleList):
+    """Children applied one after the other."""
+
+    def __init__(self, *modules):
+        super().__init__(modules)
+
+    def forward(self, x):
+        for module in self.children():
+            x = module(x)
+        return x
+
+
+class Identity(Module):
+    def forward(self, x):
+        return x
+
+
+def _pair(value) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+class Conv2d(Module):
+    """Convolution by oneDNN's primitives (`jittor_kernels.conv2d`). Weights start as zeros: models fill them."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
+        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.weight = Parameter(jt.zeros((out_channels, in_channels // groups, *self.kernel_size)))
+        self.bias = Parameter(jt.zeros((out_channels,))) if bias else None
+
+    def forward(self, x):
+        y = kernels.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+        return y if self.bias is None else y + self.bias.broadcast(y.shape, [0, 2, 3])
+
+
+class BatchNorm2d(Module):
+    """Two-pass statistics, and a running variance of the unbiased ones: Jittor computes E[x²] - E[x]² (9e-4 off at
+    mean / std = 10) and averages the biased variance. Has `num_batches_tracked`, as published checkpoints do."""
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1):
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = Parameter(jt.ones((num_features,)))
+        self.bias = Parameter(jt.zeros((num_features,)))
+        self.register_buffer("running_mean", jt.zeros((num_features,)))
+        self.register_buffer("running_var", jt.ones((num_features,)))
+        batches = jt.array(np.zeros(1, np.int64), dtype="int64")
+        batches.is_scalar = True
+        self.register_buffer("num_batches_tracked", batches)
+
+    def forward(self, x):
+        if not self.is_train:
+            scale = self.weight / jt.sqrt(self.running_var + self.eps)
+            shift = self.bias - self.running_mean * scale
+            axes = [0] + list(range(2, x.ndim))
+            return x * scale.broadcast(x.shape, axes) + shift.broadcast(x.shape, axes)
+        y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
+        count = x.numel() // x.shape[1]
+        if count == 1:
+            raise ValueError(f"batch norm needs more than one value per channel in training, got shape {x.shape}")
+        new = self.momentum
+        self.running_mean.update(self.running_mean * (1 - new) + mean * new)
+        self.running_var.update(self.running_var * (1 - new) + variance * (new * count / (count - 1)))
+        self.num_batches_tracked.update(self.num_batches_tracked + 1)
+        return y
+
+
+class GroupNorm(Module):
+    """Two-pass statistics; Jittor's one-pass ones are off by 74 at offset 1e3 and deviation 0.1."""
+
+    def __init__(self, num_groups, num_channels, eps=1e-5):
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.weight = Parameter(jt.ones((num_channels,)))
+        self.bias = Parameter(jt.zeros((num_channels,)))
+
+    def forward(self, x):
+        return kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class LeakyReLU(Module):
+    def __init__(self, negative_slope=0.01):
+        self.negative_slope = negative_slope
+
+    def forward(self, x):
+        return jt.ternary(x > 0, x, x * self.negative_slope)
+
+
+class MaxPool2d(Module):
+    """Maxima over windows; where a map is not larger than the window Jittor raises, PyTorch gives one value."""
+
+    def __init__(self, kernel_size, stride=None, padding=0):
+        self.kernel_size, self.stride, self.padding = kernel_size, stride or kernel_size, padding
+
+    def forward(self, x):
+        return kernels.max_pool(x, self.kernel_size, self.stride, self.padding)

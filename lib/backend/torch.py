@@ -1,0 +1,172 @@
+"""PyTorch under the backend's names: re-exports, and the few functions that PyTorch spells otherwise.
+
+Twin of `jittor.py`: the same names in the same order.
+"""
+import os as _os
+
+import numpy as _np
+import torch as _torch
+from torch import (abs, amax, arange, argmax, cat, chunk, clamp, exp, floor_divide, full, log, log_softmax, matmul,
+                   maximum, mean, minimum, no_grad, ones, ones_like, remainder, sigmoid, softmax, split, sqrt, stack,
+                   sum, topk, where, zeros, zeros_like)
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample, interpolate, one_hot
+
+__all__ = [
+    "NAME", "VERSION", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
+    "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
+    "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
+    "floor_divide", "full", "grid_sample", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
+    "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
+    "where", "zeros", "zeros_like",
+]
+
+NAME = "torch"
+VERSION = _torch.__version__
+_device = "cpu"  # chosen by the variable ALIGN_DEVICE, at the end of this file
+
+
+def device() -> str:
+    """The device on which `tensor` puts arrays: "cpu" or "cuda"."""
+    return _device
+
+
+def set_device(name: str) -> None:
+    """Choose "cpu" or "cuda" for everything made from here on; ValueError if there is no such device."""
+    global _device
+    if name not in ("cpu", "cuda") or name == "cuda" and not _torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is not available to PyTorch {VERSION} on this machine")
+    if name != _device:  # a default device slows every call a little: none is set for the CPU alone
+        _torch.set_default_device(name)
+    _device = name
+
+
+def set_threads(count: int) -> None:
+    """Let operators use `count` CPU threads."""
+    _torch.set_num_threads(count)
+
+
+def cache_path() -> str | None:
+    """Where compiled kernels live; PyTorch eager compiles none."""
+    return None
+
+
+def tensor(array: _np.ndarray) -> _torch.Tensor:
+    """A tensor on the chosen device with the array's dtype and a copy of its values."""
+    return _torch.tensor(_np.asarray(array), device=_device)
+
+
+def numpy(value: _torch.Tensor) -> _np.ndarray:
+    """The tensor's values, without its graph; scalars have shape ()."""
+    return value.detach().cpu().numpy()
+
+
+def floats(scalars: list[_torch.Tensor]) -> list[float]:
+    """The values of one-element tensors, read after one synchronisation."""
+    return stack([s.detach().reshape(()) for s in scalars]).tolist()
+
+
+def float64(model: nn.Module) -> nn.Module:
+    """Make every floating parameter and buffer float64, in place."""
+    return model.double()
+
+
+def grad(scalar: _torch.Tensor, tensors: list[_torch.Tensor]) -> list[_torch.Tensor]:
+    """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept."""
+    found = _torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True)
+    return [zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
+
+
+def sync() -> None:
+    """Return when all work issued so far is done: what must precede every reading of a clock."""
+    if _device == "cuda":
+        _torch.cuda.synchronize()
+
+
+def named_state(model: nn.Module) -> list[tuple[str, _torch.Tensor]]:
+    """Every parameter and buffer under its published name, in published order."""
+    return list(model.state_dict().items())
+
+
+def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
+    """Overwrite the named entries, dtypes kept. KeyError on an unknown name, ValueError on another shape."""
+    entries = model.state_dict()
+    for name, value in values.items():
+        if entries[name].shape != _np.shape(value):
+            raise ValueError(f"{name}: shape {_np.shape(value)} given, {tuple(entries[name].shape)} expected")
+    with no_grad():
+        for name, value in values.items():
+            entries[name].copy_(_torch.as_tensor(_np.asarray(value)))
+
+
+def profile(call) -> list[tuple[str, float, int]]:
+    """(operator, own milliseconds, calls) of one `call()`, slowest first."""
+    activities = [_torch.profiler.ProfilerActivity.CPU]
+    if _device == "cuda":
+        activities.append(_torch.profiler.ProfilerActivity.CUDA)
+    with _torch.profiler.profile(activities=activities) as run:
+        call()
+        sync()
+    own = "self_device_time_total" if _device == "cuda" else "self_cpu_time_total"
+    rows = [(row.key, getattr(row, own) / 1000, row.count) for row in run.key_averages()]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def peak_device_memory() -> int | None:
+    """Largest number of bytes the device allocator held so far; None on the CPU."""
+    return _torch.cuda.max_memory_allocated() if _device == "cuda" else None
+
+
+class _Optimiser:
+    """A PyTorch optimiser fed with gradients, whose state has names.
+
+    groups: dicts with "parameters", a list of (name, tensor), and any option of the optimiser.
+    """
+
+    def __init__(self, kind, groups, **options):
+        self._names = [name for group in groups for name, _ in group["parameters"]]
+        self._optimiser = kind([{**group, "params": [t for _, t in group["parameters"]]} for group in groups],
+                               **options)
+        for group in self._optimiser.param_groups:
+            del group["parameters"]
+        self._tensors = [t for group in self._optimiser.param_groups for t in group["params"]]
+
+    def set_lr(self, rates: list[float]) -> None:
+        """One learning rate for each group."""
+        for group, rate in zip(self._optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def step(self, gradients: list[_torch.Tensor]) -> None:
+        """Update every parameter in place from gradients in the order of the groups."""
+        for parameter, gradient in zip(self._tensors, gradients, strict=True):
+            parameter.grad = gradient
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+
+    def state(self) -> dict[str, _np.ndarray]:
+        """Everything a resumed run needs, under "<parameter>/<moment>"."""
+        state = self._optimiser.state
+        return {f"{name}/{key}": numpy(_torch.as_tensor(value)) for name, t in zip(self._names, self._tensors)
+                for key, value in state[t].items() if value is not None}
+
+    def load_state(self, values: dict[str, _np.ndarray]) -> None:
+        """Continue from what `state` gave."""
+        named = dict(zip(self._names, self._tensors))
+        for key, value in values.items():
+            name, moment = key.rsplit("/", 1)
+            self._optimiser.state[named[name]][moment] = (
+                _torch.tensor(value) if moment == "step" else tensor(value))
+
+
+def AdamW(groups: list[dict], lr: float, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01) -> _Optimiser:
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW."""
+    return _Optimiser(_torch.optim.AdamW, groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def SGD(groups: list[dict], lr: float, momentum=0.0, nesterov=False, weight_decay=0.0) -> _Optimiser:
+    """SGD with momentum, as torch.optim.SGD."""
+    return _Optimiser(_torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=nesterov,
+                      weight_decay=weight_decay)
+
+
+set_device(_os.environ.get("ALIGN_DEVICE", "cpu"))
