@@ -308,6 +308,32 @@ def test_gradient_of_the_unused_is_zero():
     assert B.numpy(B.grad(B.sum(used * used), [used, unused])[1]).tolist() == [0, 0, 0]
 
 
+def kernel_pairs():
+    x, scale, shift = array(2, 8, 5, 6), array(8), array(8, 1)[:, 0]
+    return {"batch_norm": ((x, scale, shift), (1e-5,)), "group_norm": ((x, 2, scale, shift), (1e-5,)),
+            "affine": ((x, scale, shift), ()), "leaky_relu": ((x,), (.1,)), "max_pool": ((x,), (3, 2, 1)),
+            "conv2d": ((x, array(8, 1, 3, 3)), ((1, 1), (1, 1), (1, 1), 8)),
+            "resize": ((x,), ((10, 12), (.5, .5), "bilinear", False))}
+
+
+@pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
+@pytest.mark.parametrize("name", kernel_pairs())
+def test_kernels_are_the_plain_formulation(name):
+    from lib.backend import jittor_kernels as kernels
+    arrays, options = kernel_pairs()[name]
+    results = []
+    for function, extra in ((getattr(kernels, name), options), (getattr(kernels, f"plain_{name}"),
+                            options[:1] + options[2:] if name == "resize" else options)):
+        tensors = [leaf(a) if isinstance(a, np.ndarray) else a for a in arrays]
+        y = function(*tensors, *extra)
+        y = y[0] if isinstance(y, tuple) else y
+        leaves = [t for t in tensors if not isinstance(t, int)]
+        dy = B.tensor(array(*y.shape, 1)[..., 0])
+        results.append([B.numpy(v) for v in (y, *B.grad(B.sum(y * dy), leaves))])
+    for kernel, plain in zip(*results):
+        assert np.abs(kernel - plain).max() < 2e-5 * np.abs(plain).max()
+
+
 def reference_adamw(p, gradients, lr, decay, beta=(.9, .999), eps=1e-8):
     m = v = np.zeros_like(p)
     for t, g in enumerate(gradients, 1):

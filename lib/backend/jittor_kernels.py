@@ -172,6 +172,79 @@ def plain_group_norm(x, groups, weight, bias, eps):
     return normal.reshape(x.shape) * weight.broadcast(x.shape, axes) + bias.broadcast(x.shape, axes)
 
 
+_AFFINE = """
+    const int64_t channels = in0_shape1, length = in0_shape2 * in0_shape3, planes = in0_shape0 * channels;
+    #pragma omp parallel for if(planes * length > 16384)
+    for (int64_t plane = 0; plane < planes; plane++) {
+        const in0_type* x = in0_p + plane * length;
+        out_type* y = out_p + plane * length;
+        const in0_type scale = in1_p[plane % channels], shift = in2_p[plane % channels];
+        for (int64_t i = 0; i < length; i++) y[i] = x[i] * scale + shift;
+    }
+"""
+
+
+class _Affine(jt.Function):
+    def execute(self, x, scale, shift):
+        self.saved = x, scale
+        return jt.code(x.shape, x.dtype, [x, scale, shift], cpu_src=_AFFINE)
+
+    def grad(self, dy):
+        x, scale = self.saved
+        return dy * scale.broadcast(dy.shape, [0, 2, 3]), (dy * x).sum([0, 2, 3]), dy.sum([0, 2, 3])
+
+
+def affine(x, scale, shift):
+    """x (n, c, h, w) times scale (c,) plus shift (c,): batch norm in evaluation."""
+    if jt.flags.use_cuda:
+        return plain_affine(x, scale, shift)
+    return _Affine()(x, scale, shift)
+
+
+def plain_affine(x, scale, shift):
+    """`affine` in Jittor's own operators."""
+    return x * scale.broadcast(x.shape, [0, 2, 3]) + shift.broadcast(x.shape, [0, 2, 3])
+
+
+_LEAKY_RELU = """
+    const int64_t count = in0->num;
+    const in0_type slope = data["slope"];
+    #pragma omp parallel for if(count > 16384)
+    for (int64_t i = 0; i < count; i++) out_p[i] = in0_p[i] > 0 ? in0_p[i] : in0_p[i] * slope;
+"""
+
+_LEAKY_RELU_GRADIENT = """
+    const int64_t count = in0->num;
+    const in0_type slope = data["slope"];
+    #pragma omp parallel for if(count > 16384)
+    for (int64_t i = 0; i < count; i++) out_p[i] = in1_p[i] > 0 ? in0_p[i] : in0_p[i] * slope;
+"""
+
+
+class _LeakyReLU(jt.Function):
+    def __init__(self, slope: float):
+        self.data = dict(slope=slope)
+
+    def execute(self, x):
+        self.x = x
+        return jt.code(x.shape, x.dtype, [x], cpu_src=_LEAKY_RELU, data=self.data)
+
+    def grad(self, dy):
+        return jt.code(dy.shape, dy.dtype, [dy, self.x], cpu_src=_LEAKY_RELU_GRADIENT, data=self.data)
+
+
+def leaky_relu(x, slope: float):
+    """x where positive, else slope x. Jittor's own is compiled anew for every neighbour it is fused with."""
+    if jt.flags.use_cuda:
+        return plain_leaky_relu(x, slope)
+    return _LeakyReLU(slope)(x)
+
+
+def plain_leaky_relu(x, slope: float):
+    """`leaky_relu` by Jittor's own operator."""
+    return jt.nn.leaky_relu(x, slope)
+
+
 # Where output index i reads: pixel `low`, pixel `high`, and the share of `high`.
 _TAPS = """
 #include <algorithm>

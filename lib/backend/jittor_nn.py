@@ -184,8 +184,7 @@ class BatchNorm2d(Module):
         if not self.is_train:
             scale = self.weight / jt.sqrt(self.running_var + self.eps)
             shift = self.bias - self.running_mean * scale
-            axes = [0] + list(range(2, x.ndim))
-            return x * scale.broadcast(x.shape, axes) + shift.broadcast(x.shape, axes)
+            return kernels.affine(x, scale, shift)
         y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
         count = x.numel() // x.shape[1]
         if count == 1:
@@ -214,7 +213,7 @@ class LeakyReLU(Module):
         self.negative_slope = negative_slope
 
     def forward(self, x):
-        return jt.ternary(x > 0, x, x * self.negative_slope)
+        return kernels.leaky_relu(x, self.negative_slope)
 
 
 class MaxPool2d(Module):

@@ -1,0 +1,23 @@
+# Decides what must run: one rule per notebook, model and side, as lib/pipeline.py lists them. `make report` calls it.
+# Local by default; on a cluster add a Snakemake profile: make report SNAKEMAKE="--profile my_cluster"
+# (its executor plugin must be installed, and the checkout and the environments must be visible from the nodes).
+import sys
+
+sys.path.insert(0, workflow.basedir)
+from lib import pipeline
+
+jobs = pipeline.plan(config["report"], config["models"].split(), config["data"], workflow.cores or 1)
+
+
+rule all:
+    input: [job.done for job in jobs]
+
+
+for job in jobs:
+    rule:
+        name: job.name
+        input: job.inputs
+        output: job.done
+        threads: job.threads
+        priority: int(job.stage.alone)  # the speed measurement first, while nothing else waits for it
+        shell: "{sys.executable:q} -m lib.pipeline run {input[0]:q}"

@@ -1,0 +1,228 @@
+"""The command line: python -m lib <verb>.
+
+Exit code 0 only on success, 1 with one line on stderr for what a user can mend, 2 for a wrong command line, 130 after
+Ctrl-C. Frameworks are imported by the verbs that need one: run those in the environment of the framework you want.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.errors import UserError
+
+DATA = """\
+  python -m lib data scenes data/scenes                      the built-in data set: 160 + 40 drawn images, ten classes
+  python -m lib data scenes data/tiny --train 8 --val 4      fewer
+  python -m lib data verify data/scenes/val.json             read every image and annotation, list every fault
+"""
+CONVERT = """\
+  python -m lib convert nanodet-plus-m_320.pth weights.safetensors
+  python -m lib convert model_best.ckpt weights.pkl          Lightning checkpoint (its averaged weights) to Jittor
+  python -m lib convert weights.pkl weights.pth              Jittor to PyTorch
+  python -m lib convert fused.npz out.pth --model nanodet-plus-m_320 --absent aux_fpn. aux_head.
+                                                             fail unless it fits the model entry by entry
+Read: .pth .pt .ckpt .pkl .npz .safetensors; no code in them is run. Written: .pth .pkl .npz .safetensors.
+"""
+TRAIN = """\
+  python -m lib train nanodet-plus-m_320 data/scenes runs/scenes --epochs 20 --batch 8
+  python -m lib train nanodet-plus-m_320 coco/ runs/coco     COCO's own layout, the published recipe
+The same command again continues an interrupted run bit for bit. runs/scenes then holds log.jsonl,
+checkpoint.safetensors and weights.safetensors (the averaged weights of the best evaluation).
+"""
+EVALUATE = """\
+  python -m lib evaluate nanodet-plus-m_320 runs/scenes/weights.safetensors data/scenes/val.json
+  python -m lib evaluate nanodet-plus-m_320 fused.npz coco/val.json --absent aux_fpn. aux_head. --detections found.json
+Prints the twelve COCO numbers; --detections keeps what was found in COCO's result format.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was complete is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__, formatter_class=_AsWritten)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+    _add_data(_verb(verbs, "data", "make or check data sets", DATA))
+    _add_convert(_verb(verbs, "convert", "weights from one format to another", CONVERT))
+    _add_train(_verb(verbs, "train", "train a model in this environment's framework", TRAIN))
+    _add_evaluate(_verb(verbs, "evaluate", "COCO numbers of trained weights", EVALUATE))
+    return parser
+
+
+_AsWritten = argparse.RawDescriptionHelpFormatter
+
+
+def _verb(verbs, name: str, purpose: str, examples: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(
+        name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", epilog=f"examples:\n{examples}",
+        formatter_class=_AsWritten,
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="scenes|verify")
+    scenes = _verb(kinds, "scenes", "draw the built-in data set", DATA)
+    scenes.add_argument("folder", type=Path)
+    scenes.add_argument("--seed", type=int, default=0)
+    scenes.add_argument("--train", type=int, default=160, help="training images (%(default)s)")
+    scenes.add_argument("--val", type=int, default=40, help="validation images (%(default)s)")
+    scenes.add_argument("--size", type=int, default=256, help="longer side in pixels (%(default)s)")
+    scenes.set_defaults(run=_scenes)
+    verify = _verb(kinds, "verify", "list every fault of a COCO file and its images", DATA)
+    verify.add_argument("json", type=Path)
+    verify.add_argument("--images", type=Path, help="folder of the images, where it is not beside the JSON file")
+    verify.set_defaults(run=_verify)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--model", help="fail unless the weights fit this model with nothing missing or left over")
+    parser.add_argument("--classes", type=int, default=80, help="of --model (%(default)s)")
+    _add_absent(parser)
+    parser.set_defaults(run=_convert)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path, help="folder with train.json and val.json, or one COCO file")
+    parser.add_argument("folder", type=Path, help="of the run")
+    parser.add_argument("--epochs", type=int, help="the published number by default")
+    parser.add_argument("--batch", type=int, help="images per step; the published number by default")
+    parser.add_argument("--learning-rate", type=float, help="the published one by default")
+    parser.add_argument("--evaluate-every", type=int, default=10, help="epochs (%(default)s)")
+    parser.add_argument("--weights", type=Path, help="start from these instead of fresh ones")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_running(parser)
+    parser.set_defaults(run=_train)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model")
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("data", type=Path, help="COCO file")
+    parser.add_argument("--images", type=Path, help="folder of the images, where it is not beside the COCO file")
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (%(default)s)")
+    parser.add_argument("--per-class", action="store_true", help="also the average precision of each class")
+    parser.add_argument("--detections", type=Path, help="file to write")
+    _add_absent(parser)
+    _add_running(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_absent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--absent", nargs="+", default=[], metavar="PART",
+                        help="beginnings or ends of names that the weights may lack, e.g. aux_fpn. aux_head.")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="network input; the published by default")
+    parser.add_argument("--workers", type=int, default=2, help="threads that prepare images (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+
+
+def _scenes(chosen: argparse.Namespace) -> None:
+    from lib.data import scenes
+
+    for split, path in scenes.generate(chosen.folder, chosen.seed, chosen.train, chosen.val, chosen.size).items():
+        print(f"{split}: {path}")
+
+
+def _verify(chosen: argparse.Namespace) -> None:
+    from lib.data import coco
+
+    faults = coco.verify(chosen.json, chosen.images)
+    print("\n".join(faults or [f"{chosen.json}: no fault"]))
+    if faults:
+        raise UserError(f"{chosen.json}: {len(faults)} faults, listed above; mend the file or the images")
+
+
+def _convert(chosen: argparse.Namespace) -> None:
+    from lib import checkpoints
+
+    weights = checkpoints.read(chosen.source)
+    note = ""
+    if chosen.model:
+        from lib import convert, models
+
+        coverage = convert.load(models.build(chosen.model, chosen.classes), weights, absent=tuple(chosen.absent))
+        note = f", all that {chosen.model} has" + (f" but {len(coverage.absent)} absent" if coverage.absent else "")
+    elif chosen.absent:
+        raise UserError("--absent: only with --model, which says what should be there")
+    checkpoints.write(chosen.target, weights)
+    print(f"{chosen.target}: {len(weights)} entries{note}")
+
+
+def _train(chosen: argparse.Namespace) -> None:
+    from lib import convert, inference, losses, models, schedule, training
+    from lib.data import coco, transforms
+    from lib.data.loader import Loader
+
+    train_file, val_file = coco.splits(chosen.data)
+    train, val = coco.load(train_file), coco.load(val_file)
+    _use(chosen.device)
+    size = tuple(chosen.size or models.input_size(chosen.model))
+    family = models.family(chosen.model)
+    published = schedule.RECIPES[family]
+    recipe = schedule.scaled(published, len(train.images), batch=chosen.batch or published.batch,
+                             epochs=chosen.epochs or published.epochs, learning_rate=chosen.learning_rate)
+    model = models.build(chosen.model, len(train.classes), chosen.seed)
+    if chosen.weights:
+        convert.load(model, chosen.weights)
+    loader = Loader(train, transforms.RECIPES[family], size, recipe.batch, chosen.seed, chosen.workers, train=True)
+
+    def evaluate(averaged):
+        return inference.evaluate_model(averaged, chosen.model, val, size, workers=chosen.workers)[0].numbers
+
+    outcome = training.train(
+        model, losses.build(chosen.model, len(train.classes)), loader, recipe, chosen.folder, evaluate=evaluate,
+        evaluate_every=chosen.evaluate_every,
+        identity={"model": chosen.model, "data": str(chosen.data), "size": size, "seed": chosen.seed},
+    )
+    print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}")
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    from lib import convert, inference, models
+    from lib.data import coco
+    from lib.evaluation import published_form
+    from lib.record import atomic
+
+    dataset = coco.load(chosen.data, chosen.images)
+    _use(chosen.device)
+    model = models.build(chosen.model, len(dataset.classes))
+    convert.load(model, chosen.weights, absent=tuple(chosen.absent))
+    size = tuple(chosen.size) if chosen.size else None
+    result, found = inference.evaluate_model(model, chosen.model, dataset, size, chosen.batch, chosen.workers)
+    if chosen.detections:
+        rows = published_form([image.id for image in dataset.images], found, dataset.category_ids)
+        with atomic(chosen.detections) as temporary:
+            temporary.write_text(json.dumps(rows))
+    for name, value in [*result.numbers.items(), *(result.per_class.items() if chosen.per_class else ())]:
+        print(f"{name:<12} {value:.4f}")
+
+
+def _use(device: str) -> None:
+    from lib import backend
+
+    try:
+        backend.set_device(device)
+    except ValueError as error:
+        raise UserError(f"--device {device}: {error}; leave it out to use the CPU") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

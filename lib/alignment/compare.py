@@ -1,0 +1,144 @@
+"""Comparing named tensors so that nothing passes by accident.
+
+Names, shapes and types come first, then NaN and Inf, and only then numbers; every metric is elementwise, so that a
+permuted or reversed tensor can't pass. Nothing is intersected, broadcast or cast in silence. Whether a deviation is
+acceptable is not said here (`lib.alignment.verdict`).
+"""
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one tensor's comparison shows; the metrics are NaN where `fault` says why there are none.
+
+    `max_abs` and `l2` measure candidate - reference, `scale_max` and `scale_l2` the reference.
+    """
+
+    name: str
+    fault: str | None  # None: comparable; otherwise a failure whatever the gate
+    size: int
+    max_abs: float
+    l2: float
+    cosine: float  # NaN where either side is all zero
+    differing: int  # elements that are not equal
+    worst: tuple[int, ...]  # where max_abs is
+    scale_max: float
+    scale_l2: float
+
+    @property
+    def relative_l2(self) -> float:
+        """L2 of the difference over L2 of the reference; 0 where both are zero."""
+        if self.l2 == 0:
+            return 0.0
+        return self.l2 / self.scale_l2 if self.scale_l2 else float("inf")
+
+
+def compare_sets(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], dtype: str | None = None
+) -> list[Comparison]:
+    """One Comparison per name on either side, the reference's order first; never an empty list.
+
+    `dtype` is what the candidate must have where that is not the reference's own type (a float32 run against float64).
+    """
+    if not reference and not candidate:
+        return [_faulty("(nothing)", "empty comparison: neither side holds a tensor")]
+    results = [
+        compare(name, array, candidate[name], dtype) if name in candidate else _faulty(name, "missing")
+        for name, array in reference.items()
+    ]
+    return results + [_faulty(name, "left over: the reference has no such entry") for name in candidate if name not in reference]
+
+
+def compare(name: str, reference: np.ndarray, candidate: np.ndarray, dtype: str | None = None) -> Comparison:
+    """Compare two tensors: shape, then type, then NaN and Inf, then values in float64."""
+    reference, candidate = np.asarray(reference), np.asarray(candidate)
+    if reason := _incomparable(reference, candidate, dtype or reference.dtype.name):
+        return _faulty(name, reason, reference.size)
+    differing = int(np.count_nonzero(reference != candidate))  # exact also for integers beyond 2**53
+    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    difference = np.abs(b - a)
+    worst = np.unravel_index(int(np.argmax(difference)), difference.shape)
+    scale_l2, candidate_l2 = norm(a), norm(b)
+    product = scale_l2 * candidate_l2
+    fault = "all zero where the reference is not" if scale_l2 > 0 and candidate_l2 == 0 else None
+    return Comparison(
+        name=name, fault=fault, size=reference.size, max_abs=float(difference[worst]), l2=norm(difference),
+        cosine=float(np.vdot(a, b) / product) if product else float("nan"), differing=differing,
+        worst=tuple(int(i) for i in worst), scale_max=float(np.abs(a).max()), scale_l2=scale_l2,
+    )
+
+
+def norm(array: np.ndarray) -> float:
+    """L2 norm over all elements, accumulated in float64."""
+    return float(np.linalg.norm(np.asarray(array, dtype=np.float64).ravel()))
+
+
+def _incomparable(reference: np.ndarray, candidate: np.ndarray, dtype: str) -> str | None:
+    """Why the two can't be compared, or None."""
+    if reference.shape != candidate.shape:
+        return f"shape {candidate.shape} where the reference has {reference.shape}"
+    if candidate.dtype.name != dtype:
+        return f"type {candidate.dtype.name} where {dtype} is expected"
+    if reference.size == 0:
+        return "no elements"
+    for who, array in (("", candidate), (" in the reference", reference)):
+        bad = ~np.isfinite(array)
+        if bad.any():
+            where = tuple(int(i) for i in np.argwhere(bad)[0])
+            return f"{array[where]}{who} at {where}, {int(bad.sum())} such values"
+    return None
+
+
+def _faulty(name: str, fault: str, size: int = 0) -> Comparison:
+    nan = float("nan")
+    return Comparison(name, fault, size, nan, nan, nan, 0, (), nan, nan)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Detections of two sides, paired one to one; `pairs` holds (row in reference, row in candidate)."""
+
+    pairs: tuple[tuple[int, int], ...]
+    only_reference: tuple[int, ...]
+    only_candidate: tuple[int, ...]
+    box: float  # largest difference of a coordinate over the pairs, pixels; 0 without pairs
+    score: float  # largest difference of a score over the pairs
+
+
+def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float = 1.0) -> Matching:
+    """Pair detections (m, 7: image id, x1, y1, x2, y2, score, label), (k, 7) of equal image and label.
+
+    Nearest boxes pair first; boxes farther apart than `radius` pixels in any coordinate are different detections.
+    """
+    groups: dict[tuple[float, float], tuple[list[int], list[int]]] = {}
+    for side, rows in enumerate((reference, candidate)):
+        for index, row in enumerate(rows):
+            groups.setdefault((row[0], row[6]), ([], []))[side].append(index)
+    pairs = [pair for a, b in groups.values() if a and b for pair in _nearest(reference, candidate, a, b, radius)]
+    pairs.sort()
+    taken_a, taken_b = {a for a, _ in pairs}, {b for _, b in pairs}
+    gaps = np.array([np.abs(reference[a] - candidate[b]) for a, b in pairs]).reshape(-1, 7)
+    return Matching(
+        pairs=tuple(pairs),
+        only_reference=tuple(i for i in range(len(reference)) if i not in taken_a),
+        only_candidate=tuple(i for i in range(len(candidate)) if i not in taken_b),
+        box=float(gaps[:, 1:5].max(initial=0.0)),
+        score=float(gaps[:, 5].max(initial=0.0)),
+    )
+
+
+def _nearest(reference: np.ndarray, candidate: np.ndarray, a: list[int], b: list[int], radius: float) -> list[tuple[int, int]]:
+    distance = np.abs(reference[a][:, None, 1:5] - candidate[b][None, :, 1:5]).max(axis=2)  # (len(a), len(b))
+    # Boxes can coincide (clipped to the whole image): the nearer score decides between equal boxes.
+    gap = np.abs(reference[a][:, None, 5] - candidate[b][None, :, 5])
+    order = np.lexsort((gap.ravel(), distance.ravel()))
+    pairs, taken_a, taken_b = [], set(), set()
+    for i, j in zip(*np.unravel_index(order, distance.shape)):
+        if distance[i, j] <= radius and i not in taken_a and j not in taken_b:
+            pairs.append((a[i], b[j]))
+            taken_a.add(i)
+            taken_b.add(j)
+    return pairs

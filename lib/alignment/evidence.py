@@ -1,0 +1,56 @@
+"""The records of one model, as the questions read them."""
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import record
+from lib.errors import UserError
+
+SIDES = ("published", "torch", "jittor")
+PAIRS = (("published", "torch"), ("published", "jittor"), ("torch", "jittor"))
+
+
+def pointer(run_id: str, *keys: str | int) -> str:
+    """Where a number stands: the record's id and the JSON pointer (RFC 6901) into its file."""
+    return f"{run_id}#/{'/'.join(str(key).replace('~', '~0').replace('/', '~1') for key in keys)}"
+
+
+class Evidence:
+    """Reads `<folder>/<model>/<side>/<stage>.json` on demand; the arrays of one stage are held at a time."""
+
+    def __init__(self, folder: str | Path, model: str):
+        self.folder, self.model = Path(folder), model
+        self._records: dict[tuple[str, str], record.Record | None] = {}
+        self._stage, self._arrays = "", {}
+
+    def get(self, side: str, stage: str) -> record.Record | None:
+        """The record, or None where that stage was not run on that side."""
+        key = (side, stage)
+        if key not in self._records:
+            path = self._path(side, stage)
+            self._records[key] = record.read(path) if path.exists() else None
+        return self._records[key]
+
+    def field(self, side: str, stage: str, *keys: str) -> Any:
+        """A field of an existing record; UserError that names record and field where it is absent."""
+        value: Any = self.get(side, stage).fields
+        for depth, key in enumerate(keys):
+            if not isinstance(value, dict) or key not in value:
+                raise UserError(f"{self._path(side, stage)}: has no field {'/'.join(keys[: depth + 1])}; run the stage again")
+            value = value[key]
+        return value
+
+    def arrays(self, side: str, stage: str, prefix: str = "") -> dict[str, np.ndarray]:
+        """The arrays whose name starts with `prefix`, without it; published order is not kept (names are sorted)."""
+        if stage != self._stage:
+            self._stage, self._arrays = stage, {}
+        if side not in self._arrays:
+            self._arrays[side] = record.load_arrays(self._path(side, stage))
+        return {name[len(prefix) :]: array for name, array in self._arrays[side].items() if name.startswith(prefix)}
+
+    def run_id(self, side: str, stage: str) -> str:
+        return f"{self.model}/{side}/{stage}"
+
+    def _path(self, side: str, stage: str) -> Path:
+        return self.folder / self.model / side / f"{stage}.json"

@@ -1,0 +1,213 @@
+"""Gates and verdicts: how close is right, and what follows from it.
+
+A gate is K times a noise floor, and a noise floor is always measured: what the reference's own float32 run deviates
+from its float64 run on the same bytes. No tolerance is a typed constant.
+"""
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from lib.alignment.compare import Comparison, compare_sets
+
+# A right float32 implementation shows noise of the size of the floor, but with other signs and another order of
+# summation. The golden records' README asks for "a small multiple (3 to 5) of that floor"; the upper end, because the
+# worst of several hundred tensors is judged.
+K = 5
+ROUNDING = 2.0**-24  # half a unit in the last place of float32, relative: no float32 run can be held to less
+# A float64 run has 29 bits more. It must agree to what one float32 rounding of the noise itself would hide: that leaves
+# five bits to the order of summation, and shows any fault that float32 noise covers.
+SHARP = 2.0**-24
+FEW = 16  # tensors of fewer elements share one relative floor: the noise of a handful of numbers can be zero by luck
+
+# What people quote as tolerances, relative to the tensor's scale; stated beside each verdict, never judged.
+TARGETS = {"forward": 1e-5, "losses": 1e-3, "gradients": 1e-4, "step": 1e-6}
+
+
+class Verdict(str, Enum):
+    """SHOWN: measured and shown, but no gate can be derived for it."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    NOT_RUN = "NOT RUN"
+    SHOWN = "SHOWN"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A measured floor: largest absolute deviation, and L2 norm of the deviation."""
+
+    max_abs: float
+    l2: float
+
+    def times(self, factor: float) -> "Noise":
+        return Noise(self.max_abs * factor, self.l2 * factor)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One judged number. `error`, `floor`, `gate` and `scale` have one unit; `passed` None: shown, not judged."""
+
+    name: str
+    what: str  # "every element", "first values", "L2 norm", "mean", "scalar", "decisions", … : what was compared
+    error: float
+    floor: float
+    gate: float
+    scale: float  # the reference's size, to make error and floor relative
+    passed: bool | None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """error / gate: above 1 fails; a fault has infinity."""
+        if np.isnan(self.error):
+            return float("inf")
+        if self.gate == 0:
+            return 0.0 if self.error == 0 else float("inf")
+        return self.error / self.gate
+
+    def relative(self, value: float) -> float:
+        return value / self.scale if self.scale else 0.0
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that a side's record holds: `ref` as `evidence.pointer` gives it."""
+
+    label: str  # key of the message catalogue
+    side: str
+    value: Any
+    ref: str
+    about: str = ""  # what the label leaves open: which COCO number, which batch size
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The verdict on one question for one pair; `reason` is a key of the message catalogue, `values` fill it in."""
+
+    question: str
+    pair: str  # "published-torch", …
+    verdict: Verdict
+    reason: str
+    values: dict[str, Any] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    numbers: tuple[Number, ...] = ()
+    sources: tuple[str, ...] = ()  # run ids of the records it rests on
+    notes: tuple[str, ...] = ()  # names of what was set apart, and why
+
+
+def noise_floors(exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> dict[str, Noise]:
+    """The floor of each tensor from its float64 and its float32 run; tensors that can't be compared have none.
+
+    Never below one rounding of the tensor's scale. Tensors of fewer than FEW elements share the largest relative floor
+    among them, and at least the median of the set.
+    """
+    comparisons = [c for c in compare_sets(exact, rounded, "float32") if c.fault is None]
+    shared = shared_floor({c.name: (c.relative_l2, c.size) for c in comparisons if c.scale_l2 > 0})
+    return {c.name: _own_floor(c, shared if c.size < FEW else 0.0) for c in comparisons}
+
+
+def shared_floor(relative: Mapping[str, tuple[float, int]]) -> float:
+    """The relative floor that tensors of fewer than FEW elements share, from (relative deviation, size) by name."""
+    few = [deviation for deviation, size in relative.values() if size < FEW]
+    return max([*few, float(np.median([deviation for deviation, _ in relative.values()])), ROUNDING]) if few else 0.0
+
+
+def _own_floor(comparison: Comparison, shared: float) -> Noise:
+    least = max(ROUNDING, shared)
+    return Noise(
+        max(comparison.max_abs, least * comparison.scale_max), max(comparison.l2, least * comparison.scale_l2)
+    )
+
+
+def judge(
+    comparisons: Iterable[Comparison], floors: Mapping[str, Noise], metric: str, what: str = "every element",
+    slack: float = 0.0,
+) -> list[Row]:
+    """A row per comparison; both its largest deviation and its L2 are gated, `metric` ("max_abs" or "l2") is shown.
+
+    `slack` floors are added where the reference is itself a float32 run.
+    """
+    return [_row(comparison, floors.get(comparison.name), metric, what, K + slack) for comparison in comparisons]
+
+
+def _row(comparison: Comparison, floor: Noise | None, metric: str, what: str, k: float) -> Row:
+    if comparison.fault or floor is None:
+        note = comparison.fault or "no noise floor: the reference has no usable float32 and float64 run of it"
+        return fault(comparison.name, what, note)
+    failing = [m for m in ("max_abs", "l2") if not getattr(comparison, m) <= k * getattr(floor, m)]
+    shown = metric if metric in failing or not failing else failing[0]
+    scale = comparison.scale_max if shown == "max_abs" else comparison.scale_l2
+    base = getattr(floor, shown)
+    note = f"worst at {comparison.worst}" + (", by its L2" if shown == "l2" != metric else "")
+    return Row(comparison.name, what, getattr(comparison, shown), base, k * base, scale, not failing, note)
+
+
+def judge_value(name: str, what: str, error: float, floor: float, scale: float, slack: float = 0.0) -> Row:
+    """A row for one number; `slack` as in `judge`."""
+    gate = (K + slack) * floor
+    return Row(name, what, float(error), float(floor), float(gate), float(scale), bool(error <= gate))
+
+
+def judge_scalars(exact: Mapping[str, float], rounded: Mapping[str, float], candidate: Mapping[str, float],
+                  reference: Mapping[str, float] | None = None, factor: float = 1.0) -> list[Row]:  # fmt: skip
+    """Rows for named scalars: candidate against `reference` (None: `exact`), floors from exact and rounded.
+
+    The floor is shared, as for any few numbers: the largest relative deviation among them.
+    """
+    # Records write NaN as a string; as a number it fails every gate.
+    exact, rounded, candidate = ({n: float(v) for n, v in values.items()} for values in (exact, rounded, candidate))
+    reference = exact if reference is None else {name: float(value) for name, value in reference.items()}
+    shared = max([abs(rounded[n] - exact[n]) / abs(exact[n]) for n in exact if n in rounded and exact[n]] + [ROUNDING])
+    rows = []
+    for name in [*reference, *(n for n in candidate if n not in reference)]:
+        if name not in candidate or name not in reference:
+            rows.append(fault(name, "scalar", "missing" if name in reference else "left over"))
+            continue
+        scale = abs(reference[name])
+        rows.append(judge_value(name, "scalar", abs(candidate[name] - reference[name]), factor * shared * scale, scale))
+    return rows
+
+
+def decisions(name: str, differing: int, total: int, note: str = "") -> Row:
+    """A row for what must be identical: the number of differences, of `total`."""
+    return Row(name, "decisions", float(differing), 0.0, 0.0, float(total), differing == 0, note)
+
+
+def fault(name: str, what: str, note: str) -> Row:
+    """A row that fails whatever the gate."""
+    nan = float("nan")
+    return Row(name, what, nan, nan, nan, nan, False, note)
+
+
+def conclude(question: str, pair: str, rows: Sequence[Row], sources: Sequence[str], *,
+             numbers: Sequence[Number] = (), notes: Sequence[str] = ()) -> Answer:  # fmt: skip
+    """PASS when every judged row passes and at least one was judged; SHOWN when none was; FAIL on no rows at all."""
+    common = {"rows": tuple(rows), "numbers": tuple(numbers), "sources": tuple(sources), "notes": tuple(notes)}
+    judged = [row for row in rows if row.passed is not None]
+    failing = [row for row in judged if not row.passed]
+    if not rows:
+        return Answer(question, pair, Verdict.FAIL, "nothing_compared", **common)
+    if not judged:
+        return Answer(question, pair, Verdict.SHOWN, "no_gate", {"total": len(rows)}, **common)
+    worst = max(failing or judged, key=lambda row: row.ratio)
+    values = {
+        "total": len(judged), "failing": len(failing), "name": worst.name, "what": worst.what, "error": worst.error,
+        "gate": worst.gate, "floor": worst.floor, "ratio": worst.ratio, "note": worst.note,
+    }  # fmt: skip
+    if failing:
+        key = "fault" if np.isnan(worst.error) else "differs" if worst.what == "decisions" else "beyond_gate"
+        return Answer(question, pair, Verdict.FAIL, key, values, **common)
+    measured = any(row.gate > 0 for row in judged)
+    return Answer(question, pair, Verdict.PASS, "within_gate" if measured else "identical", values, **common)
+
+
+def target_status(row: Row, target: float) -> str:
+    """"met", "missed", or "below rounding" where the noise floor itself lies above the target."""
+    if np.isnan(row.error):
+        return "missed"
+    if row.relative(row.error) <= target:
+        return "met"
+    return "below rounding" if row.relative(row.floor) > target else "missed"

@@ -1,0 +1,134 @@
+"""From a decoded image to network input: resizing, augmentation and normalisation as each family publishes them.
+
+NumPy and OpenCV only, so that both frameworks see the same bytes. A recipe is a frozen dataclass with `preprocess`
+and `augment`; RECIPES names one per model family.
+
+NanoDet-Plus follows RangiLyu/nanodet be9b4a9 (`data/transform`), deliberate differences:
+* random numbers come from a NumPy generator, not from Python's global `random`;
+* perspective, rotation and shear, whose published ranges are zero, are neither drawn nor multiplied in;
+* an image so narrow that keeping its ratio would leave no pixel becomes one pixel wide (published: a crash).
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from lib import boxes
+
+Size = tuple[int, int]  # height, width
+Range = tuple[float, float]
+
+
+class Random(Protocol):
+    """What augmentation asks of its source of chance; numpy.random.Generator has it."""
+
+    def random(self) -> float: ...
+    def uniform(self, low: float, high: float) -> float: ...
+    def integers(self, high: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class NanoDetPlus:
+    """The recipe of the four published configurations. Images are BGR and stay BGR."""
+    mean: tuple[float, float, float] = (103.53, 116.28, 123.675)  # BGR, grey levels of 0..255
+    std: tuple[float, float, float] = (57.375, 57.12, 58.395)
+    keep_ratio: bool = False        # True: the published template for a user's own data
+    scale: Range = (0.6, 1.4)       # one factor for both axes, about the image centre
+    stretch: Range = (0.8, 1.2)     # one more factor per axis
+    flip: float = 0.5               # probability of mirroring left and right
+    translate: Range = (0.3, 0.7)   # where the image centre goes, as a fraction of width and height
+    brightness: Range = (-0.2, 0.2)  # added; colours are 0..1 here and may leave that range
+    contrast: Range = (0.6, 1.4)    # factor
+    saturation: Range = (0.5, 1.2)  # factor in HSV
+
+    def preprocess(self, image: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        """(h, w, 3) uint8 BGR -> (3, *size) float32 and the (3, 3) float64 matrix from image to input pixels.
+
+        With `keep_ratio` the result is the largest size of the image's ratio inside `size`; `stack` pads it.
+        """
+        matrix, size = self._resize(image.shape[:2], size)
+        return self._normalise(_colours(image, matrix, size)), matrix
+
+    def augment(self, image: np.ndarray, targets: np.ndarray, labels: np.ndarray, size: Size,
+                rng: Random) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """`preprocess` under random geometry and colour -> input, matrix, boxes in input pixels, labels.
+
+        `targets` are boxes (k, 4) xyxy in image pixels. They keep their number and order: one that leaves the input
+        becomes a line or point on its border, as published, and the assigner has to live with it.
+        """
+        geometry = self._geometry(image.shape[:2], rng)
+        resize, size = self._resize(image.shape[:2], size)
+        matrix = resize @ geometry
+        colours = self._recolour(_colours(image, matrix, size), rng)
+        return self._normalise(colours), matrix, warp_boxes(targets, matrix, size), labels
+
+    def _resize(self, source: Size, target: Size) -> tuple[np.ndarray, Size]:
+        """Scales pixel indices, without the half-pixel shift of cv2.resize."""
+        (h, w), (target_h, target_w) = source, target
+        if not self.keep_ratio:
+            return np.diag([target_w / w, target_h / h, 1.0]), target
+        ratio = min(target_h / h, target_w / w)
+        target_h, target_w = max(int(ratio * h), 1), max(int(ratio * w), 1)
+        # Rounding down made both sides too short by less than a pixel; the published code then fits again, by the
+        # side that leaves less room, and centres the other.
+        ratio = min(target_h / h, target_w / w)
+        matrix = np.diag([ratio, ratio, 1.0])
+        matrix[:2, 2] = 0.5 * target_w - ratio * w / 2, 0.5 * target_h - ratio * h / 2
+        return matrix, (target_h, target_w)
+
+    def _geometry(self, source: Size, rng: Random) -> np.ndarray:
+        h, w = source
+        scale = rng.uniform(*self.scale)
+        stretch_x, stretch_y = rng.uniform(*self.stretch), rng.uniform(*self.stretch)
+        mirror = -1.0 if rng.random() < self.flip else 1.0
+        centre_x, centre_y = rng.uniform(*self.translate) * w, rng.uniform(*self.translate) * h
+        matrix = np.diag([mirror * stretch_x * scale, stretch_y * scale, 1.0])
+        matrix[:2, 2] = centre_x - matrix[0, 0] * w / 2, centre_y - matrix[1, 1] * h / 2
+        return matrix
+
+    def _recolour(self, colours: np.ndarray, rng: Random) -> np.ndarray:
+        if rng.integers(2):
+            colours += rng.uniform(*self.brightness)
+        if rng.integers(2):
+            colours *= rng.uniform(*self.contrast)
+        if rng.integers(2):
+            hsv = cv2.cvtColor(colours, cv2.COLOR_BGR2HSV)
+            hsv[..., 1] *= rng.uniform(*self.saturation)
+            colours = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+        return colours
+
+    def _normalise(self, colours: np.ndarray) -> np.ndarray:
+        """(h, w, 3) of 0..1 -> (3, h, w); planes first, for NumPy is slow along an axis of three."""
+        planes = np.stack(cv2.split(colours))
+        mean, std = (np.array(levels, np.float32)[:, None, None] / 255 for levels in (self.mean, self.std))
+        planes -= mean
+        planes /= std
+        return planes
+
+
+Recipe = NanoDetPlus  # of any family
+
+RECIPES: dict[str, Recipe] = {"nanodet_plus": NanoDetPlus()}  # by lib.models.family(name)
+
+
+def warp_boxes(targets: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndarray:
+    """(k, 4) xyxy -> float32 boxes around the warped corners, clipped to `size`; computed in float64, as published."""
+    return boxes.clip(boxes.warp(targets.astype(np.float64), matrix), size).astype(np.float32)
+
+
+def stack(inputs: Sequence[np.ndarray], multiple: int = 32) -> np.ndarray:
+    """(3, h, w) inputs -> (n, 3, H, W), zeros to the right and below, H and W multiples of `multiple`."""
+    height, width = (-(-max(i.shape[axis] for i in inputs) // multiple) * multiple for axis in (1, 2))
+    batch = np.zeros((len(inputs), 3, height, width), np.float32)
+    for row, single in zip(batch, inputs):
+        row[:, :single.shape[1], :single.shape[2]] = single
+    return batch
+
+
+def _colours(image: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndarray:
+    """The warped image as float32 0..1, black outside; warped as uint8, so rounded to grey levels first."""
+    colours = cv2.warpPerspective(image, matrix, dsize=(size[1], size[0])).astype(np.float32)
+    colours /= 255
+    return colours

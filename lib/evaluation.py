@@ -1,0 +1,104 @@
+"""The twelve COCO numbers and the average precision of each class, computed by pycocotools."""
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from lib.errors import UserError
+
+# Averages over IoU .50:.05:.95 unless the name says otherwise; s, m, l: areas below 32², up to 96², above.
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """COCO's numbers in 0..1; −1 where there is nothing to find (no box of that size, no box of that class)."""
+
+    numbers: dict[str, float]  # keyed by NUMBERS
+    per_class: dict[str, float]  # AP by class name, ordered by category id
+
+
+def published_form(
+    image_ids: Sequence[int], detections: Sequence[np.ndarray], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Per image (m, 6) x1, y1, x2, y2, score, label -> COCO's result list (x, y, w, h and category ids)."""
+    rows = []
+    for image_id, found in zip(image_ids, detections, strict=True):
+        for x1, y1, x2, y2, score, label in np.asarray(found, np.float64).tolist():
+            rows.append({"image_id": image_id, "category_id": category_ids[int(label)],
+                         "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score})
+    return rows
+
+
+def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Mapping]) -> Evaluation:
+    """Compare detections in COCO's result form with a COCO ground truth (file or its content).
+
+    Annotations without `area` count with their box's, without `iscrowd` as no crowd. UserError for a detection of an
+    image or category that the ground truth does not have, or with numbers that are not finite.
+    """
+    truth = ground_truth if isinstance(ground_truth, Mapping) else _read(Path(ground_truth))
+    where = "the ground truth" if isinstance(ground_truth, Mapping) else ground_truth
+    _check(truth, detections, where)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every phase
+        run = COCOeval(_indexed(truth, truth["annotations"]), _indexed(truth, detections), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    precision = run.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class): all areas, 100 detections
+    per_class = {names[id_]: _mean(precision[:, :, index]) for index, id_ in enumerate(run.params.catIds)}
+    return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class)
+
+
+def _read(path: Path) -> Mapping:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); fetch or make it again") from error
+
+
+def _check(truth: Mapping, detections: Sequence[Mapping], where: Any) -> None:
+    for key in ("images", "annotations", "categories"):
+        if key not in truth:
+            raise UserError(f"{where}: has no {key!r}; a COCO ground truth needs images, annotations and categories")
+    known = {"image_id": {image["id"] for image in truth["images"]},
+             "category_id": {category["id"] for category in truth["categories"]}}
+    for index, found in enumerate(detections):
+        for key, ids in known.items():
+            if found[key] not in ids:
+                raise UserError(f"detection {index}: {key} {found[key]} is not in {where}; use matching annotations")
+        if not all(map(math.isfinite, (*found["bbox"], found["score"]))):
+            raise UserError(f"detection {index} of image {found['image_id']}: NaN or infinity; check the weights")
+
+
+def _indexed(truth: Mapping, boxes: Sequence[Mapping]) -> COCO:
+    """`boxes` as pycocotools wants them.
+
+    Ids are given anew from 1: pycocotools takes a match with annotation 0 for none. `loadRes` is not used: it fails on
+    an empty list.
+    """
+    annotations = []
+    for index, box in enumerate(boxes, start=1):
+        area = box["bbox"][2] * box["bbox"][3]
+        annotations.append({"area": area, "iscrowd": 0, **box, "id": index})
+    indexed = COCO()
+    indexed.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+    indexed.createIndex()
+    return indexed
+
+
+def _mean(precision: np.ndarray) -> float:
+    counted = precision[precision > -1]
+    return float(counted.mean()) if counted.size else -1.0

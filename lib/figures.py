@@ -1,0 +1,351 @@
+"""Every figure of the notebooks and the report, in one style.
+
+One colour, line, marker and hatch per side, the same everywhere, told apart by the colour-blind and in black and white.
+A function takes plain data (records' fields, arrays) and returns a Picture, which notebooks show by themselves.
+"""
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+STYLE = Path(__file__).parent / "report" / "align.mplstyle"
+SIDES = ("published", "torch", "jittor")
+NAMES = {"published": "published", "torch": "PyTorch", "jittor": "Jittor"}
+# Okabe and Ito's vermillion and blue: they stay apart for every common colour blindness, and in grey.
+COLOURS = {"published": "#6e6e6e", "torch": "#d55e00", "jittor": "#0072b2"}
+LINES = {"published": ":", "torch": "-", "jittor": "--"}
+MARKERS = {"published": "^", "torch": "o", "jittor": "s"}
+HATCHES = {"published": "..", "torch": "", "jittor": "///"}
+PAIR_COLOURS = {"published-torch": "torch", "published-jittor": "jittor", "torch-jittor": "published"}
+LEAST = 1e-18  # where an error of exactly zero is drawn on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure and the sentence that stands for it where it can't be seen."""
+
+    data: bytes
+    kind: str  # "image/svg+xml" or "image/png"
+    alt: str
+
+    def html(self) -> str:
+        encoded = base64.b64encode(self.data).decode()
+        return f'<img alt="{html.escape(self.alt, quote=True)}" src="data:{self.kind};base64,{encoded}">'
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+
+def _canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options: Any) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _picture(figure: Figure, alt: str, dense: bool = False) -> Picture:
+    """SVG without a date, the same bytes every time; PNG where a figure holds images or thousands of marks."""
+    buffer = io.BytesIO()
+    kind = "png" if dense else "svg"
+    figure.savefig(buffer, format=kind, metadata={"Software": None} if dense else {"Date": None})
+    return Picture(buffer.getvalue(), "image/png" if dense else "image/svg+xml", alt)
+
+
+def _styled(draw):
+    """Draw under the one style, whatever the notebook has set."""
+    def wrapped(*arguments: Any, **options: Any) -> Picture:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.style.use(STYLE)
+            return draw(*arguments, **options)
+
+    wrapped.__doc__, wrapped.__name__ = draw.__doc__, draw.__name__
+    return wrapped
+
+
+# --------------------------------------------------------------------------------------------------------- alignment
+
+@_styled
+def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -> Picture:
+    """Relative forward error of each named feature, in order of execution, with its gate.
+
+    rows: pair -> rows of its forward verdict (dicts with name, what, error, floor, gate, scale).
+    """
+    figure, axes = _canvas(2, 1, (8.0, 6.4), sharex=True)
+    panels = (
+        (axes[0, 0], ("published-torch", "published-jittor"), "first values", "Against the published implementation: 16 recorded values per feature"),
+        (axes[1, 0], ("torch-jittor",), "every element", "Jittor against PyTorch: every element"),
+    )
+    for axis, pairs, what, title in panels:
+        held = {pair: {r["name"]: r for r in rows.get(pair, ()) if r["what"] == what} for pair in pairs}
+        for pair in pairs:
+            _depth_line(axis, held[pair], depth, "error", PAIR_COLOURS[pair] if what == "first values" else "jittor", _pair(pair))
+        limits = next((held[pair] for pair in pairs if held[pair]), {})
+        _depth_line(axis, limits, depth, "floor", "published", "noise floor")
+        _depth_line(axis, limits, depth, "gate", None, "gate")
+        axis.set(title=title, ylabel="largest error / largest value", yscale="log")
+        if axis.lines:
+            axis.legend(ncols=4, loc="upper left")
+        else:
+            _empty(axis)
+    axes[1, 0].set_xticks(range(len(depth)), depth, rotation=90, fontsize=7)
+    axes[1, 0].set_xlabel("feature, in order of execution")
+    return _picture(figure, "Forward error through the depth of the network, per named feature, with noise floor and gate.")
+
+
+def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], key: str, side: str | None, label: str) -> None:
+    points = [(i, rows[n][key] / rows[n]["scale"]) for i, n in enumerate(depth) for n in (f"features/{n}",)
+              if n in rows and isinstance(rows[n][key], float) and rows[n]["scale"]]  # fmt: skip
+    if not points:
+        return
+    x, y = zip(*points)
+    style = {"color": "black", "linestyle": "-.", "linewidth": 1.0} if side is None else _look(side, marker=key == "error")
+    axis.plot(x, np.maximum(y, LEAST), label=label, **style)
+
+
+@_styled
+def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
+    """Error over gate of every judged gradient, sorted, one line per pair: above 1 fails."""
+    figure, axes = _canvas(size=(8.0, 3.6))
+    axis = axes[0, 0]
+    for pair, found in rows.items():
+        ratios = sorted(max(r["error"] / r["gate"], LEAST) for r in found if isinstance(r["error"], float) and r["gate"])
+        side = PAIR_COLOURS[pair]
+        axis.plot(np.linspace(0, 100, len(ratios)), ratios, MARKERS[side], color=COLOURS[side], markersize=3,
+                  fillstyle="none" if side == "jittor" else "full", label=_pair(pair), rasterized=True)  # fmt: skip
+    axis.axhline(1.0, color="black", linestyle="-.", linewidth=1.0, label="gate")
+    axis.set(yscale="log", xlabel="judged gradients, sorted (percent)", ylabel="error / gate")
+    _lift_floor(axis)
+    axis.legend(loc="lower right")
+    return _picture(figure, "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail.", dense=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+@_styled
+def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
+    """Each loss component over the steps, both sides in one panel. curves: side -> the train record's `curves`."""
+    first = next(iter(curves.values()))
+    names = [name for name in first if "loss" in name]
+    columns = min(3, len(names))
+    count = -(-len(names) // columns)
+    figure, axes = _canvas(count, columns, (8.0, 0.4 + 2.0 * count), sharex=True)
+    for axis, name in zip(axes.flat, names):
+        for side, columns_of in curves.items():
+            axis.plot(columns_of["step"], columns_of[name], label=NAMES[side], **_look(side, marker=False))
+        axis.set_title(name)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("loss")
+    axes[0, 0].legend()
+    return _picture(figure, "Training loss by component over the steps, in both frameworks.")
+
+
+@_styled
+def learning_rate(curves: Mapping[str, Sequence[float]]) -> Picture:
+    """The learning rate of each step."""
+    figure, axes = _canvas(size=(8.0, 2.4))
+    axes[0, 0].plot(curves["step"], curves["learning_rate"], color="black")
+    axes[0, 0].set(xlabel="step", ylabel="learning rate")
+    return _picture(figure, "Learning rate over the steps: warm-up, then cosine decay.")
+
+
+@_styled
+def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
+    """AP after each evaluation. epochs: side -> the train record's `epochs`."""
+    figure, axes = _canvas(size=(8.0, 2.8))
+    axis = axes[0, 0]
+    for side, found in epochs.items():
+        axis.plot([e["epoch"] + 1 for e in found], [100 * e["AP"] for e in found], label=NAMES[side], **_look(side))
+    axis.set(xlabel="epoch", ylabel="AP (percent)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylim(bottom=0)
+    axis.legend(loc="upper left")
+    return _picture(figure, "COCO average precision after each evaluation, in both frameworks.")
+
+
+# -------------------------------------------------------------------------------------------------------- detections
+
+@_styled
+def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], threshold: float = 0.3) -> Picture:
+    """One row per sample image: ground truth, then each side's detections above `threshold`.
+
+    samples: dicts with image (h, w, 3) uint8 RGB, boxes (k, 4), labels (k,), and found: side -> (m, 6) x1 … y2, score, label.
+    """
+    sides = list(samples[0]["found"])
+    columns = 1 + len(sides)
+    figure, axes = _canvas(len(samples), columns, (8.0, 8.0 / columns * len(samples)))
+    for row, sample in zip(axes, samples):
+        _show(row[0], sample["image"])
+        _boxes(row[0], sample["boxes"], [classes[int(label)] for label in sample["labels"]], "#009e73", "-")
+        for axis, side in zip(row[1:], sides):
+            found = sample["found"][side][sample["found"][side][:, 4] > threshold]
+            _show(axis, sample["image"])
+            _boxes(axis, found[:, :4], [f"{classes[int(d[5])]} {d[4]:.2f}" for d in found], COLOURS[side], LINES[side])
+    for axis, title in zip(axes[0], ["ground truth", *(NAMES[side] for side in sides)]):
+        axis.set_title(title)
+    return _picture(figure, f"Sample images with ground truth and with each framework's detections above {threshold}.", dense=True)
+
+
+@_styled
+def contact_sheet(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], columns: int = 6) -> Picture:
+    """Images (h, w, 3) uint8 RGB with their boxes (k, 4)."""
+    count = -(-len(images) // columns)
+    figure, axes = _canvas(count, columns, (8.0, 8.0 / columns * count))
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for axis, image, own in zip(axes.flat, images, boxes):
+        axis.set_visible(True)
+        _show(axis, image)
+        _boxes(axis, own, [""] * len(own), "#009e73", "-")
+    return _picture(figure, f"{len(images)} images of the data set with their boxes.", dense=True)
+
+
+@_styled
+def assignment(image: np.ndarray, boxes: np.ndarray, cells: np.ndarray, gt_inds: np.ndarray) -> Picture:
+    """Which prior was given which box: points of the positive priors in their box's colour.
+
+    cells: (priors, 3) x, y, stride in pixels; gt_inds: (priors,), 0 for background, else 1-based box.
+    """
+    figure, axes = _canvas(size=(4.6, 4.6))
+    axis = axes[0, 0]
+    _show(axis, image)
+    for index, box in enumerate(boxes, 1):
+        colour, mine = matplotlib.colormaps["tab10"]((index - 1) % 10), gt_inds == index
+        _boxes(axis, box[None], [str(index)], colour, "-")
+        axis.scatter(cells[mine, 0], cells[mine, 1], s=cells[mine, 2], color=colour, edgecolor="black", linewidth=0.5)
+    return _picture(figure, f"{int((gt_inds > 0).sum())} positive priors on the boxes they were given.", dense=True)
+
+
+@_styled
+def feature_maps(features: Mapping[str, np.ndarray], columns: int = 6) -> Picture:
+    """Mean size over channels of each feature (1, c, h, w)."""
+    count = -(-len(features) // columns)
+    figure, axes = _canvas(count, columns, (8.0, 1.6 * count))
+    for axis in axes.flat[len(features) :]:
+        axis.set_visible(False)
+    for axis, (name, feature) in zip(axes.flat, features.items()):
+        axis.imshow(np.abs(feature[0]).mean(axis=0), cmap="gray", interpolation="nearest")
+        axis.set_title(f"{name}\n{' × '.join(map(str, feature.shape[1:]))}", fontsize=6)
+        axis.set_axis_off()
+    return _picture(figure, "Mean activation of the named features.", dense=True)
+
+
+def _show(axis: Axes, image: np.ndarray) -> None:
+    axis.imshow(image)
+    axis.set_axis_off()
+
+
+def _boxes(axis: Axes, boxes: np.ndarray, labels: Sequence[str], colour: Any, line: str) -> None:
+    for (x1, y1, x2, y2), label in zip(boxes, labels):
+        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=line, linewidth=1.2))
+        if label:
+            axis.text(x1, y1, label, fontsize=5, color="white", backgroundcolor=colour, verticalalignment="bottom", clip_on=True,
+                      bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ speed, sizes
+
+@_styled
+def speed(entries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+    """Median time with quartiles, synchronised, and the time an unsynchronised clock would claim. side -> `entries`."""
+    works = list(dict.fromkeys(entry["what"] for found in entries.values() for entry in found))
+    figure, axes = _canvas(1, len(works), (8.0, 3.4))
+    for axis, work in zip(axes[0], works):
+        held = {side: {e["batch"]: e for e in found if e["what"] == work} for side, found in entries.items()}
+        batches = sorted({batch for found in held.values() for batch in found})
+        for offset, (side, found) in enumerate(held.items()):
+            at = np.arange(len(batches)) + 0.38 * (offset - (len(held) - 1) / 2)
+            medians, low, high = (np.array([1e3 * found[b][k] if b in found else np.nan for b in batches]) for k in ("median_s", "low_s", "high_s"))
+            axis.bar(at, medians, 0.36, yerr=[medians - low, high - medians], capsize=3, label=f"{NAMES[side]}, synchronised",
+                     color=COLOURS[side], hatch=HATCHES[side], edgecolor="white", ecolor="black")  # fmt: skip
+            claimed = [1e3 * found[b]["unsynchronised_s"] if b in found else np.nan for b in batches]
+            axis.plot(at, claimed, "x", color="black", markersize=6, label=f"{NAMES[side]}, unsynchronised" if offset == 0 else None)
+        axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+        axis.set(title=work, xlabel="batch size (images)", ylabel="time (ms)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, [label if "un" not in label else "unsynchronised clock" for label in labels], loc="outside upper center", ncols=3)
+    return _picture(figure, "Median time per batch size with quartiles, synchronised, beside the unsynchronised clock's claim.")
+
+
+@_styled
+def memory(entries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+    """Peak memory per work and batch. side -> `entries` of the speed record."""
+    keys = list(dict.fromkeys((e["what"], e["batch"]) for found in entries.values() for e in found))
+    figure, axes = _canvas(size=(8.0, 0.9 + 0.45 * len(keys)))
+    axis = axes[0, 0]
+    for offset, (side, found) in enumerate(entries.items()):
+        held = {(e["what"], e["batch"]): e["peak_memory_mib"] for e in found}
+        at = np.arange(len(keys)) + 0.38 * (offset - (len(entries) - 1) / 2)
+        axis.barh(at, [held.get(key, np.nan) for key in keys], 0.36, label=NAMES[side], color=COLOURS[side], hatch=HATCHES[side], edgecolor="white")
+    axis.set_yticks(range(len(keys)), [f"{what}, batch {batch}" for what, batch in keys])
+    axis.invert_yaxis()
+    axis.set_xlabel("peak memory of the process (MiB)")
+    figure.legend(loc="outside upper center", ncols=2)
+    return _picture(figure, "Peak memory per kind of work and batch size, in both frameworks.")
+
+
+@_styled
+def bars(values: Mapping[str, Mapping[str, float]], unit: str, alt: str) -> Picture:
+    """Horizontal bars, one group per name, one bar per side (or one bar, side ""): slowest operators, parameters by part."""
+    sides = list(dict.fromkeys(side for row in values.values() for side in row))
+    figure, axes = _canvas(size=(8.0, 0.8 + 0.26 * max(2, len(values) * len(sides))))
+    axis = axes[0, 0]
+    for offset, side in enumerate(sides):
+        at = np.arange(len(values)) + 0.8 / len(sides) * (offset - (len(sides) - 1) / 2)
+        axis.barh(at, [row.get(side, np.nan) for row in values.values()], 0.76 / len(sides), label=NAMES.get(side),
+                  color=COLOURS.get(side, "#6e6e6e"), hatch=HATCHES.get(side, ""), edgecolor="white")  # fmt: skip
+    axis.set_yticks(range(len(values)), list(values))
+    axis.invert_yaxis()
+    axis.set_xlabel(unit)
+    if len(sides) > 1:
+        axis.legend()
+    return _picture(figure, alt)
+
+
+@_styled
+def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
+    """Histogram of box sizes (square root of the area, pixels) per split, with COCO's bounds of small and large."""
+    figure, axes = _canvas(size=(8.0, 2.8))
+    axis = axes[0, 0]
+    edges = np.geomspace(max(1.0, min(s.min() for s in sizes.values())), max(s.max() for s in sizes.values()), 31)
+    for (name, values), line, colour in zip(sizes.items(), ("-", "--"), ("black", "#6e6e6e")):
+        axis.hist(values, edges, histtype="step", label=f"{name}, {len(values)} boxes", linestyle=line, color=colour, linewidth=1.4)
+    for bound in (32, 96):
+        axis.axvline(bound, color="black", linestyle=":", linewidth=0.8)
+    axis.set(xscale="log", xlabel="square root of the box's area (pixels; dotted: 32 and 96)", ylabel="boxes")
+    axis.legend(loc="upper left")
+    return _picture(figure, "Histogram of box sizes per split, with COCO's bounds between small, medium and large.")
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+def _look(side: str, marker: bool = True) -> dict[str, Any]:
+    return {"color": COLOURS[side], "linestyle": LINES[side], "marker": MARKERS[side] if marker else None}
+
+
+def _pair(pair: str) -> str:
+    first, second = pair.split("-")
+    return f"{NAMES[second]} against {NAMES[first]}"
+
+
+def _lift_floor(axis: Axes) -> None:
+    """Leave exact zeros at the lower edge instead of stretching the axis over eighteen decades."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 1e-8), max(high, 2.0))
+
+
+def _empty(axis: Axes) -> None:
+    axis.text(0.5, 0.5, "NOT RUN", transform=axis.transAxes, horizontalalignment="center")

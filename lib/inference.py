@@ -1,0 +1,54 @@
+"""A model run over a data set: detections per image, and their COCO numbers."""
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from lib import backend, models, postprocess
+from lib.backend import nn
+from lib.data import transforms
+from lib.data.coco import Dataset
+from lib.data.loader import Loader
+from lib.evaluation import Evaluation, evaluate, published_form
+
+
+def detect(
+    model: nn.Module,
+    name: str,
+    dataset: Dataset,
+    size: tuple[int, int] | None = None,  # network input, height and width; by default the published one
+    batch: int = 8,
+    workers: int = 2,
+) -> list[np.ndarray]:
+    """Per image of the data set, in its order: (m, 6) x1, y1, x2, y2, score, label in the image's own pixels.
+
+    The model runs in evaluation mode and is left in the mode it was in.
+    """
+    recipe = transforms.RECIPES[models.family(name)]
+    loader = Loader(dataset, recipe, size or models.input_size(name), batch, workers=workers, train=False)
+    was_training = model.training
+    model.eval()
+    found = []
+    try:
+        with backend.no_grad():
+            for part in tqdm(loader.iter_epoch(0), total=len(loader), unit="batch", desc="detecting", leave=False):
+                found += postprocess.detections(
+                    name, model(backend.tensor(part.images)), image_size=part.images.shape[2:], warps=part.warps,
+                    original_sizes=part.original_sizes,
+                )
+    finally:
+        model.train(was_training)
+    return found
+
+
+def evaluate_model(
+    model: nn.Module,
+    name: str,
+    dataset: Dataset,
+    size: tuple[int, int] | None = None,
+    batch: int = 8,
+    workers: int = 2,
+) -> tuple[Evaluation, list[np.ndarray]]:
+    """The model's COCO numbers on the data set, and what `detect` found."""
+    found = detect(model, name, dataset, size, batch, workers)
+    rows = published_form([image.id for image in dataset.images], found, dataset.category_ids)
+    return evaluate(dataset.path, rows), found

@@ -1,0 +1,324 @@
+"""Records: what a stage measured, with everything needed to believe it and to measure it again.
+
+A record is `<folder>/<model>/<side>/<stage>.json`, its arrays lie beside it in `<stage>.safetensors`, and the JSON
+holds the SHA-256 of each array: a half-replaced pair is noticed when it is read. Stages write records and judge
+nothing; `lib.alignment` and `lib.report` read them.
+"""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+
+from lib.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA_VERSION = 1
+# The distributions that shape a number: they decode, resize, score or store.
+VERSIONED = ("numpy", "opencv-python-headless", "pycocotools", "safetensors", "scipy")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Machine(BaseModel):
+    """The machine a stage ran on; memory in GiB."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    cpu: str
+    cores: int
+    memory_gib: float
+    os: str
+
+
+class Provenance(BaseModel):
+    """Where a record came from; `framework` is "none" where none ran, `git_*` are null outside a checkout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    command: str
+    framework: str
+    versions: dict[str, str]
+    seed: int | None
+    threads: int
+    device: str
+    machine: Machine
+    cache_path: str | None
+    git_commit: str | None
+    git_dirty: bool | None
+    inputs: dict[str, str]  # path (relative to the project where it lies inside) -> SHA-256
+    started: str  # UTC, ISO 8601
+    wall_seconds: float
+    peak_rss_mib: float  # of the process, since it started
+
+
+class ArrayEntry(BaseModel):
+    """One array of the safetensors file; `sha256` is over its little-endian C-order bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+class Record(BaseModel):
+    """What one stage measured for one model on one side.
+
+    `fields` is plain JSON in the order the stage wrote it; NaN and infinities are the strings "NaN", "Infinity" and
+    "-Infinity", so that no reader takes a missing number for a good one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: str  # "model/side/stage"
+    stage: str
+    model: str
+    side: Literal["published", "torch", "jittor", "none"]
+    fields: dict[str, Any]
+    arrays: dict[str, ArrayEntry]
+    provenance: Provenance
+
+
+@dataclass
+class Measurement:
+    """What a stage fills in while it runs; `path` is set when the record is on disk."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    path: Path | None = None
+
+
+@contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix); on a clean exit it becomes `path`, otherwise it vanishes.
+
+    A full disk or a folder that can't be written is a UserError; what `path` held before stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(path, error) from error
+    try:
+        yield temporary
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in FULL or error.filename == str(temporary) and error.errno != errno.ENOENT:
+            raise _refused(path, error) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    remedy = "free some disk space and run again" if error.errno in FULL else "choose another folder"
+    return UserError(f"{path}: can't be written ({error.strerror}); {remedy}")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes; UserError if it can't be read."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+
+
+def plain(value: Any, where: str = "fields") -> Any:
+    """`value` as plain JSON: NumPy scalars become Python numbers, NaN and infinities strings, tuples lists.
+
+    TypeError for anything else (arrays belong into the record's arrays).
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{where}: {type(value).__name__} is not plain JSON")
+
+
+def write(folder: str | os.PathLike, record: Record, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write the record and its arrays under `folder` and return the JSON's path; both files appear, or neither.
+
+    `record.arrays` is filled in here from `arrays`.
+    """
+    path = Path(folder) / record.model / record.side / f"{record.stage}.json"
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    entries = {name: _array_entry(array) for name, array in ordered.items()}
+    record = record.model_copy(update={"fields": plain(record.fields), "arrays": entries})
+    text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    companion = path.with_suffix(".safetensors")
+    if not ordered:
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        companion.unlink(missing_ok=True)  # an earlier run of this stage may have had arrays
+        return path
+    with atomic(path) as temporary, atomic(companion) as temporary_arrays:
+        temporary.write_text(text, encoding="utf-8")
+        # Serialised here, not by save_file: its Rust side hides the operating system's error number.
+        temporary_arrays.write_bytes(safetensors.numpy.save(ordered))
+    return path
+
+
+def read(path: str | os.PathLike) -> Record:
+    """The record in a JSON file; UserError if it is absent, cut off, of another schema, or not a record."""
+    path = Path(path)
+    try:
+        return Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); run the stage that writes it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        raise UserError(f"{path}: not a record of schema {SCHEMA_VERSION}: {fault}; run its stage again") from error
+    except ValueError as error:  # truncated JSON, or bytes that are not UTF-8
+        raise UserError(f"{path}: not valid JSON ({error}); run its stage again") from error
+
+
+def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of the record at `path` (its JSON), each checked against the shape, dtype and hash stated there."""
+    path = Path(path)
+    entries = read(path).arrays
+    if not entries:
+        return {}
+    companion = path.with_suffix(".safetensors")
+    try:
+        arrays = safetensors.numpy.load(companion.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{companion}: arrays of {path.name} can't be read ({error}); run the stage again") from error
+    if differing := sorted(arrays.keys() ^ entries.keys()):
+        raise UserError(f"{companion}: its arrays are not those of {path.name} ({differing[0]}); run the stage again")
+    for name, array in arrays.items():
+        if _array_entry(array) != entries[name]:
+            raise UserError(f"{companion}: {name} is not what {path.name} was written with; run the stage again")
+    return arrays
+
+
+@contextmanager
+def measure(
+    stage: str,
+    model: str,
+    folder: str | os.PathLike,
+    inputs: Iterable[str | os.PathLike] = (),
+    seed: int | None = None,
+    side: ModuleType | None = None,
+) -> Iterator[Measurement]:
+    """Time a stage and write its record on a clean exit; after an exception earlier records are as they were.
+
+    `side` is `lib.backend` where a framework runs, None for framework-free stages. `inputs` are the files read.
+    RECORD_COMMAND in the environment, where set, is the command recorded (a notebook's kernel can't know it).
+    """
+    started, clock = datetime.now(timezone.utc), time.perf_counter()
+    measurement = Measurement()
+    hashes = {_shown(path): sha256(path) for path in inputs}
+    yield measurement
+    name = side.NAME if side else "none"
+    commit, dirty = git_state()
+    provenance = Provenance(
+        command=os.environ.get("RECORD_COMMAND") or shlex.join(sys.orig_argv),
+        framework=name,
+        versions=_versions(side),
+        seed=seed,
+        threads=threads(),
+        device=side.device() if side else "cpu",
+        machine=machine(),
+        cache_path=side.cache_path() if side else None,
+        git_commit=commit,
+        git_dirty=dirty,
+        inputs=hashes,
+        started=started.isoformat(timespec="seconds"),
+        wall_seconds=round(time.perf_counter() - clock, 3),
+        peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),  # Linux counts KiB
+    )
+    record = Record(
+        run_id=f"{model}/{name}/{stage}", stage=stage, model=model, side=name,
+        fields=measurement.fields, arrays={}, provenance=provenance,
+    )
+    measurement.path = write(folder, record, measurement.arrays)
+
+
+def threads() -> int:
+    """How many threads the kernels may use: OMP_NUM_THREADS, else the cores this process may run on."""
+    stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(stated) if stated.isdigit() else len(os.sched_getaffinity(0))
+
+
+def machine() -> Machine:
+    """This machine: processor name, cores, memory, operating system."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return Machine(
+        cpu=names[0] if names else platform.processor() or platform.machine(),
+        cores=os.cpu_count() or 1,
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        os=platform.platform(),
+    )
+
+
+def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
+    """(commit, whether files differ from it) of the checkout at `root`; (None, None) where there is none."""
+    try:
+        # An exported copy inside some other checkout must not borrow that one's commit.
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None, None
+        return _git(root, "rev-parse", "HEAD"), bool(_git(root, "status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _versions(side: ModuleType | None) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    if side:
+        found[side.NAME] = side.VERSION
+    installed = {name: importlib.metadata.version(name) for name in VERSIONED if _installed(name)}
+    return found | installed
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _shown(path: str | os.PathLike) -> str:
+    """`path` relative to the project where it lies inside, so that records of two clones agree."""
+    resolved = Path(path).resolve()
+    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
+
+
+def _array_entry(array: np.ndarray) -> ArrayEntry:
+    return ArrayEntry(shape=array.shape, dtype=array.dtype.name, sha256=hashlib.sha256(array.tobytes()).hexdigest())

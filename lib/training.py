@@ -1,0 +1,303 @@
+"""Training: one loop for every model, in both frameworks, from the same initial bytes and the same batches.
+
+A run's folder holds `log.jsonl` (a line per step, a line per evaluation), `checkpoint.safetensors` (all that a resumed
+run needs; its header holds the JSON part, so that one rename replaces both) and `weights.safetensors` (the averaged
+weights of the best evaluation, or of the last step where nothing evaluates).
+
+Follows NanoDet-Plus be9b4a9 (nanodet/trainer/task.py, nanodet/model/weight_averager/ema.py). Deliberate difference:
+a loss or a gradient that is not finite ends the run.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from tqdm.auto import tqdm
+
+from lib import backend
+from lib.errors import UserError
+from lib.record import atomic
+from lib.schedule import Recipe, average_weight, learning_rates
+
+LOG, CHECKPOINT, WEIGHTS = "log.jsonl", "checkpoint.safetensors", "weights.safetensors"
+HEADER = "training"  # the one key of the checkpoint's header: more than one have no fixed order, and bytes must not vary
+NORM = "gradient_norm"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left."""
+
+    log: Path
+    checkpoint: Path
+    weights: Path
+    steps: int
+    resumed_at: int  # steps that an earlier, interrupted call had done
+    best: dict[str, Any] | None  # the best evaluation's line of the log
+
+
+class Average:
+    """The moving average of every parameter and buffer; integer entries are truncated, as published."""
+
+    def __init__(self, model: backend.nn.Module, recipe: Recipe):
+        self._model, self._recipe = model, recipe
+        self.load_state({name: backend.numpy(value) for name, value in backend.named_state(model)})
+
+    def update(self, count: int) -> None:
+        """Take in the model's present values; `count` is the number of optimiser steps done (from 1)."""
+        new = average_weight(self._recipe, count)
+        with backend.no_grad():
+            for name, value in backend.named_state(self._model):
+                if name in self._counters:
+                    mixed = np.float32(self._counters[name]) * (1 - new) + np.float32(backend.numpy(value)) * new
+                    self._counters[name] = np.trunc(mixed).astype(self._counters[name].dtype)
+                else:
+                    self._values[name] = self._values[name] * (1 - new) + value * new
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The averaged entries under the model's names."""
+        return {name: backend.numpy(value) for name, value in self._values.items()} | self._counters
+
+    def load_state(self, values: Mapping[str, np.ndarray]) -> None:
+        """Continue from what `state` gave."""
+        integer = {name for name, value in values.items() if value.dtype.kind in "iu"}
+        self._counters = {name: values[name].copy() for name in integer}
+        self._values = {name: backend.tensor(value) for name, value in values.items() if name not in integer}
+
+    @contextmanager
+    def in_use(self) -> Iterator[backend.nn.Module]:
+        """Lend the model with the averaged values, in evaluation mode; afterwards it is as it was, in training mode."""
+        own = {name: backend.numpy(value).copy() for name, value in backend.named_state(self._model)}
+        backend.load_state(self._model, self.state())
+        self._model.eval()
+        try:
+            yield self._model
+        finally:
+            backend.load_state(self._model, own)
+            self._model.train()
+
+
+class Trainer:
+    """Takes one training step after another; its state is the model, the optimiser, the average and `step`."""
+
+    def __init__(self, model: backend.nn.Module, criterion: Callable, recipe: Recipe, steps_per_epoch: int):
+        self.model, self.criterion, self.recipe = model, criterion, recipe
+        self.steps_per_epoch = steps_per_epoch
+        self.rates = learning_rates(recipe, steps_per_epoch)
+        self.step = 0
+        named = list(model.named_parameters())
+        self._parameters = [parameter for _, parameter in named]
+        self._optimiser = getattr(backend, recipe.optimiser)(
+            [{"parameters": named}], lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon,
+            weight_decay=recipe.weight_decay,
+        )  # fmt: skip
+        self.average = Average(model, recipe)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self.step // self.steps_per_epoch
+
+    def issue(self, images: np.ndarray, targets: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+        """Ask for one step on images (n, 3, h, w); return the criterion's components and the gradient's norm.
+
+        They are tensors of one value, the norm is that before clipping. Nothing needs to have run when this returns:
+        `backend.floats` waits.
+        """
+        self.model.train()
+        self.model.epoch = self.epoch
+        losses = self.criterion(self.model(backend.tensor(images)), targets, image_size=images.shape[2:])
+        total = sum(losses.values())
+        gradients, norm = clip(backend.grad(total, self._parameters), self.recipe.clip)
+        self._optimiser.set_lr([float(self.rates[self.step])])
+        self._optimiser.step(gradients)
+        self.step += 1
+        self.average.update(self.step)
+        return {name: value.detach() for name, value in losses.items()} | {NORM: norm}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every array of the run, under "model/", "average/" and "optimiser/"."""
+        parts = {
+            "model": {name: backend.numpy(value) for name, value in backend.named_state(self.model)},
+            "average": self.average.state(),
+            "optimiser": self._optimiser.state(),
+        }
+        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """Continue from what `state` gave after `step` steps."""
+        parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "average": {}, "optimiser": {}}
+        for key, value in arrays.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = value
+        backend.load_state(self.model, parts["model"])
+        self.average.load_state(parts["average"])
+        self._optimiser.load_state(parts["optimiser"])
+        self.step = step
+
+
+def clip(gradients: list, limit: float) -> tuple[list, Any]:
+    """Gradients scaled to a global L2 norm of at most `limit`, and their norm before (torch.nn.utils.clip_grad_norm_)."""
+    squares = [backend.sum(gradient * gradient).reshape(1) for gradient in gradients]
+    norm = backend.sqrt(backend.sum(backend.cat(squares)))
+    factor = backend.clamp(limit / (norm + 1e-6), max=1.0)
+    return [gradient * factor for gradient in gradients], norm
+
+
+def train(
+    model: backend.nn.Module,
+    criterion: Callable,
+    loader: Any,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    evaluate: Callable[[backend.nn.Module], Mapping[str, float]] | None = None,
+    evaluate_every: int = 10,
+    checkpoint_every: int = 0,
+    identity: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Train for recipe.epochs and return what the run left in `folder`.
+
+    loader: `lib.data.loader.Loader` over the training images with recipe.batch.
+    evaluate: called with the averaged model in evaluation mode after each `evaluate_every` epochs and after the last;
+        "AP" of what it returns decides which weights are best.
+    checkpoint_every: steps between two checkpoints inside an epoch; 0 leaves the one at each epoch's end.
+    identity: plain values that tell this run from another (data, seed, size). An unfinished run of the same recipe and
+        identity in `folder` continues where its checkpoint stands, bit for bit; anything else there is replaced.
+    """
+    folder = Path(folder)
+    trainer = Trainer(model, criterion, recipe, len(loader))
+    run = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": dict(identity or {})}
+    best = _resume(trainer, folder, run)
+    resumed_at = trainer.step
+    evaluates = set(range(evaluate_every - 1, recipe.epochs, evaluate_every)) | {recipe.epochs - 1} if evaluate else set()
+    with Log(folder / LOG, trainer.step) as log, _progress(trainer) as bar:
+        for epoch in range(trainer.epoch, recipe.epochs):
+            skip = trainer.step - epoch * len(loader)
+            for line in _epoch(trainer, loader.iter_epoch(epoch, skip=skip), folder):
+                log.write(line)
+                bar.update()
+                bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+                ended = trainer.step % len(loader) == 0
+                if checkpoint_every and trainer.step % checkpoint_every == 0 and not ended:
+                    _save(trainer, folder, run, best)
+            if epoch in evaluates:
+                line, better = _evaluate(trainer, evaluate, epoch, best)
+                log.write(line)
+                best = line if better else best
+                if better:
+                    _write(folder / WEIGHTS, trainer.average.state())
+            _save(trainer, folder, run, best)
+        if not evaluate:
+            _write(folder / WEIGHTS, trainer.average.state())
+    return Outcome(folder / LOG, folder / CHECKPOINT, folder / WEIGHTS, trainer.step, resumed_at, best)
+
+
+def _epoch(trainer: Trainer, batches: Iterator, folder: Path) -> Iterator[dict[str, Any]]:
+    """Train on the batches and yield the log's line of each step."""
+    clock = time.perf_counter()
+    for batch in batches:
+        waited = time.perf_counter() - clock
+        epoch, rate = trainer.epoch, float(trainer.rates[trainer.step])
+        asked = trainer.issue(batch.images, batch.targets)
+        # Reading waits for all of the step: an average that is never computed would keep every step's graph alive.
+        values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
+        _check_finite(values, trainer.step - 1, epoch, rate, folder)
+        norm = values.pop(NORM)
+        now = time.perf_counter()
+        yield {
+            "step": trainer.step - 1, "epoch": epoch, "learning_rate": rate, "loss": math.fsum(values.values()), **values,
+            NORM: norm, "step_seconds": round(now - clock, 6), "wait_seconds": round(waited, 6),
+        }  # fmt: skip
+        clock = time.perf_counter()
+
+
+def _check_finite(values: Mapping[str, float], step: int, epoch: int, rate: float, folder: Path) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"training: {name} is {value} at step {step} (epoch {epoch}, learning rate {rate:.3g}); what {folder} "
+                "holds is from before: lower the learning rate or look for broken images and boxes"
+            )
+
+
+def _evaluate(trainer: Trainer, evaluate: Callable, epoch: int, best: Mapping | None) -> tuple[dict[str, Any], bool]:
+    """The log's line of an evaluation of the averaged weights, and whether it beats the best one so far."""
+    clock = time.perf_counter()
+    with trainer.average.in_use() as model:
+        numbers = {name: float(value) for name, value in evaluate(model).items()}
+    line = {"step": trainer.step - 1, "epoch": epoch, "evaluation": numbers}
+    line["evaluation_seconds"] = round(time.perf_counter() - clock, 6)
+    return line, best is None or numbers["AP"] > best["evaluation"]["AP"]
+
+
+class Log:
+    """A JSONL file that continues at `step`: later lines, and one cut off in the middle, are dropped on entry."""
+
+    def __init__(self, path: Path, step: int):
+        self._path, self._step = path, step
+
+    def __enter__(self) -> "Log":
+        kept = [line for line in read_log(self._path) if line["step"] < self._step] if self._step else []
+        with atomic(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._stream = open(self._path, "a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line, handed to the operating system at once: a killed process loses none."""
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a last line without its end is left out. UserError if there is no log."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); train first") from error
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _progress(trainer: Trainer) -> tqdm:
+    return tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training")
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], header: dict[str, str] | None = None) -> None:
+    with atomic(path) as temporary:
+        # A strided array would be written in the wrong order.
+        temporary.write_bytes(safetensors.numpy.save({n: np.asarray(a, order="C") for n, a in arrays.items()}, header))
+
+
+def _save(trainer: Trainer, folder: Path, run: dict[str, Any], best: Mapping | None) -> None:
+    state = {**run, "step": trainer.step, "epoch": trainer.epoch, "best": best}
+    _write(folder / CHECKPOINT, trainer.state(), {HEADER: json.dumps(state, sort_keys=True)})
+
+
+def _resume(trainer: Trainer, folder: Path, run: dict[str, Any]) -> Mapping | None:
+    """Bring the trainer to the unfinished run that `folder` holds, if it is this run; return its best evaluation."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            state = json.loads(file.metadata()[HEADER])
+            same = all(state[key] == json.loads(json.dumps(value)) for key, value in run.items())
+            if not same or state["step"] == len(trainer.rates):
+                return None
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        trainer.load_state(arrays, state["step"])
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint of this run ({error}); remove it to start from the beginning") from error
+    return state["best"]

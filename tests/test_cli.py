@@ -1,0 +1,120 @@
+"""python -m lib: exit codes, one line for a user's mistake, and one run through the verbs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib import checkpoints
+from lib.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "nanodet-plus-m_320"
+
+
+def fails(capsys, *arguments):
+    """The one line on stderr of a call that ends with exit code 1."""
+    assert main([str(argument) for argument in arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "weights.npz"
+    checkpoints.write(path, {"model.a": np.arange(3.0), "model.b": np.ones((), np.int64)})
+    return path
+
+
+@pytest.mark.parametrize("verb", [
+    [], ["data"], ["data", "scenes"], ["data", "verify"], ["convert"], ["train"], ["evaluate"]])
+def test_help_shows_examples(capsys, verb):
+    with pytest.raises(SystemExit) as ended:
+        main([*verb, "--help"])
+    assert ended.value.code == 0
+    if verb:
+        assert f"python -m lib {' '.join(verb)} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["data"], ["convert", "one.npz"], ["evaluate", MODEL]])
+def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_convert_between_formats(capsys, tmp_path, weights):
+    assert main(["convert", str(weights), str(tmp_path / "out.pth")]) == 0
+    assert "2 entries" in capsys.readouterr().out
+    assert set(checkpoints.read(tmp_path / "out.pth")) == {"a", "b"}
+
+
+def test_convert_reports_what_does_not_fit_and_leaves_the_target(capsys, tmp_path, weights):
+    target = tmp_path / "out.pth"
+    target.write_text("earlier")
+    assert "unknown kind" in fails(capsys, "convert", tmp_path / "weights.h5", target)
+    assert "can't be read" in fails(capsys, "convert", tmp_path / "nowhere.npz", target)
+    line = fails(capsys, "convert", weights, target, "--model", MODEL)
+    assert "missing" in line and "2 left over: a, b" in line
+    assert "unknown" in fails(capsys, "convert", weights, target, "--model", "yolo")
+    assert "--model" in fails(capsys, "convert", weights, target, "--absent", "aux_fpn.")
+    assert target.read_text() == "earlier"
+
+
+def test_verify_lists_faults_and_fails(capsys, tmp_path):
+    assert main(["data", "scenes", str(tmp_path), "--train", "1", "--val", "1", "--size", "64"]) == 0
+    assert main(["data", "verify", str(tmp_path / "val.json")]) == 0
+    content = json.loads((tmp_path / "val.json").read_text())
+    content["images"][0]["file_name"] = "nowhere.png"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["data", "verify", str(tmp_path / "val.json")]) == 1
+    shown = capsys.readouterr()
+    assert "nowhere.png" in shown.out and len(shown.err.splitlines()) == 1
+
+
+def test_data_and_convert_need_no_framework(tmp_path, weights):
+    program = ("import sys\nfrom lib.__main__ import main\ncode = main(sys.argv[1:])\n"
+               "print(sorted({'torch', 'jittor', 'lib.backend'} & sys.modules.keys())); sys.exit(code)")
+    for arguments in (["convert", weights, tmp_path / "o.pkl"], ["data", "verify", tmp_path / "nowhere.json"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    program = "from lib import __main__ as m\nm._scenes = m._verify = lambda chosen: print('on', flush=True) or input()\n"
+    program += "import sys; sys.exit(m.main(['data', 'verify', 'x.json']))"
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "on\n"
+    time.sleep(0.2)  # until the child waits in input()
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=30)
+    assert child.returncode == 130 and error == "interrupted; what was complete is kept\n"
+
+
+@pytest.mark.slow
+def test_from_scenes_to_numbers(capsys, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    assert main(["data", "scenes", str(data), "--train", "4", "--val", "2", "--size", "96"]) == 0
+    train = ["train", MODEL, str(data), str(run), "--epochs", "1", "--batch", "2", "--size", "64", "64"]
+    assert main(train) == 0
+    steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [0, 1]
+    capsys.readouterr()
+    found = tmp_path / "found.json"
+    assert main(["evaluate", MODEL, str(run / "weights.safetensors"), str(data / "val.json"), "--size", "64", "64",
+                 "--detections", str(found), "--per-class"]) == 0
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert len(shown) == 12 + 10 and float(shown["AP"]) == pytest.approx(steps[-1]["evaluation"]["AP"], abs=1e-4)
+    assert isinstance(json.loads(found.read_text()), list)
+    target = tmp_path / "weights.pth"
+    line = fails(capsys, "convert", run / "weights.safetensors", target, "--model", MODEL)
+    assert "of the wrong shape" in line and not target.exists()  # ten classes, not eighty
+    assert main(["convert", str(run / "weights.safetensors"), str(target), "--model", MODEL, "--classes", "10"]) == 0

@@ -1,0 +1,431 @@
+"""Data sets and batches: what is refused and how, scenes and batches that are the same everywhere and always."""
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from hashlib import sha256
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib.path import Path as Outline
+
+from lib.data import coco, scenes, transforms
+from lib.data.loader import AHEAD, Loader
+from lib.errors import UserError
+
+RECIPE = transforms.RECIPES["nanodet_plus"]
+ROOT = Path(__file__).resolve().parent.parent
+
+GOOD = {
+    "images": [{"id": 7, "file_name": "b.png", "width": 40, "height": 30},
+               {"id": 3, "file_name": "a.jpg", "width": 20, "height": 20}],
+    "categories": [{"id": 9, "name": "dog"}, {"id": 2, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 9, "bbox": [1.5, 2, 10, 12], "area": 120, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 2, "bbox": [-1, 0, 41, 30.5], "area": 1200, "iscrowd": 0},
+        {"id": 4, "image_id": 7, "category_id": 2, "bbox": [5, 5, 8, 8], "area": 64, "iscrowd": 1},
+    ],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes the document, changed at will, with its images -> the JSON file."""
+
+    def write(change=lambda document: None) -> Path:
+        document = copy.deepcopy(GOOD)
+        change(document)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for name, shape in (("b.png", (30, 40, 3)), ("a.jpg", (20, 20, 3))):
+            cv2.imwrite(str(tmp_path / "images" / name), np.arange(np.prod(shape), dtype=np.uint8).reshape(shape))
+        (tmp_path / "set.json").write_text(json.dumps(document))
+        return tmp_path / "set.json"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return scenes.generate(tmp_path_factory.mktemp("scenes"), seed=3, train=21, val=5, size=96)
+
+
+# --- COCO files
+
+def test_a_good_file_is_read_as_published(write):
+    path = write()
+    dataset = coco.load(path)
+    assert coco.verify(path) == []
+    assert (dataset.classes, dataset.category_ids) == (("cat", "dog"), (2, 9))
+    empty, full = dataset.images
+    assert (empty.id, len(empty.boxes), empty.boxes.shape, empty.labels.dtype) == (3, 0, (0, 4), np.int64)
+    np.testing.assert_array_equal(full.boxes, np.array([[1.5, 2, 11.5, 14], [-1, 0, 40, 30.5]], np.float32))
+    assert full.labels.tolist() == [1, 0] and full.crowd.tolist() == [[5, 5, 13, 13]]
+    assert coco.read_image(full).shape == (30, 40, 3)
+
+
+def edit(kind: str, index: int, **values):
+    return lambda document: document[kind][index].update(values)
+
+
+FAULTS = {  # name: (change, what the message names)
+    "unknown image": (edit("annotations", 0, image_id=99), ["annotation 1", "image_id 99"]),
+    "unknown category": (edit("annotations", 0, category_id=1), ["annotation 1", "category_id 1"]),
+    "zero width": (edit("annotations", 0, bbox=[1, 2, 0, 5]), ["annotation 1", "image 7", "[1, 2, 0, 5]", "size"]),
+    "negative height": (edit("annotations", 0, bbox=[1, 2, 5, -3]), ["annotation 1", "image 7", "size"]),
+    "right of the image": (edit("annotations", 0, bbox=[40, 2, 5, 5]), ["annotation 1", "outside", "40x30"]),
+    "above the image": (edit("annotations", 0, bbox=[1, -9, 5, 9]), ["annotation 1", "outside", "40x30"]),
+    "three numbers": (edit("annotations", 0, bbox=[1, 2, 3]), ["annotation 1", "[1, 2, 3]", "four"]),
+    "a number as text": (edit("annotations", 0, bbox=["1", 2, 3, 4]), ["annotation 1", "four"]),
+    "no box": (lambda d: d["annotations"][0].pop("bbox"), ["annotation 1", "bbox None"]),
+    "an area without end": (edit("annotations", 0, area=10**400), ["annotation 1", "area"]),
+    "annotation without id": (lambda d: d["annotations"][1].pop("id"), ["annotation number 2", "id"]),
+    "annotation id twice": (edit("annotations", 1, id=1), ["annotation id 1", "twice"]),
+    "image id twice": (edit("images", 1, id=7), ["image id 7", "twice"]),
+    "category id twice": (edit("categories", 1, id=9), ["category id 9", "twice"]),
+    "true as id": (edit("images", 0, id=True), ["image number 1", "id"]),
+    "nameless category": (edit("categories", 0, name=" "), ["category 9", "name"]),
+    "no file name": (edit("images", 0, file_name=None), ["image 7", "file_name"]),
+    "a path out of the folder": (edit("images", 0, file_name="../b.png"), ["image 7", "../b.png", "leaves"]),
+    "a path from the root": (edit("images", 0, file_name="/etc/passwd"), ["image 7", "/etc/passwd", "leaves"]),
+    "a Windows path": (edit("images", 0, file_name="x\\..\\..\\b.png"), ["image 7", "leaves"]),
+    "a file name of two lines": (edit("images", 0, file_name="a\nb.png"), ["image 7", "file_name"]),
+    "half a character": (edit("images", 0, file_name="\ud800.png"), ["image 7", "file_name"]),
+    "the folder itself": (edit("images", 0, file_name="."), ["image 7", "missing"]),
+    "an endless file name": (edit("images", 0, file_name="n" * 5000), ["image 7", "missing"]),
+    "no width": (edit("images", 0, width=0), ["image 7", "width 0"]),
+    "a missing image": (edit("images", 0, file_name="c.png"), ["c.png", "image 7", "missing"]),
+    "an image that is a list": (lambda d: d["images"].append([]), ["image number 3", "id"]),
+    "no categories": (lambda d: d["categories"].clear(), ["categories", "empty"]),
+    "no list of images": (lambda d: d.pop("images"), ["images"]),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_one_line_with_file_entry_and_remedy(write, name):
+    change, named = FAULTS[name]
+    path = write(change)
+    with pytest.raises(UserError) as caught:
+        coco.load(path)
+    message = str(caught.value)
+    assert "\n" not in message and "; " in message
+    assert all(part in message for part in [str(path), *named]), message
+    assert any(all(part in fault for part in named) for fault in coco.verify(path))
+
+
+@pytest.mark.parametrize(("content", "named"), [
+    (json.dumps(GOOD)[:200], "cut short"), ("", "cut short"), ("[1, 2]", "images"), ("{}", "images"),
+    (json.dumps(GOOD).replace("1.5", "NaN"), "NaN"), (json.dumps(GOOD).replace("1.5", "-Infinity"), "Infinity"),
+    (json.dumps(GOOD).replace("1.5", "1e999"), "annotation 1"), ("[" * 100_000, "JSON"), ("9" * 5000, "JSON"),
+    ("\xff\xfe\x00", "JSON"),
+])
+def test_a_file_that_is_no_coco_json(write, content, named):
+    path = write()
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        coco.load(path)
+    assert str(path) in str(caught.value) and named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_absent_files_and_folders(tmp_path):
+    for path in (tmp_path / "no.json", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            coco.load(path)
+
+
+def test_the_first_of_several_faults_tells_how_many_more(write):
+    path = write(lambda document: [edit("annotations", n, image_id=99)(document) for n in (0, 1, 2)])
+    with pytest.raises(UserError, match=r"annotation 1 .*2 more"):
+        coco.load(path)
+    assert len(coco.verify(path)) == 3
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    ({"bbox": [1, 2, 0.9, 5]}, "less than a pixel"), ({"area": 0}, "of no area"), ({"area": -1}, "of no area"),
+])
+def test_what_published_training_skips_is_skipped_and_reported(write, values, reason):
+    path = write(edit("annotations", 0, **values))
+    assert coco.load(path).images[1].labels.tolist() == [0]
+    fault, = coco.verify(path)
+    assert "annotation 1" in fault and reason in fault
+
+
+def test_an_ignored_empty_box_and_a_box_across_the_border_load(write):
+    assert len(coco.load(write(edit("annotations", 0, bbox=[1, 1, 0, 0], ignore=1))).images[1].boxes) == 1
+    path = write(edit("annotations", 0, bbox=[30, 2, 20, 5]))
+    np.testing.assert_array_equal(coco.load(path).images[1].boxes[0], [30, 2, 50, 7])
+    assert "10 pixels beyond" in coco.verify(path)[0]
+
+
+@pytest.mark.parametrize("name", ["b.png", "a.jpg"])
+@pytest.mark.parametrize(("damage", "named"), [
+    (lambda data: b"", "cut short"), (lambda data: data[:-9], "cut short"),
+    (lambda data: data[:len(data) // 2], "cut short"), (lambda data: b"<html>not found</html>", "unknown format"),
+])
+def test_a_damaged_image_is_one_line(write, name, damage, named, capfd):
+    path = write()
+    file = path.parent / "images" / name
+    file.write_bytes(damage(file.read_bytes()))
+    dataset = coco.load(path)
+    entry = next(entry for entry in dataset.images if entry.file == file)
+    with pytest.raises(UserError, match=named) as caught:
+        coco.read_image(entry)
+    assert str(file) in str(caught.value) and f"image {entry.id}" in str(caught.value)
+    assert coco.verify(path) == [str(caught.value)]
+    assert capfd.readouterr().err == ""
+
+
+def test_an_image_of_another_size_or_without_permission(write):
+    path = write(edit("images", 0, width=41))
+    with pytest.raises(UserError, match=r"b\.png.* is 40x30 pixels, its entry says 41x30"):
+        coco.read_image(coco.load(path).images[1])
+    entry = coco.load(path).images[0]
+    entry.file.unlink()
+    entry.file.mkdir()
+    with pytest.raises(UserError, match=r"a\.jpg: image 3 cannot be read"):
+        coco.read_image(entry)
+
+
+def test_where_images_and_splits_are_found(write, tmp_path):
+    flat = write()
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    os.rename(tmp_path / "images", tmp_path / "coco/val2017")
+    for split in ("train", "val"):
+        (tmp_path / f"coco/annotations/instances_{split}2017.json").write_bytes(flat.read_bytes())
+    train, val = coco.splits(tmp_path / "coco")
+    assert coco.load(val).images[0].file == tmp_path / "coco/val2017/a.jpg"
+    with pytest.raises(UserError, match="missing"):
+        coco.load(train)
+    assert coco.load(train, tmp_path / "coco/val2017").images
+    assert coco.splits(flat) == (flat, flat)
+    with pytest.raises(UserError, match="train.json"):
+        coco.splits(tmp_path / "nowhere")
+
+
+def test_real_coco_is_clean(shared):
+    path = shared / "real/coco_val_64/instances.json"
+    assert coco.verify(path) == []
+    dataset = coco.load(path)
+    document = json.loads(path.read_text())
+    crowd = sum(annotation["iscrowd"] for annotation in document["annotations"])
+    assert len(dataset.images) == len(document["images"]) == 64 and len(dataset.classes) == 80
+    assert sum(len(entry.crowd) for entry in dataset.images) == crowd
+    assert sum(len(entry.boxes) for entry in dataset.images) == len(document["annotations"]) - crowd
+
+
+# --- built-in scenes
+
+PINNED = {
+    "train.json": "",
+}
+
+
+def digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_scenes_are_these_bytes(drawn):
+    folder = drawn["train"].parent
+    assert {name: digest(folder / name) for name in PINNED} == PINNED
+
+
+def test_scenes_hold_what_they_promise(drawn):
+    document = json.loads(drawn["train"].read_text())
+    assert coco.verify(drawn["train"]) == coco.verify(drawn["val"]) == []
+    assert [category["name"] for category in document["categories"]] == list(scenes.CLASSES)
+    assert len(scenes.CLASSES) == 10
+    dataset = coco.load(drawn["train"])
+    assert {len(entry.boxes) == 0 for entry in dataset.images} == {True, False}
+    assert len({(entry.width, entry.height) for entry in dataset.images}) > 3
+    for index in (0, 5):
+        scene = scenes.draw(3, "train", index, 96)
+        np.testing.assert_array_equal(coco.read_image(dataset.images[index]), scene.image)
+        assert (scene.areas <= scene.boxes[:, 2] * scene.boxes[:, 3]).all()
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_visible_boxes_hold_their_objects(size):
+    for index in range(40):
+        scene = scenes.draw(11, "train", index, size)
+        height, width = scene.image.shape[:2]
+        x, y, box_width, box_height = scene.boxes.T
+        assert max(height, width) == size and (scene.areas > 0).all() and (scene.areas <= box_width * box_height).all()
+        assert (x >= 0).all() and (y >= 0).all() and (x + box_width <= width).all() and (y + box_height <= height).all()
+
+
+def test_a_longer_set_begins_like_a_shorter_one(drawn, tmp_path):
+    longer = scenes.generate(tmp_path, seed=3, train=22, val=1, size=96)
+    assert digest(tmp_path / "images/train/000020.png") == digest(drawn["train"].parent / "images/train/000020.png")
+    assert len(coco.load(longer["train"]).images) == 22
+
+
+def test_an_interrupted_or_damaged_set_is_completed_to_the_same_bytes(drawn, tmp_path, monkeypatch):
+    draw, seen = scenes.draw, []
+
+    def stop_at_nine(*key):
+        seen.append(key)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        return draw(*key)
+
+    monkeypatch.setattr(scenes, "draw", stop_at_nine)
+    with pytest.raises(KeyboardInterrupt):
+        scenes.generate(tmp_path, seed=3, train=21, val=5, size=96)
+    assert not list(tmp_path.glob("*.json")) and len(list(tmp_path.rglob("*.png"))) == 8
+    scenes.generate(tmp_path, seed=3, train=21, val=5, size=96)
+    assert contents(tmp_path) == contents(drawn["train"].parent)
+
+    (tmp_path / "images/val/000001.png").write_bytes(b"damaged")
+    (tmp_path / "images/train/000002.png").unlink()
+    scenes.generate(tmp_path, seed=3, train=21, val=5, size=96)
+    assert contents(tmp_path) == contents(drawn["train"].parent)
+
+    seen.clear()
+    scenes.generate(tmp_path, seed=3, train=21, val=5, size=96)
+    assert not seen  # complete: nothing is drawn
+
+
+def test_another_set_is_left_alone(write):
+    path = write()
+    path = path.rename(path.with_name("val.json"))
+    before = contents(path.parent)
+    with pytest.raises(UserError, match=r"val\.json.*another folder"):
+        scenes.generate(path.parent, train=1, val=1)
+    assert contents(path.parent) == before
+
+
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"val": -1}, {"size": 8}, {"seed": -1}])
+def test_sizes_out_of_range_are_refused(tmp_path, wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}.*change"):
+        scenes.generate(tmp_path / "new", **wrong)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", scenes.CLASSES)
+def test_shapes_cover_what_geometry_says(name):
+    """Pixel coverage against matplotlib's point-in-polygon test in float64 at the same 16 samples a pixel."""
+    layer, radius, (c, s, n) = scenes.CLASSES[name][0], 30, (3, 4, 5)
+    coverage, x, y = scenes._raster(layer, (40, 50), radius, (c, s, n))
+    side = np.arange(len(coverage) * scenes.SAMPLES)
+    centres = (side + 0.5) / scenes.SAMPLES
+    points = np.stack(np.meshgrid(centres + x, centres + y), -1).reshape(-1, 2)
+
+    def parity(contours) -> np.ndarray:
+        turn = np.array([[c, -s], [s, c]]) / n
+        outlines = [np.array(contour) @ turn.T * radius / scenes.UNIT + (40, 50) for contour in contours]
+        # matplotlib fills a self-crossing outline by winding; none but the hourglass crosses itself: split it in two
+        parts = [part for outline in outlines for part in _triangles(outline, name)]
+        return sum(Outline(part).contains_points(points) for part in parts) % 2
+
+    expected = parity(layer.contours) & ~parity(layer.cuts) & 1 if layer.cuts else parity(layer.contours)
+    per_pixel = expected.reshape(len(coverage), scenes.SAMPLES, len(coverage), scenes.SAMPLES).sum((1, 3))
+    assert coverage.max() == scenes.SAMPLES ** 2
+    # corners are rounded to an eighth of a pixel, so only samples at an edge may differ
+    assert np.abs(per_pixel - coverage).max() <= scenes.SAMPLES
+    assert abs(int(per_pixel.sum()) - int(coverage.sum())) <= 0.02 * coverage.sum()
+
+
+def _triangles(outline: np.ndarray, name: str) -> list[np.ndarray]:
+    if name != "hourglass":
+        return [outline]
+    middle = outline.mean(axis=0)
+    return [np.array([outline[0], outline[1], middle]), np.array([outline[2], outline[3], middle])]
+
+
+# --- batches
+
+def fingerprint(batches) -> list[str]:
+    def parts(batch):
+        yield from (batch.images.tobytes(), batch.warps.tobytes(), repr((batch.ids, batch.original_sizes)).encode())
+        yield from (target[key].tobytes() for target in batch.targets for key in ("boxes", "labels"))
+
+    return [sha256(b"".join(parts(batch))).hexdigest() for batch in batches]
+
+
+def make(drawn, split="train", **options):
+    options = {"batch": 4, "size": (64, 96), "recipe": RECIPE, "seed": 5, "train": split == "train"} | options
+    return Loader(coco.load(drawn[split]), **options)
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(drawn):
+    one, many = (fingerprint(make(drawn, workers=workers).iter_epoch(2)) for workers in (1, 5))
+    assert one == many and len(one) == len(make(drawn)) == 5  # 21 images, the odd one dropped
+    assert fingerprint(make(drawn).iter_epoch(2, skip=3)) == one[3:]
+    assert fingerprint(make(drawn).iter_epoch(2, skip=5)) == []
+
+
+def test_epochs_and_seeds_differ(drawn):
+    sets = [fingerprint(make(drawn, seed=seed).iter_epoch(epoch)) for seed, epoch in ((5, 2), (5, 3), (6, 2))]
+    assert len({digest for digests in sets for digest in digests}) == 15
+
+
+def test_a_training_batch_holds_what_the_criterion_needs(drawn):
+    batch = next(make(drawn).iter_epoch(0))
+    assert batch.images.shape == (4, 3, 64, 96) and batch.images.dtype == np.float32
+    assert batch.warps.shape == (4, 3, 3) and len(batch.ids) == len(batch.original_sizes) == 4
+    for target in batch.targets:
+        assert target["boxes"].dtype == np.float32 and target["labels"].dtype == np.int64
+        assert len(target["boxes"]) == len(target["labels"])
+        assert (target["boxes"] >= 0).all() and (target["boxes"] <= [96, 64, 96, 64]).all()
+
+
+def test_validation_takes_every_image_in_order(drawn):
+    batches = list(make(drawn, "val").iter_epoch(0))
+    assert [batch.ids for batch in batches] == [(1, 2, 3, 4), (5,)]
+    entry, scale = coco.load(drawn["val"]).images[0], (96, 64)
+    factor = np.array([*scale, *scale]) / [entry.width, entry.height, entry.width, entry.height]
+    np.testing.assert_allclose(batches[0].targets[0]["boxes"], entry.boxes * factor, rtol=1e-6)
+
+
+def test_too_few_images_for_a_batch(drawn):
+    with pytest.raises(UserError, match="21 images, fewer than one batch of 22"):
+        make(drawn, batch=22)
+
+
+def test_a_damaged_image_stops_the_epoch_with_its_name(tmp_path):
+    drawn = scenes.generate(tmp_path, train=1, val=9, size=64)
+    file = tmp_path / "images/val/000005.png"
+    file.write_bytes(file.read_bytes()[:100])
+    batches = make(drawn, "val", batch=2, workers=3).iter_epoch(0)
+    assert [next(batches).ids, next(batches).ids] == [(1, 2), (3, 4)]
+    with pytest.raises(UserError, match=r"000005\.png: image 6 is cut short"):
+        next(batches)
+    assert not loader_threads()
+
+
+def test_closing_early_leaves_no_thread_and_prefetching_is_bounded(drawn, monkeypatch):
+    read, image = [], coco.read_image
+    monkeypatch.setattr(coco, "read_image", lambda entry: read.append(entry.id) or image(entry))
+    batches = make(drawn, workers=4, batch=2).iter_epoch(0)
+    next(batches)
+    batches.close()
+    assert not loader_threads()
+    assert 2 <= len(read) <= (AHEAD + 1) * 2
+
+
+def test_ctrl_c_ends_a_program_at_once(drawn):
+    program = ("import sys; from lib.data import coco, loader, transforms\n"
+               "load = loader.Loader(coco.load(sys.argv[1]), transforms.RECIPES['nanodet_plus'], (320, 320), 4)\n"
+               "for epoch in range(10**6):\n"
+               "    for batch in load.iter_epoch(epoch): print(batch.ids, flush=True)\n")
+    process = subprocess.Popen([sys.executable, "-c", program, str(drawn["train"])], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors

@@ -1,0 +1,240 @@
+"""The pipeline: what a job depends on, what a failed notebook leaves, what Snakemake runs again.
+
+In the torch environment only, which orchestrates. A miniature project with stub notebooks stands in for the real one.
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from lib import environment, pipeline
+from lib import notebook as notebooks
+from lib.errors import UserError
+
+pytest.importorskip("snakemake", reason="the jt environment has no Snakemake")
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "nanodet-plus-m_320"
+COMPARE = "pathlib.Path(report, 'index.html').write_text(str(not_run))\nopen('trace', 'a').write('compare/none\\n')"
+STAGE = """side, stage = os.environ['SIDE'], '{stage}'
+open('trace', 'a').write(f'{{stage}}/{{side}}\\n')
+place = pathlib.Path(records, model, side, f'{{stage}}.json')
+place.parent.mkdir(parents=True, exist_ok=True)
+place.write_text(json.dumps(str(time.time())))"""
+TRAIN = """folder = pathlib.Path(runs, model, os.environ['SIDE'])
+steps = folder / 'steps'
+done = len(steps.read_text()) if steps.exists() else 0
+for step in range(done, epochs):
+    open(steps, 'a').write('.')
+    if pathlib.Path('kill').exists() and step == 1:
+        os.kill(os.getpid(), 9)"""
+
+
+def notebook(path: Path, *sources: str, parameters: str = "") -> Path:
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})] if parameters else []
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A checkout with stub notebooks and a stub library; both its kernels are this interpreter."""
+    for name in ("__init__", "errors", "record", "environment", "doctor", "notebook", "pipeline"):
+        (tmp_path / "lib").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib")
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    for name, text in {"models/__init__": "from . import nanodet_plus, gold_yolo", "models/nanodet_plus": "WIDTH = 1",
+                       "models/gold_yolo": "", "tables": "from lib import models", "data": "",
+                       "backend/__init__": "from .torch import *\nfrom .jittor import *", "backend/torch": "",
+                       "backend/jittor": "from . import jittor_nn", "backend/jittor_nn": ""}.items():
+        (tmp_path / "lib" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "lib" / f"{name}.py").write_text(text)
+    head = "import json, os, pathlib, time"
+    common = f"model = '{MODEL}'\nrecords = ''\nruns = ''"
+    notebook(tmp_path / "notebooks/10_data.ipynb", f"{head}\nfrom lib import data", STAGE.format(stage="data").replace("records, model", "records, 'all'"),
+             parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    notebook(tmp_path / "notebooks/60_train.ipynb", f"{head}\nfrom lib import backend, models, tables", TRAIN, STAGE.format(stage="train"),
+             parameters=common + "\nepochs = 1")
+    notebook(tmp_path / "notebooks/90_compare.ipynb", f"{head}\nfrom lib import tables", COMPARE, parameters="report = ''\nnot_run = []")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 3}, "compare": {}}))
+    for one in environment.ENVIRONMENTS:
+        folder = tmp_path / "home" / one.name
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").symlink_to(sys.executable)
+        (folder / environment.STAMP).touch()
+        (tmp_path / "envs").mkdir(exist_ok=True)
+        (tmp_path / "envs" / one.name).symlink_to(folder)
+        kernel = tmp_path / ".jupyter" / "data" / "kernels" / one.kernel / "kernel.json"
+        kernel.parent.mkdir(parents=True)
+        kernel.write_text(json.dumps({
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"], "language": "python", "display_name": one.name,
+            "env": {"SIDE": one.kernel, "PYTHONPATH": str(tmp_path)}}))
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / ".jupyter" / "data") if name == "JUPYTER_DATA_DIR" else str(tmp_path / ".jupyter" / name))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def start(**options) -> subprocess.Popen:
+    arguments = [text for name, value in {"profile": "mini", "cores": 2, **options}.items() for text in (f"--{name}", str(value))]
+    return subprocess.Popen([sys.executable, "-m", "lib.pipeline", "report", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def report(**options) -> tuple[int, str, list[str]]:
+    """Exit code, what was printed, and which stages ran, in order."""
+    Path("trace").write_text("")
+    process = start(**options)
+    printed, _ = process.communicate()
+    return process.returncode, printed, Path("trace").read_text().split()
+
+
+# ------------------------------------------------------------------------------------------------------ dependencies
+
+def test_sources_follow_imports_to_this_side_and_family(project):
+    train = project / "notebooks" / "60_train.ipynb"
+    shared = ["lib/__init__.py", "lib/backend/__init__.py", "lib/models/__init__.py", "lib/models/nanodet_plus.py"]
+    assert notebooks.sources(train, "torch", [MODEL]) == sorted([*shared, "lib/backend/torch.py"])
+    assert notebooks.sources(train, "jittor", [MODEL]) == sorted([*shared, "lib/backend/jittor.py", "lib/backend/jittor_nn.py"])
+    assert "lib/tables.py" in notebooks.sources(train, "torch", [MODEL], display=True)
+    assert "lib/models/gold_yolo.py" in notebooks.sources(train, "torch", ["gold-yolo-n"])
+
+
+def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refused(project):
+    path = notebook(project / "n.ipynb", parameters="lr = 0.1  # a comment\nseed = 0")
+    assert notebooks.parameters(path, {"lr": 0.2}, {"seed": 3, "data": "x"}, "p") == {"lr": 0.2, "seed": 3}
+    with pytest.raises(UserError, match="p.epochs: n.ipynb has no such parameter"):
+        notebooks.parameters(path, {"epochs": 1}, {}, "p")
+    with pytest.raises(UserError, match="1.0e-3"):
+        notebooks.parameters(path, yaml.safe_load("lr: 1e-3"), {}, "p")
+
+
+@pytest.mark.parametrize("options, words", [({"profile": "none"}, "choose one of mini"), ({"models": "yolo"}, "is no model"),
+                                            ({"data": "absent.json"}, "absent.json: no such file")])
+def test_users_mistakes_are_one_line(project, options, words):
+    code, printed, ran = report(**options)
+    assert code == 1 and not ran and words in printed and printed.startswith("error: ") and len(printed.splitlines()) == 1
+
+
+def test_every_profile_section_fits_its_notebook():
+    for path in (ROOT / "profiles").glob("*.yaml"):
+        profile = pipeline.load_profile(path.stem)
+        for stage in pipeline.STAGES:
+            for name in [tour for _, tour in notebooks.FAMILIES.values()] if stage.notebook == "tour" else [stage.notebook]:
+                if stage.name in profile and (ROOT / "notebooks" / f"{name}.ipynb").exists():
+                    notebooks.parameters(ROOT / "notebooks" / f"{name}.ipynb", profile[stage.name] or {}, {}, f"{path.name}: {stage.name}")
+
+
+# ------------------------------------------------------------------------------------------------- running a notebook
+
+def test_a_failing_cell_is_named_and_leaves_the_earlier_output(project):
+    path = notebook(project / "n.ipynb", "x = n + 1", "raise ValueError('box 3 is\\nempty')", "never = 1", parameters="n = 0")
+    output = project / "out" / "n.ipynb"
+    output.parent.mkdir()
+    output.write_text("earlier")
+    with pytest.raises(UserError, match=r"raised ValueError: box 3 is empty \(see .*out/n.failed.ipynb\)"):
+        notebooks.execute(path, output, "torch", {"n": 2})
+    assert output.read_text() == "earlier" and (project / "out" / "n.failed.ipynb").is_file()
+    notebook(path, "assert n == 2", parameters="n = 0")
+    notebooks.execute(path, output, "torch", {"n": 2})
+    assert [file.name for file in output.parent.iterdir()] == ["n.ipynb"]
+
+
+def test_a_killed_kernel_is_named_and_is_not_taken_for_done(project):
+    path = notebook(project / "n.ipynb", "import os", "os.kill(os.getpid(), 9)  # as for lack of memory", "never = 1")
+    with pytest.raises(UserError, match=r"os.kill.*the kernel was killed"):
+        notebooks.execute(path, project / "o.ipynb", "torch", {})
+    assert not (project / "o.ipynb").exists() and (project / "o.failed.ipynb").is_file()
+
+
+def test_an_absent_kernel_is_one_line(project):
+    with pytest.raises(UserError, match="make envs"):
+        notebooks.execute(notebook(project / "n.ipynb", "1"), project / "o.ipynb", "mxnet", {})
+
+
+def test_a_run_is_resumed_only_with_the_very_same_inputs(project):
+    folder = project / "runs"
+    pipeline.forget_other_run(folder, "a")
+    (folder / "checkpoint").touch()
+    pipeline.forget_other_run(folder, "a")
+    assert (folder / "checkpoint").exists()
+    pipeline.forget_other_run(folder, "b")
+    assert not (folder / "checkpoint").exists()
+
+
+# ------------------------------------------------------------------------------------------------- what runs again
+
+@pytest.mark.slow
+def test_only_what_depends_on_a_change_runs_again(project):
+    trains = {"train/jittor", "train/torch"}
+    code, printed, ran = report()
+    assert code == 0, printed
+    assert ran[0] == "data/torch" and set(ran[1:3]) == trains and ran[3:] == ["compare/none"]
+    started = time.monotonic()
+    code, printed, ran = report()
+    assert code == 0 and not ran and "nothing to do" in printed and time.monotonic() - started < 15
+    for path in ("lib/models/gold_yolo.py", "lib/models/nanodet_plus.py"):  # another family; the same content, newer
+        (project / path).write_text((project / path).read_text() + ("# new" if "gold" in path else ""))
+    assert report()[2] == []
+    (project / "lib" / "backend" / "jittor_nn.py").write_text("# mended")
+    assert report()[2] == ["train/jittor", "compare/none"]
+    (project / "lib" / "tables.py").write_text("# another look")
+    assert report()[2] == ["compare/none"]
+    (project / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 2}, "compare": {}}))
+    assert set(report()[2]) == {*trains, "compare/none"}
+
+
+def test_a_job_whose_record_is_gone_is_not_done(project):
+    jobs = pipeline.plan("mini", [MODEL], "", 2)
+    for job in jobs:
+        for path in (job.done, *map(Path, yaml.safe_load(job.file.read_text())["results"])):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    Path("reports/mini/records", MODEL, "torch", "train.json").unlink()
+    pipeline.plan("mini", [MODEL], "", 2)
+    assert [job.name for job in jobs if not job.done.exists()] == [f"train_{MODEL}_torch"]
+
+
+@pytest.mark.slow
+def test_a_killed_training_continues_and_earlier_results_stay(project):
+    (project / "kill").touch()
+    code, printed, ran = report()
+    assert code == 1 and "kernel was killed" in printed and ran[0] == "data/torch" and "train/torch" not in ran
+    steps = project / "reports/mini/runs" / MODEL / "torch" / "steps"
+    assert steps.read_text() == ".."
+    (project / "kill").unlink()
+    assert report()[0] == 0 and steps.read_text() == "..."
+    record = project / "reports/mini/records" / MODEL / "torch" / "train.json"
+    earlier = record.read_text()
+    path = project / "notebooks" / "60_train.ipynb"
+    path.write_text(path.read_text().replace("steps = folder / 'steps'", "raise RuntimeError('too early')"))
+    code, printed, _ = report()
+    assert code == 1 and "too early" in printed and record.read_text() == earlier
+    assert not (project / "reports/mini/.done" / MODEL / "torch" / "train").exists()
+    assert f"{MODEL}/torch/train" in (project / "reports/mini/index.html").read_text()  # a gap, not the old record
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
+    notebook(project / "notebooks/10_data.ipynb", "import time\ntime.sleep(60)", parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    first = start()
+    while not list(project.glob("reports/mini/notebooks/all/none/.*")):
+        assert first.poll() is None
+        time.sleep(0.1)
+    second = start()
+    assert "another `make report`" in second.communicate()[0] and second.returncode == 1
+    first.kill()
+    first.communicate()
+    notebook(project / "notebooks/10_data.ipynb", "import json, os, pathlib, time", STAGE.format(stage="data").replace("records, model", "records, 'all'"),
+             parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    assert report()[0] == 0
