@@ -36,5 +36,5 @@ system:
 	@$(ALIGN) system
 
 clean:
-	@find reports -mindepth 1 -maxdepth 1 ! -name example -exec rm -rf {} + 2>/dev/null || true
+	@if [ -d reports ]; then find reports -mindepth 1 -maxdepth 1 ! -name example -exec rm -rf {} +; fi
 	@rm -rf .snakemake

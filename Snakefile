@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, workflow.basedir)
 from lib import pipeline
 
-jobs = pipeline.plan(config["report"], config["models"].split(), config["data"], workflow.cores or 1)
+jobs = pipeline.plan(pipeline.Request(str(config["report"]), tuple(config["models"].split()), str(config["data"]), workflow.cores or 1))
 
 
 rule all:
@@ -19,5 +19,5 @@ for job in jobs:
         input: job.inputs
         output: job.done
         threads: job.threads
-        priority: int(job.stage.alone)  # the speed measurement first, while nothing else waits for it
+        priority: job.stage.priority
         shell: "{sys.executable:q} -m lib.pipeline run {input[0]:q}"

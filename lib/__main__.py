@@ -36,6 +36,16 @@ EVALUATE = """\
   python -m lib evaluate nanodet-plus-m_320 fused.npz coco/val.json --absent aux_fpn. aux_head. --detections found.json
 Prints the twelve COCO numbers; --detections keeps what was found in COCO's result format.
 """
+BENCHMARK = """\
+  python -m lib benchmark nanodet-plus-m_320 reports/quick/records
+  python -m lib benchmark nanodet-plus-m_320 records --batches 1 --train-batches 2 --sides jittor
+Times inference and training steps in envs/torch and envs/jt in turn; one record (stage "speed") per side.
+"""
+COMPARE = """\
+  python -m lib compare reports/quick/records reports/quick nanodet-plus-m_320
+Judges what the records hold, writes index.html and report.pdf, prints a verdict per question and pair. It runs no
+model; what has no record is NOT RUN. Fails when a verdict is FAIL, after the report is written.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(_verb(verbs, "convert", "weights from one format to another", CONVERT))
     _add_train(_verb(verbs, "train", "train a model in this environment's framework", TRAIN))
     _add_evaluate(_verb(verbs, "evaluate", "COCO numbers of trained weights", EVALUATE))
+    _add_benchmark(_verb(verbs, "benchmark", "time both frameworks side by side", BENCHMARK))
+    _add_compare(_verb(verbs, "compare", "the alignment report of a folder of records", COMPARE))
     return parser
 
 
@@ -121,6 +133,27 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_absent(parser)
     _add_running(parser)
     parser.set_defaults(run=_evaluate)
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model")
+    parser.add_argument("records", type=Path, help="folder of the records")
+    parser.add_argument("--sides", nargs="+", choices=("torch", "jittor"), default=["torch", "jittor"])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="of inference (1 8)")
+    parser.add_argument("--train-batches", type=int, nargs="*", default=[8], help="of training steps (8)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_benchmark)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("records", type=Path, help="folder of the records")
+    parser.add_argument("folder", type=Path, help="of the report")
+    parser.add_argument("models", nargs="+", metavar="model")
+    parser.add_argument("--profile", default="quick", help="how the report is called (%(default)s)")
+    parser.add_argument("--language", default="en", help="of the report (%(default)s)")
+    parser.set_defaults(run=_compare)
 
 
 def _add_absent(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +246,32 @@ def _evaluate(chosen: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(rows))
     for name, value in [*result.numbers.items(), *(result.per_class.items() if chosen.per_class else ())]:
         print(f"{name:<12} {value:.4f}")
+
+
+def _benchmark(chosen: argparse.Namespace) -> None:
+    from lib import benchmark, environment
+
+    pythons = {side: environment.interpreter(environment.named(side)) for side in chosen.sides}
+    for path in benchmark.benchmark(
+        chosen.model, pythons, chosen.records, batches=chosen.batches, train_batches=chosen.train_batches,
+        rounds=chosen.rounds, threads=chosen.threads, seed=chosen.seed,
+    ):
+        print(path)
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+    from lib import report
+    from lib.alignment.questions import judge_records
+
+    failing = 0
+    for record in judge_records(chosen.records, chosen.models):
+        for answer in record.fields["verdicts"]:
+            failing += answer["verdict"] == "FAIL"
+            print(f"{answer['verdict']:<8} {record.model}  {answer['question']}  {answer['pair']}")
+    written = report.render(chosen.records, chosen.folder, chosen.profile, chosen.models, chosen.language)
+    print(f"{written.html}\n{written.pdf}")
+    if failing:
+        raise UserError(f"{written.html}: {failing} verdicts are FAIL; the report names the numbers behind them")
 
 
 def _use(device: str) -> None:

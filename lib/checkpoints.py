@@ -249,10 +249,12 @@ def _arrays(loaded: Any, numbers: Callable[[_Storage], np.ndarray], path: Path) 
     """The weights of a checkpoint as arrays of their own; `numbers` fetches a storage."""
     state = _state(loaded, path)
     for name, entry in state.items():
-        if not (isinstance(entry, _Tensor) or isinstance(entry, _Array) and entry.array is not None):
-            raise UserError(f"{path}: {name} is a {type(entry).__name__}, not an array; save the state_dict alone")
+        filled = isinstance(entry, _Tensor) or isinstance(entry, _Array) and entry.array is not None
+        if not (filled and isinstance(name, str)):
+            kind = type(entry).__name__.strip("_")
+            raise UserError(f"{path}: {name!r} is a {kind}, not a named array; save the state_dict alone")
     tensors = [entry for entry in state.values() if isinstance(entry, _Tensor)]
-    if sum(math.prod(tensor.shape) * RAW[tensor.storage.dtype].itemsize for tensor in tensors) > LIMIT:
+    if sum(abs(math.prod(tensor.shape)) * RAW[tensor.storage.dtype].itemsize for tensor in tensors) > LIMIT:
         raise UserError(f"{path}: its tensors would take more than {LIMIT >> 30} GiB; this is no detector's checkpoint")
     storages: dict[str, np.ndarray] = {}
     arrays = {}

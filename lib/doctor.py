@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, List, Tuple
 
-from lib import environment
+from lib import environment, installation
 from lib.errors import UserError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -52,7 +52,7 @@ def compiler() -> Check:
 
 
 def python() -> Check:
-    conda, found = environment.find_conda(), environment.find_python()
+    conda, found = installation.find_conda(), installation.find_python()
     if conda:
         return Check("Python 3.11", True, f"conda environments by {conda}")
     text = f"{found.version} ({found.program}) with venv" if found else "no Python 3.11 on PATH that has venv and ensurepip"
@@ -61,9 +61,9 @@ def python() -> Check:
 
 
 def headers() -> Check:
-    if environment.find_conda():
+    if installation.find_conda():
         return Check("Python headers", True, "conda brings them")
-    found = environment.find_python()
+    found = installation.find_python()
     ok = found is not None and (found.headers / "Python.h").is_file() and (found.scripts / "python3.11-config").is_file()
     return Check("Python headers", ok, str(found.headers) if ok else "no Python.h or no python3.11-config; Jittor compiles against them",
                  "apt-get install python3.11-dev", ("python3.11-dev",))

@@ -27,7 +27,8 @@ LINES = {"published": ":", "torch": "-", "jittor": "--"}
 MARKERS = {"published": "^", "torch": "o", "jittor": "s"}
 HATCHES = {"published": "..", "torch": "", "jittor": "///"}
 PAIR_COLOURS = {"published-torch": "torch", "published-jittor": "jittor", "torch-jittor": "published"}
-LEAST = 1e-18  # where an error of exactly zero is drawn on a logarithmic axis
+WORKS = {"forward": "inference", "train": "training step"}  # operations of the speed records
+LEAST = 1e-18  # stands for an error of exactly zero on a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -
         _depth_line(axis, limits, depth, "gate", None, "gate")
         axis.set(title=title, ylabel="largest error / largest value", yscale="log")
         if axis.lines:
+            lowest = min(line.get_ydata()[line.get_ydata() > 10 * LEAST].min(initial=1.0) for line in axis.lines)
+            axis.set_ylim(lowest / 3, 12 * axis.get_ylim()[1])  # a decade for the legend; exact zeros leave at the bottom
             axis.legend(ncols=4, loc="upper left")
         else:
             _empty(axis)
@@ -114,11 +117,12 @@ def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], k
 
 @_styled
 def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
-    """Error over gate of every judged gradient, sorted, one line per pair: above 1 fails."""
+    """Error over gate of every judged float32 gradient, sorted, one line per pair: above 1 fails."""
     figure, axes = _canvas(size=(8.0, 3.6))
     axis = axes[0, 0]
     for pair, found in rows.items():
-        ratios = sorted(max(r["error"] / r["gate"], LEAST) for r in found if isinstance(r["error"], float) and r["gate"])
+        judged = [r for r in found if isinstance(r["error"], float) and r["gate"] and "float64" not in r["what"]]
+        ratios = sorted(max(r["error"] / r["gate"], LEAST) for r in judged)
         side = PAIR_COLOURS[pair]
         axis.plot(np.linspace(0, 100, len(ratios)), ratios, MARKERS[side], color=COLOURS[side], markersize=3,
                   fillstyle="none" if side == "jittor" else "full", label=_pair(pair), rasterized=True)  # fmt: skip
@@ -259,38 +263,38 @@ def _boxes(axis: Axes, boxes: np.ndarray, labels: Sequence[str], colour: Any, li
 # ------------------------------------------------------------------------------------------------------ speed, sizes
 
 @_styled
-def speed(entries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
-    """Median time with quartiles, synchronised, and the time an unsynchronised clock would claim. side -> `entries`."""
-    works = list(dict.fromkeys(entry["what"] for found in entries.values() for entry in found))
+def speed(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+    """Median time with quartiles, synchronised, and what an unsynchronised clock would claim. side -> `cases`."""
+    works = list(dict.fromkeys(case["operation"] for found in cases.values() for case in found))
     figure, axes = _canvas(1, len(works), (8.0, 3.4))
     for axis, work in zip(axes[0], works):
-        held = {side: {e["batch"]: e for e in found if e["what"] == work} for side, found in entries.items()}
+        held = {side: {c["batch"]: c for c in found if c["operation"] == work} for side, found in cases.items()}
         batches = sorted({batch for found in held.values() for batch in found})
         for offset, (side, found) in enumerate(held.items()):
             at = np.arange(len(batches)) + 0.38 * (offset - (len(held) - 1) / 2)
-            medians, low, high = (np.array([1e3 * found[b][k] if b in found else np.nan for b in batches]) for k in ("median_s", "low_s", "high_s"))
-            axis.bar(at, medians, 0.36, yerr=[medians - low, high - medians], capsize=3, label=f"{NAMES[side]}, synchronised",
-                     color=COLOURS[side], hatch=HATCHES[side], edgecolor="white", ecolor="black")  # fmt: skip
-            claimed = [1e3 * found[b]["unsynchronised_s"] if b in found else np.nan for b in batches]
-            axis.plot(at, claimed, "x", color="black", markersize=6, label=f"{NAMES[side]}, unsynchronised" if offset == 0 else None)
+            true, claimed = ([found.get(b, {}).get(clock, {}) for b in batches] for clock in ("synchronised_ms", "unsynchronised_ms"))
+            low, median, high = (np.array([t.get(key, np.nan) for t in true]) for key in ("q1", "median", "q3"))
+            axis.bar(at, median, 0.36, label=f"{NAMES[side]}, synchronised", color=COLOURS[side], hatch=HATCHES[side], edgecolor="white")
+            axis.vlines(at, low, high, color="black")
+            axis.plot(at, [c.get("median", np.nan) for c in claimed], "x", color="black", markersize=6,
+                      label="unsynchronised clock" if offset == 0 else None)  # fmt: skip
         axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-        axis.set(title=work, xlabel="batch size (images)", ylabel="time (ms)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, [label if "un" not in label else "unsynchronised clock" for label in labels], loc="outside upper center", ncols=3)
+        axis.set(title=WORKS[work], xlabel="batch size (images)", ylabel="time (ms)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return _picture(figure, "Median time per batch size with quartiles, synchronised, beside the unsynchronised clock's claim.")
 
 
 @_styled
-def memory(entries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
-    """Peak memory per work and batch. side -> `entries` of the speed record."""
-    keys = list(dict.fromkeys((e["what"], e["batch"]) for found in entries.values() for e in found))
+def memory(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+    """Peak memory per work and batch. side -> `cases` of the speed record."""
+    keys = list(dict.fromkeys((c["operation"], c["batch"]) for found in cases.values() for c in found))
     figure, axes = _canvas(size=(8.0, 0.9 + 0.45 * len(keys)))
     axis = axes[0, 0]
-    for offset, (side, found) in enumerate(entries.items()):
-        held = {(e["what"], e["batch"]): e["peak_memory_mib"] for e in found}
-        at = np.arange(len(keys)) + 0.38 * (offset - (len(entries) - 1) / 2)
+    for offset, (side, found) in enumerate(cases.items()):
+        held = {(c["operation"], c["batch"]): c["memory"]["peak_mib"] for c in found}
+        at = np.arange(len(keys)) + 0.38 * (offset - (len(cases) - 1) / 2)
         axis.barh(at, [held.get(key, np.nan) for key in keys], 0.36, label=NAMES[side], color=COLOURS[side], hatch=HATCHES[side], edgecolor="white")
-    axis.set_yticks(range(len(keys)), [f"{what}, batch {batch}" for what, batch in keys])
+    axis.set_yticks(range(len(keys)), [f"{WORKS[what]}, batch {batch}" for what, batch in keys])
     axis.invert_yaxis()
     axis.set_xlabel("peak memory of the process (MiB)")
     figure.legend(loc="outside upper center", ncols=2)
@@ -328,6 +332,39 @@ def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     axis.set(xscale="log", xlabel="square root of the box's area (pixels; dotted: 32 and 96)", ylabel="boxes")
     axis.legend(loc="upper left")
     return _picture(figure, "Histogram of box sizes per split, with COCO's bounds between small, medium and large.")
+
+
+@_styled
+def class_histogram(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Picture:
+    """Boxes of each class, one bar per split."""
+    figure, axes = _canvas(size=(8.0, 0.8 + 0.3 * len(classes)))
+    axis = axes[0, 0]
+    for offset, (split, found) in enumerate(counts.items()):
+        at = np.arange(len(classes)) + 0.8 / len(counts) * (offset - (len(counts) - 1) / 2)
+        axis.barh(at, found, 0.76 / len(counts), label=split, color=("#6e6e6e", "#bdbdbd")[offset], hatch=("", "///")[offset], edgecolor="white")
+    axis.set_yticks(range(len(classes)), list(classes))
+    axis.invert_yaxis()
+    axis.set_xlabel("boxes")
+    axis.legend()
+    return _picture(figure, "Number of boxes of each class, per split.")
+
+
+@_styled
+def distributions(logits: np.ndarray) -> Picture:
+    """Distance distributions (k, 4, bins) as logits: one row per prior, one panel per side of its box, the mean marked."""
+    shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
+    shares, bins = shifted / shifted.sum(axis=2, keepdims=True), np.arange(logits.shape[2])
+    figure, axes = _canvas(len(logits), 4, (8.0, 1.3 * len(logits) + 0.5), sharex=True, sharey=True)
+    for row, prior in zip(axes, shares):
+        for axis, share in zip(row, prior):
+            axis.bar(bins, share, color="#6e6e6e")
+            axis.axvline(share @ bins, color="black", linestyle="--", linewidth=1.0)
+        row[0].set_ylabel("probability")
+    for axis, side in zip(axes[0], ("left", "top", "right", "bottom")):
+        axis.set_title(side)
+    for axis in axes[-1]:
+        axis.set_xlabel("distance (strides)")
+    return _picture(figure, "Distribution over distances for each side of a few priors' boxes; the dashed line is the mean.")
 
 
 # ------------------------------------------------------------------------------------------------------------- parts

@@ -18,6 +18,7 @@ def detect(
     size: tuple[int, int] | None = None,  # network input, height and width; by default the published one
     batch: int = 8,
     workers: int = 2,
+    precision: str = "float32",  # of the model's weights
 ) -> list[np.ndarray]:
     """Per image of the data set, in its order: (m, 6) x1, y1, x2, y2, score, label in the image's own pixels.
 
@@ -31,8 +32,9 @@ def detect(
     try:
         with backend.no_grad():
             for part in tqdm(loader.iter_epoch(0), total=len(loader), unit="batch", desc="detecting", leave=False):
+                outputs = model(backend.tensor(part.images.astype(precision)))
                 found += postprocess.detections(
-                    name, model(backend.tensor(part.images)), image_size=part.images.shape[2:], warps=part.warps,
+                    name, outputs, image_size=part.images.shape[2:], warps=part.warps,
                     original_sizes=part.original_sizes,
                 )
     finally:

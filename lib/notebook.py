@@ -2,7 +2,7 @@
 import ast
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +67,13 @@ def parameters(notebook: Path, section: Mapping[str, Any], offered: Mapping[str,
     return {name: value for name, value in {**offered, **section}.items() if name in defaults}
 
 
-def imported(code: str, package: str) -> Iterator[str]:
+def imported(code: str, package: str, where: Path) -> Iterator[str]:
     """The names below `lib` that Python code imports, the names taken from modules included."""
-    for node in ast.walk(ast.parse(code)):
+    try:
+        tree = ast.parse(code)
+    except SyntaxError as error:
+        raise UserError(f"{where}: line {error.lineno}: {error.msg} in {(error.text or '').strip()!r}") from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "lib")
         elif isinstance(node, ast.ImportFrom):
@@ -80,7 +84,7 @@ def imported(code: str, package: str) -> Iterator[str]:
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def sources(notebook: Path, side: str, models: list[str], display: bool = False) -> list[str]:
+def sources(notebook: Path, side: str, models: Iterable[str], display: bool = False) -> list[str]:
     """The project's files that a notebook's numbers depend on: what it imports, directly or not.
 
     Left out: the other side's backend, the other families' models, and what only displays (unless `display`).
@@ -88,7 +92,7 @@ def sources(notebook: Path, side: str, models: list[str], display: bool = False)
     root = environment.ROOT
     others = set(FAMILIES) - {family(model) for model in models}
     found: set[str] = set()
-    waiting = [name for cell in cells(notebook) for name in imported(cell["source"], "")]
+    waiting = [name for cell in cells(notebook) for name in imported(cell["source"], "", notebook)]
     while waiting:
         name = waiting.pop()
         path = root.joinpath(*name.split("."))
@@ -100,7 +104,7 @@ def sources(notebook: Path, side: str, models: list[str], display: bool = False)
         if not skipped:
             found.add(relative)
             package = name if path.is_dir() else name.rpartition(".")[0]
-            waiting += [*imported(file.read_text(), package), package]
+            waiting += [*imported(file.read_text(), package, file), package]
     return sorted(found)
 
 
@@ -118,13 +122,14 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     partial.parent.mkdir(parents=True, exist_ok=True)
     problem = None
     try:
-        papermill.execute_notebook(notebook, partial, parameters=dict(values), kernel_name=kernel, language="python", progress_bar=False,
-                                   log_output=False, cwd=environment.ROOT)
+        papermill.execute_notebook(notebook, partial, parameters=dict(values), kernel_name=kernel, language="python",
+                                   progress_bar=False, log_output=False, cwd=environment.ROOT)
     except papermill.PapermillExecutionError as error:
         first = error.source.strip().splitlines()[0]
         problem = f"code cell {error.exec_count} ({first!r}) raised {error.ename}: {' '.join(str(error.evalue).split())}"
     except DeadKernelError:
-        problem = f"{last_started(partial)}: the kernel was killed, most often for lack of memory: close other programs or lower the batch size"
+        problem = (f"{last_started(partial)}: the kernel was killed, most often for lack of memory: "
+                   "close other programs or lower the batch size")
     except NoSuchKernel as error:
         raise UserError(f"{notebook}: the kernel {kernel} is absent: run `make envs`") from error
     if problem is None:
@@ -142,6 +147,6 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
 
 
 def last_started(notebook: Path) -> str:
-    """The code cell that was running when the kernel went."""
-    started = [cell for cell in cells(notebook) if cell["execution_count"]] if notebook.is_file() else []
+    """The code cell that was running when the kernel went, by papermill's start times (the kernel sent no count)."""
+    started = [cell for cell in cells(notebook) if cell["metadata"]["papermill"]["start_time"]] if notebook.is_file() else []
     return f"code cell {len(started)} ({started[-1]['source'].strip().splitlines()[0]!r})" if started else "before the first cell"

@@ -38,21 +38,32 @@ class Stage:
     writes: tuple[str, ...] = ()     # the sides whose records it writes
     per_model: bool = True           # else one run for all models
     alone: bool = False              # nothing may run beside it
+    priority: int = 1                # of those that are ready the highest starts first
 
 
 STAGES = (
     Stage("start", "00_start_here", sides=("none",), per_model=False),
-    Stage("data", "10_data", sides=("none",), per_model=False),
+    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False),
     Stage("tour", "tour"),
     Stage("convert", "40_convert", writes=("own",)),
     Stage("forward", "50_forward", writes=("own",)),
     Stage("loss", "51_loss_and_gradient", writes=("own",)),
-    Stage("train", "60_train", needs=("data",), writes=("own",)),
+    Stage("train", "60_train", needs=("data",), writes=("own",), priority=2),  # the longest
     Stage("evaluate", "70_evaluate", needs=("data", "train"), writes=("own",)),
-    Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True),
+    Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True, priority=0),  # others have compiled its kernels
     Stage("compare", "90_compare", sides=("none",), per_model=False,
           needs=("data", "convert", "forward", "loss", "train", "evaluate", "speed")),
 )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `make report` was asked for."""
+
+    profile: str
+    models: tuple[str, ...]
+    data: str                        # folder or COCO JSON; empty: the built-in scenes
+    cores: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Job:
     file: Path          # its description, which is also an input: a changed parameter runs it again
     done: Path
     inputs: tuple[str, ...]
+    results: tuple[str, ...]
     threads: int
 
     @property
@@ -88,55 +100,63 @@ def load_profile(name: str) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------------- the plan
 
-def plan(profile_name: str, models: list[str], data: str, cores: int) -> list[Job]:
+def plan(request: Request) -> list[Job]:
     """All jobs of a report, in order; writes their descriptions, and drops the mark of those whose results are gone."""
-    profile = load_profile(profile_name)
+    profile = load_profile(request.profile)
     jobs: list[Job] = []
     for stage in STAGES:
         if stage.name in profile:
-            for model in models if stage.per_model else ["all"]:
-                jobs += [make_job(stage, model, side, profile_name, profile, models, data, jobs, cores) for side in stage.sides]
+            for model in request.models if stage.per_model else ("all",):
+                needed = [str(job.done) for job in jobs
+                          if job.stage.name in stage.needs and (model == "all" or job.model in ("all", model))]
+                jobs += [make_job(stage, model, side, needed, describe(stage, model, side, request, profile)) for side in stage.sides]
     return jobs
 
 
-def make_job(stage: Stage, model: str, side: str, profile_name: str, profile: Mapping[str, Any], models: list[str],
-             data: str, before: list[Job], cores: int) -> Job:
-    report = Path("reports", profile_name)
+def describe(stage: Stage, model: str, side: str, request: Request, profile: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a job is made of; a difference to what its file says runs it again."""
+    report = Path("reports", request.profile)
     name = FAMILIES[family(model)].tour if stage.notebook == "tour" else stage.notebook
     notebook = Path("notebooks", f"{name}.ipynb")
-    place = Path(model, side, stage.name)
-    threads = cores if stage.alone else min(cores, profile.get("threads", 1))
+    threads = request.cores if stage.alone else min(request.cores, profile.get("threads", 1))
     offered = {
-        "model": model, "models": models, "seed": profile.get("seed", 0), "threads": threads,
-        "data": data or f"data/scenes-{profile_name}", "records": str(report / "records"), "runs": str(report / "runs"),
-        "report": str(report), "profile": profile_name,
+        "model": model, "models": list(request.models), "seed": profile.get("seed", 0), "threads": threads,
+        "data": request.data or f"data/scenes-{request.profile}", "records": str(report / "records"),
+        "runs": str(report / "runs"), "report": str(report), "profile": request.profile,
     }
     kernel = side if side in BOTH else "torch"
-    upstream = [str(job.done) for job in before
-                if job.stage.name in stage.needs and (model == "all" or job.model in ("all", model))]
-    used = parameters(environment.ROOT / notebook, profile[stage.name] or {}, offered, f"profiles/{profile_name}.yaml: {stage.name}")
-    display = stage.name == "compare"
-    inputs = [str(notebook), *sources(environment.ROOT / notebook, side, models if model == "all" else [model], display), *upstream]
-    inputs += report_files() if display else []
-    inputs += annotations(data) if "data" in used else []
-    results = [str(report / "notebooks" / place.with_name(f"{name}.ipynb"))]
-    results += [str(report / "records" / model / (side if owner == "own" else owner) / f"{stage.name}.json") for owner in stage.writes]
-    results += [str(report / "index.html")] if display else []
-    description = {
-        "notebook": str(notebook), "output": results[0], "kernel": kernel,
+    used = parameters(notebook, profile[stage.name] or {}, offered, f"profiles/{request.profile}.yaml: {stage.name}")
+    last = stage.name == "compare"
+    owners = [side if owner == "own" else owner for owner in stage.writes]
+    return {
+        "notebook": str(notebook),
+        "output": str(report / "notebooks" / model / side / notebook.name),
+        "kernel": kernel,
         "environment": environment.location(environment.named(kernel)).name,
-        "parameters": used, "threads": threads, "inputs": inputs, "results": results,
-        "done": str(report / ".done" / place), "resumes": str(report / "runs" / model / side) if stage.name == "train" else None,
+        "threads": threads,
+        "parameters": used,
+        "inputs": [str(notebook), *sources(notebook, side, request.models if model == "all" else (model,), display=last),
+                   *(report_files() if last else ()), *(annotations(request.data) if "data" in used else ())],
+        "results": [*(str(report / "records" / model / owner / f"{stage.name}.json") for owner in owners),
+                    *([str(report / "index.html")] if last else ())],
+        "resumes": str(report / "runs" / model / side) if stage.name == "train" else None,
+        "done": str(report / ".done" / model / side / stage.name),
     }
-    file = report / "jobs" / place.with_suffix(".yaml")
+
+
+def make_job(stage: Stage, model: str, side: str, needed: list[str], description: dict[str, Any]) -> Job:
+    """Write the description where it differs from what stands there."""
+    description = {**description, "inputs": description["inputs"] + needed}
+    done = Path(description["done"])
+    file = done.parents[3] / "jobs" / model / side / f"{stage.name}.yaml"
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
     if not file.is_file() or file.read_text() != text:
         with atomic(file) as temporary:
             temporary.write_text(text)
-    done = Path(description["done"])
+    results = (description["output"], *description["results"])
     if not all(Path(result).is_file() for result in results):
         done.unlink(missing_ok=True)
-    return Job(stage, model, side, file, done, (str(file), *inputs), threads)
+    return Job(stage, model, side, file, done, (str(file), *description["inputs"]), results, description["threads"])
 
 
 def report_files() -> list[str]:
@@ -168,11 +188,12 @@ def run(file: Path) -> None:
     print(f"[report] {title}: {job['notebook']} starts", flush=True)
     started = time.monotonic()
     execute(Path(job["notebook"]), Path(job["output"]), job["kernel"], job["parameters"])
-    absent = [result for result in job["results"] if not Path(result).is_file()]
+    results = [job["output"], *job["results"]]
+    absent = [result for result in results if not Path(result).is_file()]
     if absent:
         raise UserError(f"{job['notebook']}: ended without writing {absent[0]}")
     with atomic(job["done"]) as temporary:
-        temporary.write_text(json.dumps({"inputs": key, "results": {result: digest([result]) for result in job["results"]}}))
+        temporary.write_text(json.dumps({"inputs": key, "results": {result: digest([result]) for result in results}}))
     print(f"[report] {title}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -197,25 +218,28 @@ def forget_other_run(folder: Path, key: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------- the report
 
-def report(profile: str, models: list[str], data: str, cores: int, extra: list[str]) -> int:
+def report(request: Request, extra: list[str]) -> int:
     """Have Snakemake bring `reports/<profile>` up to date."""
-    jobs = plan(profile, models, data, cores)  # a user's mistake shows here, in one line
-    target = Path("reports", profile)
+    load_profile(request.profile)
+    target = Path("reports", request.profile)
+    target.mkdir(parents=True, exist_ok=True)
     with open(target / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{target}: another `make report` is at work on it: wait for its end") from error
+        jobs = plan(request)  # a user's mistake shows here, in one line
         before = marks(jobs)
-        # Our lock goes with the process; Snakemake's own would stay after a kill.
-        command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--nolock", "--rerun-incomplete", "--keep-going",
-                   "--quiet", "all", "--config", f"report={profile}", f"models={' '.join(models)}", f"data={data}", *extra]
-        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+        # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
+        command = [sys.executable, "-m", "snakemake", "--cores", str(request.cores), "--nolock", "--rerun-incomplete",
+                   "--keep-going", "--quiet", "all", "--config", f"report={request.profile}",
+                   f"models={' '.join(request.models)}", f"data={request.data}", *extra]
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()]).returncode
     page = target / "index.html"
     if code:
         open_jobs = unfinished(jobs)
         print(f"[report] not finished: {', '.join(job.name for job in open_jobs)}", file=sys.stderr)
-        report_with_gaps(open_jobs)
+        report_with_gaps(jobs, open_jobs)
         return 1
     print(f"[report] {'nothing to do, ' if marks(jobs) == before else ''}up to date: {page}", flush=True)
     return 0
@@ -230,17 +254,28 @@ def unfinished(jobs: list[Job]) -> list[Job]:
     return found
 
 
-def report_with_gaps(open_jobs: list[Job]) -> None:
-    """Render what is there, the rest as NOT RUN; a mistake in the data leaves the earlier report as it was."""
-    gaps = [f"{job.model}/{job.side}/{job.stage.name}" for job in open_jobs if job.stage.name != "compare"]
-    compare = [job for job in open_jobs if job.stage.name == "compare"]
-    if not gaps or not compare or any(job.stage.name == "data" for job in open_jobs):
+def report_with_gaps(jobs: list[Job], open_jobs: list[Job]) -> None:
+    """Render from the records of the jobs that are done, so that the others show as NOT RUN.
+
+    A mistake in the data stops everything; then the earlier report stays as it was.
+    """
+    stages = {job.stage.name for job in open_jobs}
+    if "compare" not in stages or len(stages) == 1 or "data" in stages:
         return
-    compare[0].done.unlink(missing_ok=True)
-    description = yaml.safe_load(compare[0].file.read_text())
-    notebook = Path(description["notebook"])
-    values = {**description["parameters"], **parameters(notebook, {"not_run": gaps}, {}, "report with gaps")}
-    execute(notebook, Path(description["output"]), description["kernel"], values)
+    compare = next(job for job in open_jobs if job.stage.name == "compare")
+    compare.done.unlink(missing_ok=True)
+    description = yaml.safe_load(compare.file.read_text())
+    records, view = Path(description["parameters"]["records"]), compare.done.parents[3] / ".records"
+    shutil.rmtree(view, ignore_errors=True)
+    for job in jobs:
+        for result in job.results if job not in open_jobs else ():
+            if records in Path(result).parents:
+                link = view / Path(result).relative_to(records)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                for suffix in (".json", ".safetensors"):
+                    link.with_suffix(suffix).symlink_to(Path(result).with_suffix(suffix).resolve())
+    values = {**description["parameters"], "records": str(view)}
+    execute(Path(description["notebook"]), Path(description["output"]), description["kernel"], values)
     print(f"[report] a report with gaps: {Path(values['report'], 'index.html')}", flush=True)
 
 
@@ -263,7 +298,10 @@ def main() -> int:
     if chosen.verb == "run":
         run(chosen.file)
         return 0
-    return report(chosen.profile, chosen.models.split(), chosen.data, chosen.cores, chosen.snakemake)
+    models = tuple(dict.fromkeys(chosen.models.split()))
+    if not models:
+        raise UserError("MODELS: no model is named: for example MODELS=nanodet-plus-m_320")
+    return report(Request(chosen.profile, models, chosen.data, chosen.cores), chosen.snakemake)
 
 
 if __name__ == "__main__":

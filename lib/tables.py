@@ -1,10 +1,18 @@
 """Tables of the notebooks and the report: data frames from records, numbers as text."""
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from lib.record import Record
+from lib.alignment.compare import norm
+from lib.installation import requirements
+from lib.record import ROOT, Record
 
 CURVE_KEYS = ("step", "epoch")
 
@@ -32,12 +40,12 @@ def speed(records: Iterable[Record]) -> pd.DataFrame:
     """One row per work, batch and side from speed records: milliseconds, spread, images per second, memory."""
     rows = [
         {
-            "work": entry["what"], "batch": entry["batch"], "side": record.side, "median ms": 1e3 * entry["median_s"],
-            "quartiles ms": f"{1e3 * entry['low_s']:.1f} to {1e3 * entry['high_s']:.1f}",
-            "unsynchronised ms": 1e3 * entry["unsynchronised_s"], "images/s": entry["images_per_second"],
-            "peak MiB": entry["peak_memory_mib"], "matmul units": entry["matmul_units"],
+            "work": case["operation"], "batch": case["batch"], "side": held.side, "median ms": case["synchronised_ms"]["median"],
+            "quartiles ms": f"{case['synchronised_ms']['q1']:.1f} to {case['synchronised_ms']['q3']:.1f}",
+            "unsynchronised ms": case["unsynchronised_ms"]["median"], "images/s": case["images_per_second"],
+            "first call s": case["first_call_seconds"], "peak MiB": case["memory"]["peak_mib"], "units": case["units"],
         }
-        for record in records for entry in record.fields["entries"]
+        for held in records for case in held.fields["cases"]
     ]  # fmt: skip
     return pd.DataFrame(rows).sort_values(["work", "batch", "side"], ignore_index=True)
 
@@ -46,13 +54,15 @@ def state(fields: Mapping[str, Any]) -> pd.DataFrame:
     """Entries, parameters and buffers of each part of a model (the name up to the first dot), from a convert record."""
     frame = pd.DataFrame(fields["state"], columns=["name", "shape", "type", "kind", "sha256"])
     frame["part"] = frame["name"].str.split(".").str[0]
-    frame["scalars"] = [_product(shape) for shape in frame["shape"]]
-    parts = frame.groupby("part", sort=False)
-    return pd.DataFrame({
-        "entries": parts.size(),
-        "parameters": frame[frame["kind"] == "param"].groupby("part", sort=False)["scalars"].sum(),
-        "buffers": frame[frame["kind"] == "buffer"].groupby("part", sort=False)["scalars"].sum(),
-    }).fillna(0).astype(int)  # fmt: skip
+    frame["scalars"] = [math.prod(shape) for shape in frame["shape"]]
+    scalars = frame.pivot_table(index="part", columns="kind", values="scalars", aggfunc="sum", sort=False, fill_value=0)
+    return pd.DataFrame({"entries": frame.groupby("part", sort=False).size(), **scalars})
+
+
+def parts(network: Any) -> pd.DataFrame:
+    """Tensors and scalars trained in each part (the name up to the first dot) of a module with `named_parameters`."""
+    sizes = [(name.split(".")[0], math.prod(parameter.shape)) for name, parameter in network.named_parameters()]
+    return pd.DataFrame(sizes, columns=["part", "parameters"]).groupby("part", sort=False)["parameters"].agg(tensors="size", parameters="sum")
 
 
 def tensors(arrays: Mapping[str, Any], prefix: str = "") -> pd.DataFrame:
@@ -65,6 +75,105 @@ def tensors(arrays: Mapping[str, Any], prefix: str = "") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def values(named: Mapping[str, Any], title: str) -> pd.DataFrame:
+    """Named values as one column."""
+    return pd.DataFrame({title: pd.Series(dict(named))})
+
+
+def counts(integers: np.ndarray, title: str) -> pd.DataFrame:
+    """How often each positive integer occurs: priors per box, where 0 is the background."""
+    found, number = np.unique(integers[integers > 0], return_counts=True)
+    return pd.DataFrame({title: found, "count": number}).set_index(title)
+
+
+def gradient_norms(arrays: Mapping[str, np.ndarray], prefix: str) -> pd.DataFrame:
+    """L2 norm by part (rows) and phase or variant (columns) of arrays "<prefix><phase>/<parameter>"."""
+    squares: Counter = Counter()
+    for name in (name for name in arrays if name.startswith(prefix)):
+        phase, parameter = name.removeprefix(prefix).split("/", 1)
+        squares[parameter.split(".")[0], phase] += norm(arrays[name]) ** 2
+    return pd.Series({key: value**0.5 for key, value in squares.items()}).unstack(sort=False)
+
+
+def detections(rows: np.ndarray) -> pd.DataFrame:
+    """Detections (m, 6) with their columns named."""
+    return pd.DataFrame(rows, columns=["x1", "y1", "x2", "y2", "score", "label"]).astype({"label": int})
+
+
+def samples(sides: Mapping[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]], weights: str = "own") -> list[dict[str, Any]]:
+    """Sample images with ground truth and each side's detections, for `figures.detections`.
+
+    sides: side -> (fields, arrays) of its evaluate record; weights: "own" or "common".
+    """
+    fields, arrays = next(iter(sides.values()))
+    found = {side: held[f"float32/{weights}/detections"] for side, (_, held) in sides.items()}
+    return [
+        {
+            "image": arrays[f"sample/{i}/image"], "boxes": arrays[f"sample/{i}/boxes"], "labels": arrays[f"sample/{i}/labels"],
+            "found": {side: rows[rows[:, 0] == i][:, 1:] for side, rows in found.items()},
+        }
+        for i in fields["samples"]
+    ]  # fmt: skip
+
+
+def environments() -> pd.DataFrame:
+    """Every pinned package with its version in the two environments; a blank where one does without it."""
+    pins = {name: dict(pin.split("==") for pin in requirements(ROOT / f"environment-{name}.yml")) for name in ("torch", "jt")}
+    return pd.DataFrame(pins).rename(columns={"jt": "jittor"}).sort_index().fillna("")
+
+
+def notebooks(folder: str | Path) -> pd.DataFrame:
+    """Each notebook's question and time, as its first cell states them."""
+    rows = {}
+    for path in sorted(Path(folder).glob("[0-9]*.ipynb")):
+        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        rows[path.stem] = {"question": _stated(text, r"\*\*Question\.\*\* (.+)"), "time": _stated(text, r"Time: ([^.]+)"),
+                           "kernel": _stated(text, r"Kernel: ([^.]+)")}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _stated(text: str, pattern: str) -> str:
+    found = re.search(pattern, text)
+    return found[1] if found else ""
+
+
+def verdict_matrix(records: Iterable[Record]) -> pd.DataFrame:
+    """Verdicts by model and question (rows) and pair of sides (columns) of compare records; "" where none is asked."""
+    cells = {
+        (held.model, verdict["question"], verdict["pair"]): verdict["verdict"]
+        for held in records for verdict in held.fields["verdicts"]
+    }  # fmt: skip
+    frame = pd.Series(cells).unstack(sort=False).fillna("")
+    frame.index.names = ["model", "question"]
+    return frame
+
+
+def closest_rows(records: Iterable[Record]) -> pd.DataFrame:
+    """Of each verdict of compare records the judged number closest to its gate, or farthest beyond it."""
+    found = []
+    for held in records:
+        for verdict in held.fields["verdicts"]:
+            rows = [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]
+            if rows:
+                worst = max(rows, key=lambda row: float(row["ratio"]))  # "Infinity" is a fault
+                found.append({"question": verdict["question"], "pair": verdict["pair"], "verdict": verdict["verdict"], **worst})
+    return pd.DataFrame(found)[["question", "pair", "verdict", "name", "what", "error", "floor", "gate", "ratio", "note"]]
+
+
+def failures(records: Iterable[Record]) -> list[str]:
+    """"model: question (pair)" of every FAIL in compare records."""
+    return [
+        f"{held.model}: {verdict['question']} ({verdict['pair']})"
+        for held in records for verdict in held.fields["verdicts"] if verdict["verdict"] == "FAIL"
+    ]  # fmt: skip
+
+
+def summary(records: Iterable[Record]) -> str:
+    """How many verdicts of compare records are of each kind, in one line."""
+    counts = Counter(verdict["verdict"] for held in records for verdict in held.fields["verdicts"])
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
+
+
 def text(value: Any) -> str:
     """A number as the report shows it: integers whole, others with four significant digits."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
@@ -72,10 +181,3 @@ def text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u2009")  # thin space
     return f"{value:.4g}"
-
-
-def _product(shape: Sequence[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

@@ -64,11 +64,13 @@ class Average:
 
     def state(self) -> dict[str, np.ndarray]:
         """The averaged entries under the model's names."""
-        return {name: backend.numpy(value) for name, value in self._values.items()} | self._counters
+        values = {name: backend.numpy(value).reshape(self._shapes[name]) for name, value in self._values.items()}
+        return values | self._counters
 
     def load_state(self, values: Mapping[str, np.ndarray]) -> None:
         """Continue from what `state` gave."""
         integer = {name for name, value in values.items() if value.dtype.kind in "iu"}
+        self._shapes = {name: value.shape for name, value in values.items()}  # arithmetic may lose a scalar's shape ()
         self._counters = {name: values[name].copy() for name in integer}
         self._values = {name: backend.tensor(value) for name, value in values.items() if name not in integer}
 

@@ -19,3 +19,7 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared (full golden records, real images and weights) is not on this machine")
     return folder
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: more than about ten seconds; `make test` runs these too")

@@ -133,15 +133,16 @@ def resize(mode, size, corners=None):
             "dx": (dx, np.einsum("ih,ncij,jw->nchw", rows, dy, columns))}
 
 
-def convolution(c_in, c_out, kernel, stride, groups, bias):
+def convolution(c_in, c_out, kernel, stride, groups, bias, precision=np.float32):
     layer = B.nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=bias)
+    layer = B.float64(layer) if precision is np.float64 else layer
     weight, x = array(c_out, c_in // groups, kernel, kernel), array(2, c_in, 9, 12)
     values = {"weight": weight, **({"bias": array(c_out)} if bias else {})}
     B.load_state(layer, values)
-    t = leaf(x)
+    t = B.nn.Parameter(B.tensor(x.astype(precision)))
     y = layer(t)
     dy = array(*y.shape, 1)[..., 0]
-    dx, dw = B.grad(B.sum(y * B.tensor(dy)), [t, layer.weight])
+    dx, dw = B.grad(B.sum(y * B.tensor(dy.astype(precision))), [t, layer.weight])
     x, weight, dy = wide(x, weight, dy)
     padded = np.pad(x, ((0, 0), (0, 0), *[(kernel // 2,) * 2] * 2))
     h, w = dy.shape[2:]
@@ -230,6 +231,8 @@ def test_scalars_have_no_axis():
     assert B.numpy(B.mean(B.tensor(array(3)), 0)).shape == ()
     assert B.numpy(B.tensor(np.float32(2))).shape == ()
     assert B.numpy(B.stack([B.tensor(np.float32(2)), B.tensor(np.float32(3))])).tolist() == [2, 3]
+    scale = leaf(2.0)
+    assert B.numpy(B.grad(B.sum(scale * leaf(array(3))), [scale])[0]).shape == ()
     assert B.floats([B.tensor(np.float32(2)), B.tensor(np.array([3], np.float32))]) == [2, 3]
 
 
@@ -381,6 +384,13 @@ def test_float64_reaches_every_floating_entry():
     y = B.numpy(model[1](B.tensor(x)))
     expected = (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(x.var((0, 2, 3), keepdims=True) + 1e-5)
     assert np.abs(y - expected).max() < 1e-13
+
+
+@pytest.mark.parametrize("c_in, c_out, kernel, stride, groups", [(16, 8, 1, 1, 1), (3, 8, 3, 2, 1), (8, 8, 5, 1, 8),
+                                                                  (8, 4, 3, 2, 2)])
+def test_convolution_in_float64(c_in, c_out, kernel, stride, groups):
+    for name, (got, expected) in convolution(c_in, c_out, kernel, stride, groups, False, np.float64).items():
+        assert np.abs(B.numpy(got) - expected).max() < 1e-13 * np.abs(expected).max(), name
 
 
 def test_import_leaves_the_process_as_it_was():

@@ -33,7 +33,8 @@ def weights(tmp_path):
 
 
 @pytest.mark.parametrize("verb", [
-    [], ["data"], ["data", "scenes"], ["data", "verify"], ["convert"], ["train"], ["evaluate"]])
+    [], ["data"], ["data", "scenes"], ["data", "verify"], ["convert"], ["train"], ["evaluate"],
+    ["benchmark"], ["compare"]])
 def test_help_shows_examples(capsys, verb):
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
@@ -88,8 +89,8 @@ def test_data_and_convert_need_no_framework(tmp_path, weights):
 
 
 def test_ctrl_c_is_one_line(tmp_path):
-    program = "from lib import __main__ as m\nm._scenes = m._verify = lambda chosen: print('on', flush=True) or input()\n"
-    program += "import sys; sys.exit(m.main(['data', 'verify', 'x.json']))"
+    program = ("import sys\nfrom lib import __main__ as m\n"
+               "m._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))")
     child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "on\n"
@@ -97,6 +98,27 @@ def test_ctrl_c_is_one_line(tmp_path):
     child.send_signal(signal.SIGINT)
     _, error = child.communicate(timeout=30)
     assert child.returncode == 130 and error == "interrupted; what was complete is kept\n"
+
+
+def test_compare_without_records_says_not_run_and_a_failing_record_fails(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("jinja2", reason="reports are rendered in the torch environment")
+    from lib.alignment import questions
+    from lib.report import pdf
+
+    monkeypatch.setattr(pdf, "write", lambda html, target: target.write_text("PDF") and "none")  # a browser takes long
+    arguments = ["compare", str(tmp_path / "records"), str(tmp_path / "out"), MODEL]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "NOT RUN " in shown and "FAIL" not in shown and (tmp_path / "out" / "index.html").exists()
+    judge = questions.judge_records
+
+    def with_a_fault(*records):
+        found = judge(*records)
+        found[0].fields["verdicts"][0]["verdict"] = "FAIL"
+        return found
+
+    monkeypatch.setattr(questions, "judge_records", with_a_fault)
+    assert "1 verdicts are FAIL" in fails(capsys, *arguments)
 
 
 @pytest.mark.slow

@@ -247,7 +247,8 @@ def test_a_damaged_file_is_one_line(tmp_path, suffix, fault):
 
 
 @pytest.mark.parametrize("content, message", [
-    ({"epoch": 3}, "epoch is a int"), ([1, 2], "holds no named weights"), ({}, "holds no named weights"),
+    ({"epoch": 3}, "'epoch' is a int"), ({0: np.ones(1)}, "0 is a Array, not a named"),
+    ([1, 2], "holds no named weights"), ({}, "holds no named weights"),
     ({"w": np.array(["a"])}, "damaged"), ({"w": np.array([{}])}, "damaged"),
 ])
 def test_a_pickle_without_weights_is_one_line(tmp_path, content, message):

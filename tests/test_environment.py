@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import doctor, environment
+from lib import doctor, environment, installation
 from lib.environment import ENVIRONMENTS, JT, TORCH
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON = environment.Python("python3.11", "3.11.7", Path("/base/bin"), Path("/base/include"))
+PYTHON = installation.Python("python3.11", "3.11.7", Path("/base/bin"), Path("/base/include"))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def installed(monkeypatch):
             (folder / "bin" / "python").symlink_to(sys.executable)
         return ""
 
-    monkeypatch.setattr(environment, "logged", note)
+    monkeypatch.setattr(installation, "logged", note)
     return commands
 
 
@@ -52,11 +52,11 @@ def test_pip_list_is_what_a_yaml_parser_reads():
     for one in ENVIRONMENTS:
         path = ROOT / one.specification.name
         (pip,) = [entry["pip"] for entry in yaml.safe_load(path.read_text())["dependencies"] if isinstance(entry, dict)]
-        assert environment.requirements(path) == pip
+        assert installation.requirements(path) == pip
 
 
 def test_shared_pins_are_equal_and_exact():
-    lists = [dict(line.split("==") for line in environment.requirements(ROOT / one.specification.name)) for one in ENVIRONMENTS]
+    lists = [dict(line.split("==") for line in installation.requirements(ROOT / one.specification.name)) for one in ENVIRONMENTS]
     shared = lists[0].keys() & lists[1].keys()
     assert len(shared) > 10 and {name: lists[0][name] for name in shared} == {name: lists[1][name] for name in shared}
     assert not any("+" in version for pins in lists for version in pins.values())  # +cpu would exclude a GPU build
@@ -65,7 +65,7 @@ def test_shared_pins_are_equal_and_exact():
 def test_this_environment_is_the_list_and_imports():
     (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
     modules = {name: module for module, names in importlib.metadata.packages_distributions().items() for name in names}
-    for line in environment.requirements(ROOT / one.specification.name):
+    for line in installation.requirements(ROOT / one.specification.name):
         name, version = line.split("==")
         assert importlib.metadata.version(name).split("+")[0] == version
         if name != one.kernel and "onednn" not in name:  # the frameworks are imported by every other test
@@ -75,37 +75,37 @@ def test_this_environment_is_the_list_and_imports():
 def test_no_pip_section_is_one_line(tmp_path):
     (tmp_path / "environment-x.yml").write_text("dependencies: [python=3.11]\n")
     with pytest.raises(UserError, match="environment-x.yml"):
-        environment.requirements(tmp_path / "environment-x.yml")
+        installation.requirements(tmp_path / "environment-x.yml")
 
 
 def test_place_depends_on_pins_and_python_not_on_comments(project):
-    first = environment.destination(JT, PYTHON)
+    first = installation.destination(JT, PYTHON)
     assert first.parent == project / "home" / ".cache" / "jittor" / "envs"
     text = JT.specification.read_text()
     JT.specification.write_text(text.replace("# tables", "# other words"))
-    assert environment.destination(JT, PYTHON) == first
+    assert installation.destination(JT, PYTHON) == first
     JT.specification.write_text(text.replace("numpy==1.26.4", "numpy==1.26.3"))
-    assert environment.destination(JT, PYTHON) != first
+    assert installation.destination(JT, PYTHON) != first
     JT.specification.write_text(text)
-    assert environment.destination(JT, environment.Python("p", "3.11.9", Path(), Path())) != first
+    assert installation.destination(JT, installation.Python("p", "3.11.9", Path(), Path())) != first
 
 
 def test_a_half_built_environment_is_built_again_and_a_complete_one_is_kept(project, installed):
-    folder = environment.destination(JT, PYTHON)
+    folder = installation.destination(JT, PYTHON)
     (folder / "bin").mkdir(parents=True)
     (folder / "rubbish").touch()
-    assert environment.build(JT, None, PYTHON) == folder
+    assert installation.build(JT, None, PYTHON) == folder
     assert not (folder / "rubbish").exists() and environment.location(JT) == folder
     assert [command[:3] for command in installed] == [["python3.11", "-m", "venv"], [f"{folder}/bin/python", "-m", "pip"]]
-    environment.build(JT, None, PYTHON)
+    installation.build(JT, None, PYTHON)
     assert len(installed) == 2
     (folder / "bin" / "python").unlink()  # the base Python was removed
-    environment.build(JT, None, PYTHON)
+    installation.build(JT, None, PYTHON)
     assert len(installed) == 4
 
 
 def test_concurrent_builds_install_once(project, installed):
-    builders = [threading.Thread(target=environment.build, args=(TORCH, None, PYTHON)) for _ in range(4)]
+    builders = [threading.Thread(target=installation.build, args=(TORCH, None, PYTHON)) for _ in range(4)]
     for builder in builders:
         builder.start()
     for builder in builders:
@@ -116,9 +116,9 @@ def test_concurrent_builds_install_once(project, installed):
 def test_a_failed_install_leaves_no_environment(project, monkeypatch):
     def fail(folder, python, *_):
         return [[sys.executable, "-c", "print('no such pin'); raise SystemExit(3)"]]
-    monkeypatch.setattr(environment, "install_commands", fail)
+    monkeypatch.setattr(installation, "install_commands", fail)
     with pytest.raises(UserError, match=r"exit 3[\s\S]*no such pin"):
-        environment.build(JT, None, PYTHON)
+        installation.build(JT, None, PYTHON)
     with pytest.raises(UserError, match="make envs"):
         environment.location(JT)
 
@@ -129,11 +129,11 @@ def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    assert environment.find_conda() == str(program)
-    folder = environment.build(TORCH, environment.find_conda(), None)
+    assert installation.find_conda() == str(program)
+    folder = installation.build(TORCH, installation.find_conda(), None)
     assert installed == [[str(program), "env", "create", "-p", str(folder), "-f", str(TORCH.specification)]]
     monkeypatch.setenv("ALIGN_CONDA", "no")
-    assert environment.find_conda() is None
+    assert installation.find_conda() is None
 
 
 def wheel(folder: Path) -> Path:
@@ -145,24 +145,24 @@ def wheel(folder: Path) -> Path:
 
 
 def test_onednn_repairs_broken_links_and_keeps_what_works(project):
-    target = environment.cache() / "mkl" / environment.ONEDNN_FOLDERS[environment.platform.machine()]
+    target = environment.cache() / "mkl" / installation.ONEDNN_FOLDERS[installation.platform.machine()]
     (target / "lib").mkdir(parents=True)
     (target / "lib" / "libmkldnn.so").symlink_to("/gone/libdnnl.so.2")
     (target / "include").symlink_to("/gone/include")
-    environment.install_onednn(wheel(project / "env"))
+    installation.install_onednn(wheel(project / "env"))
     assert (target / "lib" / "libmkldnn.so").read_text() == "library"
     assert (target / "include" / "oneapi" / "dnnl" / "dnnl.h").is_file()
     assert [path.name for path in target.parent.iterdir()] == [target.name]  # Jittor takes the first dnnl* it finds
     (target / "lib" / "libdnnl.so.2").unlink()
     (target / "lib" / "libdnnl.so.2").write_text("the user's own")
-    environment.install_onednn(project / "env")
+    installation.install_onednn(project / "env")
     assert (target / "lib" / "libmkldnn.so").read_text() == "the user's own"
 
 
 def test_jittor_home_of_the_user_is_respected(project):
     environment.cache().mkdir(parents=True)
     (environment.cache() / "config.json").write_text(json.dumps({"JITTOR_HOME": str(project / "elsewhere")}))
-    environment.install_onednn(wheel(project / "env"))
+    installation.install_onednn(wheel(project / "env"))
     assert (project / "elsewhere" / ".cache" / "jittor" / "mkl").is_dir()
     assert "JITTOR_HOME" in str(doctor.jittor_home())
 
@@ -173,7 +173,7 @@ def test_an_import_that_ends_early_is_not_taken_for_ready(project):
     program.write_text(f"#!/bin/sh\necho >> {project}/calls\n")  # exits 0 and prints nothing, as Jittor does
     program.chmod(0o755)
     with pytest.raises(UserError, match="ends before it is done"):
-        environment.compile_core(project / "env")
+        installation.compile_core(project / "env")
     assert (project / "calls").read_text() == "\n\n"
 
 
@@ -189,7 +189,7 @@ def test_processes_see_their_own_settings_and_not_the_users_traps(project, monke
 
 
 def test_kernels_start_in_the_root_through_the_resolved_path(project):
-    environment.write_kernel(JT, project / "env")
+    installation.write_kernel(JT, project / "env")
     (file,) = (environment.ROOT / ".jupyter").rglob("kernel.json")
     spec = json.loads(file.read_text())
     assert file.parent.name == "jittor"

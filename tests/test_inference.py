@@ -63,8 +63,8 @@ def close(a, b):
 
 @pytest.fixture
 def published(shared):
-    weights = shared / "real" / "weights"
-    return {kind: json.loads((weights / f"{NAME}.expected_{kind}.json").read_text()) for kind in ("detections", "stats")}
+    files = {kind: shared / "real" / "weights" / f"{NAME}.expected_{kind}.json" for kind in ("detections", "stats")}
+    return {kind: json.loads(file.read_text()) for kind, file in files.items()}
 
 
 def test_real_images_give_the_published_detections(shared, published, monkeypatch):

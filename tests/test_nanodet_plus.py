@@ -1,7 +1,7 @@
 """NanoDet-Plus against the published numbers (tests/golden/nanodet_plus); runs in both environments.
 
-Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP. What a framework computes in
-float32 even then (Python scalars in Jittor) is the reason why SHARP is not 1e-12.
+Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP (gradients: 100 times that).
+PyTorch reaches 1e-13; Jittor rounds some Python scalars to float32 even in a float64 model.
 """
 import hashlib
 import json
@@ -31,6 +31,7 @@ CASES = {
     "m-1.5x_416_80cls": ("nanodet-plus-m-1.5x_416", 80),
 }
 TYPES = {"f32": np.float32, "f64": np.float64}
+FLOAT64_SLOW = ["f32", pytest.param("f64", marks=pytest.mark.slow)]     # slow in Jittor, where it compiles for minutes
 ZERO = "params_with_exactly_zero_true_gradient(do not compare gradients or AdamW changes)"
 
 
@@ -167,7 +168,7 @@ def capture(model, kind):
     return predictions, {name: backend.numpy(value) for name, value in features.items()}
 
 
-@pytest.mark.parametrize("kind", ["f32", pytest.param("f64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", FLOAT64_SLOW)
 def test_forward_as_published(records, kind):
     record, arrays = records("forward_m_320_20cls")
     record = record["calibrated"]
@@ -271,10 +272,12 @@ def test_gradients_as_published(records, run):
     kind, phase, ours = run
     record, arrays = records("train_m_320_20cls")
     assert set(ours.gradients) == set(record["per_param"])
+    # The float32 error of a single number is one draw, which may be 0 by luck: the four scales share their largest.
+    single = max(entry[phase]["rel_l2_err_f32_vs_f64"] for entry in record["per_param"].values() if not entry["shape"])
     for name, entry in record["per_param"].items():
         if name in record[ZERO]:
             continue
-        norm, floor = entry[phase]["l2_f64"], entry[phase]["rel_l2_err_f32_vs_f64"]
+        norm, floor = entry[phase]["l2_f64"], entry[phase]["rel_l2_err_f32_vs_f64"] if entry["shape"] else single
         allowed = 100 * SHARP if kind == "f64" else FACTOR * floor
         gradient = ours.gradients[name].astype(np.float64)
         assert abs(np.linalg.norm(gradient) - norm) <= allowed * norm, name
@@ -292,7 +295,8 @@ def test_batch_norm_statistics_as_published(records, run):
         _, module, statistic = key.split("/")
         floor = np.abs(arrays[key] - arrays[key.replace("bn_f64", "bn")]).max()
         value = ours.state[f"{module}.{statistic}"]
-        allowed = FACTOR * floor if kind == "f32" else SHARP * np.abs(arrays[key]).max()
+        # Float64: Jittor rounds the momentum, a Python scalar, to float32.
+        allowed = FACTOR * floor if kind == "f32" else 2 ** -24 * np.abs(arrays[key]).max()
         assert error(value, arrays[key]) <= allowed, key
         assert ours.state[f"{module}.num_batches_tracked"] == record["bn_after_one_forward"][module]["num_batches_tracked"]
 
@@ -308,7 +312,7 @@ def edge_targets(case):
             for b, labels in zip(case["gt_bboxes"], case["gt_labels"])]
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", FLOAT64_SLOW)
 @pytest.mark.parametrize("edge", EDGES)
 def test_criterion_on_edge_cases_as_published(records, edge, kind):
     record, found = records("edge_m_320_20cls")

@@ -42,11 +42,12 @@ class Evidence:
         return value
 
     def arrays(self, side: str, stage: str, prefix: str = "") -> dict[str, np.ndarray]:
-        """The arrays whose name starts with `prefix`, without it; published order is not kept (names are sorted)."""
+        """The arrays whose name starts with `prefix`, without it, sorted."""
         if stage != self._stage:
             self._stage, self._arrays = stage, {}
         if side not in self._arrays:
-            self._arrays[side] = record.load_arrays(self._path(side, stage))
+            # safetensors gives them in an order of its own, another one each time.
+            self._arrays[side] = dict(sorted(record.load_arrays(self._path(side, stage)).items()))
         return {name[len(prefix) :]: array for name, array in self._arrays[side].items() if name.startswith(prefix)}
 
     def run_id(self, side: str, stage: str) -> str:

@@ -150,13 +150,12 @@ def _settings(variant: str, runs: Mapping[str, Mapping]) -> dict[str, Any]:
 
 
 def _speed(content: Mapping, arrays: Mapping[str, np.ndarray], out: Measurement, chosen: Case) -> None:
-    names = {"inference_batch1_forward": ("inference", 1), "train_step_batch8_joint": ("training step", 8)}
-    out.fields["entries"] = [
-        {"what": what, "batch": batch, "median_s": run["wall_median_s"], "matmul_units": run["ratio_of_medians_to_matmul"],
-         "images_per_second": batch / run["wall_median_s"]}
-        for name, (what, batch) in names.items() if (run := content[chosen.name].get(name))
+    names = {"inference_batch1_forward": ("forward", 1), "train_step_batch8_joint": ("train", 8)}
+    out.fields["deferred"] = False  # PyTorch on the CPU
+    out.fields["cases"] = [
+        {"operation": work, "batch": batch, "units": run["ratio_of_medians_to_matmul"], "synchronised_ms": {"median": 1e3 * run["wall_median_s"]}}
+        for name, (work, batch) in names.items() if (run := content[chosen.name].get(name))
     ]  # fmt: skip
-    out.fields["faults"] = []
 
 
 STAGES: dict[str, tuple[str, Callable]] = {

@@ -14,12 +14,12 @@ from lib.alignment import published
 from lib.alignment.compare import Comparison, compare_sets, norm
 from lib.alignment.evidence import PAIRS, SIDES, Evidence, pointer
 from lib.alignment.rows import (
-    chosen, detections, excuse_flips, float64_factor, mapping, step_norms, step_residuals, tensors, true_zeros,
+    chosen, detections, excuse_flips, float64_factor, mapping, other_deviations, step_norms, step_residuals, tensors, true_zeros,
 )  # fmt: skip
 from lib.alignment.verdict import (
     TARGETS, Answer, K, Number, Row, Verdict, conclude, decisions, fault, judge_scalars, judge_value, target_status,
 )  # fmt: skip
-from lib.record import measure
+from lib.record import Record, measure, read
 
 
 def structure(evidence: Evidence, a: str, b: str) -> Answer:
@@ -102,7 +102,8 @@ def gradients(evidence: Evidence, a: str, b: str) -> Answer:
     if other := _other_case(evidence, "loss", a, b, "gradients"):
         return other
     single, double = ({s: evidence.arrays(s, "loss", f"{run}/gradient/") for s in (a, b)} for run in ("float32", "float64"))
-    rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/")
+    deviations = other_deviations(evidence, double[a]) if a == "torch" else None
+    rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/", deviations)
     zero = true_zeros(evidence, a, single[a], double[a])
     noise = max(zero.values(), default=0.0)
     rows = excuse_flips([row for row in rows if row.name not in zero])
@@ -125,8 +126,10 @@ def step(evidence: Evidence, a: str, b: str) -> Answer:
     gradients_of_a = (evidence.arrays(a, "loss", f"{run}/gradient/") for run in ("float32", "float64"))
     zero = {name.split("/", 1)[1] for name in true_zeros(evidence, a, *gradients_of_a)}
     rows = []
-    for variant in (v for v in evidence.field(b, "loss", "optimiser") if v in evidence.field(a, "loss", "optimiser")):
-        floor = max(step_residuals(evidence, a, variant).values(), default=float("nan"))
+    variants = [v for v in evidence.field(b, "loss", "optimiser") if v in evidence.field(a, "loss", "optimiser")]
+    # In roundings of the parameter, so that what a few tensors of one variant show holds for all.
+    floor = max((value for v in variants for value in step_residuals(evidence, a, v).values()), default=float("nan"))
+    for variant in variants:
         for name, value in step_residuals(evidence, b, variant).items():
             what = "roundings away from AdamW's rule"
             rows.append(judge_value(f"{variant}/{name}", what, value, floor, 0.0))
@@ -181,24 +184,30 @@ def evaluation(evidence: Evidence, a: str, b: str) -> Answer:
 
 
 def speed(evidence: Evidence, a: str, b: str) -> Answer:
-    """Times side by side. Not judged, but where a harness found itself at fault."""
+    """Times side by side. Not judged, but for a clock that can't be right.
+
+    The frameworks were timed in turns on one machine: the ratio is the record's own. The published code was timed
+    elsewhere, in units of a matrix product, which is how the two are set side by side.
+    """
+    held = {side: {(c["operation"], c["batch"]): (i, c) for i, c in enumerate(evidence.field(side, "speed", "cases"))} for side in (a, b)}
     sources = _sources(evidence, "speed", a, b)
-    faults = [(side, text) for side in (a, b) for text in evidence.field(side, "speed", "faults")]
-    if faults:
-        side, text = faults[0]
-        return Answer("speed", f"{a}-{b}", Verdict.FAIL, "harness_fault", {"side": side, "note": text}, sources=sources)
-    held = {side: evidence.field(side, "speed", "entries") for side in (a, b)}
-    index = {side: {(e["what"], e["batch"]): i for i, e in enumerate(entries)} for side, entries in held.items()}
-    unit = "matmul_units" if a == "published" else "median_s"  # the published code ran on another machine
+    for side in (side for side in (a, b) if evidence.field(side, "speed", "deferred")):
+        for (work, batch), (_, case) in held[side].items():
+            if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
+                values = {"side": side, "work": work, "batch": batch}
+                return Answer("speed", f"{a}-{b}", Verdict.FAIL, "clock_fault", values, sources=sources)
+    keys = ("units",) if a == "published" else ("synchronised_ms", "median")
     numbers, ratios = [], {}
-    for what, batch in (key for key in index[a] if key in index[b]):
-        about, places = f"{what}, {batch}", [(side, index[side][what, batch]) for side in (a, b)]
-        first, second = (held[side][i][unit] for side, i in places)
-        ratios[about] = second / first
-        numbers += [
-            Number(unit, side, held[side][i][unit], pointer(evidence.run_id(side, "speed"), "fields", "entries", i, unit), about)
-            for side, i in places
-        ]
+    for (work, batch), (i, case) in held[a].items():
+        if (work, batch) not in held[b]:
+            continue
+        j, other = held[b][work, batch]
+        about = f"{work}, batch {batch}"
+        ratios[about] = other["units"] / case["units"] if a == "published" else other["ratio_to"][a]["median"]
+        for side, index, found in ((a, i, case), (b, j, other)):
+            value = found["units"] if a == "published" else found["synchronised_ms"]["median"]
+            ref = pointer(evidence.run_id(side, "speed"), "fields", "cases", index, *keys)
+            numbers.append(Number(keys[0], side, value, ref, about))
     return Answer("speed", f"{a}-{b}", Verdict.SHOWN, "ratios", {"ratios": ratios}, numbers=tuple(numbers), sources=sources)
 
 
@@ -232,21 +241,21 @@ def answers(folder: str | Path, model: str) -> list[Answer]:
     return found
 
 
-def judge_records(folder: str | Path, models: Iterable[str], golden: Path = published.GOLDEN) -> list[Path]:
+def judge_records(folder: str | Path, models: Iterable[str], golden: Path = published.GOLDEN) -> list[Record]:
     """Write the published side's records of each model, answer all questions, and save the verdicts as records.
 
-    Returns the paths of the records `<model>/none/compare.json`.
+    Returns these, `<model>/none/compare`.
     """
     return [_judge_model(Path(folder), model, golden) for model in models]
 
 
-def _judge_model(folder: Path, model: str, golden: Path) -> Path:
+def _judge_model(folder: Path, model: str, golden: Path) -> Record:
     published.write(folder, model, golden)
     inputs = sorted(path for side in SIDES for path in (folder / model / side).glob("*.json"))
     with measure("compare", model, folder, inputs=inputs) as measurement:
         measurement.fields |= {"k": K, "columns": list(COLUMNS)}
         measurement.fields["verdicts"] = [_plain(answer) for answer in answers(folder, model)]
-    return measurement.path
+    return read(measurement.path)
 
 
 def _plain(answer: Answer) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Row:
     @property
     def ratio(self) -> float:
         """error / gate: above 1 fails; a fault has infinity."""
-        if np.isnan(self.error):
+        if np.isnan(self.error) or np.isnan(self.gate):
             return float("inf")
         if self.gate == 0:
             return 0.0 if self.error == 0 else float("inf")

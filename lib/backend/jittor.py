@@ -18,7 +18,7 @@ from . import jittor_nn as nn
 from .jittor_optim import SGD, AdamW
 
 __all__ = [
-    "NAME", "VERSION", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
+    "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
     "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
     "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
     "floor_divide", "full", "grid_sample", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
@@ -28,6 +28,7 @@ __all__ = [
 
 NAME = "jittor"
 VERSION = _jt.__version__
+FLOAT64 = "partial"  # Python scalars stay float32 inside a float64 computation
 Tensor = _jt.Var
 
 
@@ -84,7 +85,7 @@ def float64(model: nn.Module) -> nn.Module:
 
 def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept."""
-    return _jt.grad(scalar, tensors)
+    return [_scalar(g, getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(scalar, tensors), tensors)]
 
 
 def sync() -> None:

@@ -4,6 +4,7 @@ Each kernel is a `jt.Function` with its own gradient and stands beside `plain_â€
 operators: what the kernel is tested against, and what runs on a GPU. Sizes reach the kernels as data, so that one
 compiled kernel per dtype serves every layer (a compilation costs 1 to 4 s).
 """
+from . import jittor_float64 as float64
 from .jittor_import import jt
 
 # Partial sums: at most 512 values in float32 vector lanes, then float64. As accurate as a float64 sum to 1e-7 and
@@ -423,9 +424,9 @@ def conv2d(x, weight, stride, padding, dilation, groups):
     Jittor's own `nn.Conv` writes a loop nest for its tuner to recognise, one kernel per group count; oneDNN's
     primitives called directly are three kernels for every convolution of a model. oneDNN has no float64.
     """
-    if jt.flags.use_cuda or x.dtype == "float64":
+    if jt.flags.use_cuda:
         return plain_conv2d(x, weight, stride, padding, dilation, groups)
-    return _Conv2d(stride, padding, dilation, groups)(x, weight)
+    return (float64.Conv2d if x.dtype == "float64" else _Conv2d)(stride, padding, dilation, groups)(x, weight)
 
 
 def plain_conv2d(x, weight, stride, padding, dilation, groups):

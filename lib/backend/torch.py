@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample, interpolate, one_hot
 
 __all__ = [
-    "NAME", "VERSION", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
+    "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
     "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
     "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
     "floor_divide", "full", "grid_sample", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
@@ -23,6 +23,7 @@ __all__ = [
 
 NAME = "torch"
 VERSION = _torch.__version__
+FLOAT64 = "full"
 _device = "cpu"  # chosen by the variable ALIGN_DEVICE, at the end of this file
 
 

@@ -259,12 +259,12 @@ def _box_fault(annotation: dict, image: dict) -> tuple[bool, bool, str]:
     if empty and not _ignored(annotation):
         return False, True, 'of zero or negative size; correct it, remove it or mark it "ignore": 1'
     if empty or width < 1 or height < 1 or annotation.get("area", 1) <= 0:
-        return False, False, "less than a pixel wide or high, or of no area: skipped, as published; correct or remove it"
+        return False, False, "less than a pixel wide or high, or of no area: skipped as published; correct or remove it"
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
         return False, True, f"outside the image of {image['width']}x{image['height']}; correct or remove it"
     if beyond > OVERHANG:
-        return True, False, (f"{beyond:g} pixels beyond the image of {image['width']}x{image['height']}: training clips "
-                             "it; correct it or leave it")
+        return True, False, (f"{beyond:g} pixels beyond the image of {image['width']}x{image['height']}: training "
+                             "clips it; correct it or leave it")
     return True, False, ""
 
 

@@ -137,8 +137,17 @@ def generate(folder: str | Path, seed: int = 0, train: int = 160, val: int = 40,
     return targets
 
 
+def is_theirs(folder: str | Path) -> bool:
+    """Whether `generate` may write there: the folder is absent, holds built-in scenes, or holds no annotations yet."""
+    folder = Path(folder)
+    if folder.is_file():
+        return False
+    annotations = [*folder.glob("*.json"), *folder.glob("annotations")]
+    return all(path.is_file() and DESCRIPTION in path.read_text(encoding="utf-8", errors="replace") for path in annotations)
+
+
 def draw(seed: int, split: str, index: int, size: int) -> Scene:
-    """The scene of this number: background, clutter, up to seven objects from far to near, now and then a stick."""
+    """The scene of this number: background, clutter, up to eight objects from far to near, now and then a stick."""
     dice = _Dice(seed, zlib.crc32(split.encode()), index)
     width, height = (side * size // 16 for side in dice.pick(SIDES))
     canvas = _background(dice, width, height)
@@ -148,7 +157,7 @@ def draw(seed: int, split: str, index: int, size: int) -> Scene:
     labels: list[int] = []
     whole: list[int] = []  # pixels each object had when it was drawn
     if index % EMPTY_EVERY != EMPTY_EVERY - 1:
-        for _ in range(dice.roll(1, 7)):
+        for _ in range(dice.roll(2, 8)):
             _place(dice, canvas, owner, labels, whole, size)
     if dice.roll(0, 2) == 0:
         _lay_over(dice, canvas, owner, whole, size)
@@ -220,11 +229,10 @@ def _turn(dice: _Dice) -> tuple[int, int, int]:
 
 
 def _colours(dice: _Dice, label: int) -> tuple[np.ndarray, np.ndarray]:
-    """Own and second colour, BGR: a hue that leans to the class, reaches into its neighbours' and is at times anyone's."""
+    """Own and second colour, BGR; one object in twelve has any hue, the others one nearest to their class's."""
     apart = HUES // len(CLASSES)
-    stray = apart * 6 // 10
-    hue = dice.roll(0, HUES - 1) if dice.roll(1, 12) == 1 else (label * apart + dice.roll(-stray, stray)) % HUES
-    own = _paint(hue, dice.roll(170, 255), dice.roll(170, 255))
+    hue = dice.roll(0, HUES - 1) if dice.roll(1, 12) == 1 else (label * apart + dice.roll(-apart // 2, apart // 2)) % HUES
+    own = _paint(hue, dice.roll(180, 255), dice.roll(180, 255))
     second = own // 3 if dice.roll(0, 1) else 255 - (255 - own) // 4
     return own, second
 

@@ -5,6 +5,7 @@ Deliberate differences:
 * assignment and everything without a gradient (one-hot qualities, weights, targets) is NumPy;
 * the assignment's classification cost takes the sum over all classes once per prior and corrects the one class of
   each box, instead of building a (priors, boxes, classes) array;
+* GIoU compares the sides' distances from the prior instead of corners;
 * normalisers and loss weights are part of the NumPy targets;
 * a batch without positives keeps one prior at weight 0, which gives the published zero loss and zero gradient.
 

@@ -29,3 +29,8 @@ def build(name: str, num_classes: int = 80, seed: int = 0) -> nn.Module:
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}: a detector needs at least one class")
     return _module(name).build(name, num_classes, seed)
+
+
+def intermediates(name: str) -> dict[str, tuple[str, int | None]]:
+    """Features worth comparing, in order of execution: name -> (module path, element of its output; None: all of it)."""
+    return _module(name).INTERMEDIATES

@@ -16,7 +16,7 @@ ENGLISH = {
     "machine": "Machine",
     "machine_value": "{cpu}, {cores} cores, {memory} GiB, {os}",
     "frameworks": "Frameworks",
-    "measured": "Measured",
+    "measured": "Compared (UTC)",
     "commit": "Commit",
     "commit_dirty": "with local changes",
     "commit_absent": "not in a git checkout",
@@ -27,6 +27,9 @@ ENGLISH = {
     "how_floor": "A noise floor is how far the reference's own float32 run lies from its float64 run on the same bytes. "
                  "A gate is {k} times that floor: the published code's floor where the published side is the reference, "
                  "PyTorch's own where the frameworks are compared with each other.",
+    "how_flips": "For gradients the floor is the largest among PyTorch's float32 runs on record, the published code's included: "
+                 "an activation whose input lies within noise of zero takes one slope in some runs and the other in others, "
+                 "and the gradients behind it jump.",
     "how_statistics": "Where the published side gives a tensor's norm, mean and first values instead of all its elements, "
                       "each is held to the bound that the tensor's floor implies.",
     "how_targets": "Quoted targets are what people state as tolerances. They are not judged. Where the floor itself lies "
@@ -35,7 +38,6 @@ ENGLISH = {
     "PASS": "PASS", "FAIL": "FAIL", "NOT RUN": "NOT RUN", "SHOWN": "SHOWN",
     "published": "Published", "torch": "PyTorch", "jittor": "Jittor", "none": "none",
     "pair": "{first} ↔ {second}",
-    "worst_rows": "The numbers closest to their gates",
     "all_rows": "{count} numbers compared; the worst of each kind:",
     "apart": "Set apart by name",
     "apart_gradients": "true gradient zero, only noise is left: held to the largest noise among them",
@@ -48,12 +50,11 @@ ENGLISH = {
     "provenance": "Provenance",
     "provenance_lead": "One line per record: what produced it, with which versions, when, and how long it took.",
     "record": "Record", "command": "Command", "versions": "Versions", "seed": "Seed", "threads": "Threads", "started": "Started (UTC)",
-    "seconds": "Seconds", "peak": "Peak MiB", "cache": "Kernel cache", "inputs": "Input files (SHA-256)",
-    "same_machine": "Machine as in the summary unless stated.",
-    "figure_of": "Figure",
+    "seconds": "Seconds", "peak": "Peak MiB",
+   
     # reasons: one sentence each
     "within_gate": "All {total} numbers lie within their gates; the closest is {name} ({what}) with {error} against {gate}.",
-    "identical": "Identical in all {total} comparisons.",
+    "identical": "Identical: {total} of {total} comparisons.",
     "beyond_gate": "{failing} of {total} numbers exceed their gates; the worst is {name} ({what}): {error} where {gate} is allowed. {note}",
     "differs": "{failing} of {total} comparisons differ; the worst: {name}, {error} differences. {note}",
     "fault": "{failing} of {total} comparisons fail; {name}: {note}.",
@@ -61,7 +62,8 @@ ENGLISH = {
     "no_gate": "Shown, not judged: {total} numbers have no noise floor of their own.",
     "no_record": "No record: {missing}.",
     "other_case": "The two records measured different cases: {first} and {second}.",
-    "harness_fault": "The measurement is at fault ({side}): {note}.",
+    "clock_fault": "The clock is at fault on side {side}: for {work}, batch {batch}, not waiting takes as long as waiting, "
+                   "where calls return before the work is done.",
     "ratios": "Shown, not judged. Time of {second} over time of {first}: {ratios}.",
     # questions: title, what is asked, what to look for
     "structure": "Structure",
@@ -96,7 +98,7 @@ ENGLISH = {
     "memory_see": "Look for a bar that grows faster with the batch than its neighbour.",
     # numbers
     "parameters": "trainable parameters", "loaded": "entries loaded", "final_map": "final AP", "training_seconds": "training time (s)",
-    "coco": "COCO", "matmul_units": "time in matmul units", "median_s": "median time (s)",
+    "coco": "COCO", "units": "time in matmul units:", "synchronised_ms": "median time (ms):",
 }  # fmt: skip
 
 LANGUAGES = {"en": ENGLISH}
@@ -113,5 +115,3 @@ class Messages:
     def __call__(self, key: str) -> str:
         return self._texts[key]
 
-    def has(self, key: str) -> bool:
-        return key in self._texts

@@ -69,6 +69,12 @@ class Page:
         self.records = tuple(self._records())
         self.pairs = tuple(words("pair").format(first=words(a), second=words(b)) for a, b in PAIRS)
 
+    @staticmethod
+    def bound(value: Any, run_id: str, *keys: str) -> Markup:
+        """A field of a record, bound; a time of day without the letters of its standard, an absent value as a dash."""
+        text = "–" if value is None else value.replace("T", " ").removesuffix("+00:00") if keys[-1] == "started" else None
+        return bound(value, pointer(run_id, *keys), text)
+
     # ------------------------------------------------------------------------------------------------------ summary
 
     @property
@@ -89,7 +95,7 @@ class Page:
         value: Any = self.compared.provenance.model_dump(mode="json")
         for key in keys:
             value = value[key]
-        return bound(value, pointer(self.compared.run_id, "provenance", *keys))
+        return self.bound(value, self.compared.run_id, "provenance", *keys)
 
     @property
     def machine(self) -> Markup:
@@ -147,12 +153,15 @@ class Page:
 
     def _block(self, evidence: Evidence, index: int, verdict: Mapping[str, Any]) -> Block:
         columns = evidence.field("none", "compare", "columns")
-        ranked = _worst([(i, dict(zip(columns, row))) for i, row in enumerate(verdict["rows"])])
+        rows = [(i, dict(zip(columns, row))) for i, row in enumerate(verdict["rows"])]
+        # What is identical is said in the sentence; a row of zeros adds nothing.
+        ranked = _worst([(i, row) for i, row in rows if row["gate"] != 0 or not row["passed"]])
         address = (evidence.run_id("none", "compare"), "fields", "verdicts", index)
         shown = ("name", "what", "error", "floor", "gate", "ratio") + (("target",) if verdict["target"] else ()) + ("note",)
         rows = tuple(tuple(self._cell(row, c, pointer(*address, "rows", i, columns.index(c))) for c in shown) for i, row in ranked)
         first, second = verdict["pair"].split("-")
-        count = Markup(escape(self.words("all_rows"))).format(count=len(verdict["rows"])) if rows else None
+        total = bound(verdict["values"].get("total"), pointer(*address, "values", "total"))
+        count = Markup(escape(self.words("all_rows"))).format(count=total) if rows else None
         notes = tuple(verdict["notes"])
         return Block(
             verdict["pair"], self.words("pair").format(first=self.words(first), second=self.words(second)), verdict["verdict"],
@@ -172,7 +181,7 @@ class Page:
         for name, value in verdict["values"].items():
             ref = pointer(*address, "values", name)
             if name == "ratios":
-                value = Markup(", ").join(Markup("{} {}").format(key, bound(v, f"{ref}/{key}")) for key, v in value.items())
+                value = Markup("; ").join(Markup("{} {}").format(key, bound(v, f"{ref}/{key}")) for key, v in value.items())
             elif isinstance(value, int | float):
                 value = bound(value, ref)
             values[name] = value
@@ -240,26 +249,16 @@ def _pictures(evidence: Evidence, question: str, words: Messages) -> Iterator[tu
         yield shown(figures.loss_curves({s: evidence.field(s, "train", "curves") for s in sides}), "training_see")
         yield shown(figures.map_curves({s: evidence.field(s, "train", "epochs") for s in sides}), "training_map_see")
     elif question == "evaluation" and (sides := _present(evidence, "evaluate")):
-        yield shown(_samples(evidence, sides), "evaluation_see")
+        held = {side: (evidence.get(side, "evaluate").fields, evidence.arrays(side, "evaluate")) for side in sides}
+        yield shown(figures.detections(tables.samples(held, "common"), held[sides[0]][0]["classes"]), "evaluation_see")
     elif question == "speed" and (sides := _present(evidence, "speed")):
-        entries = {side: evidence.field(side, "speed", "entries") for side in sides}
-        yield shown(figures.speed(entries), "speed_see")
-        yield shown(figures.memory(entries), "memory_see")
+        cases = {side: evidence.field(side, "speed", "cases") for side in sides}
+        yield shown(figures.speed(cases), "speed_see")
+        yield shown(figures.memory(cases), "memory_see")
 
 
 def _present(evidence: Evidence, stage: str) -> list[str]:
     return [side for side in ("torch", "jittor") if evidence.get(side, stage)]
-
-
-def _samples(evidence: Evidence, sides: Sequence[str]) -> figures.Picture:
-    found = {side: evidence.arrays(side, "evaluate", "float32/")["common/detections"] for side in sides}
-    held = evidence.arrays(sides[0], "evaluate", "sample/")
-    samples = [
-        {"image": held[f"{i}/image"], "boxes": held[f"{i}/boxes"], "labels": held[f"{i}/labels"],
-         "found": {side: rows[rows[:, 0] == i][:, 1:] for side, rows in found.items()}}
-        for i in evidence.field(sides[0], "evaluate", "samples")
-    ]  # fmt: skip
-    return figures.detections(samples, evidence.field(sides[0], "evaluate", "classes"))
 
 
 def slug(text: str) -> str:

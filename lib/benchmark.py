@@ -1,0 +1,390 @@
+"""Speed and memory of one model, measured in several environments side by side.
+
+Each case (operation, batch) starts one fresh worker process per environment and asks them in turn, A B A B: what
+disturbs the machine disturbs both. All clocks are read in the worker. A worker is `python -m lib.benchmark worker`,
+commanded by lines of JSON on its standard input.
+
+Three clocks, so that the harness can doubt itself: *unsynchronised* stops when the call returns, *synchronised* after
+`backend.sync()`, *read* when the result's values have arrived, which no framework can do before the work is done.
+"""
+
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import backend, environment, losses, models, record
+from lib.errors import UserError
+from lib.schedule import RECIPES
+from lib.training import Trainer
+
+UNIT = 1024  # side of the float32 matrix product that makes times of two machines comparable
+BOXES = 5  # per image of a training step
+STEPS = 1000  # an epoch's length, which only sets the learning rate
+SLOWEST = 10  # operators listed
+PATIENCE = 900.0  # seconds for an answer: a cold compilation is the longest
+EQUAL = 0.9  # a ratio above this is "equal", half of it below is "far less"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure."""
+
+    model: str
+    classes: int
+    operation: str  # "forward": inference on a batch; "train": one step, from images to averaged weights
+    batch: int
+    size: tuple[int, int]  # height, width
+    seed: int
+
+
+# ----------------------------------------------------------------------------------------------- inside a worker
+@dataclass(frozen=True)
+class Subject:
+    """Work whose time is taken: `call` asks for it, `wait` returns when it is done, `read` fetches call's result."""
+
+    call: Callable[[], Any]
+    wait: Callable[[], None]
+    read: Callable[[Any], Any]
+
+
+def subject(case: Case) -> Subject:
+    """The case's work, on seeded images and boxes."""
+    draw = np.random.Generator(np.random.PCG64(case.seed))
+    height, width = case.size
+    images = draw.standard_normal((case.batch, 3, height, width), np.float32)
+    model = models.build(case.model, case.classes, case.seed)
+    if case.operation == "forward":
+        model.eval()
+        given = backend.tensor(images)
+
+        def forward():
+            with backend.no_grad():
+                return model(given)
+
+        return Subject(forward, backend.sync, backend.numpy)
+    targets = [_target(draw, case) for _ in range(case.batch)]
+    trainer = Trainer(model, losses.build(case.model, case.classes), RECIPES[models.family(case.model)], STEPS)
+    return Subject(lambda: trainer.issue(images, targets), backend.sync, lambda asked: backend.floats(list(asked.values())))
+
+
+def _target(draw: np.random.Generator, case: Case) -> dict[str, np.ndarray]:
+    corner, extent = draw.random((2, BOXES, 2), np.float32) * 0.5 * np.float32(case.size[::-1])
+    boxes = np.concatenate([corner, corner + extent], 1)  # (BOXES, 4)
+    return {"boxes": boxes, "labels": draw.integers(0, case.classes, BOXES)}
+
+
+def times(measured: Subject) -> tuple[float, float]:
+    """(unsynchronised, synchronised) seconds of one call that starts with nothing pending."""
+    measured.wait()
+    start = time.perf_counter()
+    result = measured.call()
+    returned = time.perf_counter()
+    measured.wait()
+    done = time.perf_counter()
+    del result
+    return returned - start, done - start
+
+
+def read_time(measured: Subject) -> float:
+    """Seconds of one call until its values have arrived."""
+    measured.wait()
+    start = time.perf_counter()
+    measured.read(measured.call())
+    return time.perf_counter() - start
+
+
+def deferred(work: Subject) -> bool:
+    """Whether `work` waits until its result is wanted, instead of running at the call or behind it.
+
+    After the call it gets three times the time it needs; what is left to do then was not begun. Known by the read
+    clock alone, so that a broken `wait` can't hide it.
+    """
+    read_time(work)
+    whole = min(read_time(work) for _ in range(3))
+    left = []
+    for _ in range(3):
+        result = work.call()
+        time.sleep(3 * whole)
+        start = time.perf_counter()
+        work.read(result)
+        left.append(time.perf_counter() - start)
+    return min(left) > whole / 2
+
+
+def clock_fault(operation: str, is_deferred: bool, unsynchronised: float, synchronised: float, read: float) -> str | None:
+    """Why these times (seconds) can't be true, or None.
+
+    synchronised, unsynchronised: medians; read: the least of a few.
+    """
+    if synchronised < EQUAL / 2 * read:
+        return (
+            f"{operation}: the synchronised clock stops after {1e3 * synchronised:.3f} ms, but the result takes "
+            f"{1e3 * read:.3f} ms to arrive: it does not wait for the work"
+        )
+    if is_deferred and unsynchronised > EQUAL * synchronised:
+        return (
+            f"{operation}: unsynchronised {1e3 * unsynchronised:.3f} ms equals synchronised {1e3 * synchronised:.3f} ms, "
+            "though this framework begins nothing before it is asked to: a synchronisation hides in the call"
+        )
+    return None
+
+
+class Bench:
+    """Answers the parent's requests, one method per request."""
+
+    def __init__(self, threads: int):
+        backend.set_threads(threads)
+        self._idle = memory("VmRSS")  # the framework imported, nothing computed
+        matrix = np.ones((UNIT, UNIT), np.float32)
+        self._unit = lambda: matrix @ matrix
+        self._unit()
+
+    def hello(self) -> dict[str, Any]:
+        """Who answers, and whether it defers work."""
+        matrix = backend.tensor(np.ones((UNIT, UNIT), np.float32))
+        work = Subject(lambda: backend.matmul(matrix, matrix), backend.sync, backend.numpy)
+        return {
+            "name": backend.NAME, "version": backend.VERSION, "device": backend.device(), "cache": backend.cache_path(),
+            "deferred": deferred(work),
+        }  # fmt: skip
+
+    def prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """Build the case; time its first call, which compiles and allocates; warm it by two calls that are read."""
+        self._case = Case(**{**case, "size": tuple(case["size"])})
+        self._subject = subject(self._case)
+        first = times(self._subject)[1]
+        return {"first_seconds": first, "read_seconds": [read_time(self._subject) for _ in range(2)]}
+
+    def sample(self, seconds: float) -> dict[str, list[float]]:
+        """Calls one after another until `seconds` have passed, at least one; a unit product beside them."""
+        start = time.perf_counter()
+        self._unit()
+        unit = time.perf_counter() - start
+        pairs = [times(self._subject)]
+        while time.perf_counter() - start < seconds:
+            pairs.append(times(self._subject))
+        unsynchronised, synchronised = map(list, zip(*pairs))
+        return {"unit": [unit], "unsynchronised": unsynchronised, "synchronised": synchronised}
+
+    def memory(self) -> dict[str, Any]:
+        """The largest memory so far: of the process by the kernel's own meter, and of the device's allocator."""
+        device = backend.peak_device_memory()
+        return {"idle_mib": self._idle, "peak_mib": memory("VmHWM"), "device_peak_mib": device and device / 2**20}
+
+    def profile(self) -> list[tuple[str, float, int]]:
+        """The slowest operators of one call: name, own milliseconds, calls."""
+        kept = []  # a result nobody holds is never computed where work is deferred
+        return backend.profile(lambda: kept.append(self._subject.call()))[:SLOWEST]
+
+
+def memory(meter: str) -> float:
+    """MiB that /proc states for this process: VmRSS (now) or VmHWM (largest since its start)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{meter}:")) / 1024
+
+
+def serve(threads: int) -> None:
+    """Answer requests until standard input ends. Whatever else prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    bench = Bench(threads)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"answer": getattr(bench, request.pop("do"))(**request)}
+        except UserError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ in the parent
+class Worker:
+    """A worker process; a context manager, which ends it."""
+
+    def __init__(self, side: str, python: str | Path, threads: int, patience: float = PATIENCE):
+        self.side, self._patience, self._asked = side, patience, "its start"
+        self._errors = tempfile.TemporaryFile()
+        self._pending = b""
+        try:
+            self._process = subprocess.Popen(
+                [str(python), "-m", "lib.benchmark", "worker", str(threads)], cwd=record.ROOT, bufsize=0,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=_variables(side, python, threads),
+            )  # fmt: skip
+        except OSError as error:
+            self._errors.close()
+            raise UserError(f"{python}: the {side} worker can't start ({error.strerror}); run `make envs`") from error
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()  # TERM and no other signal: Jittor takes any other for its own end
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            stream.close()
+
+    def ask(self, do: str, **request: Any) -> Any:
+        """The worker's answer; UserError if it reports one, ends, or is silent for longer than patience."""
+        self._asked = do
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
+        except BrokenPipeError:
+            self._ended()
+        answer = json.loads(self._line())
+        if "error" in answer:
+            raise UserError(f"{self.side} worker: {answer['error']}")
+        return answer["answer"]
+
+    def _line(self) -> bytes:
+        deadline = time.monotonic() + self._patience
+        while b"\n" not in self._pending:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise UserError(f"{self.side} worker: no answer to {self._asked} in {self._patience:g} s; stopped")
+            part = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not part:
+                self._ended()
+            self._pending += part
+        line, self._pending = self._pending.split(b"\n", 1)
+        return line
+
+    def _ended(self) -> None:
+        status = self._process.wait()
+        self._errors.seek(0)
+        said = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        raise UserError(f"{self.side} worker: ended with status {status} during {self._asked}: {said[-1] if said else 'no message'}")
+
+
+def _variables(side: str, python: str | Path, threads: int) -> dict[str, str]:
+    """The environment's own variables, and the same number of threads and way of waiting for every worker."""
+    folder = Path(python).parent.parent
+    alike = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return {**environment.process_environment(environment.named(side), folder), **alike, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def benchmark(
+    model: str,
+    executables: Mapping[str, str | Path],
+    folder: str | Path,
+    *,
+    classes: int = 80,
+    size: tuple[int, int] | None = None,
+    batches: Sequence[int] = (1, 8),
+    train_batches: Sequence[int] = (8,),
+    rounds: int = 5,
+    seconds: float = 0.5,
+    threads: int = 1,
+    seed: int = 0,
+) -> list[Path]:
+    """Measure inference and training steps in every environment and write one record per side (stage "speed").
+
+    executables: side ("jittor", "torch") -> its Python. size: of the input, by default the published one.
+    seconds: how long one environment is asked before it is the other's turn; a round is one turn of each.
+    Returns the records' paths in the order of the executables.
+    """
+    size = size or models.input_size(model)
+    plan = [("forward", batch) for batch in batches] + [("train", batch) for batch in train_batches]
+    sides = {side: _Side() for side in executables}
+    with ExitStack() as stack:
+        records = {side: stack.enter_context(record.measure("speed", model, folder, seed=seed, side=sides[side])) for side in sides}
+        for operation, batch in plan:
+            case = Case(model, classes, operation, batch, tuple(size), seed)
+            for side, (hello, result) in run(case, executables, rounds, seconds, threads).items():
+                sides[side].hello = hello
+                fields = records[side].fields
+                fields.update(threads=threads, rounds=rounds, seconds_per_turn=seconds, deferred=hello["deferred"])
+                fields.setdefault("cases", []).append(result)
+    return [records[side].path for side in sides]
+
+
+class _Side:
+    """What a worker said about itself, in the shape of `lib.backend`, for the record of its side."""
+
+    hello: Mapping[str, Any]
+    NAME = property(lambda self: self.hello["name"])
+    VERSION = property(lambda self: self.hello["version"])
+
+    def device(self) -> str:
+        return self.hello["device"]
+
+    def cache_path(self) -> str | None:
+        return self.hello["cache"]
+
+
+def run(
+    case: Case, executables: Mapping[str, str | Path], rounds: int, seconds: float, threads: int, patience: float = PATIENCE
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Measure one case: side -> (what the worker says about itself, plain values for the record).
+
+    UserError where a worker fails or its clocks contradict each other.
+    """
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(side, python, threads, patience)) for side, python in executables.items()]
+        hellos = {worker.side: _hello(worker) for worker in workers}
+        prepared = {worker.side: worker.ask("prepare", case=asdict(case)) for worker in workers}
+        turns: dict[str, list[dict[str, list[float]]]] = {worker.side: [] for worker in workers}
+        for _ in range(rounds):
+            for worker in workers:
+                turns[worker.side].append(worker.ask("sample", seconds=seconds))
+        # Memory first: profiling takes some for itself.
+        ends = {worker.side: {"memory": worker.ask("memory"), "slowest_operators": worker.ask("profile")} for worker in workers}
+    return {
+        side: (hello, {
+            **summarise(case, hello, prepared[side], turns[side]), **ends[side],
+            "ratio_to": {other: ratio(turns[side], turns[other]) for other in hellos if other != side},
+        })
+        for side, hello in hellos.items()
+    }  # fmt: skip
+
+
+def _hello(worker: Worker) -> dict[str, Any]:
+    hello = worker.ask("hello")
+    if hello["name"] != worker.side:
+        raise UserError(f"executables: {worker.side}: this Python runs {hello['name']}; name the right environment")
+    return hello
+
+
+def summarise(case: Case, hello: Mapping, prepared: Mapping, turns: Sequence[Mapping]) -> dict[str, Any]:
+    """Medians, spreads and every sample of one side's turns; UserError where the clocks contradict each other."""
+    clocks = {clock: [value for turn in turns for value in turn[clock]] for clock in turns[0]}
+    medians = {clock: statistics.median(values) for clock, values in clocks.items()}
+    read = min(prepared["read_seconds"])
+    fault = clock_fault(case.operation, hello["deferred"], medians["unsynchronised"], medians["synchronised"], read)
+    if fault:
+        raise UserError(f"benchmark: {hello['name']}, batch {case.batch}: {fault}")
+    return {
+        "operation": case.operation, "batch": case.batch, "size": list(case.size), "classes": case.classes,
+        "first_call_seconds": prepared["first_seconds"],
+        **{f"{clock}_ms": spread([1e3 * value for value in values]) for clock, values in clocks.items()},
+        "read_ms": 1e3 * read,
+        "images_per_second": case.batch / medians["synchronised"],
+        "units": medians["synchronised"] / medians["unit"],
+        "turns_ms": [[1e3 * value for value in turn["synchronised"]] for turn in turns],
+    }  # fmt: skip
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return {"median": float(middle), "q1": float(low), "q3": float(high), "samples": len(values)}
+
+
+def ratio(own: Sequence[Mapping], other: Sequence[Mapping]) -> dict[str, float]:
+    """Own synchronised time over the other's, from the medians of the turns that lie side by side."""
+    return spread([statistics.median(a["synchronised"]) / statistics.median(b["synchronised"]) for a, b in zip(own, other, strict=True)])
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[2]))

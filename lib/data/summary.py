@@ -1,0 +1,41 @@
+"""A data set made ready and described: what 10_data shows and records."""
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.data import coco, scenes
+from lib.record import sha256
+
+Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
+
+
+def prepare(data: str, seed: int, train_images: int, val_images: int) -> tuple[coco.Dataset, coco.Dataset]:
+    """The training and validation split of `data`, the built-in scenes drawn first where the folder is theirs."""
+    if scenes.is_theirs(data):
+        scenes.generate(data, seed, train_images, val_images)
+    train, val = coco.splits(data)
+    return coco.load(train), coco.load(val)
+
+
+def describe(train: coco.Dataset, val: coco.Dataset) -> tuple[Fields, Arrays]:
+    """Counts, hashes and distributions of both splits."""
+    fields: Fields = {"name": train.path.parent.name, "classes": list(train.classes), "splits": {}, "class_histogram": {}}
+    arrays: Arrays = {}
+    for split, dataset in (("train", train), ("val", val)):
+        boxes = np.concatenate([image.boxes for image in dataset.images])
+        labels = np.concatenate([image.labels for image in dataset.images])
+        fields["splits"][split] = {
+            "images": len(dataset.images), "boxes": len(boxes), "crowd": sum(len(image.crowd) for image in dataset.images),
+            "empty": sum(not len(image.boxes) for image in dataset.images), "json_sha256": sha256(dataset.path),
+            "images_sha256": hashlib.sha256("".join(sha256(image.file) for image in dataset.images).encode()).hexdigest()}
+        fields["class_histogram"][split] = np.bincount(labels, minlength=len(dataset.classes)).tolist()
+        arrays[f"box_sizes/{split}"] = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)).astype(np.float32)
+    return fields, arrays
+
+
+def samples(dataset: coco.Dataset, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first `count` images, (h, w, 3) uint8 RGB, and their boxes."""
+    chosen = dataset.images[:count]
+    return [coco.read_image(image)[:, :, ::-1] for image in chosen], [image.boxes for image in chosen]

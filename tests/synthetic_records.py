@@ -1,0 +1,191 @@
+"""Records of a model that does not exist, for tests of the comparison and the report: nothing in them was measured.
+
+Every side computes the same numbers in float64; float32 arrays carry noise of their own side, of relative size NOISE.
+"""
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from lib import record
+from lib.alignment.seeded import seeded_array, seeded_input
+from lib.alignment.verdict import ROUNDING
+from lib.evaluation import NUMBERS
+
+MODEL = "synthetic"
+NOISE = 1e-6
+PARAMETERS = {"body.0.weight": (8, 3, 3, 3), "body.1.weight": (8,), "body.1.bias": (24,), "head.weight": (10, 8), "head.scale": ()}
+BUFFERS = {"body.1.running_mean": (8,), "body.1.running_var": (8,), "body.1.num_batches_tracked": ()}
+PHASES = ("joint_epoch0", "detached_epoch10")
+TRUE_ZERO = "body.1.bias"
+DEPTH = ("body.0", "body.1", "head")
+STEP = {"phase": PHASES[0], "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.05, "clip": 35.0}
+
+
+def write_all(folder: Path) -> Path:
+    """Records of all stages and sides."""
+    for side in ("published", "torch", "jittor"):
+        for stage, fill in STAGES.items():
+            if side != "published" or stage in ("convert", "forward", "loss", "speed"):
+                write(folder, side, stage, *fill(side))
+    return folder
+
+
+def write(folder: Path, side: str, stage: str, fields: dict, arrays: dict) -> None:
+    backend = SimpleNamespace(NAME=side, VERSION="0.0-synthetic", device=lambda: "cpu", cache_path=lambda: None)
+    with record.measure(stage, MODEL, folder, side=backend, seed=0) as out:
+        out.fields |= fields
+        out.arrays |= arrays
+
+
+def edit(folder: Path, side: str, stage: str, change) -> None:
+    """Rewrite a record after change(fields, arrays) altered it: how tests plant a fault."""
+    path = folder / MODEL / side / f"{stage}.json"
+    held, arrays = record.read(path), record.load_arrays(path)
+    change(held.fields, arrays)
+    record.write(folder, held, arrays)
+
+
+def exact(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return seeded_input(name, shape).astype(np.float64)
+
+
+def rounded(name: str, shape: tuple[int, ...], side: str) -> np.ndarray:
+    return np.asarray(exact(name, shape) * (1 + NOISE * exact(f"{side}:{name}", shape)), np.float32)
+
+
+def both(name: str, shape: tuple[int, ...], side: str) -> dict[str, np.ndarray]:
+    return {f"float32/{name}": rounded(name, shape, side), f"float64/{name}": exact(name, shape)}
+
+
+def _convert(side: str) -> tuple[dict, dict]:
+    rows = []
+    for name, shape in {**PARAMETERS, **BUFFERS}.items():
+        array = seeded_array(name, shape)
+        digest = None if array is None and side == "published" else hashlib.sha256(b"" if array is None else array.tobytes()).hexdigest()
+        kind = "param" if name in PARAMETERS else "buffer"
+        rows.append([name, list(shape), "float32" if array is not None else "int64", kind, digest])
+    fields = {"case": "c", "state": rows, "parameters": 338, "norm_layers": {"BatchNorm2d": 1}}
+    if side != "published":
+        fields |= {"coverage": {"loaded": len(rows), "total": len(rows)}, "missing": [], "left_over": [], "misshapen": [],
+                   "not_finite": [], "round_trip": {"safetensors": True, "npz": True}}  # fmt: skip
+    return fields, {}
+
+
+def _forward(side: str) -> tuple[dict, dict]:
+    shapes = {f"features/{name}": (1, 4, 6, 6) for name in DEPTH}
+    arrays, fields = both("preds", (1, 50, 12), side), {"case": "c", "float64": "full", "depth": list(DEPTH)}
+    fields |= {"score_threshold": 0.05, "max_detections": 100}
+    for run in ("float32", "float64"):
+        arrays[f"{run}/detections"] = _detections(side, run)[:, 1:]
+    if side != "published":
+        for name, shape in shapes.items():
+            arrays |= both(name, shape, side)
+        return fields, arrays
+    fields["statistics"] = {}
+    for name, shape in shapes.items():
+        true, own = exact(name, shape), rounded(name, shape, side)
+        fields["statistics"][name] = {
+            "shape": list(shape), "l2": float(np.linalg.norm(true)), "max": float(np.abs(own).max()),
+            "first": own.ravel()[:16].tolist(), "floor_max": float(np.abs(own - true).max()),
+        }  # fmt: skip
+    return fields, arrays
+
+
+def _loss(side: str) -> tuple[dict, dict]:
+    values = {"loss_qfl": 968.29063, "loss_bbox": 1.4007684, "loss_total": 969.6913984}
+    noise = dict(zip(values, exact(f"{side}:losses", (3,))))
+    runs = {"float32": {n: v * (1 + 1e-7 * noise[n]) for n, v in values.items()}, "float64": values}
+    arrays = both("output/head_out", (2, 50, 12), side)
+    del arrays["float64/output/head_out"]
+    arrays["assignment/gt_inds"] = (exact("gt", (2, 50)) > 1).astype(np.int64)
+    norms, zero = {}, exact(f"{side}:zero", (24,))
+    for phase in PHASES:
+        for name, shape in PARAMETERS.items():
+            arrays |= both(f"gradient/{phase}/{name}", shape, side)
+        arrays[f"float32/gradient/{phase}/{TRUE_ZERO}"] = (1e-6 * zero).astype(np.float32)
+        arrays[f"float64/gradient/{phase}/{TRUE_ZERO}"] = 1e-15 * zero
+    for run, kind in (("float32", np.float32), ("float64", np.float64)):
+        gradients = {name: arrays[f"{run}/gradient/{PHASES[0]}/{name}"].astype(np.float64) for name in PARAMETERS}
+        norms[run] = float(np.sqrt(sum((g**2).sum() for g in gradients.values())))
+        for name, gradient in gradients.items():
+            weight = seeded_array(name, PARAMETERS[name]).astype(np.float64)
+            g = gradient * min(1.0, STEP["clip"] / norms[run])
+            change = -STEP["lr"] * (STEP["weight_decay"] * weight + g / (np.abs(g) + STEP["eps"]))
+            size = ROUNDING * np.abs(weight) if run == "float32" else 0.0
+            arrays[f"{run}/step/clip35_lr1e-3/{name}"] = np.asarray(change + size * exact(f"{side}:step:{name}", weight.shape), kind)
+        for name in ("running_mean", "running_var"):
+            arrays |= both(f"bn/body.1.{name}", (8,), side)
+    arrays["float32/output/head_out"] = rounded("output/head_out", (2, 50, 12), side)
+    if side != "published":
+        arrays["float64/output/head_out"] = exact("output/head_out", (2, 50, 12))
+    arrays["bn/body.1.num_batches_tracked"] = np.array(1, np.int64)
+    fields = {"case": "c", "float64": "full", "losses": {phase: runs for phase in PHASES},
+              "optimiser": {"clip35_lr1e-3": {**STEP, "grad_norm": norms}}}  # fmt: skip
+    if side == "published":
+        deviation = np.abs(arrays["float32/output/head_out"] - exact("output/head_out", (2, 50, 12))).max()
+        fields["statistics"] = {"output/head_out": {"floor_max": float(deviation)}}
+        fields["step_norms"] = {"clip35_lr1e-3": {
+            name: {run: float(np.linalg.norm(arrays[f"{run}/step/clip35_lr1e-3/{name}"])) for run in ("float32", "float64")}
+            for name in PARAMETERS
+        }}  # fmt: skip
+    return fields, arrays
+
+
+def _train(side: str) -> tuple[dict, dict]:
+    steps = np.arange(40)
+    base = {"loss_qfl": 3 * np.exp(-steps / 20) + 0.4, "loss_bbox": np.exp(-steps / 30) + 0.6, "loss_dfl": 0.2 * np.exp(-steps / 25) + 0.2}
+    wobble = np.cumsum(exact(f"{side}:curve", (40,))) * 2e-3
+    columns = {name: (values + wobble * (steps > 3)).tolist() for name, values in base.items()}
+    first = {name: float(values[0]) for name, values in base.items()}
+    curves = {"step": steps.tolist(), "epoch": (steps // 10).tolist(), "learning_rate": (1e-3 * (1 - steps / 45)).tolist(),
+              "loss": np.sum(list(columns.values()), axis=0).tolist(), **columns}  # fmt: skip
+    epochs = [{"epoch": e, "step": 10 * e + 9, "AP": 0.06 * (e + 1) + 0.003 * len(side), "AP50": 0.1 * (e + 1)} for e in range(4)]
+    single = {name: value * (1 + 1e-7 * float(exact(f"{side}:{name}", ()))) for name, value in first.items()}
+    return {
+        "initial_sha256": "a" * 64, "batches_sha256": "b" * 64, "curves": curves, "epochs": epochs,
+        "final": {name: 0.24 + 0.003 * len(side) for name in NUMBERS}, "seconds": 61.5 + len(side), "steps": 40,
+        "first_step": {"float32": single, "float64": first}, "checkpoint": {"path": "x.safetensors", "sha256": "c" * 64},
+    }, {}  # fmt: skip
+
+
+def _evaluate(side: str) -> tuple[dict, dict]:
+    arrays = {f"{run}/common/detections": _detections(side, run) for run in ("float32", "float64")}
+    arrays["float32/own/detections"] = _detections(side, "float32")
+    for image in (0, 1):
+        pixels = (120 + 30 * seeded_input(f"image{image}", (64, 64, 3))).clip(0, 255).astype(np.uint8)
+        found = _detections("published", "float64")
+        mine = found[found[:, 0] == image]
+        arrays |= {f"sample/{image}/image": pixels, f"sample/{image}/boxes": mine[:, 1:5].astype(np.float32),
+                   f"sample/{image}/labels": mine[:, 6].astype(np.int64)}  # fmt: skip
+    numbers = {name: 0.25 for name in NUMBERS}
+    return {"own": numbers, "common": numbers, "common_weights_sha256": "d" * 64, "images": 2, "score_threshold": 0.05,
+            "max_detections": 100, "classes": ["disc", "star"], "samples": [0, 1]}, arrays  # fmt: skip
+
+
+def _speed(side: str) -> tuple[dict, dict]:
+    cases = []
+    for work, batch, seconds in (("forward", 1, 0.03), ("forward", 8, 0.2), ("train", 8, 1.8)):
+        median = 1e3 * seconds * (1 + 0.05 * len(side))
+        cases.append({
+            "operation": work, "batch": batch, "synchronised_ms": {"median": median, "q1": 0.95 * median, "q3": 1.1 * median},
+            "unsynchronised_ms": {"median": median if side == "torch" else 0.1 * median}, "images_per_second": 1e3 * batch / median,
+            "memory": {"peak_mib": 300.0 + 20 * batch}, "first_call_seconds": 3.0, "units": 0.15 * median,
+            "ratio_to": {other: {"median": 1.04} for other in ("torch", "jittor") if other != side},
+        })  # fmt: skip
+    return {"cases": cases, "deferred": side == "jittor"}, {}
+
+
+def _detections(side: str, run: str) -> np.ndarray:
+    """(6, 7) image, x1, y1, x2, y2, score, label."""
+    corner, size = 4 + 20 * np.abs(exact("corner", (6, 2))).clip(0, 1), 10 + 8 * np.abs(exact("size", (6, 2)))
+    rows = np.concatenate([np.repeat([0, 1], 3)[:, None], corner, corner + size,
+                           np.linspace(0.9, 0.4, 6)[:, None], np.tile([0, 1], 3)[:, None]], axis=1)  # fmt: skip
+    if run == "float64":
+        return rows
+    rows[:, 1:6] += 1e-5 * exact(f"{side}:boxes", (6, 5))
+    return rows.astype(np.float32)
+
+
+STAGES = {"convert": _convert, "forward": _forward, "loss": _loss, "train": _train, "evaluate": _evaluate, "speed": _speed}

@@ -1,0 +1,335 @@
+"""The comparison can't be fooled: each way of being wrong is planted and must be seen."""
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import synthetic_records as synthetic
+from lib import record
+from lib.alignment import published, questions, verdict
+from lib.alignment.compare import compare, compare_sets, match_detections
+from lib.alignment.verdict import ROUNDING, K, Noise, Verdict
+from lib.errors import UserError
+
+REFERENCE = np.arange(1.0, 25.0, dtype=np.float32).reshape(4, 6)
+
+
+# ---------------------------------------------------------------------------------------------------------- tensors
+
+def spoiled(array, value, where=(2, 3)):
+    array = array.copy()
+    array[where] = value
+    return array
+
+
+@pytest.mark.parametrize("candidate, said", [
+    (spoiled(REFERENCE, np.nan), "nan at (2, 3)"),
+    (spoiled(REFERENCE, np.inf), "inf at (2, 3)"),
+    (REFERENCE[:1], "shape (1, 6)"),  # would broadcast
+    (REFERENCE.T, "shape (6, 4)"),
+    (REFERENCE.ravel(), "shape (24,)"),
+    (REFERENCE.astype(np.float64), "type float64"),
+    (np.zeros_like(REFERENCE), "all zero"),
+])  # fmt: skip
+def test_a_fault_is_named_whatever_the_gate(candidate, said):
+    assert said in compare("x", REFERENCE, candidate).fault
+
+
+def test_nan_in_the_reference_is_a_fault_too():
+    assert "in the reference" in compare("x", spoiled(REFERENCE, np.nan), REFERENCE).fault
+
+
+def test_nothing_to_compare_is_a_fault():
+    assert "no elements" in compare("x", REFERENCE[:0], REFERENCE[:0]).fault
+    assert "empty comparison" in compare_sets({}, {})[0].fault
+
+
+def test_missing_and_left_over_entries_are_faults():
+    found = {c.name: c.fault for c in compare_sets({"a": REFERENCE, "b": REFERENCE}, {"a": REFERENCE, "c": REFERENCE})}
+    assert found["a"] is None and found["b"] == "missing" and "left over" in found["c"]
+
+
+@pytest.mark.parametrize("candidate", [
+    REFERENCE[::-1].copy(), REFERENCE[:, ::-1].copy(), np.roll(REFERENCE, 1, axis=1),
+    np.random.default_rng(0).permutation(REFERENCE.ravel()).reshape(4, 6), np.full_like(REFERENCE, REFERENCE.mean()),
+])  # fmt: skip
+def test_the_same_values_in_another_order_do_not_pass(candidate):
+    """Means, sums and norms of these are equal or close: only elementwise metrics see them."""
+    floors = {"x": Noise(1e-4, 1e-3)}
+    assert not verdict.judge([compare("x", REFERENCE, candidate)], floors, "l2")[0].passed
+
+
+def test_metrics_against_numpy_in_float64():
+    other = spoiled(REFERENCE, 20.0)
+    found = compare("x", REFERENCE, other)
+    a, b = REFERENCE.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    assert found.max_abs == 4.0 and found.worst == (2, 3) and found.differing == 1
+    assert found.relative_l2 == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-15)
+    assert found.cosine == pytest.approx(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), rel=1e-15)
+
+
+def test_integers_beyond_float64_are_told_apart():
+    assert compare("x", np.array([2**53]), np.array([2**53 + 1])).differing == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ gates
+
+@given(st.floats(1e-9, 1e3), st.floats(0.0, 2 * K))
+@settings(max_examples=50, deadline=None)
+def test_the_gate_is_k_floors(floor, factor):
+    assert verdict.judge_value("x", "scalar", factor * floor, floor, 1.0).passed == (factor * floor <= K * floor)
+
+
+def test_nan_never_passes_a_gate():
+    assert not verdict.judge_value("x", "scalar", float("nan"), 1.0, 1.0).passed
+    rows = verdict.judge_scalars({"a": 1.0}, {"a": 1.0}, {"a": "NaN"})  # as a record holds it
+    assert not rows[0].passed and rows[0].ratio == float("inf")
+
+
+def test_a_floor_is_measured_and_never_below_one_rounding():
+    exact = {"big": np.linspace(1.0, 2.0, 100), "equal": np.ones(100)}
+    floors = verdict.noise_floors(exact, {"big": (exact["big"] + 1e-3).astype(np.float32), "equal": np.ones(100, np.float32)})
+    assert floors["big"].max_abs == pytest.approx(1e-3, rel=1e-3)
+    assert floors["equal"].max_abs == ROUNDING
+
+
+def test_a_few_numbers_that_agree_by_luck_share_a_floor():
+    exact = {"a": np.array([1.0]), "b": np.array([1.0]), "wide": np.ones(100)}
+    rounded = {"a": np.array([1.0], np.float32), "b": np.array([1.001], np.float32), "wide": np.ones(100, np.float32)}
+    floors = verdict.noise_floors(exact, rounded)
+    assert floors["a"].l2 == pytest.approx(1e-3, rel=1e-3) and floors["wide"].max_abs == ROUNDING
+
+
+def test_without_a_floor_nothing_passes():
+    row = verdict.judge([compare("x", REFERENCE, REFERENCE)], {}, "l2")[0]
+    assert not row.passed and "no noise floor" in row.note
+
+
+def test_a_target_below_the_floor_is_neither_met_nor_missed():
+    assert verdict.target_status(verdict.judge_value("x", "scalar", 3e-5, 2e-5, 1.0), 1e-5) == "below rounding"
+    assert verdict.target_status(verdict.judge_value("x", "scalar", 3e-5, 2e-6, 1.0), 1e-5) == "missed"
+    assert verdict.target_status(verdict.judge_value("x", "scalar", 9e-6, 2e-5, 1.0), 1e-5) == "met"
+
+
+def test_no_rows_are_a_fail_and_rows_without_a_gate_are_only_shown():
+    assert verdict.conclude("q", "p", [], []).verdict is Verdict.FAIL
+    row = verdict.Row("x", "scalar", 1.0, 1.0, 1.0, 1.0, None)
+    assert verdict.conclude("q", "p", [row], []).verdict is Verdict.SHOWN
+
+
+# ------------------------------------------------------------------------------------------------------- detections
+
+def test_detections_are_paired_one_to_one():
+    a = np.array([[0, 10, 10, 20, 20, 0.9, 1], [0, 10, 10, 20, 20, 0.8, 1], [0, 50, 50, 60, 60, 0.7, 2]])
+    assert match_detections(a, a[::-1]).pairs == ((0, 2), (1, 1), (2, 0))
+    other = a.copy()
+    other[2, 6] = 3  # another label
+    other[1, 1] += 5  # another place
+    found = match_detections(a, other)
+    assert found.only_reference == (1, 2) and found.only_candidate == (1, 2)
+
+
+# ---------------------------------------------------------------------------------------------- records to verdicts
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return synthetic.write_all(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture
+def records(sound, tmp_path):
+    return Path(shutil.copytree(sound, tmp_path / "records"))
+
+
+def verdicts(folder):
+    return {(a.question, a.pair): a for a in questions.answers(folder, synthetic.MODEL)}
+
+
+def test_sound_records_pass_and_each_question_has_its_pairs(records):
+    found = verdicts(records)
+    judged = {key: a.verdict for key, a in found.items() if key[0] != "speed"}
+    assert set(judged.values()) == {Verdict.PASS}, {k: a.values for k, a in found.items() if a.verdict is Verdict.FAIL}
+    assert all(a.verdict is Verdict.SHOWN for key, a in found.items() if key[0] == "speed")
+    assert len(found) == 3 * 9 + 2  # training and evaluation have no published side
+
+
+GRADIENT = "gradient/joint_epoch0/body.0.weight"
+
+
+def perturb(name, factor=1 + 1e-3):
+    def change(fields, arrays):
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[5] *= factor
+    return change
+
+
+def poison(name):
+    def change(fields, arrays):
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[0] = np.nan
+    return change
+
+
+def drop(name):
+    return lambda fields, arrays: arrays.pop(name)
+
+
+def assign(*path, value):
+    def change(fields, arrays):
+        for key in path[:-1]:
+            fields = fields[key]
+        fields[path[-1]] = value
+    return change
+
+
+def flip(name):
+    def change(fields, arrays):
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[3] += 1
+    return change
+
+
+def reverse(name):
+    return lambda fields, arrays: arrays.update({name: arrays[name][:, ::-1].copy()})
+
+
+FAULTS = {
+    "one gradient element": ("loss", perturb(f"float32/{GRADIENT}", 1.01), "gradients"),
+    "a fault below float32's noise": ("loss", perturb(f"float64/{GRADIENT}", 1 + 1e-8), "gradients"),
+    "a missing gradient": ("loss", drop(f"float32/{GRADIENT}"), "gradients"),
+    "a gradient of zeros": ("loss", lambda f, a: a.update({f"float32/{GRADIENT}": 0 * a[f"float32/{GRADIENT}"]}), "gradients"),
+    "noise where the true gradient is zero, a thousandfold": (
+        "loss", perturb(f"float32/gradient/joint_epoch0/{synthetic.TRUE_ZERO}", 1e3), "gradients"),
+    "NaN in the outputs": ("forward", poison("float32/preds"), "forward"),
+    "outputs in another order": ("forward", reverse("float32/preds"), "forward"),
+    "one feature missing": ("forward", drop("float32/features/body.1"), "forward"),
+    "one detection moved": ("forward", flip("float32/detections"), "forward"),
+    "a loss 1e-5 off": ("loss", assign("losses", "joint_epoch0", "float32", "loss_bbox", value=1.4007684 * (1 + 1e-5)), "losses"),
+    "a loss that is NaN": ("loss", assign("losses", "joint_epoch0", "float32", "loss_bbox", value=float("nan")), "losses"),
+    "one prior assigned otherwise": ("loss", flip("assignment/gt_inds"), "assignment"),
+    "a learning rate 0.1 % off in the step": ("loss", lambda f, a: a.update(
+        {n: (v * 1.001).astype(v.dtype) for n, v in a.items() if n.startswith("float32/step/")}), "step"),
+    "a change that is missing": ("loss", drop("float32/step/clip35_lr1e-3/head.weight"), "step"),
+    "biased running variance": ("loss", lambda f, a: a.update(
+        {"float32/bn/body.1.running_var": (a["float32/bn/body.1.running_var"] * 0.99).astype(np.float32)}), "batch_norm"),
+    "a counter not counted": ("loss", lambda f, a: a.update({"bn/body.1.num_batches_tracked": np.array(0)}), "batch_norm"),
+    "an entry missing from the state": ("convert", lambda f, a: f["state"].pop(2), "structure"),
+    "an entry of another shape": ("convert", assign("state", 0, 1, value=[8, 3, 9]), "structure"),
+    "entries in another order": ("convert", lambda f, a: f["state"].reverse(), "structure"),
+    "other bytes in one weight": ("convert", assign("state", 0, 4, value="0" * 64), "conversion"),
+    "a round trip that loses bits": ("convert", assign("round_trip", "npz", value=False), "conversion"),
+    "a key reported missing": ("convert", assign("missing", value=["head.bias"]), "conversion"),
+    "another case measured": ("loss", assign("case", value="other"), "losses"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("side", ["torch", "jittor"])
+def test_a_planted_fault_fails_its_question_and_spares_the_rest(records, name, side):
+    stage, change, question = FAULTS[name]
+    synthetic.edit(records, side, stage, change)
+    found = verdicts(records)
+    assert found[question, f"published-{side}"].verdict is Verdict.FAIL
+    if side == "jittor":  # a fault of PyTorch's float32 run also widens the floor of this pair: the third side sees it
+        assert found[question, "torch-jittor"].verdict is Verdict.FAIL
+    other = {"torch": "jittor", "jittor": "torch"}[side]
+    assert found[question, f"published-{other}"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("stage, change, question", [
+    ("train", assign("first_step", "float32", "loss_bbox", value=1.61), "training"),
+    ("train", assign("initial_sha256", value="0" * 64), "training"),
+    ("evaluate", perturb("float32/common/detections", 3.0), "evaluation"),
+    ("evaluate", assign("common_weights_sha256", value="0" * 64), "evaluation"),
+    ("speed", lambda fields, arrays: fields["cases"][1].update(unsynchronised_ms=fields["cases"][1]["synchronised_ms"]), "speed"),
+])  # fmt: skip
+def test_a_fault_between_the_frameworks(records, stage, change, question):
+    synthetic.edit(records, "jittor", stage, change)
+    assert verdicts(records)[question, "torch-jittor"].verdict is Verdict.FAIL
+
+
+def test_a_removed_record_is_not_run_and_never_a_pass(records):
+    (records / synthetic.MODEL / "jittor" / "loss.json").unlink()
+    found = verdicts(records)
+    assert found["gradients", "torch-jittor"].verdict is Verdict.NOT_RUN
+    assert found["gradients", "published-jittor"].verdict is Verdict.NOT_RUN
+    assert found["gradients", "published-torch"].verdict is Verdict.PASS
+    assert found["forward", "torch-jittor"].verdict is Verdict.PASS
+
+
+def test_no_floor_no_pass(records):
+    """Without PyTorch's float64 run nothing says how close the frameworks must be."""
+    synthetic.edit(records, "torch", "forward", drop("float64/preds"))
+    assert verdicts(records)["forward", "torch-jittor"].verdict is Verdict.FAIL
+
+
+JUMP = "gradient/joint_epoch0/head.weight"  # 30 floors: what a flipped activation does to one gradient
+
+
+def jump(fields, arrays):
+    arrays[f"float32/{JUMP}"] = (arrays[f"float32/{JUMP}"] * (1 + 30 * synthetic.NOISE)).astype(np.float32)
+
+
+def test_a_jump_is_a_fault_unless_float64_agrees_and_the_set_knows_such_jumps(records):
+    def coarse(fields, arrays):
+        name = "float32/gradient/detached_epoch10/body.0.weight"
+        arrays[name] = (arrays[name] * (1 + 20 * synthetic.NOISE)).astype(np.float32)
+
+    synthetic.edit(records, "jittor", "loss", jump)
+    assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.FAIL, "no gradient of PyTorch's jumps like this"
+    for side in ("published", "torch"):
+        synthetic.edit(records, side, "loss", coarse)
+    found = verdicts(records)["gradients", "torch-jittor"]
+    assert found.verdict is Verdict.PASS and any("flipped" in row.what for row in found.rows)
+    synthetic.edit(records, "jittor", "loss", drop(f"float64/{JUMP}"))
+    assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.FAIL
+
+
+def test_a_jump_that_pytorch_itself_makes_in_another_order_raises_the_floor(records):
+    synthetic.edit(records, "jittor", "loss", jump)
+    synthetic.edit(records, "jittor", "loss", drop(f"float64/{JUMP}"))
+    synthetic.edit(records, "torch", "loss", lambda f, a: a.update(
+        {f"repeat/0/{JUMP}": (a[f"float32/{JUMP}"] * (1 + 25 * synthetic.NOISE)).astype(np.float32)}))  # fmt: skip
+    assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.PASS
+
+
+def test_a_record_without_a_field_is_an_error_that_names_it(records):
+    synthetic.edit(records, "jittor", "convert", lambda fields, arrays: fields.pop("coverage"))
+    with pytest.raises(UserError, match="jittor/convert.json: has no field coverage"):
+        verdicts(records)
+
+
+def test_the_same_records_give_the_same_verdicts(records):
+    first, second = (questions.judge_records(records, [synthetic.MODEL])[0].fields for _ in range(2))
+    assert first == second and first["verdicts"]
+
+
+# ---------------------------------------------------------------------------------------------------- published side
+
+def test_published_records_hold_what_the_questions_ask(golden, tmp_path):
+    paths = published.write(tmp_path, "nanodet-plus-m_320", golden)
+    assert [path.stem for path in paths] == ["convert", "forward", "loss", "speed"]
+    loss = record.read(paths[2])
+    assert loss.fields["losses"]["joint_epoch0"]["float64"]["loss_bbox"] == pytest.approx(1.4007684487395615, rel=1e-15)
+    assert len([name for name in loss.fields["statistics"] if name.startswith("gradient/joint_epoch0/")]) == 463
+    assert sum(name.startswith("float64/gradient/joint_epoch0/") for name in loss.arrays) == 21
+
+
+def test_a_case_without_golden_files_is_not_run(golden, tmp_path):
+    paths = published.write(tmp_path, "nanodet-plus-m-1.5x_416", golden)
+    assert [path.stem for path in paths] == ["convert"]
+    found = {(a.question, a.pair): a.verdict for a in questions.answers(tmp_path, "nanodet-plus-m-1.5x_416")}
+    assert set(found.values()) == {Verdict.NOT_RUN}
+
+
+def test_the_published_step_follows_the_rule_it_is_judged_by(golden, tmp_path):
+    """AdamW as restated here, on the published gradients, gives the published parameters to a few roundings."""
+    from lib.alignment.evidence import Evidence
+    from lib.alignment.rows import step_residuals
+
+    published.write(tmp_path, "nanodet-plus-m_320", golden)
+    found = step_residuals(Evidence(tmp_path, "nanodet-plus-m_320"), "published", published.FULL_STEP)
+    assert len(found) == 21 and max(found.values()) < 10

@@ -1,0 +1,236 @@
+"""The report shows what the records hold, binds every number to its field, and needs no network."""
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import synthetic_records as synthetic
+from lib import figures, record, report, tables
+from lib.alignment import questions
+from lib.errors import UserError
+from lib.report import messages, pdf
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "notebooks" / "90_compare.ipynb"
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    folder = synthetic.write_all(tmp_path_factory.mktemp("judged"))
+    questions.judge_records(folder, [synthetic.MODEL])
+    return folder
+
+
+def rendered(records, out, monkeypatch, models=(synthetic.MODEL,)) -> str:
+    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    return report.render(records, out, "quick", models).html.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(judged, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        return rendered(judged, tmp_path_factory.mktemp("page"), patch)
+
+
+class Numbers(HTMLParser):
+    """Collects (value, ref, text) of every bound number, and what the page refers to."""
+
+    def __init__(self):
+        super().__init__()
+        self.bound, self.links, self._open, self.sources = [], [], None, []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [attributes["href"]] if "href" in attributes else []
+        self.sources += [attributes["src"]] if "src" in attributes else []
+        if tag == "img":
+            assert attributes.get("alt"), "a figure without alternative text"
+        if tag == "data":
+            self._open = [attributes["value"], attributes["data-ref"], ""]
+
+    def handle_data(self, text):
+        if self._open:
+            self._open[2] += text
+
+    def handle_endtag(self, tag):
+        if tag == "data":
+            self.bound.append(tuple(self._open))
+            self._open = None
+
+
+def parsed(page: str) -> Numbers:
+    found = Numbers()
+    found.feed(page)
+    return found
+
+
+def resolve(folder: Path, ref: str):
+    run_id, path = ref.split("#/")
+    value = json.loads((folder / f"{run_id}.json").read_text())
+    for key in path.split("/"):
+        key = key.replace("~1", "/").replace("~0", "~")
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def test_every_bound_number_is_the_one_in_its_record(judged, page):
+    found = parsed(page).bound
+    assert len(found) > 200
+    for value, ref, text in found:
+        held = resolve(judged, ref)
+        assert str(held) == value, ref
+        assert text in (tables.text(held), str(held).replace("T", " ").removesuffix("+00:00"), "–"), ref
+
+
+def test_one_file_without_network(page):
+    found = parsed(page)
+    assert all(link.startswith("#") for link in found.links) and all(source.startswith("data:") for source in found.sources)
+    assert not re.search(r"https?://(?!www\.w3\.org)|<script|@import|url\(", page)
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    assert {link[1:] for link in found.links} <= anchors
+    assert len(re.findall(r'id="', page)) == len(anchors), "an id is used twice"
+
+
+def test_figures_stand_in_the_report(page):
+    assert len(parsed(page).sources) == 7
+
+
+def test_failures_and_gaps_are_on_the_first_page(judged, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(judged, tmp_path / "records"))
+    (folder / synthetic.MODEL / "jittor" / "train.json").unlink()
+    synthetic.edit(folder, "jittor", "loss", lambda fields, arrays: arrays.pop("float32/gradient/joint_epoch0/head.weight"))
+    compared = questions.judge_records(folder, [synthetic.MODEL])
+    assert tables.failures(compared) == [f"synthetic: gradients ({pair})" for pair in ("published-jittor", "torch-jittor")] + [
+        f"synthetic: step ({pair})" for pair in ("published-jittor", "torch-jittor")
+    ]
+    page = rendered(folder, tmp_path / "out", monkeypatch)
+    summary = page.split('id="how"')[0]
+    assert summary.count(">FAIL<") == 4 and summary.count(">NOT RUN<") == 1
+    assert "head.weight: missing" in page and "synthetic/jittor/train" in page
+
+
+def test_a_model_without_records_is_not_run(tmp_path, monkeypatch):
+    compared = questions.judge_records(tmp_path / "records", ["absent"])
+    assert set(tables.verdict_matrix(compared).to_numpy().ravel()) == {"NOT RUN", ""}
+    assert ">NOT RUN<" in rendered(tmp_path / "records", tmp_path / "out", monkeypatch, ["absent"])
+
+
+def test_without_verdicts_there_is_no_report(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no verdicts"):
+        rendered(tmp_path / "records", tmp_path / "out", monkeypatch)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_language_is_a_clear_error():
+    with pytest.raises(UserError, match="choose from en"):
+        messages.Messages("xx")
+
+
+def test_the_same_records_give_the_same_page(judged, page, tmp_path, monkeypatch):
+    assert rendered(judged, tmp_path, monkeypatch) == page
+
+
+def test_no_printer_says_how_to_get_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
+    monkeypatch.setattr(pdf.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="install Debian's chromium, or pip install weasyprint"):
+        pdf.write(tmp_path / "index.html", tmp_path / "report.pdf")
+
+
+def test_a_browser_that_fails_gives_way_and_is_named(tmp_path, monkeypatch):
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho 'no display' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(pdf.shutil, "which", lambda name: str(broken))
+    monkeypatch.setattr(pdf.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="chromium: no display"):
+        pdf.write(tmp_path / "index.html", tmp_path / "report.pdf")
+
+
+def test_a_pdf_is_printed(judged, tmp_path):
+    if not any(map(shutil.which, pdf.BROWSERS)) and not pdf.importlib.util.find_spec("weasyprint"):
+        pytest.skip("neither Chromium nor WeasyPrint is on this machine")
+    made = report.render(judged, tmp_path, "quick", [synthetic.MODEL])
+    assert made.pdf.read_bytes()[:5] == b"%PDF-"
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+SIZES = {"train": np.geomspace(4, 200, 60), "val": np.geomspace(5, 150, 20)}
+IMAGE = np.zeros((32, 32, 3), np.uint8)
+BOX = np.array([[4.0, 4.0, 20.0, 20.0]])
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: figures.box_sizes(SIZES),
+    lambda: figures.contact_sheet([IMAGE] * 3, [BOX] * 3, columns=2),
+    lambda: figures.assignment(IMAGE, BOX, np.array([[8.0, 8.0, 8.0], [16.0, 16.0, 8.0]]), np.array([1, 0])),
+    lambda: figures.feature_maps({"a": np.ones((1, 3, 4, 4)), "b": np.ones((1, 3, 2, 2))}),
+    lambda: figures.class_histogram({"train": [3, 1], "val": [1, 0]}, ["disc", "star"]),
+    lambda: figures.distributions(np.zeros((2, 4, 8))),
+    lambda: figures.learning_rate({"step": [0, 1, 2], "learning_rate": [0.0, 1.0, 0.5]}),
+    lambda: figures.bars({"conv": {"torch": 1.0, "jittor": 2.0}, "norm": {"torch": 0.5, "jittor": 0.2}}, "time (ms)", "Slowest operators."),
+])  # fmt: skip
+def test_figures_are_the_same_bytes_each_time_and_say_what_they_show(draw):
+    first, second = draw(), draw()
+    assert first == second and first.alt
+    assert b"<dc:date>" not in first.data
+    assert first.html().startswith(f'<img alt="{html.escape(first.alt)}"')
+
+
+def test_sides_differ_without_colour():
+    for look in (figures.LINES, figures.MARKERS, figures.HATCHES, figures.COLOURS):
+        assert len({look[side] for side in figures.SIDES}) == 3
+
+
+def test_curves_from_a_log():
+    lines = [{"step": 0, "epoch": 0, "loss": 2.0}, {"step": 1, "epoch": 0, "loss": 1.0},
+             {"step": 1, "epoch": 0, "evaluation": {"AP": 0.1}, "evaluation_seconds": 1.0}]  # fmt: skip
+    columns, evaluations = tables.curves(lines)
+    assert columns == {"step": [0, 1], "epoch": [0, 0], "loss": [2.0, 1.0]}
+    assert evaluations == [{"step": 1, "epoch": 0, "AP": 0.1}]
+
+
+def test_tables_against_numpy():
+    arrays = {"p/one/body.a": np.array([3.0]), "p/one/body.b": np.array([4.0]), "p/two/head.a": np.array([2.0])}
+    norms = tables.gradient_norms(arrays, "p/")
+    assert norms.loc["body", "one"] == 5.0 and norms.loc["head", "two"] == 2.0 and np.isnan(norms.loc["head", "one"])
+    assert tables.counts(np.array([0, 2, 2, 1]), "box")["count"].to_dict() == {1: 1, 2: 2}
+    fields = {"state": [["body.w", [2, 3], "float32", "param", ""], ["body.m", [3], "float32", "buffer", ""], ["head.w", [], "float32", "param", ""]]}
+    assert tables.state(fields).loc["body", ["entries", "param", "buffer"]].tolist() == [2, 6, 3]
+    assert tables.state(fields).loc["head", ["entries", "param", "buffer"]].tolist() == [1, 1, 0]
+    assert tables.text(4330904) == "4\u2009330\u2009904" and tables.text(0.000123456) == "0.0001235"
+
+
+def test_both_environments_pin_the_same_numpy():
+    assert len(set(tables.environments().loc["numpy"])) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- notebook
+
+def run_notebook(records: Path, out: Path) -> dict:
+    """Execute the code cells of 90_compare in this process with the parameters replaced."""
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+        if "parameters" in cell["metadata"].get("tags", []):
+            names |= {"models": [synthetic.MODEL], "records": str(records), "report": str(out)}
+    return names
+
+
+def test_the_notebook_renders_and_goes_red_on_a_fail(judged, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    folder = Path(shutil.copytree(judged, tmp_path / "records"))
+    assert run_notebook(folder, tmp_path / "green")["failed"] == []
+    assert "PASS 26" in capsys.readouterr().out
+    synthetic.edit(folder, "jittor", "loss", lambda fields, arrays: fields["losses"]["joint_epoch0"]["float32"].update(loss_bbox=2.0))
+    with pytest.raises(AssertionError, match=r"losses \(torch-jittor\)"):
+        run_notebook(folder, tmp_path / "red")
+    assert (tmp_path / "red" / "index.html").exists(), "the report is there before the batch run goes red"
+    assert record.read(folder / synthetic.MODEL / "none" / "compare.json").fields["verdicts"]
