@@ -6,7 +6,9 @@ import sys
 sys.path.insert(0, workflow.basedir)
 from lib import pipeline
 
-jobs = pipeline.plan(pipeline.Request(str(config["report"]), tuple(config["models"].split()), str(config["data"]), workflow.cores or 1))
+# snakemake reads the values of --config as YAML: an empty one is None, 2024 a number
+asked = {name: str(value or "") for name, value in config.items()}
+jobs = pipeline.plan(pipeline.Request(asked["report"], tuple(asked["models"].split()), asked["data"], workflow.cores))
 
 
 rule all:

@@ -52,6 +52,7 @@ def clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def warp(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """The boxes around the four corners of each box after a 3 x 3 projective map, in float64."""
+    boxes = boxes.astype(np.float64)     # NumPy 1 would multiply a float64 scalar and a float32 array in float32
     x, y = boxes[:, [0, 2, 2, 0]], boxes[:, [1, 1, 3, 3]]
     x, y, scale = (row[0] * x + row[1] * y + row[2] for row in np.asarray(matrix, np.float64))     # (m, 4) each
     x, y = x / scale, y / scale

@@ -232,13 +232,14 @@ def report(request: Request, extra: list[str]) -> int:
         before = marks(jobs)
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
         command = [sys.executable, "-m", "snakemake", "--cores", str(request.cores), "--nolock", "--rerun-incomplete",
-                   "--keep-going", "--quiet", "all", "--config", f"report={request.profile}",
+                   "--keep-going", "--config", f"report={request.profile}",
                    f"models={' '.join(request.models)}", f"data={request.data}", *extra]
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()]).returncode
+        with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()]).returncode
     page = target / "index.html"
     if code:
         open_jobs = unfinished(jobs)
-        print(f"[report] not finished: {', '.join(job.name for job in open_jobs)}", file=sys.stderr)
+        print(f"[report] not finished: {', '.join(job.name for job in open_jobs)} (see {log.name})", flush=True)
         report_with_gaps(jobs, open_jobs)
         return 1
     print(f"[report] {'nothing to do, ' if marks(jobs) == before else ''}up to date: {page}", flush=True)
@@ -296,7 +297,11 @@ def main() -> int:
     whole.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
     chosen = parser.parse_args()
     if chosen.verb == "run":
-        run(chosen.file)
+        try:
+            run(chosen.file)
+        except UserError as error:
+            print(f"[report] FAILED: {error}", flush=True)
+            return 1
         return 0
     models = tuple(dict.fromkeys(chosen.models.split()))
     if not models:

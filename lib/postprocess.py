@@ -31,7 +31,10 @@ def _nanodet_plus(output: np.ndarray, image_size, score_threshold: float, nms_io
     prior, label = np.nonzero(scores > score_threshold)
     scores = scores[prior, label]
     candidates = boxes.clip(boxes.decode(output[prior, num_classes:], cells[prior]), image_size)
-    kept = boxes.nms(candidates, scores, label, nms_iou, limit)
+    # The published suppression moves each class to a place of its own, and float32 rounds the moved corners: an IoU
+    # within that rounding of the threshold is decided by it.
+    moved = candidates + (label[:, None] * (candidates.max(initial=0) + 1)).astype(candidates.dtype)
+    kept = boxes.nms(moved, scores, label, nms_iou, limit)
     return np.concatenate([candidates[kept], scores[kept, None], label[kept, None]], 1, dtype=output.dtype)
 
 

@@ -50,6 +50,15 @@ def speed(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["work", "batch", "side"], ignore_index=True)
 
 
+def operators(records: Iterable[Record], operation: str = "train") -> pd.DataFrame:
+    """The slowest operators of the largest case of `operation`, milliseconds and calls, per side of speed records."""
+    rows = []
+    for held in records:
+        case = max((case for case in held.fields["cases"] if case["operation"] == operation), key=lambda case: case["batch"])
+        rows += [{"side": held.side, "operator": name, "ms": time, "calls": calls} for name, time, calls in case["slowest_operators"]]
+    return pd.DataFrame(rows)
+
+
 def state(fields: Mapping[str, Any]) -> pd.DataFrame:
     """Entries, parameters and buffers of each part of a model (the name up to the first dot), from a convert record."""
     frame = pd.DataFrame(fields["state"], columns=["name", "shape", "type", "kind", "sha256"])

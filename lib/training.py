@@ -290,6 +290,8 @@ def _save(trainer: Trainer, folder: Path, run: dict[str, Any], best: Mapping | N
 def _resume(trainer: Trainer, folder: Path, run: dict[str, Any]) -> Mapping | None:
     """Bring the trainer to the unfinished run that `folder` holds, if it is this run; return its best evaluation."""
     path = folder / CHECKPOINT
+    for stray in folder.glob(f".*.{CHECKPOINT}"):  # what a process killed while it wrote has left
+        stray.unlink()
     if not path.exists():
         return None
     try:

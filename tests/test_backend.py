@@ -161,10 +161,23 @@ def convolution(c_in, c_out, kernel, stride, groups, bias, precision=np.float32)
     return {"y": (y, out), "dx": (dx, d_padded[:, :, inner, inner]), "dw": (dw, d_weight)}
 
 
+def scale_and_bias():
+    x, dy, bias = array(4, 8, 40, 40), array(4, 8, 40, 41)[..., :40], array(8)
+    t, factor = leaf(x), leaf(1.5)
+    layer = B.nn.Conv2d(8, 8, 1)
+    B.load_state(layer, {"weight": np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1), "bias": bias})
+    y = B.mul(layer(t), factor)
+    dx, d_factor, d_bias = B.grad(B.sum(y * B.tensor(dy)), [t, factor, layer.bias])
+    x, dy, bias = wide(x, dy, bias)
+    shifted = x + bias.reshape(1, -1, 1, 1)
+    return {"y": (y, 1.5 * shifted), "dx": (dx, 1.5 * dy), "factor": (d_factor, (dy * shifted).sum()),
+            "bias": (d_bias, 1.5 * dy.sum((0, 2, 3)))}
+
+
 CASES = {
     **{f"batch_norm mean/std={m}": lambda m=m: batch_norm(m) for m in (0, 1, 10, 30, 100, 300)},
     **{f"group_norm offset={m}": lambda m=m: group_norm(m) for m in (0, 1000)},
-    "sums": sums, "saturation": saturation, "softmax": softmaxes,
+    "sums": sums, "scale and bias": scale_and_bias, "saturation": saturation, "softmax": softmaxes,
     "bilinear up": lambda: resize("bilinear", (14, 20)), "bilinear odd": lambda: resize("bilinear", (5, 23)),
     "bilinear corners": lambda: resize("bilinear", (14, 20), True), "nearest": lambda: resize("nearest", (14, 30)),
     "pointwise": lambda: convolution(16, 8, 1, 1, 1, True), "dense 3x3 stride 2": lambda: convolution(3, 8, 3, 2, 1, False),
@@ -314,7 +327,9 @@ def test_gradient_of_the_unused_is_zero():
 def kernel_pairs():
     x, scale, shift = array(2, 8, 5, 6), array(8), array(8, 1)[:, 0]
     return {"batch_norm": ((x, scale, shift), (1e-5,)), "group_norm": ((x, 2, scale, shift), (1e-5,)),
-            "affine": ((x, scale, shift), ()), "leaky_relu": ((x,), (.1,)), "max_pool": ((x,), (3, 2, 1)),
+            "affine": ((x, scale, shift), ()), "leaky_relu": ((x,), (.1,)),
+            "add_bias": ((x, shift), ()), "sigmoid": ((x,), ()), "scale": ((x, np.float32(1.5)), ()),
+            "binary_cross_entropy": ((x, np.abs(x) % 1), ()), "max_pool": ((x,), (3, 2, 1)),
             "conv2d": ((x, array(8, 1, 3, 3)), ((1, 1), (1, 1), (1, 1), 8)),
             "resize": ((x,), ((10, 12), (.5, .5), "bilinear", False))}
 
@@ -327,7 +342,7 @@ def test_kernels_are_the_plain_formulation(name):
     results = []
     for function, extra in ((getattr(kernels, name), options), (getattr(kernels, f"plain_{name}"),
                             options[:1] + options[2:] if name == "resize" else options)):
-        tensors = [leaf(a) if isinstance(a, np.ndarray) else a for a in arrays]
+        tensors = [leaf(a) if isinstance(a, (np.ndarray, np.float32)) else a for a in arrays]
         y = function(*tensors, *extra)
         y = y[0] if isinstance(y, tuple) else y
         leaves = [t for t in tensors if not isinstance(t, int)]

@@ -2,40 +2,16 @@
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from lib import convert, evaluation, inference, models
-from lib.data import coco, transforms
+from lib.data import coco
 
 NAME = "nanodet-plus-m_320"
 PIXELS, SCORE = 0.05, 1e-4  # issue 2
 THRESHOLD = 0.05
-
-
-@dataclass(frozen=True)
-class OpenCV5(transforms.NanoDetPlus):
-    """The published detections were made with OpenCV 5, whose warp is bilinear to the last bit of a float32; OpenCV 4,
-    which is pinned, rounds positions to 1/32 pixel: 0.02 in the COCO numbers."""
-
-    def preprocess(self, image, size):
-        (h, w), (rows, columns) = image.shape[:2], size
-        matrix = np.diag([columns / w, rows / h, 1.0])
-        step_x, step_y = (np.float32(1 / matrix[axis, axis]) for axis in (0, 1))
-        x, y = np.arange(columns, dtype=np.float32) * step_x, np.arange(rows, dtype=np.float32) * step_y
-        left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-        right_share, low_share = (x - left)[None, :, None], (y - top)[:, None, None]
-        padded = np.pad(image, ((0, 1), (0, 1), (0, 0))).astype(np.float32)  # black outside
-        upper, lower = (mix(padded[at][:, left], padded[at][:, left + 1], right_share) for at in (top, top + 1))
-        warped = np.rint(mix(upper, lower, low_share)).astype(np.uint8)
-        return self._normalise(warped.astype(np.float32) / 255), matrix
-
-
-def mix(a, b, share):
-    """a + (b − a) share with one rounding at the end: a fused multiply-add."""
-    return (a + (b - a).astype(np.float64) * share).astype(np.float32)
 
 
 def differences(found, expected):
@@ -67,8 +43,7 @@ def published(shared):
     return {kind: json.loads(file.read_text()) for kind, file in files.items()}
 
 
-def test_real_images_give_the_published_detections(shared, published, monkeypatch):
-    monkeypatch.setitem(transforms.RECIPES, "nanodet_plus", OpenCV5())
+def test_real_images_give_the_published_detections(shared, published):
     model = models.build(NAME)
     convert.load(model, shared / "real" / "weights" / f"{NAME}.npz", absent=("aux_fpn.", "aux_head."))
     model.train()

@@ -239,6 +239,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     assert "status 137" in shell.stdout, shell.stderr
     with open(tmp_path / "killed" / "log.jsonl", "a") as log:
         log.write('{"step": 4, "epo')  # what a kill in the middle of a write leaves
+    (tmp_path / "killed" / ".0badcafe.checkpoint.safetensors").write_bytes(b"half")  # and in the middle of a checkpoint
     resumed = run(tmp_path / "killed")
     assert resumed.resumed_at == 4
     assert resumed.checkpoint.read_bytes() == straight.checkpoint.read_bytes()

@@ -25,11 +25,8 @@ Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 
 FORMATS = ("safetensors", "npz", "pth", "pkl")
 PHASES = {"joint_epoch0": 0, "detached_epoch10": 10}  # name of a training phase -> model.epoch
-VARIANTS = {  # name of an optimiser step -> learning rate, largest gradient norm
-    "clip35_lr1e-3": (1e-3, 35.0),
-    "noclip_lr1e-3": (1e-3, None),
-    "clip35_warmup_step0_lr1e-7": (1e-7, 35.0),
-}
+STEP = "clip35_lr1e-3"  # name of the optimiser step
+RATE, LIMIT = 1e-3, 35.0  # its learning rate and largest gradient norm
 SCORE_THRESHOLD, MAX_DETECTIONS = 0.05, 100
 # Boxes and labels of the published training case, per image of the batch of two.
 BOXES = ([[40.5, 60.25, 220.75, 250.5]],
@@ -143,16 +140,21 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
     return fields, arrays
 
 
+def training_batch(name: str, precision: str = "float32") -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+    """The seeded batch of two images (2, 3, h, w) and its boxes and labels."""
+    images = seeded_input("train_batch", (2, 3, *models.input_size(name))).astype(precision)
+    return images, [{"boxes": np.asarray(boxes, np.float32), "labels": np.asarray(labels, np.int64)}
+                    for boxes, labels in zip(BOXES, LABELS, strict=True)]
+
+
 def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, arrays: Arrays) -> None:
     """One training forward and backward from the seeded state; the first phase also gives what does not depend on it."""
     model = seeded_model(name, case, precision).train()
     model.epoch = PHASES[phase]
     size = models.input_size(name)
-    images = backend.tensor(seeded_input("train_batch", (2, 3, *size)).astype(precision))
-    targets = [{"boxes": np.asarray(boxes, np.float32), "labels": np.asarray(labels, np.int64)}
-               for boxes, labels in zip(BOXES, LABELS, strict=True)]
+    images, targets = training_batch(name, precision)
     criterion = losses.build(name, case.num_classes)
-    outputs = model(images)
+    outputs = model(backend.tensor(images))
     parts = criterion(outputs, targets, image_size=size)
     total = sum(parts.values())
     named = list(model.named_parameters())
@@ -171,25 +173,22 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
         elif entry.endswith("num_batches_tracked"):
             arrays[f"bn/{entry}"] = array
     arrays["assignment/gt_inds"] = criterion.assign(backend.numpy(outputs[-1]), targets, size).box
-    for variant in VARIANTS:
-        _step(name, case, phase, variant, gradients, precision, fields, arrays)
+    _step(name, case, phase, gradients, precision, fields, arrays)
 
 
-def _step(name: str, case: Case, phase: str, variant: str, gradients: list, precision: str, fields: Fields,
-          arrays: Arrays) -> None:
+def _step(name: str, case: Case, phase: str, gradients: list, precision: str, fields: Fields, arrays: Arrays) -> None:
     """One optimiser step of the published recipe from the seeded state with the given gradients."""
     recipe = RECIPES[models.family(name)]
-    rate, limit = VARIANTS[variant]
     model = seeded_model(name, case, precision)
     named = list(model.named_parameters())
     before = {entry: backend.numpy(parameter).astype(np.float64) for entry, parameter in named}
-    clipped, norm = clip(gradients, limit or float("inf"))
+    clipped, norm = clip(gradients, LIMIT)
     optimiser = getattr(backend, recipe.optimiser)(
-        [{"parameters": named}], lr=rate, betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay)
-    optimiser.step(clipped if limit else gradients)
-    settings = fields["optimiser"].setdefault(variant, {
-        "phase": phase, "lr": rate, "betas": list(recipe.betas), "eps": recipe.epsilon,
-        "weight_decay": recipe.weight_decay, "clip": limit, "grad_norm": {}})
+        [{"parameters": named}], lr=RATE, betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay)
+    optimiser.step(clipped)
+    settings = fields["optimiser"].setdefault(STEP, {
+        "phase": phase, "lr": RATE, "betas": list(recipe.betas), "eps": recipe.epsilon,
+        "weight_decay": recipe.weight_decay, "clip": LIMIT, "grad_norm": {}})
     settings["grad_norm"][precision] = backend.floats([norm])[0]
-    arrays |= {f"{precision}/step/{variant}/{entry}": (backend.numpy(parameter) - before[entry]).astype(precision)
+    arrays |= {f"{precision}/step/{STEP}/{entry}": (backend.numpy(parameter) - before[entry]).astype(precision)
                for entry, parameter in model.named_parameters()}

@@ -8,6 +8,7 @@ Twin of `torch.py`: the same names in the same order. What differs and cannot be
 * subnormal float32 numbers flush to zero in the whole process (the kernels are linked with -Ofast).
 """
 import os as _os
+import re as _re
 
 import numpy as _np
 
@@ -22,7 +23,7 @@ __all__ = [
     "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
     "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
     "floor_divide", "full", "grid_sample", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
-    "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
+    "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
     "where", "zeros", "zeros_like",
 ]
 
@@ -118,8 +119,20 @@ def profile(call) -> list[tuple[str, float, int]]:
         sync()
     head, *rows = report
     columns = [head.index(name) for name in ("Name", "TotalTime", "Count")]
-    return sorted(((row[columns[0]], float(row[columns[1]]) / 1e6, int(row[columns[2]])) for row in rows),
-                  key=lambda row: -row[1])
+    found = {}
+    for name, nanoseconds, count in ([row[column] for column in columns] for row in rows):
+        time, calls = found.get(_short(name), (0.0, 0))
+        found[_short(name)] = time + float(nanoseconds) / 1e6, calls + int(count)
+    return sorted(((name, *cost) for name, cost in found.items()), key=lambda row: -row[1])
+
+
+def _short(name: str) -> str:
+    """Jittor names a kernel by all that it was compiled from: its label, its operators joined, or the one operator."""
+    if label := _re.search(r"kernel: ([^;]*)", name):
+        return label[1]
+    operators = _re.findall(r"opkey\d+:(\w+)[^\n]*?(?=«opkey|«JIT)", name)
+    details = _re.findall(r"OP:(\w+)", name)
+    return "fused " + "+".join(dict.fromkeys([*operators, *details])) if operators else name.split("«")[0]
 
 
 def peak_device_memory() -> int | None:
@@ -150,7 +163,7 @@ def argmax(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
 
 def binary_cross_entropy_with_logits(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """log(1 + exp(x)) - x target, finite and differentiable for every logit; Jittor knows no reduction="none"."""
-    loss = _BinaryCrossEntropy()(x, target)
+    loss = _kernels.binary_cross_entropy(x, target)
     return {"none": lambda v: v, "sum": sum, "mean": mean}[reduction](loss)
 
 
@@ -231,6 +244,11 @@ def minimum(a: Tensor, b: Tensor) -> Tensor:
     return where(a < b, a, where(a > b, b, (a + b) / 2))
 
 
+def mul(x: Tensor, factor: Tensor) -> Tensor:
+    """x times one trained number; the number's gradient is a sum over all of x, which Jittor adds one by one."""
+    return _kernels.scale(x, factor)
+
+
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """int64 (…, num_classes), 1 at each label."""
     return (labels.unsqueeze(-1) == _jt.arange(num_classes)).int64()
@@ -248,7 +266,7 @@ def remainder(a: Tensor, b: Tensor) -> Tensor:
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x)) at full precision; Jittor clips x at -30."""
-    return _Sigmoid()(x)
+    return _kernels.sigmoid(x)
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:
@@ -300,35 +318,6 @@ def zeros(*shape, dtype: str = "float32") -> Tensor:
 def _scalar(x: Tensor, is_scalar: bool) -> Tensor:
     x.is_scalar = is_scalar
     return x
-
-
-class _Sigmoid(_jt.Function):
-    def execute(self, x):
-        small = exp(-_jt.abs(x))
-        self.value = where(x >= 0, 1 / (1 + small), small / (1 + small))
-        return self.value
-
-    def grad(self, dy):
-        return dy * self.value * (1 - self.value)
-
-
-class _BinaryCrossEntropy(_jt.Function):
-    def execute(self, x, target):
-        self.saved = x, target
-        return _jt.maximum(x, zeros_like(x)) - x * target + _log1p(exp(-_jt.abs(x)))
-
-    def grad(self, dy):
-        x, target = self.saved
-        return dy * (sigmoid(x) - target), -dy * x
-
-
-def _log1p(x: Tensor) -> Tensor:
-    """log(1 + x) for x in [0, 1] by 2 atanh(x / (2 + x)): Jittor has no log1p, and log(1 + 1e-8) is 0 in float32."""
-    z = x / (2 + x)
-    square, series = z * z, 0.0
-    for power in range(33 if x.dtype == "float64" else 15, 0, -2):  # the first term left out: (1/3)^35, (1/3)^17
-        series = series * square + 1 / power
-    return 2 * z * series
 
 
 set_device(_os.environ.get("ALIGN_DEVICE", "cpu"))

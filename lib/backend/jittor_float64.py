@@ -56,6 +56,7 @@ _GEOMETRY = """
 """
 
 _FORWARD = _GEOMETRY + """
+    // kernel: float64 convolution;
     #pragma omp parallel for
     for (int64_t job = 0; job < N * groups; job++) {
         const int64_t group = job % groups;
@@ -69,6 +70,7 @@ _FORWARD = _GEOMETRY + """
 """
 
 _INPUT_GRADIENT = _GEOMETRY + """
+    // kernel: float64 convolution, input gradient;
     #pragma omp parallel for
     for (int64_t job = 0; job < N * groups; job++) {
         const int64_t group = job % groups;
@@ -81,6 +83,7 @@ _INPUT_GRADIENT = _GEOMETRY + """
 """
 
 _WEIGHT_GRADIENT = _GEOMETRY + """
+    // kernel: float64 convolution, weight gradient;
     #pragma omp parallel for
     for (int64_t group = 0; group < groups; group++) {
         double* dw = out_p + group * O * entries;

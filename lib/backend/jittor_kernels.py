@@ -2,7 +2,8 @@
 
 Each kernel is a `jt.Function` with its own gradient and stands beside `plain_…`, the same rule in Jittor's own
 operators: what the kernel is tested against, and what runs on a GPU. Sizes reach the kernels as data, so that one
-compiled kernel per dtype serves every layer (a compilation costs 1 to 4 s).
+compiled kernel per dtype serves every layer (a compilation costs 1 to 4 s). The first line of each names it to the
+profiler.
 """
 from . import jittor_float64 as float64
 from .jittor_import import jt
@@ -35,6 +36,7 @@ _GROUPS = """
 """
 
 _NORMALISE = _GROUPS + """
+    // kernel: normalise;
     #pragma omp parallel for if(large)
     for (int64_t g = 0; g < groups; g++) {
         double sum = 0, square = 0;
@@ -64,6 +66,7 @@ _NORMALISE = _GROUPS + """
 """
 
 _NORMALISE_GRADIENT = _GROUPS + """
+    // kernel: normalise, gradient;
     // inputs: dy, x, weight, mean, variance; outputs: dx, d weight, d bias
     const int64_t rows = groups * runs;
     std::vector<double> sums(rows), products(rows);
@@ -174,6 +177,7 @@ def plain_group_norm(x, groups, weight, bias, eps):
 
 
 _AFFINE = """
+    // kernel: affine;
     const int64_t channels = in0_shape1, length = in0_shape2 * in0_shape3, planes = in0_shape0 * channels;
     #pragma omp parallel for if(planes * length > 16384)
     for (int64_t plane = 0; plane < planes; plane++) {
@@ -185,6 +189,30 @@ _AFFINE = """
 """
 
 
+_CHANNEL_SUMS = """
+    // kernel: channel sums;
+    // per channel of dy (n, c, h, w): the sum of dy, and of dy * x
+    const int64_t channels = in0_shape1, length = in0_shape2 * in0_shape3, n = in0_shape0;
+    #pragma omp parallel for if(n * channels * length > 16384)
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = 0, product = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const in0_type* dy = in0_p + (i * channels + c) * length;
+            const in1_type* x = in1_p + (i * channels + c) * length;
+            sum += total<in0_type>(length, [=](int64_t k) { return dy[k]; });
+            product += total<in0_type>(length, [=](int64_t k) { return dy[k] * x[k]; });
+        }
+        out0_p[c] = sum;
+        out1_p[c] = product;
+    }
+"""
+
+
+def _channel_sums(dy, x):
+    channels = (dy.shape[1],)
+    return jt.code([channels, channels], [dy.dtype] * 2, [dy, x], cpu_header=_PARTIAL_SUMS, cpu_src=_CHANNEL_SUMS)
+
+
 class _Affine(jt.Function):
     def execute(self, x, scale, shift):
         self.saved = x, scale
@@ -192,7 +220,48 @@ class _Affine(jt.Function):
 
     def grad(self, dy):
         x, scale = self.saved
-        return dy * scale.broadcast(dy.shape, [0, 2, 3]), (dy * x).sum([0, 2, 3]), dy.sum([0, 2, 3])
+        sums, products = _channel_sums(dy, x)
+        return dy * scale.broadcast(dy.shape, [0, 2, 3]), products, sums
+
+
+class _Bias(jt.Function):
+    def execute(self, x, bias):
+        return jt.code(x.shape, x.dtype, [x, jt.ones_like(bias), bias], cpu_src=_AFFINE)
+
+    def grad(self, dy):
+        return dy, _channel_sums(dy, dy)[0]
+
+
+class _Scale(jt.Function):
+    def execute(self, x, factor):
+        self.saved = x, factor
+        return x * factor
+
+    def grad(self, dy):
+        x, factor = self.saved
+        return dy * factor, (dy * x).float64().sum().cast(dy.dtype)
+
+
+def scale(x, factor):
+    """x times one trained number, whose gradient, a sum over all of x, is accumulated in float64."""
+    return _Scale()(x, factor)
+
+
+def plain_scale(x, factor):
+    """`scale` by Jittor's own operators."""
+    return x * factor
+
+
+def add_bias(x, bias):
+    """x (n, c, h, w) plus bias (c,), whose gradient is accumulated like every sum here."""
+    if jt.flags.use_cuda:
+        return plain_add_bias(x, bias)
+    return _Bias()(x, bias)
+
+
+def plain_add_bias(x, bias):
+    """`add_bias` in Jittor's own operators."""
+    return x + bias.broadcast(x.shape, [0, 2, 3])
 
 
 def affine(x, scale, shift):
@@ -207,7 +276,95 @@ def plain_affine(x, scale, shift):
     return x * scale.broadcast(x.shape, [0, 2, 3]) + shift.broadcast(x.shape, [0, 2, 3])
 
 
+_BLEND = """
+    // kernel: blend;
+    for (int64_t i = 0; i < in0->num; i++) out_p[i] = in0_p[i] * (1 - data["share"]) + in1_p[i] * data["share"] * data["factor"];
+"""
+
+
+def blend(old, new, share: float, factor: float = 1.0):
+    """old (c,) moved towards factor * new by `share`, with the share in float64: a Python number would be float32."""
+    if jt.flags.use_cuda:
+        return plain_blend(old, new, share, factor)
+    return jt.code(old.shape, old.dtype, [old, new], cpu_src=_BLEND, data=dict(share=share, factor=factor))
+
+
+def plain_blend(old, new, share: float, factor: float = 1.0):
+    """`blend` in Jittor's own operators."""
+    return old * (1 - share) + new * (share * factor)
+
+
+_SIGMOID = """
+    // kernel: sigmoid;
+    const int64_t count = in0->num;
+    #pragma omp parallel for if(count > 16384)
+    for (int64_t i = 0; i < count; i++) {
+        const in0_type x = in0_p[i], small = std::exp(-std::abs(x));
+        out_p[i] = (x >= 0 ? in0_type(1) : small) / (1 + small);
+    }
+"""
+
+# log(1 + e), e in [0, 1], is 2 atanh(e / (2 + e)): the first term left out is (1/3)^17 in float32, (1/3)^35 in float64.
+_BINARY_CROSS_ENTROPY = """
+    // kernel: binary cross entropy;
+    const int64_t count = in0->num;
+    constexpr int last = sizeof(in0_type) == 8 ? 33 : 15;
+    #pragma omp parallel for if(count > 16384)
+    for (int64_t i = 0; i < count; i++) {
+        const in0_type x = in0_p[i], small = std::exp(-std::abs(x)), z = small / (2 + small), square = z * z;
+        in0_type series = 0;
+        for (int power = last; power > 0; power -= 2) series = series * square + in0_type(1) / power;
+        out_p[i] = std::max(x, in0_type(0)) - x * in1_p[i] + 2 * z * series;
+    }
+"""
+
+
+class _Sigmoid(jt.Function):
+    def execute(self, x):
+        self.value = jt.code(x.shape, x.dtype, [x], cpu_header="#include <cmath>", cpu_src=_SIGMOID)
+        return self.value
+
+    def grad(self, dy):
+        return dy * self.value * (1 - self.value)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow and without Jittor's clipping at -30."""
+    if jt.flags.use_cuda:
+        return plain_sigmoid(x)
+    return _Sigmoid()(x)
+
+
+def plain_sigmoid(x):
+    """`sigmoid` in Jittor's own operators; a tanh neither overflows nor is clipped, but is 0 below -17."""
+    return (jt.tanh(x / 2) + 1) / 2
+
+
+class _BinaryCrossEntropy(jt.Function):
+    def execute(self, x, target):
+        self.saved = x, target
+        return jt.code(x.shape, x.dtype, [x, target], cpu_header="#include <algorithm>\n#include <cmath>",
+                       cpu_src=_BINARY_CROSS_ENTROPY)
+
+    def grad(self, dy):
+        x, target = self.saved
+        return dy * (sigmoid(x) - target), -dy * x
+
+
+def binary_cross_entropy(x, target):
+    """log(1 + exp(x)) - x target for each element; Jittor has no log1p, and log(1 + 1e-8) is 0 in float32."""
+    if jt.flags.use_cuda:
+        return plain_binary_cross_entropy(x, target)
+    return _BinaryCrossEntropy()(x, target)
+
+
+def plain_binary_cross_entropy(x, target):
+    """`binary_cross_entropy` in Jittor's own operators."""
+    return jt.maximum(x, jt.zeros_like(x)) - x * target + jt.log(1 + jt.exp(-jt.abs(x)))
+
+
 _LEAKY_RELU = """
+    // kernel: leaky relu;
     const int64_t count = in0->num;
     const in0_type slope = data["slope"];
     #pragma omp parallel for if(count > 16384)
@@ -215,6 +372,7 @@ _LEAKY_RELU = """
 """
 
 _LEAKY_RELU_GRADIENT = """
+    // kernel: leaky relu, gradient;
     const int64_t count = in0->num;
     const in0_type slope = data["slope"];
     #pragma omp parallel for if(count > 16384)
@@ -266,6 +424,7 @@ static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corn
 """
 
 _RESIZE = """
+    // kernel: resize;
     const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out_shape2, w = out_shape3;
     const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
     const Taps columns = taps(W, w, data["column_ratio"], data["bilinear"], data["corners"]);
@@ -287,6 +446,7 @@ _RESIZE = """
 """
 
 _RESIZE_GRADIENT = """
+    // kernel: resize, gradient;
     const int64_t planes = in0_shape0 * in0_shape1, h = in0_shape2, w = in0_shape3, H = out_shape2, W = out_shape3;
     const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
     const Taps columns = taps(W, w, data["column_ratio"], data["bilinear"], data["corners"]);
@@ -342,6 +502,7 @@ def plain_resize(x, size: tuple[int, int], mode: str, align_corners: bool):
 
 
 _MAX_POOL = """
+    // kernel: max pool;
     const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out0_shape2, w = out0_shape3;
     const int64_t size = data["size"], stride = data["stride"], padding = data["padding"];
     #pragma omp parallel for
@@ -364,6 +525,7 @@ _MAX_POOL = """
 """
 
 _MAX_POOL_GRADIENT = """
+    // kernel: max pool, gradient;
     const int64_t planes = in0_shape0 * in0_shape1, inner = in0_shape2 * in0_shape3, outer = out_shape2 * out_shape3;
     #pragma omp parallel for
     for (int64_t plane = 0; plane < planes; plane++) {

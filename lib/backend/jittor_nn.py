@@ -163,7 +163,7 @@ class Conv2d(Module):
 
     def forward(self, x):
         y = kernels.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
-        return y if self.bias is None else y + self.bias.broadcast(y.shape, [0, 2, 3])
+        return y if self.bias is None else kernels.add_bias(y, self.bias)
 
 
 class BatchNorm2d(Module):
@@ -189,9 +189,8 @@ class BatchNorm2d(Module):
         count = x.numel() // x.shape[1]
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training, got shape {x.shape}")
-        new = self.momentum
-        self.running_mean.update(self.running_mean * (1 - new) + mean * new)
-        self.running_var.update(self.running_var * (1 - new) + variance * (new * count / (count - 1)))
+        self.running_mean.update(kernels.blend(self.running_mean, mean, self.momentum))
+        self.running_var.update(kernels.blend(self.running_var, variance, self.momentum, count / (count - 1)))
         self.num_batches_tracked.update(self.num_batches_tracked + 1)
         return y
 

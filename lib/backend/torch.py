@@ -7,7 +7,7 @@ import os as _os
 import numpy as _np
 import torch as _torch
 from torch import (abs, amax, arange, argmax, cat, chunk, clamp, exp, floor_divide, full, log, log_softmax, matmul,
-                   maximum, mean, minimum, no_grad, ones, ones_like, remainder, sigmoid, softmax, split, sqrt, stack,
+                   maximum, mean, minimum, mul, no_grad, ones, ones_like, remainder, sigmoid, softmax, split, sqrt, stack,
                    sum, topk, where, zeros, zeros_like)
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample, interpolate, one_hot
@@ -17,7 +17,7 @@ __all__ = [
     "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
     "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
     "floor_divide", "full", "grid_sample", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
-    "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
+    "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
     "where", "zeros", "zeros_like",
 ]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.data import coco, scenes
+from lib.data import coco, scenes, transforms
 from lib.record import sha256
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
@@ -39,3 +39,9 @@ def samples(dataset: coco.Dataset, count: int) -> tuple[list[np.ndarray], list[n
     """The first `count` images, (h, w, 3) uint8 RGB, and their boxes."""
     chosen = dataset.images[:count]
     return [coco.read_image(image)[:, :, ::-1] for image in chosen], [image.boxes for image in chosen]
+
+
+def as_pictures(images: np.ndarray, recipe: transforms.Recipe) -> list[np.ndarray]:
+    """Network input (n, 3, h, w) as the pictures (h, w, 3) uint8 RGB that a person sees."""
+    mean, std = (np.array(levels)[:, None, None] for levels in (recipe.mean, recipe.std))
+    return [np.clip(image * std + mean, 0, 255).astype(np.uint8).transpose(1, 2, 0)[:, :, ::-1] for image in images]

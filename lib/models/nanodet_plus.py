@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.backend import cat, interpolate, load_state, named_state, nn, numpy, stack, tensor
+from lib.backend import cat, interpolate, load_state, mul, named_state, nn, numpy, stack, tensor
 
 STRIDES = (8, 16, 32, 64)
 REG_MAX = 7                   # a distance is the mean of a distribution over 0 … 7 strides
@@ -255,7 +255,7 @@ class Scale(nn.Module):
         self.scale = nn.Parameter(tensor(np.ones((), np.float32)))
 
     def forward(self, x):
-        return x * self.scale
+        return mul(x, self.scale)
 
 
 class AuxHead(nn.Module):
