@@ -20,8 +20,8 @@ FAMILIES = {  # by the name of their files in lib/models, lib/losses
     "gold_yolo": Family("gold-yolo", "21_gold_yolo"),
     "rt_detr": Family("rtdetr", "22_rt_detr"),
 }
-# A stage's numbers do not depend on how it shows them: a new table must not train again.
-DISPLAY = ("lib.figures", "lib.tables", "lib.report")
+# A stage's numbers do not depend on how it shows them, nor on how environments are built: a new table must not train again.
+ASIDE = ("lib.figures", "lib.tables", "lib.report", "lib.installation", "lib.doctor")
 BOTH = ("torch", "jittor")
 
 
@@ -87,7 +87,7 @@ def imported(code: str, package: str, where: Path) -> Iterator[str]:
 def sources(notebook: Path, side: str, models: Iterable[str], display: bool = False) -> list[str]:
     """The project's files that a notebook's numbers depend on: what it imports, directly or not.
 
-    Left out: the other side's backend, the other families' models, and what only displays (unless `display`).
+    Left out: the other side's backend, the other families' models, and what stands aside (unless `display`).
     """
     root = environment.ROOT
     others = set(FAMILIES) - {family(model) for model in models}
@@ -99,7 +99,7 @@ def sources(notebook: Path, side: str, models: Iterable[str], display: bool = Fa
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         relative = str(file.relative_to(root))
         skipped = (relative in found or not file.is_file() or file.stem in others
-                   or (not display and name.startswith(DISPLAY))
+                   or (not display and name.startswith(ASIDE))
                    or (name.startswith("lib.backend.") and side in BOTH and not file.stem.startswith(side)))
         if not skipped:
             found.add(relative)

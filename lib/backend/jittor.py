@@ -2,27 +2,28 @@
 
 This file and `jittor_nn.py` are the porting guide: every docstring states the rule that differs, and
 `tests/test_backend.py` shows each against NumPy in float64. Kernels that mend speed or accuracy stand in
-`jittor_kernels.py`, what the import does to the process in `jittor_import.py`.
+`jittor_kernels.py` and `jittor_windows.py`, what the import does to the process in `jittor_import.py`.
 Twin of `torch.py`: the same names in the same order. What differs and cannot be mended:
 * there are no 0-dimensional tensors: a scalar has shape [1]; `numpy` and `floats` give it back as a scalar;
 * subnormal float32 numbers flush to zero in the whole process (the kernels are linked with -Ofast).
 """
 import os as _os
-import re as _re
 
 import numpy as _np
 
 from . import jittor_kernels as _kernels
+from . import jittor_windows as _windows
 from .jittor_import import jt as _jt
 from jittor import exp, log, matmul, no_grad, ones_like, sqrt, where, zeros_like  # after the guarded import
 from . import jittor_nn as nn
 from .jittor_optim import SGD, AdamW
+from .jittor_profile import profile
 
 __all__ = [
     "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
     "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
     "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
-    "floor_divide", "full", "grid_sample", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
+    "floor_divide", "full", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
     "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
     "where", "zeros", "zeros_like",
 ]
@@ -112,29 +113,6 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     sync()
 
 
-def profile(call) -> list[tuple[str, float, int]]:
-    """(operator, own milliseconds, calls) of one `call()`, slowest first."""
-    with _jt.profile_scope() as report:
-        call()
-        sync()
-    head, *rows = report
-    columns = [head.index(name) for name in ("Name", "TotalTime", "Count")]
-    found = {}
-    for name, nanoseconds, count in ([row[column] for column in columns] for row in rows):
-        time, calls = found.get(_short(name), (0.0, 0))
-        found[_short(name)] = time + float(nanoseconds) / 1e6, calls + int(count)
-    return sorted(((name, *cost) for name, cost in found.items()), key=lambda row: -row[1])
-
-
-def _short(name: str) -> str:
-    """Jittor names a kernel by all that it was compiled from: its label, its operators joined, or the one operator."""
-    if label := _re.search(r"kernel: ([^;]*)", name):
-        return label[1]
-    operators = _re.findall(r"opkey\d+:(\w+)[^\n]*?(?=«opkey|«JIT)", name)
-    details = _re.findall(r"OP:(\w+)", name)
-    return "fused " + "+".join(dict.fromkeys([*operators, *details])) if operators else name.split("«")[0]
-
-
 def peak_device_memory() -> int | None:
     """Largest number of bytes the device allocator held so far; Jittor keeps no such number."""
     return None
@@ -199,12 +177,6 @@ def full_like(x: Tensor, value: float) -> Tensor:
     return _jt.full(x.shape, value, x.dtype)
 
 
-def grid_sample(x: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros",
-                align_corners: bool = False) -> Tensor:
-    """x (n, c, h, w) read at grid (n, i, j, 2), x before y, in [-1, 1]."""
-    return _jt.nn.grid_sample(x, grid, mode, padding_mode, align_corners)
-
-
 def interpolate(x: Tensor, size=None, scale_factor: float | None = None, mode: str = "nearest",
                 align_corners: bool | None = None) -> Tensor:
     """x (n, c, h, w) resized; nearest by default (Jittor: bilinear), and a scale factor is used as it is given
@@ -218,7 +190,7 @@ def interpolate(x: Tensor, size=None, scale_factor: float | None = None, mode: s
         ratios = h / size[0], w / size[1]
     if align_corners:
         ratios = (h - 1) / max(size[0] - 1, 1), (w - 1) / max(size[1] - 1, 1)
-    return _kernels.resize(x, size, ratios, mode, bool(align_corners))
+    return _windows.resize(x, size, ratios, mode, bool(align_corners))
 
 
 def log_softmax(x: Tensor, dim: int) -> Tensor:

@@ -6,6 +6,7 @@ own differences. Only what the models use is here.
 import numpy as np
 
 from . import jittor_kernels as kernels
+from . import jittor_windows as windows
 from .jittor_import import jt
 
 Tensor = jt.Var
@@ -152,7 +153,7 @@ def _pair(value) -> tuple[int, int]:
 
 
 class Conv2d(Module):
-    """Convolution by oneDNN's primitives (`jittor_kernels.conv2d`). Weights start as zeros: models fill them."""
+    """Convolution by oneDNN's primitives (`jittor_windows.conv2d`). Weights start as zeros: models fill them."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -162,7 +163,7 @@ class Conv2d(Module):
         self.bias = Parameter(jt.zeros((out_channels,))) if bias else None
 
     def forward(self, x):
-        y = kernels.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+        y = windows.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else kernels.add_bias(y, self.bias)
 
 
@@ -222,4 +223,4 @@ class MaxPool2d(Module):
         self.kernel_size, self.stride, self.padding = kernel_size, stride or kernel_size, padding
 
     def forward(self, x):
-        return kernels.max_pool(x, self.kernel_size, self.stride, self.padding)
+        return windows.max_pool(x, self.kernel_size, self.stride, self.padding)

@@ -10,13 +10,13 @@ from torch import (abs, amax, arange, argmax, cat, chunk, clamp, exp, floor_divi
                    maximum, mean, minimum, mul, no_grad, ones, ones_like, remainder, sigmoid, softmax, split, sqrt, stack,
                    sum, topk, where, zeros, zeros_like)
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample, interpolate, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, one_hot
 
 __all__ = [
     "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
     "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
     "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
-    "floor_divide", "full", "grid_sample", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
+    "floor_divide", "full", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
     "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
     "where", "zeros", "zeros_like",
 ]
