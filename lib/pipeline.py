@@ -180,7 +180,8 @@ def run(file: Path) -> None:
     """Execute the notebook of a job and mark it done; UserError says which cell failed and why."""
     job = yaml.safe_load(file.read_text())
     title = " · ".join(Path(job["done"]).parts[-3:])
-    key = digest([str(file), *job["inputs"]])
+    inputs = [str(file), *job["inputs"]]
+    key = digest(inputs)
     if job["resumes"]:
         forget_other_run(Path(job["resumes"]), key)
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
@@ -188,6 +189,8 @@ def run(file: Path) -> None:
     print(f"[report] {title}: {job['notebook']} starts", flush=True)
     started = time.monotonic()
     execute(Path(job["notebook"]), Path(job["output"]), job["kernel"], job["parameters"])
+    if digest(inputs) != key:
+        raise UserError(f"{job['notebook']}: a file that it depends on was edited while it ran: run again")
     results = [job["output"], *job["results"]]
     absent = [result for result in results if not Path(result).is_file()]
     if absent:

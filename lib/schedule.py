@@ -13,8 +13,8 @@ import numpy as np
 
 from lib.errors import UserError
 
-WARMUP_SHARE = 0.1  # largest part of a run that warms up
-AVERAGE_SHARE = 0.2  # largest time constant of the average's ramp, as a part of a run
+WARMUP_SHARE = 0.05  # largest part of a run that warms up
+AVERAGE_RUN = 100_000  # steps from which on the average's published constants hold; below they shrink in proportion
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,13 @@ RECIPES = {
 def scaled(recipe: Recipe, images: int, *, batch: int, epochs: int, learning_rate: float | None = None) -> Recipe:
     """The recipe for a run over `images` training images with its own batch and number of epochs.
 
-    What counts steps keeps its published value, except where that is more than a share of the whole run: warm-up is at
-    most WARMUP_SHARE of the steps and the average's time constant at most AVERAGE_SHARE of them. So a run of 10,000
-    steps or more is the published recipe. `learning_rate` replaces the published one and scales its final value alike.
+    Constants that count steps are the published ones in a run of AVERAGE_RUN steps or more. In a shorter one the warm-up
+    is at most WARMUP_SHARE of the steps, and the average's ramp (2,000 steps) and window (1 / 0.0002 = 5,000 steps) are
+    the same parts of the run as there, or the average would still hold the first weights at its end. `learning_rate`
+    replaces the published one and scales its final value alike.
     """
     steps = epochs * steps_per_epoch(images, batch)
+    part = min(1.0, steps / AVERAGE_RUN)
     factor = 1.0 if learning_rate is None else learning_rate / recipe.learning_rate
     return replace(
         recipe,
@@ -62,7 +64,8 @@ def scaled(recipe: Recipe, images: int, *, batch: int, epochs: int, learning_rat
         learning_rate=recipe.learning_rate * factor,
         final_learning_rate=recipe.final_learning_rate * factor,
         warmup_steps=min(recipe.warmup_steps, math.ceil(WARMUP_SHARE * steps)),
-        average_steps=min(recipe.average_steps, math.ceil(AVERAGE_SHARE * steps)),
+        average_steps=max(1, round(recipe.average_steps * part)),
+        average_decay=recipe.average_decay if part == 1 else 1 - min(1.0, (1 - recipe.average_decay) / part),
     )
 
 

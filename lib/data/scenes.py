@@ -28,7 +28,7 @@ UNIT = 1000      # templates are drawn inside a circle of this radius
 HUES = 6 * 256
 EMPTY_EVERY = 20  # one image in 20 has no object, but clutter
 SIDES = ((16, 16), (16, 12), (12, 16), (16, 14), (14, 16), (16, 10), (10, 16))  # width, height in sixteenths of `size`
-SIZES = (((6, 11), 2), ((12, 33), 5), ((34, 62), 3))  # diameters in per cent of `size`, and how often in ten
+SIZES = (((6, 11), 1), ((12, 33), 4), ((34, 66), 5))  # diameters in per cent of `size`, and how often in ten
 MIN_RADIUS = 4      # pixels; below, a shape is no shape
 TRIES = 12          # places tried for an object
 SHOWN_INSIDE = 60   # per cent of an object that lie inside the image, at least
@@ -147,7 +147,7 @@ def is_theirs(folder: str | Path) -> bool:
 
 
 def draw(seed: int, split: str, index: int, size: int) -> Scene:
-    """The scene of this number: background, clutter, up to eight objects from far to near, now and then a stick."""
+    """The scene of this number: background, clutter, up to seven objects from far to near, now and then a stick."""
     dice = _Dice(seed, zlib.crc32(split.encode()), index)
     width, height = (side * size // 16 for side in dice.pick(SIDES))
     canvas = _background(dice, width, height)
@@ -157,7 +157,7 @@ def draw(seed: int, split: str, index: int, size: int) -> Scene:
     labels: list[int] = []
     whole: list[int] = []  # pixels each object had when it was drawn
     if index % EMPTY_EVERY != EMPTY_EVERY - 1:
-        for _ in range(dice.roll(2, 8)):
+        for _ in range(dice.roll(2, 7)):
             _place(dice, canvas, owner, labels, whole, size)
     if dice.roll(0, 2) == 0:
         _lay_over(dice, canvas, owner, whole, size)
@@ -229,9 +229,9 @@ def _turn(dice: _Dice) -> tuple[int, int, int]:
 
 
 def _colours(dice: _Dice, label: int) -> tuple[np.ndarray, np.ndarray]:
-    """Own and second colour, BGR; one object in twelve has any hue, the others one nearest to their class's."""
+    """Own and second colour, BGR; one object in twenty has any hue, the others one close to their class's."""
     apart = HUES // len(CLASSES)
-    hue = dice.roll(0, HUES - 1) if dice.roll(1, 12) == 1 else (label * apart + dice.roll(-apart // 2, apart // 2)) % HUES
+    hue = dice.roll(0, HUES - 1) if dice.roll(1, 20) == 1 else (label * apart + dice.roll(-apart // 5, apart // 5)) % HUES
     own = _paint(hue, dice.roll(180, 255), dice.roll(180, 255))
     second = own // 3 if dice.roll(0, 1) else 255 - (255 - own) // 4
     return own, second
