@@ -183,7 +183,9 @@ def test_a_run_is_resumed_only_with_the_very_same_inputs(project):
     assert not (folder / "checkpoint").exists()
 
 
-def test_an_edit_while_a_job_runs_is_not_taken_for_done(project):
+def test_an_edit_while_a_job_runs_is_not_taken_for_done(project, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND"):  # what a job sets for its kernel, undone afterwards
+        monkeypatch.setenv(name, "1")
     notebook(project / "notebooks/10_data.ipynb", "from lib import data", "open('lib/data.py', 'a').write('# edited')",
              parameters="train_images = 1")
     (job, *_) = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))

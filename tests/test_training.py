@@ -115,7 +115,7 @@ def test_weight_of_a_new_value_is_the_published_one(curves):
 def test_scaling_keeps_the_published_recipe_where_the_run_is_long():
     assert scaled(PUBLISHED, 118287, batch=96, epochs=300) == PUBLISHED
     short = scaled(PUBLISHED, 160, batch=8, epochs=10, learning_rate=2e-3)
-    assert (short.warmup_steps, short.average_steps) == (20, 4)
+    assert (short.warmup_steps, short.average_steps) == (10, 4)
     assert 1 / (1 - short.average_decay) == pytest.approx(10)  # steps: the window is the same 5 % of the run
     assert short.final_learning_rate == pytest.approx(1e-4) and short.weight_decay == PUBLISHED.weight_decay
 
