@@ -200,31 +200,15 @@ def _convert(chosen: argparse.Namespace) -> None:
 
 
 def _train(chosen: argparse.Namespace) -> None:
-    from lib import convert, inference, losses, models, schedule, training
-    from lib.data import coco, transforms
-    from lib.data.loader import Loader
+    from lib import runs
 
-    train_file, val_file = coco.splits(chosen.data)
-    train, val = coco.load(train_file), coco.load(val_file)
     _use(chosen.device)
-    size = tuple(chosen.size or models.input_size(chosen.model))
-    family = models.family(chosen.model)
-    published = schedule.RECIPES[family]
-    recipe = schedule.scaled(published, len(train.images), batch=chosen.batch or published.batch,
-                             epochs=chosen.epochs or published.epochs, learning_rate=chosen.learning_rate)
-    model = models.build(chosen.model, len(train.classes), chosen.seed)
-    if chosen.weights:
-        convert.load(model, chosen.weights)
-    loader = Loader(train, transforms.RECIPES[family], size, recipe.batch, chosen.seed, chosen.workers, train=True)
-
-    def evaluate(averaged):
-        return inference.evaluate_model(averaged, chosen.model, val, size, workers=chosen.workers)[0].numbers
-
-    outcome = training.train(
-        model, losses.build(chosen.model, len(train.classes)), loader, recipe, chosen.folder, evaluate=evaluate,
-        evaluate_every=chosen.evaluate_every,
-        identity={"model": chosen.model, "data": str(chosen.data), "size": size, "seed": chosen.seed},
+    plan = runs.Training(
+        chosen.model, str(chosen.data), str(chosen.folder), tuple(chosen.size) if chosen.size else None, chosen.batch,
+        chosen.epochs, chosen.learning_rate, chosen.evaluate_every, chosen.seed, chosen.workers,
+        str(chosen.weights) if chosen.weights else None,
     )
+    outcome = runs.train(plan)
     print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}")
 
 

@@ -103,10 +103,11 @@ def variables(environment: Environment, folder: Path) -> Dict[str, str]:
         return common
     jittor = {
         "cache_name": "alignment",        # else the git branch around the package names the cache
-        "nvcc_path": "",                  # a broken CUDA toolkit must not stop a CPU run
         "log_silent": "1",
         "OMP_WAIT_POLICY": "PASSIVE",     # on a busy machine a convolution takes 3 ms instead of 50
     }
+    if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
+        jittor["nvcc_path"] = ""          # a broken CUDA toolkit must not stop a CPU run
     # never JITTOR_HOME: Jittor would write it to the user's configuration for good
     elsewhere = {"HOME": str(home())} if os.environ.get("ALIGN_HOME") else {}
     return {**common, **jittor, **elsewhere}

@@ -183,7 +183,7 @@ def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
 # -------------------------------------------------------------------------------------------------------- detections
 
 @_styled
-def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], threshold: float = 0.3) -> Picture:
+def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], threshold: float = 0.2) -> Picture:
     """One row per sample image: ground truth, then each side's detections above `threshold`.
 
     samples: dicts with image (h, w, 3) uint8 RGB, boxes (k, 4), labels (k,), and found: side -> (m, 6) x1 … y2, score, label.

@@ -91,7 +91,7 @@ ENGLISH = {
     "training_map_see": "Look at the last point; differences between the lines are not judged.",
     "evaluation": "Evaluation with common weights",
     "evaluation_ask": "Do the weights that PyTorch trained give the same detections and COCO numbers in both frameworks?",
-    "evaluation_see": "Look for boxes that one framework draws and the other does not.",
+    "evaluation_see": "Boxes with a score above 0.2, drawn from the PyTorch-trained weights. Look for one that one framework draws and the other does not.",
     "speed": "Speed and memory",
     "speed_ask": "How long do inference and a training step take, and how much memory, by one meter for both?",
     "speed_see": "Look at the bars, not the crosses: a cross is what a clock shows that doesn't wait for the work to be done.",
