@@ -21,7 +21,7 @@ from lib.errors import UserError
 from lib.record import atomic
 
 DESCRIPTION = "built-in scenes"
-VERSION = 1      # of the drawing; raise it whenever a byte of the result changes
+VERSION = 2      # of the drawing; raise it whenever a byte of the result changes
 SAMPLES = 4      # per pixel side
 HALF = SAMPLES ** 2 // 2  # samples that make a pixel an object's
 UNIT = 1000      # templates are drawn inside a circle of this radius
