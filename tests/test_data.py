@@ -212,9 +212,9 @@ def test_real_coco_is_clean(shared):
 # --- built-in scenes
 
 PINNED = {  # the JSON files hold the digests of all images
-    "train.json": "5b651a9bc0a36217d8eb18dcefdafa6a9ae55f036ee3424b61be06764cc09717",
-    "val.json": "8ef39f4ce8ea0f035558e308f6c2ea6ac39d3c6e716a822478b7032e544fe871",
-    "images/train/000000.png": "610a065c5b6c4011eb2c24d060b3d2982452cf02043880b8e0449b0ee3db9dbb",
+    "train.json": "3fe80d6980d2d099fff7cc0bba8875312ab2d90955cfef0581908b551227467e",
+    "val.json": "865815d7c68065d39e560522e89ea6301c76ae086f3baeb56df1c99b3da651c1",
+    "images/train/000000.png": "a97e0a177bafdd4b52b6b41b9710f199e8569cefafd0c0f63fa8424f684aef9c",
 }
 FIRST_OF_QUICK = "6b54e77fa9c70febb1e130371b455b1b0894cb3ddb0ceda4e44e3579e99defb1"
 
