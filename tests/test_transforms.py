@@ -152,7 +152,7 @@ def test_opencv_threads_do_not_matter():
     np.testing.assert_array_equal(*results)
 
 
-corner = st.floats(0, 90, width=32)
+corner = st.floats(0, 90, width=32, allow_subnormal=False)  # Jittor flushes these to zero in its whole process
 
 
 @given(corner, corner, st.floats(1, 9), st.floats(1, 9), st.integers(0, 2**32), st.booleans())
