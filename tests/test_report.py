@@ -234,3 +234,29 @@ def test_the_notebook_renders_and_goes_red_on_a_fail(judged, tmp_path, monkeypat
         run_notebook(folder, tmp_path / "red")
     assert (tmp_path / "red" / "index.html").exists(), "the report is there before the batch run goes red"
     assert record.read(folder / synthetic.MODEL / "none" / "compare.json").fields["verdicts"]
+
+
+def test_the_readme_block_needs_its_marks_and_its_records(tmp_path):
+    from lib.report import readme
+
+    page = tmp_path / "README.md"
+    page.write_text("no marks")
+    with pytest.raises(UserError, match="marks"):
+        readme.write(tmp_path, page)
+    page.write_text(f"before {readme.START} old {readme.END} after")
+    with pytest.raises(UserError, match="make report"):
+        readme.write(tmp_path, page)
+    assert page.read_text() == f"before {readme.START} old {readme.END} after"
+
+
+def test_the_readme_block_holds_the_numbers_of_the_records(tmp_path):
+    from lib.report import readme
+
+    records = synthetic.write_all(tmp_path / "records")
+    questions.judge_records(records, [synthetic.MODEL])
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.START}{readme.END}\nafter")
+    readme.write(tmp_path, page)
+    text = page.read_text()
+    found = record.read(records / synthetic.MODEL / "jittor" / "evaluate.json").fields["own"]["AP50"]
+    assert text.startswith("before") and text.endswith("after") and f"{found:.3f}" in text and "| PASS |" in text
