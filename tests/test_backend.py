@@ -371,6 +371,26 @@ def reference_sgd(p, gradients, lr, decay, momentum=.9):
     return p
 
 
+@pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
+def test_the_adamw_kernel_is_the_plain_formulation():
+    from lib.backend.jittor_optim import adamw, plain_adamw
+    data = {"step": 3, "lr": .01, "weight_decay": .05, "eps": 1e-8, "beta1": .9, "beta2": .999}
+    values = [B.tensor(array(40, 3)), B.tensor(array(40, 4)[:, :3]), B.tensor(array(40, 5)[:, :3]),
+              B.tensor(np.abs(array(40, 6)[:, :3]))]
+    for kernel, plain in zip(adamw(*values, data), plain_adamw(*values, data)):
+        assert np.abs(B.numpy(kernel) - B.numpy(plain)).max() < 1e-6
+
+
+def test_adamw_in_float64():
+    start, gradients = array(4, 3).astype(np.float64), [array(4, 3, s)[..., 0].astype(np.float64) for s in range(1, 9)]
+    held = B.nn.Parameter(B.tensor(start))
+    optimiser = B.AdamW([{"parameters": [("a", held)], "weight_decay": .05}], lr=.01)
+    for gradient in gradients:
+        optimiser.step([B.tensor(gradient)])
+        B.sync()
+    assert np.abs(B.numpy(held) - reference_adamw(start, gradients, .01, .05)).max() < 1e-14
+
+
 @pytest.mark.parametrize("make, reference", [
     (lambda groups: B.AdamW(groups, lr=.01), reference_adamw),
     (lambda groups: B.SGD(groups, lr=.01, momentum=.9, nesterov=True), reference_sgd)])

@@ -1,7 +1,7 @@
 """NanoDet-Plus against the published numbers (tests/golden/nanodet_plus); runs in both environments.
 
-Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP (gradients: 100 times that).
-PyTorch reaches 1e-13; Jittor rounds some Python scalars to float32 even in a float64 model.
+Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP.
+Both frameworks reach 1e-11: what a Python number would round to float32 in Jittor goes to its kernels as data.
 """
 import hashlib
 import json
@@ -278,7 +278,7 @@ def test_gradients_as_published(records, run):
         if name in record[ZERO]:
             continue
         norm, floor = entry[phase]["l2_f64"], entry[phase]["rel_l2_err_f32_vs_f64"] if entry["shape"] else single
-        allowed = 100 * SHARP if kind == "f64" else FACTOR * floor
+        allowed = SHARP if kind == "f64" else FACTOR * floor
         gradient = ours.gradients[name].astype(np.float64)
         assert abs(np.linalg.norm(gradient) - norm) <= allowed * norm, name
         assert abs(gradient.mean() - entry[phase]["mean_f64"]) <= allowed * norm / gradient.size ** 0.5, name

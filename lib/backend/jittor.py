@@ -30,7 +30,7 @@ __all__ = [
 
 NAME = "jittor"
 VERSION = _jt.__version__
-FLOAT64 = "partial"  # Python scalars stay float32 inside a float64 computation
+FLOAT64 = "full"  # but for SGD, whose Python scalars stay float32
 Tensor = _jt.Var
 
 

@@ -183,7 +183,9 @@ class BatchNorm2d(Module):
 
     def forward(self, x):
         if not self.is_train:
-            scale = self.weight / jt.sqrt(self.running_var + self.eps)
+            # A Python number would be float32 even among float64 values.
+            eps = jt.array(np.array([self.eps]), dtype=str(self.running_var.dtype))
+            scale = self.weight / jt.sqrt(self.running_var + eps)
             shift = self.bias - self.running_mean * scale
             return kernels.affine(x, scale, shift)
         y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
