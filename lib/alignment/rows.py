@@ -102,7 +102,7 @@ def other_deviations(evidence: Evidence, exact: Arrays) -> dict[str, float]:
     """L2 by which PyTorch's other float32 gradients lie from float64: the published code's, and those of repeats.
 
     One run is a poor sample: where an activation's input lies within noise of zero, some runs take one slope and some
-    the other, and the gradients behind it jump. `repeat/<i>/gradient/…` are runs that only sum in another order.
+    the other, and the gradients behind it jump. `repeat/<i>/gradient/…` are runs whose input was moved by one rounding.
     """
     found: dict[str, float] = {}
     if evidence.get("published", "loss") and evidence.field("published", "loss", "case") == evidence.field("torch", "loss", "case"):
