@@ -4,12 +4,8 @@ Accuracy: the largest error of each case is compared with PyTorch's own error on
 tests/golden/backend.json (`python tests/test_backend.py` in the torch environment writes it). Jittor may have at most
 4 times PyTorch's error; PyTorch itself must still have about the recorded one.
 """
-import ast
 import json
-import random
-import signal
-import ssl
-import sys
+import math
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +170,156 @@ def scale_and_bias():
             "bias": (d_bias, 1.5 * dy.sum((0, 2, 3)))}
 
 
+# --- accuracy in both precisions: each gives a function, its arguments, and a reference that, from the gradient dy of the
+# --- function's value and the arguments in float64, finds the value and the gradient of each argument
+
+def module(kind, *options):
+    """A function of (x, parameters…) by a module that holds these parameters."""
+    def call(x, *parameters):
+        made = kind(*options)
+        for name, parameter in zip(("weight", "bias"), parameters):
+            setattr(made, name, parameter)
+        return made(x)
+    return call
+
+
+def elementwise(function, value, slope, x):
+    return function, [x.astype(np.float32)], lambda dy, x: (value(x), dy * slope(x))
+
+
+def activation(kind, value, slope):
+    x = array(6, 700, std=4)
+    x[0, :6] = -200, -30, -1e-4, 0, 30, 200
+    return elementwise(kind(), value, slope, x)
+
+
+def gelu():
+    share = lambda x: (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    return activation(B.nn.GELU, lambda x: x * share(x),
+                      lambda x: share(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))
+
+
+def silu():
+    share = lambda x: np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+    return activation(B.nn.SiLU, lambda x: x * share(x), lambda x: share(x) * (1 + x * share(-x)))
+
+
+def linear():
+    reference = lambda dy, x, w, b: (x @ w.T + b, dy @ w, np.einsum("nij,nik->jk", dy, x), dy.sum((0, 1)))
+    return module(B.nn.Linear, 64, 40), [array(3, 50, 64), array(40, 64), array(40)], reference
+
+
+def product(a, b):
+    def reference(dy, a, b):
+        db = np.swapaxes(a, -1, -2) @ dy
+        return a @ b, dy @ np.swapaxes(b, -1, -2), db if b.ndim == db.ndim else db.sum(0)
+    return B.matmul, [a, b], reference
+
+
+def layer_norm(offset):
+    def reference(dy, x, weight, bias):
+        deviation = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        normal, slope = (x - x.mean(-1, keepdims=True)) / deviation, dy * weight
+        centred = slope - slope.mean(-1, keepdims=True) - normal * (slope * normal).mean(-1, keepdims=True)
+        return normal * weight + bias, centred / deviation, (dy * normal).sum((0, 1)), dy.sum((0, 1))
+    x = array(5, 60, 96, mean=offset, std=.1 if offset else 1)
+    return module(B.nn.LayerNorm, 96), [x, array(96, mean=1, std=.1), array(96)], reference
+
+
+def rows_at(call, index, weight):
+    def reference(dy, w):
+        d_weight = np.zeros_like(w)
+        np.add.at(d_weight, index, dy)
+        return w[index], d_weight
+    return call, [weight], reference
+
+
+def embedding():
+    labels = np.random.default_rng(3).integers(0, 10, (2, 40))
+    return rows_at(lambda weight: module(B.nn.Embedding, 10, 8)(B.tensor(labels), weight), labels, array(10, 8))
+
+
+def gather():
+    index = np.random.default_rng(4).integers(0, 9, (2, 20, 5))
+    return rows_at(lambda x: B.gather(x, 1, B.tensor(index)), (np.arange(2)[:, None, None], index, np.arange(5)),
+                   array(2, 9, 5))
+
+
+def pooling(call, size, starts, stops):
+    """Means over [start, stop) of the rows and of the columns of an image of `size`."""
+    shares = []
+    for length, first, last in zip(size, starts, stops):
+        shares.append(np.array([[(a <= i < b) / (b - a) for i in range(length)] for a, b in zip(first, last)]))
+    reference = lambda dy, x: (np.einsum("ih,nchw,jw->ncij", shares[0], x, shares[1]),
+                               np.einsum("ih,ncij,jw->nchw", shares[0], dy, shares[1]))
+    return call, [array(2, 3, *size)], reference
+
+
+def adaptive(size, out):
+    starts = [[i * s // o for i in range(o)] for s, o in zip(size, out)]
+    stops = [[-(-(i + 1) * s // o) for i in range(o)] for s, o in zip(size, out)]
+    return pooling(lambda x: B.adaptive_avg_pool2d(x, out), size, starts, stops)
+
+
+def average_pool(size, kernel, stride, ceil_mode):
+    counts = [(math.ceil if ceil_mode else math.floor)((s - kernel) / stride) + 1 for s in size]
+    starts = [[i * stride for i in range(count)] for count in counts]
+    stops = [[min(start + kernel, s) for start in first] for first, s in zip(starts, size)]
+    call = B.nn.AvgPool2d(kernel, stride, ceil_mode=ceil_mode)
+    return pooling(call, size, starts, stops)
+
+
+def sampling():
+    """Some points lie outside, some far outside, one on the very edge; pixels outside are zero."""
+    grid = array(2, 20, 4, 2, std=.7)
+    grid[0, 0] = [[-40, .1], [.3, 1e9], [-1e9, -1e9], [1, .2]]
+
+    def reference(dy, x, grid):
+        (_, _, h, w), dx, d_grid, y = x.shape, np.zeros_like(x), np.zeros_like(grid), 0
+        column, row = ((grid[..., 0] + 1) * w - 1) / 2, ((grid[..., 1] + 1) * h - 1) / 2
+        for right in (0, 1):
+            for below in (0, 1):
+                j, i = np.floor(column) + right, np.floor(row) + below
+                held = (j >= 0) & (j < w) & (i >= 0) & (i < h)
+                share_x, share_y = 1 - np.abs(column - j), 1 - np.abs(row - i)
+                at = np.arange(2)[:, None, None], slice(None), *(np.where(held, k, 0).astype(int) for k in (i, j))
+                pixels, weights = x[at], np.where(held, share_x * share_y, 0)                   # (n, i, j, c)
+                y = y + np.moveaxis(pixels * weights[..., None], -1, 1)
+                np.add.at(dx, at, np.moveaxis(dy, 1, -1) * weights[..., None])
+                slope = np.where(held, (np.moveaxis(dy, 1, -1) * pixels).sum(-1), 0)
+                d_grid[..., 0] += slope * np.where(held, share_y, 0) * (2 * right - 1) * w / 2
+                d_grid[..., 1] += slope * np.where(held, share_x, 0) * (2 * below - 1) * h / 2
+        return y, dx, d_grid
+    return B.grid_sample, [array(2, 3, 7, 10), grid], reference
+
+
+DIFFERENTIATED = {
+    "relu": lambda: activation(B.nn.ReLU, lambda x: np.maximum(x, 0), lambda x: x > 0),
+    "relu6": lambda: activation(B.nn.ReLU6, lambda x: np.clip(x, 0, 6), lambda x: (x > 0) & (x < 6)),
+    "silu": silu, "gelu": gelu, "linear": linear, "embedding": embedding, "gather": gather, "grid_sample": sampling,
+    "sin": lambda: elementwise(B.sin, np.sin, np.cos, array(600, std=4)),
+    "cos": lambda: elementwise(B.cos, np.cos, lambda x: -np.sin(x), array(600, std=4)),
+    "asin": lambda: elementwise(B.asin, np.arcsin, lambda x: 1 / np.sqrt(1 - x * x), np.sin(array(600))),
+    "matmul 4-D": lambda: product(array(2, 3, 70, 33), array(2, 3, 33, 45)),
+    "matmul 3-D by 2-D": lambda: product(array(4, 7, 33), array(33, 45)),
+    **{f"layer_norm offset={m}": lambda m=m: layer_norm(m) for m in (0, 1000)},
+    "adaptive pool": lambda: adaptive((20, 14), (3, 4)), "adaptive pool whole": lambda: adaptive((20, 40), (5, 10)),
+    "average pool": lambda: average_pool((9, 12), 3, 2, False),
+    "average pool ceil overlapping": lambda: average_pool((9, 12), 3, 2, True),
+    "average pool ceil": lambda: average_pool((7, 10), 2, 2, True),
+}
+
+
+def differentiated(case, precision=np.float32):
+    function, arrays, reference = DIFFERENTIATED[case]()
+    tensors = [B.nn.Parameter(B.tensor(a.astype(precision))) for a in arrays]
+    y = function(*tensors)
+    dy = array(*y.shape, 1)[..., 0]
+    gradients = B.grad(B.sum(y * B.tensor(dy.astype(precision))), tensors)
+    names = "y", *(f"d{i}" for i in range(len(arrays)))
+    return dict(zip(names, zip((y, *gradients), reference(*wide(dy, *arrays)), strict=True)))
+
+
 CASES = {
     **{f"batch_norm mean/std={m}": lambda m=m: batch_norm(m) for m in (0, 1, 10, 30, 100, 300)},
     **{f"group_norm offset={m}": lambda m=m: group_norm(m) for m in (0, 1000)},
@@ -183,6 +329,7 @@ CASES = {
     "pointwise": lambda: convolution(16, 8, 1, 1, 1, True), "dense 3x3 stride 2": lambda: convolution(3, 8, 3, 2, 1, False),
     "depthwise 5x5": lambda: convolution(8, 8, 5, 1, 8, False),
     "depthwise 3x3 stride 2": lambda: convolution(8, 8, 3, 2, 8, False),
+    **{case: lambda case=case: differentiated(case) for case in DIFFERENTIATED},
 }
 
 
@@ -205,248 +352,10 @@ def test_as_accurate_as_pytorch(case):
         assert error <= 4 * max(recorded[name], ULP), f"{name}: error {error:.2e}, PyTorch has {recorded[name]:.2e}"
 
 
-# --- meaning -------------------------------------------------------------------------------------------------------
-
-def gradient(function, *arrays):
-    tensors = [leaf(a) for a in arrays]
-    return [B.numpy(g).tolist() for g in B.grad(B.sum(function(*tensors)), tensors)]
-
-
-def test_gradients_flow_after_eval():
-    model = B.nn.Sequential(B.nn.Conv2d(2, 3, 1), B.nn.BatchNorm2d(3))
-    B.load_state(model, {"0.weight": array(3, 2, 1, 1)})
-    model.eval()
-    gradients = B.grad(B.sum(model(B.tensor(array(1, 2, 4, 4)))), [p for _, p in model.named_parameters()])
-    assert all(np.abs(B.numpy(g)).max() > 0 for g in gradients)
-
-
-def test_only_parameters_are_parameters_and_state_is_in_published_order():
-    model = B.nn.Sequential(B.nn.BatchNorm2d(2), B.nn.Conv2d(2, 1, 1))
-    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias", "1.weight", "1.bias"]
-    assert [name for name, _ in B.named_state(model)] == [
-        "0.weight", "0.bias", "0.running_mean", "0.running_var", "0.num_batches_tracked", "1.weight", "1.bias"]
-    tracked = dict(B.named_state(model))["0.num_batches_tracked"]
-    assert B.numpy(tracked).shape == () and B.numpy(tracked).dtype == np.int64
-    model(B.tensor(array(2, 2, 3, 3)))
-    assert B.numpy(tracked) == 1
-
-
-def test_load_state_refuses_what_does_not_fit():
-    layer = B.nn.Conv2d(2, 3, 1)
-    with pytest.raises(ValueError, match="shape"):
-        B.load_state(layer, {"bias": np.zeros(4, np.float32)})
-    with pytest.raises(KeyError, match="scale"):
-        B.load_state(layer, {"scale": np.zeros(3, np.float32)})
-
-
-def test_scalars_have_no_axis():
-    assert B.numpy(B.sum(B.tensor(array(3, 4)))).shape == ()
-    assert B.numpy(B.mean(B.tensor(array(3)), 0)).shape == ()
-    assert B.numpy(B.tensor(np.float32(2))).shape == ()
-    assert B.numpy(B.stack([B.tensor(np.float32(2)), B.tensor(np.float32(3))])).tolist() == [2, 3]
-    scale = leaf(2.0)
-    assert B.numpy(B.grad(B.sum(scale * leaf(array(3))), [scale])[0]).shape == ()
-    assert B.floats([B.tensor(np.float32(2)), B.tensor(np.array([3], np.float32))]) == [2, 3]
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "int32", "bool"])
-def test_tensor_keeps_the_dtype_and_copies(dtype):
-    source = np.array([1, 0, 1], dtype)
-    held = B.tensor(source)
-    source[0] = 0
-    assert B.numpy(held).dtype == dtype and B.numpy(held).tolist() == [1, 0, 1]
-
-
-def test_ties_share_the_gradient():
-    assert gradient(B.maximum, [1, 2, 3], [1, 3, 2]) == [[.5, 0, 1], [.5, 1, 0]]
-    assert gradient(B.minimum, [1, 2, 3], [1, 3, 2]) == [[.5, 1, 0], [.5, 0, 1]]
-    assert gradient(lambda x: B.amax(x, 1), [[1, 1, 0], [1, 2, 0]]) == [[[.5, .5, 0], [0, 1, 0]]]
-
-
-def test_clamp_and_abs_at_their_corners():
-    assert gradient(lambda x: B.clamp(x, 0, 1), [-1, 0, .5, 1, 2]) == [[0, 1, 1, 1, 0]]
-    assert gradient(B.abs, [-2, 0, 2]) == [[-1, 0, 1]]
-
-
-def test_argmax_and_topk_give_indices():
-    x = B.tensor(np.array([[1, 3, 2], [5, 4, 6]], np.float32))
-    assert B.numpy(B.argmax(x, 1)).tolist() == [1, 2]
-    values, indices = B.topk(x, 2, dim=1)
-    assert B.numpy(values).tolist() == [[3, 2], [6, 5]] and B.numpy(indices).tolist() == [[1, 2], [2, 0]]
-
-
-def test_integer_division_rounds_down():
-    a, b = B.tensor(np.array([-7, 7, -7, 7])), B.tensor(np.array([3, 3, -3, -3]))
-    assert B.numpy(B.floor_divide(a, b)).tolist() == [-3, 2, 2, -3]
-    assert B.numpy(B.remainder(a, b)).tolist() == [2, 1, -1, -2]
-
-
-def test_nan_and_infinity_are_themselves():
-    x = B.tensor(np.array([np.nan, 1, 0], np.float32))
-    assert B.numpy(x == x).tolist() == [False, True, True]
-    assert B.numpy(1 / x)[2] == np.inf
-    assert np.isnan(B.numpy(B.mean(B.tensor(np.zeros(0, np.float32)))))
-
-
-def test_one_hot_split_chunk_cat():
-    assert B.numpy(B.one_hot(B.tensor(np.array([1, 0])), 3)).tolist() == [[0, 1, 0], [1, 0, 0]]
-    parts = B.chunk(B.tensor(array(2, 5)), 2, 1)
-    assert [tuple(p.shape) for p in parts] == [(2, 3), (2, 2)]
-    assert np.array_equal(B.numpy(B.cat(parts, 1)), array(2, 5))
-
-
-def test_max_pool_first_of_equals_and_small_maps():
-    pool = B.nn.MaxPool2d(3, 2, 1)
-    x = leaf([[[[1, 1], [1, 1]]]])
-    y = pool(x)
-    assert B.numpy(y).tolist() == [[[[1]]]]
-    assert B.numpy(B.grad(B.sum(y), [x])[0]).tolist() == [[[[1, 0], [0, 0]]]]
-
-
-def test_hooks_see_the_output_and_can_be_removed():
-    layer, seen = B.nn.LeakyReLU(.1), []
-    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(B.numpy(output).tolist()))
-    layer(B.tensor(np.array([-1, 2], np.float32)))
-    handle.remove()
-    layer(B.tensor(np.array([-1, 2], np.float32)))
-    assert len(seen) == 1 and np.allclose(seen[0], [-.1, 2])
-
-
-def test_no_grad_does_not_freeze_a_module_built_inside():
-    with B.no_grad():
-        layer = B.nn.Conv2d(1, 1, 1)
-    y = layer(B.tensor(array(1, 1, 2, 2)))
-    assert np.abs(B.numpy(B.grad(B.sum(y * y + y), [layer.bias])[0])) > 0
-
-
-def test_gradient_of_the_unused_is_zero():
-    used, unused = leaf(array(2)), leaf(array(3))
-    assert B.numpy(B.grad(B.sum(used * used), [used, unused])[1]).tolist() == [0, 0, 0]
-
-
-def kernel_pairs():
-    x, scale, shift = array(2, 8, 5, 6), array(8), array(8, 1)[:, 0]
-    return {"batch_norm": ((x, scale, shift), (1e-5,)), "group_norm": ((x, 2, scale, shift), (1e-5,)),
-            "affine": ((x, scale, shift), ()), "leaky_relu": ((x,), (.1,)),
-            "add_bias": ((x, shift), ()), "sigmoid": ((x,), ()), "scale": ((x, np.float32(1.5)), ()),
-            "binary_cross_entropy": ((x, np.abs(x) % 1), ()), "max_pool": ((x,), (3, 2, 1)),
-            "conv2d": ((x, array(8, 1, 3, 3)), ((1, 1), (1, 1), (1, 1), 8)),
-            "resize": ((x,), ((10, 12), (.5, .5), "bilinear", False))}
-
-
-@pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
-@pytest.mark.parametrize("name", kernel_pairs())
-def test_kernels_are_the_plain_formulation(name):
-    from lib.backend import jittor_kernels, jittor_windows
-    kernels = jittor_kernels if hasattr(jittor_kernels, name) else jittor_windows
-    arrays, options = kernel_pairs()[name]
-    results = []
-    for function, extra in ((getattr(kernels, name), options), (getattr(kernels, f"plain_{name}"),
-                            options[:1] + options[2:] if name == "resize" else options)):
-        tensors = [leaf(a) if isinstance(a, (np.ndarray, np.float32)) else a for a in arrays]
-        y = function(*tensors, *extra)
-        y = y[0] if isinstance(y, tuple) else y
-        leaves = [t for t in tensors if not isinstance(t, int)]
-        dy = B.tensor(array(*y.shape, 1)[..., 0])
-        results.append([B.numpy(v) for v in (y, *B.grad(B.sum(y * dy), leaves))])
-    for kernel, plain in zip(*results):
-        assert np.abs(kernel - plain).max() < 2e-5 * np.abs(plain).max()
-
-
-def reference_adamw(p, gradients, lr, decay, beta=(.9, .999), eps=1e-8):
-    m = v = np.zeros_like(p)
-    for t, g in enumerate(gradients, 1):
-        p = p * (1 - lr * decay)
-        m, v = beta[0] * m + (1 - beta[0]) * g, beta[1] * v + (1 - beta[1]) * g * g
-        p = p - lr / (1 - beta[0] ** t) * m / (np.sqrt(v / (1 - beta[1] ** t)) + eps)
-    return p
-
-
-def reference_sgd(p, gradients, lr, decay, momentum=.9):
-    buffer = None
-    for g in gradients:
-        g = g + decay * p
-        buffer = g if buffer is None else momentum * buffer + g
-        p = p - lr * (g + momentum * buffer)
-    return p
-
-
-@pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
-def test_the_adamw_kernel_is_the_plain_formulation():
-    from lib.backend.jittor_optim import adamw, plain_adamw
-    data = {"step": 3, "lr": .01, "weight_decay": .05, "eps": 1e-8, "beta1": .9, "beta2": .999}
-    values = [B.tensor(array(40, 3)), B.tensor(array(40, 4)[:, :3]), B.tensor(array(40, 5)[:, :3]),
-              B.tensor(np.abs(array(40, 6)[:, :3]))]
-    for kernel, plain in zip(adamw(*values, data), plain_adamw(*values, data)):
-        assert np.abs(B.numpy(kernel) - B.numpy(plain)).max() < 1e-6
-
-
-def test_adamw_in_float64():
-    start, gradients = array(4, 3).astype(np.float64), [array(4, 3, s)[..., 0].astype(np.float64) for s in range(1, 9)]
-    held = B.nn.Parameter(B.tensor(start))
-    optimiser = B.AdamW([{"parameters": [("a", held)], "weight_decay": .05}], lr=.01)
-    for gradient in gradients:
-        optimiser.step([B.tensor(gradient)])
-        B.sync()
-    assert np.abs(B.numpy(held) - reference_adamw(start, gradients, .01, .05)).max() < 1e-14
-
-
-@pytest.mark.parametrize("make, reference", [
-    (lambda groups: B.AdamW(groups, lr=.01), reference_adamw),
-    (lambda groups: B.SGD(groups, lr=.01, momentum=.9, nesterov=True), reference_sgd)])
-def test_optimisers_and_their_resumption(make, reference):
-    start = [array(4, 3), array(5)]
-    gradients = [[array(4, 3, step)[..., 0], array(5, step)[..., 0]] for step in range(1, 13)]
-    tensors = [leaf(a) for a in start]
-    groups = lambda: [{"parameters": [("a", tensors[0])], "weight_decay": .05},
-                      {"parameters": [("b", tensors[1])], "weight_decay": 0.}]
-    optimiser = make(groups())
-    for step, given in enumerate(gradients):
-        if step == 5:
-            saved, optimiser = optimiser.state(), make(groups())
-            optimiser.load_state(saved)
-        optimiser.step([B.tensor(g) for g in given])
-        B.sync()
-    for t, a, k, decay in zip(tensors, start, (0, 1), (.05, 0)):
-        expected = reference(a.astype(np.float64), [g[k].astype(np.float64) for g in gradients], .01, decay)
-        assert np.abs(B.numpy(t) - expected).max() < 2e-6
-
-
-def test_float64_reaches_every_floating_entry():
-    model = B.float64(B.nn.Sequential(B.nn.Conv2d(2, 2, 1), B.nn.BatchNorm2d(2)))
-    kinds = {name: str(B.numpy(t).dtype) for name, t in B.named_state(model)}
-    assert kinds.pop("1.num_batches_tracked") == "int64" and set(kinds.values()) == {"float64"}
-    x = array(2, 2, 5, 5).astype(np.float64)
-    y = B.numpy(model[1](B.tensor(x)))
-    expected = (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(x.var((0, 2, 3), keepdims=True) + 1e-5)
-    assert np.abs(y - expected).max() < 1e-13
-
-
-@pytest.mark.parametrize("c_in, c_out, kernel, stride, groups", [(16, 8, 1, 1, 1), (3, 8, 3, 2, 1), (8, 8, 5, 1, 8),
-                                                                  (8, 4, 3, 2, 2)])
-def test_convolution_in_float64(c_in, c_out, kernel, stride, groups):
-    for name, (got, expected) in convolution(c_in, c_out, kernel, stride, groups, False, np.float64).items():
+@pytest.mark.parametrize("case", [c for c in DIFFERENTIATED if c != "layer_norm offset=1000"])  # NumPy errs as much there
+def test_exact_in_float64(case):
+    for name, (got, expected) in differentiated(case, np.float64).items():
         assert np.abs(B.numpy(got) - expected).max() < 1e-13 * np.abs(expected).max(), name
-
-
-def test_import_leaves_the_process_as_it_was():
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert ssl._create_default_https_context is ssl.create_default_context
-    assert sys.excepthook.__module__ == "sys" or "pytest" in sys.excepthook.__module__
-    assert sys.getrecursionlimit() < 100_000
-    before = random.getstate()[1][:3]
-    import lib.backend  # noqa: F401
-    assert random.getstate()[1][:3] == before
-
-
-def test_twins_have_the_same_names():
-    listed = []
-    for name in ("torch", "jittor"):
-        tree = ast.parse((Path(B.__file__).parent / f"{name}.py").read_text())
-        listed.append(next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)
-                           and getattr(node.targets[0], "id", "") == "__all__"))
-    assert listed[0] == listed[1]
-    assert not [name for name in listed[0] if not hasattr(B, name)]
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ to columns (one per output pixel) and multiplied by the weights; a gradient is t
 """
 from .jittor_import import jt
 
-_PRODUCTS = """
+MULTIPLY = """
 #include <algorithm>
+#include <cstdint>
 #include <vector>
-struct Geometry { int64_t C, H, W, r, s, h, w, sy, sx, py, px, dy, dx; };
-
 // C (m, n) += A (m, k) B (k, n); element (i, l) of A lies at i * ai + l * al. Blocks of 4 x 32 stay in registers.
 static void multiply(int64_t m, int64_t n, int64_t k, const double* A, int64_t ai, int64_t al, const double* B, double* C) {
     for (int64_t j0 = 0; j0 < n; j0 += 32)
@@ -28,6 +27,10 @@ static void multiply(int64_t m, int64_t n, int64_t k, const double* A, int64_t a
                 for (int64_t j = 0; j < columns; j++) C[(i0 + i) * n + j0 + j] += sums[i][j];
         }
 }
+"""
+
+_PRODUCTS = MULTIPLY + """
+struct Geometry { int64_t C, H, W, r, s, h, w, sy, sx, py, px, dy, dx; };
 
 // Calls visit(column entry, pixel) for each entry (channel, r, s) x (output pixel) that lies inside the image.
 template <class F> static void unroll(const Geometry& g, F visit) {

@@ -5,7 +5,9 @@ own differences. Only what the models use is here.
 """
 import numpy as np
 
-from . import jittor_kernels as kernels
+from . import jittor_elementwise as elementwise
+from . import jittor_normalise as normalise
+from . import jittor_products as products
 from . import jittor_windows as windows
 from .jittor_import import jt
 
@@ -164,7 +166,7 @@ class Conv2d(Module):
 
     def forward(self, x):
         y = windows.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
-        return y if self.bias is None else kernels.add_bias(y, self.bias)
+        return y if self.bias is None else normalise.add_bias(y, self.bias)
 
 
 class BatchNorm2d(Module):
@@ -187,13 +189,13 @@ class BatchNorm2d(Module):
             eps = jt.array(np.array([self.eps]), dtype=str(self.running_var.dtype))
             scale = self.weight / jt.sqrt(self.running_var + eps)
             shift = self.bias - self.running_mean * scale
-            return kernels.affine(x, scale, shift)
-        y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
+            return normalise.affine(x, scale, shift)
+        y, mean, variance = normalise.batch_norm(x, self.weight, self.bias, self.eps)
         count = x.numel() // x.shape[1]
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training, got shape {x.shape}")
-        self.running_mean.update(kernels.blend(self.running_mean, mean, self.momentum))
-        self.running_var.update(kernels.blend(self.running_var, variance, self.momentum, count / (count - 1)))
+        self.running_mean.update(normalise.blend(self.running_mean, mean, self.momentum))
+        self.running_var.update(normalise.blend(self.running_var, variance, self.momentum, count / (count - 1)))
         self.num_batches_tracked.update(self.num_batches_tracked + 1)
         return y
 
@@ -207,7 +209,70 @@ class GroupNorm(Module):
         self.bias = Parameter(jt.zeros((num_channels,)))
 
     def forward(self, x):
-        return kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return normalise.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class LayerNorm(Module):
+    """Over the last axis, two-pass; Jittor's one-pass statistics are off by 71 at offset 1e3 and deviation 0.1."""
+
+    def __init__(self, normalized_shape: int, eps=1e-5):
+        self.normalized_shape, self.eps = normalized_shape, eps
+        self.weight = Parameter(jt.ones((normalized_shape,)))
+        self.bias = Parameter(jt.zeros((normalized_shape,)))
+
+    def forward(self, x):
+        return normalise.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Linear(Module):
+    """x (…, in) times weight (out, in) transposed, plus bias. Weights start as zeros: models fill them."""
+
+    def __init__(self, in_features, out_features, bias=True):
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(jt.zeros((out_features, in_features)))
+        self.bias = Parameter(jt.zeros((out_features,))) if bias else None
+
+    def forward(self, x):
+        return products.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Rows of weight (num, dim) by int64 labels; no gradient reaches row `padding_idx`, which Jittor's module doesn't know.
+    Weights start as zeros: models fill them."""
+
+    def __init__(self, num_embeddings, embedding_dim, padding_idx: int | None = None):
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.weight = Parameter(jt.zeros((num_embeddings, embedding_dim)))
+
+    def forward(self, labels):
+        rows = self.weight[labels]
+        if self.padding_idx is None:
+            return rows
+        return jt.where((labels != self.padding_idx).unsqueeze(-1).broadcast(rows.shape), rows, rows.detach())
+
+
+class ReLU(Module):
+    def forward(self, x):
+        return elementwise.relu(x)
+
+
+class ReLU6(Module):
+    """x cut to 0..6; the gradient is 0 at both bounds (that of `clamp` is 1)."""
+
+    def forward(self, x):
+        return elementwise.relu6(x)
+
+
+class SiLU(Module):
+    def forward(self, x):
+        return elementwise.silu(x)
+
+
+class GELU(Module):
+    """By the error function, as PyTorch's default."""
+
+    def forward(self, x):
+        return elementwise.gelu(x)
 
 
 class LeakyReLU(Module):
@@ -215,7 +280,7 @@ class LeakyReLU(Module):
         self.negative_slope = negative_slope
 
     def forward(self, x):
-        return kernels.leaky_relu(x, self.negative_slope)
+        return elementwise.leaky_relu(x, self.negative_slope)
 
 
 class MaxPool2d(Module):
@@ -226,3 +291,13 @@ class MaxPool2d(Module):
 
     def forward(self, x):
         return windows.max_pool(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(Module):
+    """Means over windows; one cut off at the end by `ceil_mode` divides by its own count."""
+
+    def __init__(self, kernel_size, stride=None, ceil_mode=False):
+        self.kernel_size, self.stride, self.ceil_mode = kernel_size, stride or kernel_size, ceil_mode
+
+    def forward(self, x):
+        return windows.avg_pool(x, self.kernel_size, self.stride, self.ceil_mode)

@@ -1,7 +1,9 @@
 """C++ kernels over windows of an image for Jittor on the CPU: resizing, pooling, convolution.
 
-Built as in `jittor_kernels.py`: each beside its `plain_…` rule, sizes as data, one compiled kernel per dtype.
+Built as in `jittor_normalise.py`: each beside its `plain_…` rule, sizes as data, one compiled kernel per dtype.
 """
+import numpy as np
+
 from . import jittor_float64 as float64
 from .jittor_import import jt
 
@@ -163,6 +165,118 @@ def max_pool(x, size: int, stride: int, padding: int):
 def plain_max_pool(x, size: int, stride: int, padding: int):
     """`max_pool` by Jittor's own operator, which refuses maps no larger than the window."""
     return jt.nn.max_pool2d(x, size, stride, padding)
+
+
+# What output i averages of `in` values: a window cut at the end, or, with size 0, its part of all of them.
+_STRETCH = """
+#include <algorithm>
+#include <vector>
+struct Stretch {
+    int64_t in, out, size, stride;
+    Stretch(int64_t in, int64_t out, int64_t size, int64_t stride) : in(in), out(out), size(size), stride(stride) {}
+    int64_t start(int64_t i) const { return size ? i * stride : i * in / out; }
+    int64_t stop(int64_t i) const { return size ? std::min(i * stride + size, in) : ((i + 1) * in + out - 1) / out; }
+    int64_t count(int64_t i) const { return stop(i) - start(i); }
+};
+"""
+
+_AVERAGE_POOL = """
+    // kernel: average pool;
+    const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out_shape2, w = out_shape3;
+    const Stretch rows(H, h, data["size"], data["stride"]), columns(W, w, data["size"], data["stride"]);
+    #pragma omp parallel
+    {
+        std::vector<double> sums(W);  // of a window's rows
+        #pragma omp for
+        for (int64_t plane = 0; plane < planes; plane++)
+            for (int64_t i = 0; i < h; i++) {
+                std::fill(sums.begin(), sums.end(), 0);
+                for (int64_t y = rows.start(i); y < rows.stop(i); y++)
+                    for (int64_t x = 0; x < W; x++) sums[x] += in0_p[(plane * H + y) * W + x];
+                for (int64_t j = 0; j < w; j++) {
+                    double sum = 0;
+                    for (int64_t x = columns.start(j); x < columns.stop(j); x++) sum += sums[x];
+                    out_p[(plane * h + i) * w + j] = sum / (rows.count(i) * columns.count(j));
+                }
+            }
+    }
+"""
+
+_AVERAGE_POOL_GRADIENT = """
+    // kernel: average pool, gradient;
+    const int64_t planes = in0_shape0 * in0_shape1, h = in0_shape2, w = in0_shape3, H = out_shape2, W = out_shape3;
+    const Stretch rows(H, h, data["size"], data["stride"]), columns(W, w, data["size"], data["stride"]);
+    #pragma omp parallel
+    {
+        std::vector<in0_type> shares(W);  // what each column of a window's rows gets
+        #pragma omp for
+        for (int64_t plane = 0; plane < planes; plane++) {
+            std::fill(out_p + plane * H * W, out_p + (plane + 1) * H * W, 0);
+            for (int64_t i = 0; i < h; i++) {
+                std::fill(shares.begin(), shares.end(), 0);
+                for (int64_t j = 0; j < w; j++) {
+                    const in0_type share = in0_p[(plane * h + i) * w + j] / (rows.count(i) * columns.count(j));
+                    for (int64_t x = columns.start(j); x < columns.stop(j); x++) shares[x] += share;
+                }
+                for (int64_t y = rows.start(i); y < rows.stop(i); y++)
+                    for (int64_t x = 0; x < W; x++) out_p[(plane * H + y) * W + x] += shares[x];
+            }
+        }
+    }
+"""
+
+
+class _AveragePool(jt.Function):
+    def __init__(self, shape: tuple[int, int], size: int, stride: int):
+        self.out, self.data = shape, dict(size=size, stride=stride)
+
+    def execute(self, x):
+        self.shape = x.shape
+        return jt.code([*x.shape[:2], *self.out], x.dtype, [x], cpu_header=_STRETCH, cpu_src=_AVERAGE_POOL, data=self.data)
+
+    def grad(self, dy):
+        return jt.code(self.shape, dy.dtype, [dy], cpu_header=_STRETCH, cpu_src=_AVERAGE_POOL_GRADIENT, data=self.data)
+
+
+def adaptive_avg_pool(x, size: tuple[int, int]):
+    """Means of x (n, c, h, w) over `size` windows that cover it, overlapping where sizes do not divide."""
+    if jt.flags.use_cuda:
+        return plain_adaptive_avg_pool(x, size)
+    return _AveragePool(size, 0, 0)(x)
+
+
+def plain_adaptive_avg_pool(x, size: tuple[int, int]):
+    """`adaptive_avg_pool` in Jittor's own operators."""
+    return _plain_means(x, [[(i * s // out, -(-(i + 1) * s // out)) for i in range(out)] for s, out in zip(x.shape[2:], size)])
+
+
+def avg_pool(x, size: int, stride: int, ceil_mode: bool):
+    """Means of x (n, c, h, w) over windows; with `ceil_mode` also over what is left at the end, by its own count."""
+    if jt.flags.use_cuda:
+        return plain_avg_pool(x, size, stride, ceil_mode)
+    return _AveragePool(tuple(len(_spans(s, size, stride, ceil_mode)) for s in x.shape[2:]), size, stride)(x)
+
+
+def plain_avg_pool(x, size: int, stride: int, ceil_mode: bool):
+    """`avg_pool` in Jittor's own operators."""
+    return _plain_means(x, [_spans(s, size, stride, ceil_mode) for s in x.shape[2:]])
+
+
+def _spans(length: int, size: int, stride: int, ceil_mode: bool) -> list[tuple[int, int]]:
+    """(start, stop) of the windows over `length` values; with `ceil_mode` the last may reach out and is cut, never start out."""
+    count = (length - size + (stride - 1 if ceil_mode else 0)) // stride + 1
+    starts = [i * stride for i in range(count) if i * stride < length]
+    return [(start, min(start + size, length)) for start in starts]
+
+
+def _plain_means(x, spans: list[list[tuple[int, int]]]):
+    """Means of x (n, c, h, w) over spans of rows and of columns: a product with a matrix of shares per axis."""
+    for axis_spans in reversed(spans):
+        shares = np.zeros((x.shape[3], len(axis_spans)))
+        for i, (start, stop) in enumerate(axis_spans):
+            shares[start:stop, i] = 1 / (stop - start)
+        x = jt.matmul(x, jt.array(shares, dtype=str(x.dtype))).permute(0, 1, 3, 2)
+    return x
 
 
 class _Conv2d(jt.Function):

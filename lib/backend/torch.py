@@ -6,19 +6,19 @@ import os as _os
 
 import numpy as _np
 import torch as _torch
-from torch import (abs, amax, arange, argmax, cat, chunk, clamp, exp, floor_divide, full, log, log_softmax, matmul,
-                   maximum, mean, minimum, mul, no_grad, ones, ones_like, remainder, sigmoid, softmax, split, sqrt, stack,
-                   sum, topk, where, zeros, zeros_like)
+from torch import (abs, amax, arange, argmax, asin, cat, chunk, clamp, cos, exp, floor_divide, full, gather, log,
+                   log_softmax, matmul, maximum, mean, minimum, mul, no_grad, ones, ones_like, remainder, sigmoid, sin,
+                   softmax, split, sqrt, stack, sum, topk, where, zeros, zeros_like)
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, one_hot
+from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, interpolate, linear, one_hot
 
 __all__ = [
     "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
     "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
-    "abs", "amax", "arange", "argmax", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "exp",
-    "floor_divide", "full", "interpolate", "log", "log_softmax", "matmul", "maximum", "mean", "minimum",
-    "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "softmax", "split", "sqrt", "stack", "sum", "topk",
-    "where", "zeros", "zeros_like",
+    "abs", "adaptive_avg_pool2d", "amax", "arange", "argmax", "asin", "binary_cross_entropy_with_logits", "cat", "chunk",
+    "clamp", "cos", "exp", "floor_divide", "full", "gather", "grid_sample", "interpolate", "linear", "log", "log_softmax",
+    "matmul", "maximum", "mean", "minimum", "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "sin", "softmax",
+    "split", "sqrt", "stack", "sum", "topk", "where", "zeros", "zeros_like",
 ]
 
 NAME = "torch"
@@ -100,6 +100,11 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
             entries[name].copy_(_torch.as_tensor(_np.asarray(value)))
 
 
+def grid_sample(x: _torch.Tensor, grid: _torch.Tensor) -> _torch.Tensor:
+    """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
+    return _torch.nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
 def profile(call) -> list[tuple[str, float, int]]:
     """(operator, own milliseconds, calls) of one `call()`, slowest first."""
     activities = [_torch.profiler.ProfilerActivity.CPU]
@@ -159,15 +164,21 @@ class _Optimiser:
                 _torch.tensor(value) if moment == "step" else tensor(value))
 
 
+class _SGD(_Optimiser):
+    def set_momentum(self, value: float) -> None:
+        """One momentum for every group."""
+        for group in self._optimiser.param_groups:
+            group["momentum"] = value
+
+
 def AdamW(groups: list[dict], lr: float, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01) -> _Optimiser:
     """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW."""
     return _Optimiser(_torch.optim.AdamW, groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
-def SGD(groups: list[dict], lr: float, momentum=0.0, nesterov=False, weight_decay=0.0) -> _Optimiser:
+def SGD(groups: list[dict], lr: float, momentum=0.0, nesterov=False, weight_decay=0.0) -> _SGD:
     """SGD with momentum, as torch.optim.SGD."""
-    return _Optimiser(_torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=nesterov,
-                      weight_decay=weight_decay)
+    return _SGD(_torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
 
 set_device(_os.environ.get("ALIGN_DEVICE", "cpu"))

@@ -1,4 +1,4 @@
-"""C++ kernels (`jt.code`) for what Jittor does slowly or inexactly on the CPU.
+"""C++ kernels (`jt.code`) for normalisations and what goes with them, which Jittor does slowly and inexactly on the CPU.
 
 Each kernel is a `jt.Function` with its own gradient and stands beside `plain_…`, the same rule in Jittor's own
 operators: what the kernel is tested against, and what runs on a GPU. Sizes reach the kernels as data, so that one
@@ -175,6 +175,85 @@ def plain_group_norm(x, groups, weight, bias, eps):
     return normal.reshape(x.shape) * weight.broadcast(x.shape, axes) + bias.broadcast(x.shape, axes)
 
 
+_LAYER_NORM = """
+    // kernel: layer norm;
+    const int64_t length = in1->num, rows = in0->num / length;
+    #pragma omp parallel for if(in0->num > 16384)
+    for (int64_t row = 0; row < rows; row++) {
+        const in0_type* x = in0_p + row * length;
+        out0_type* y = out0_p + row * length;
+        const double sum = total<in0_type>(length, [=](int64_t i) { return x[i]; });
+        const in0_type mean = sum / length;
+        const double square = total<in0_type>(length, [=](int64_t i) { in0_type d = x[i] - mean; return d * d; });
+        const double rest = sum / length - mean;
+        const in0_type inverse = 1.0 / std::sqrt(square / length - rest * rest + data["eps"]);
+        out1_p[row] = mean;
+        out2_p[row] = inverse;
+        for (int64_t i = 0; i < length; i++) y[i] = (x[i] - mean) * inverse * in1_p[i] + in2_p[i];
+    }
+"""
+
+_LAYER_NORM_GRADIENT = """
+    // kernel: layer norm, gradient;
+    // inputs: dy, x, weight, mean, 1 / deviation; outputs: dx, d weight, d bias
+    const int64_t length = in2->num, rows = in0->num / length;
+    constexpr int64_t width = 64;
+    #pragma omp parallel for if(in0->num > 16384)
+    for (int64_t row = 0; row < rows; row++) {
+        const in0_type* dy = in0_p + row * length;
+        const in1_type* x = in1_p + row * length;
+        out0_type* dx = out0_p + row * length;
+        const in1_type mean = in3_p[row], inverse = in4_p[row];
+        const double sum = total<in0_type>(length, [=](int64_t i) { return dy[i] * in2_p[i]; });
+        const double product = total<in0_type>(length, [=](int64_t i) { return dy[i] * in2_p[i] * (x[i] - mean); });
+        const in1_type mean_dy = sum / length, slope = product / length * inverse * inverse;
+        for (int64_t i = 0; i < length; i++) dx[i] = (dy[i] * in2_p[i] - mean_dy - (x[i] - mean) * slope) * inverse;
+    }
+    #pragma omp parallel for if(in0->num > 16384)
+    for (int64_t first = 0; first < length; first += width) {
+        const int64_t stop = std::min(first + width, length);
+        double products[width] = {}, sums[width] = {};
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t i = first; i < stop; i++) {
+                products[i - first] += in0_p[row * length + i] * ((in1_p[row * length + i] - in3_p[row]) * in4_p[row]);
+                sums[i - first] += in0_p[row * length + i];
+            }
+        std::copy(products, products + stop - first, out1_p + first);
+        std::copy(sums, sums + stop - first, out2_p + first);
+    }
+"""
+
+
+class _LayerNorm(jt.Function):
+    def __init__(self, eps: float):
+        self.data = {"eps": eps}
+
+    def execute(self, x, weight, bias):
+        rows = (x.numel() // weight.numel(),)
+        y, mean, inverse = jt.code([x.shape, rows, rows], [x.dtype] * 3, [x, weight, bias], cpu_header=_PARTIAL_SUMS,
+                                   cpu_src=_LAYER_NORM, data=self.data)
+        self.saved = x, weight, mean, inverse
+        return y
+
+    def grad(self, dy):
+        x, weight, mean, inverse = self.saved
+        return jt.code([x.shape, weight.shape, weight.shape], [x.dtype] * 3, [dy, x, weight, mean, inverse],
+                       cpu_header=_PARTIAL_SUMS, cpu_src=_LAYER_NORM_GRADIENT)
+
+
+def layer_norm(x, weight, bias, eps):
+    """x (…, c) normalised over its last axis, then times weight (c,) plus bias (c,)."""
+    if jt.flags.use_cuda:
+        return plain_layer_norm(x, weight, bias, eps)
+    return _LayerNorm(eps)(x, weight, bias)
+
+
+def plain_layer_norm(x, weight, bias, eps):
+    """`layer_norm` in Jittor's own operators, two-pass."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jt.sqrt((centred * centred).mean(-1, keepdims=True) + eps) * weight + bias
+
+
 _AFFINE = """
     // kernel: affine;
     const int64_t channels = in0_shape1, length = in0_shape2 * in0_shape3, planes = in0_shape0 * channels;
@@ -231,26 +310,6 @@ class _Bias(jt.Function):
         return dy, _channel_sums(dy, dy)[0]
 
 
-class _Scale(jt.Function):
-    def execute(self, x, factor):
-        self.saved = x, factor
-        return x * factor
-
-    def grad(self, dy):
-        x, factor = self.saved
-        return dy * factor, (dy * x).float64().sum().cast(dy.dtype)
-
-
-def scale(x, factor):
-    """x times one trained number, whose gradient, a sum over all of x, is accumulated in float64."""
-    return _Scale()(x, factor)
-
-
-def plain_scale(x, factor):
-    """`scale` by Jittor's own operators."""
-    return x * factor
-
-
 def add_bias(x, bias):
     """x (n, c, h, w) plus bias (c,), whose gradient is accumulated like every sum here."""
     if jt.flags.use_cuda:
@@ -291,119 +350,3 @@ def blend(old, new, share: float, factor: float = 1.0):
 def plain_blend(old, new, share: float, factor: float = 1.0):
     """`blend` in Jittor's own operators."""
     return old * (1 - share) + new * (share * factor)
-
-
-_SIGMOID = """
-    // kernel: sigmoid;
-    const int64_t count = in0->num;
-    #pragma omp parallel for if(count > 16384)
-    for (int64_t i = 0; i < count; i++) {
-        const in0_type x = in0_p[i], small = std::exp(-std::abs(x));
-        out_p[i] = (x >= 0 ? in0_type(1) : small) / (1 + small);
-    }
-"""
-
-# log(1 + e), e in [0, 1], is 2 atanh(e / (2 + e)): the first term left out is (1/3)^17 in float32, (1/3)^35 in float64.
-_BINARY_CROSS_ENTROPY = """
-    // kernel: binary cross entropy;
-    const int64_t count = in0->num;
-    constexpr int last = sizeof(in0_type) == 8 ? 33 : 15;
-    #pragma omp parallel for if(count > 16384)
-    for (int64_t i = 0; i < count; i++) {
-        const in0_type x = in0_p[i], small = std::exp(-std::abs(x)), z = small / (2 + small), square = z * z;
-        in0_type series = 0;
-        for (int power = last; power > 0; power -= 2) series = series * square + in0_type(1) / power;
-        out_p[i] = std::max(x, in0_type(0)) - x * in1_p[i] + 2 * z * series;
-    }
-"""
-
-
-class _Sigmoid(jt.Function):
-    def execute(self, x):
-        self.value = jt.code(x.shape, x.dtype, [x], cpu_header="#include <cmath>", cpu_src=_SIGMOID)
-        return self.value
-
-    def grad(self, dy):
-        return dy * self.value * (1 - self.value)
-
-
-def sigmoid(x):
-    """1 / (1 + exp(-x)) without overflow and without Jittor's clipping at -30."""
-    if jt.flags.use_cuda:
-        return plain_sigmoid(x)
-    return _Sigmoid()(x)
-
-
-def plain_sigmoid(x):
-    """`sigmoid` in Jittor's own operators; a tanh neither overflows nor is clipped, but is 0 below -17."""
-    return (jt.tanh(x / 2) + 1) / 2
-
-
-class _BinaryCrossEntropy(jt.Function):
-    def execute(self, x, target):
-        self.saved = x, target
-        return jt.code(x.shape, x.dtype, [x, target], cpu_header="#include <algorithm>\n#include <cmath>",
-                       cpu_src=_BINARY_CROSS_ENTROPY)
-
-    def grad(self, dy):
-        x, target = self.saved
-        return dy * (sigmoid(x) - target), -dy * x
-
-
-def binary_cross_entropy(x, target):
-    """log(1 + exp(x)) - x target for each element; Jittor has no log1p, and log(1 + 1e-8) is 0 in float32."""
-    if jt.flags.use_cuda:
-        return plain_binary_cross_entropy(x, target)
-    return _BinaryCrossEntropy()(x, target)
-
-
-def plain_binary_cross_entropy(x, target):
-    """`binary_cross_entropy` in Jittor's own operators."""
-    return jt.maximum(x, jt.zeros_like(x)) - x * target + jt.log(1 + jt.exp(-jt.abs(x)))
-
-
-_LEAKY_RELU = """
-    // kernel: leaky relu;
-    const int64_t count = in0->num;
-    const in0_type slope = data["slope"];
-    #pragma omp parallel for if(count > 16384)
-    for (int64_t i = 0; i < count; i++) out_p[i] = in0_p[i] > 0 ? in0_p[i] : in0_p[i] * slope;
-"""
-
-_LEAKY_RELU_GRADIENT = """
-    // kernel: leaky relu, gradient;
-    const int64_t count = in0->num;
-    const in0_type slope = data["slope"];
-    #pragma omp parallel for if(count > 16384)
-    for (int64_t i = 0; i < count; i++) out_p[i] = in1_p[i] > 0 ? in0_p[i] : in0_p[i] * slope;
-"""
-
-
-class _LeakyReLU(jt.Function):
-    def __init__(self, slope: float):
-        self.data = dict(slope=slope)
-
-    def execute(self, x):
-        self.x = x
-        return jt.code(x.shape, x.dtype, [x], cpu_src=_LEAKY_RELU, data=self.data)
-
-    def grad(self, dy):
-        return jt.code(dy.shape, dy.dtype, [dy, self.x], cpu_src=_LEAKY_RELU_GRADIENT, data=self.data)
-
-
-def leaky_relu(x, slope: float):
-    """x where positive, else slope x. Jittor's own is compiled anew for every neighbour it is fused with."""
-    if jt.flags.use_cuda:
-        return plain_leaky_relu(x, slope)
-    return _LeakyReLU(slope)(x)
-
-
-def plain_leaky_relu(x, slope: float):
-    """`leaky_relu` by Jittor's own operator."""
-    return jt.nn.leaky_relu(x, slope)
-
-
-def set_threads(count: int) -> None:
-    """Let OpenMP, and with it oneDNN and every kernel here, use `count` threads."""
-    jt.code([1], "int32", [], cpu_header="#include <omp.h>", data={"count": count},
-            cpu_src='omp_set_num_threads(int(data["count"])); out_p[0] = 0;').sync()

@@ -1,0 +1,231 @@
+"""Functions under PyTorch's names and with PyTorch's meaning, on Jittor 1.3.11: one short function per difference.
+
+Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in the modules imported here.
+"""
+import numpy as np
+
+from . import jittor_elementwise as elementwise
+from . import jittor_products as products
+from . import jittor_sampling as sampling
+from . import jittor_windows as windows
+from .jittor_import import jt
+from jittor import exp, log, where, zeros_like  # after the guarded import
+
+Tensor = jt.Var
+
+
+def abs(x: Tensor) -> Tensor:
+    """|x|, whose gradient at 0 is 0; Jittor's is 1."""
+    return where(x > 0, x, where(x < 0, -x, x - x))
+
+
+def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Means over windows from floor(i H / h) to ceil((i + 1) H / h); Jittor's windows are wrong where h does not divide H."""
+    return windows.adaptive_avg_pool(x, size)
+
+
+def amax(x: Tensor, dim, keepdim: bool = False) -> Tensor:
+    """The largest value along `dim`, ties sharing the gradient equally; Jittor's gradient goes to every tie whole."""
+    ties = (x == jt.max(x, dim, keepdims=True)).float32().detach()
+    return sum(where(ties > 0, x, zeros_like(x)), dim, keepdim) / sum(ties, dim, keepdim)
+
+
+def arange(*bounds: int) -> Tensor:
+    """int64 numbers; Jittor's are int32."""
+    return jt.arange(*bounds).int64()
+
+
+def argmax(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """The index of the first largest value; Jittor returns (index, value)."""
+    return jt.argmax(x, dim, keepdims=keepdim)[0].int64()
+
+
+def asin(x: Tensor) -> Tensor:
+    """The angle whose sine is x, from -pi/2 to pi/2."""
+    return jt.arcsin(x)
+
+
+def binary_cross_entropy_with_logits(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """log(1 + exp(x)) - x target, finite and differentiable for every logit; Jittor knows no reduction="none"."""
+    loss = elementwise.binary_cross_entropy(x, target)
+    return {"none": lambda v: v, "sum": sum, "mean": mean}[reduction](loss)
+
+
+def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """Joined along an existing axis."""
+    return jt.concat(list(tensors), dim)
+
+
+def chunk(x: Tensor, chunks: int, dim: int = 0) -> list[Tensor]:
+    """`chunks` parts of equal size, the last possibly smaller."""
+    return split(x, -(-x.shape[dim] // chunks), dim)
+
+
+def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    """x within bounds, with gradient 1 at a bound; Jittor's is 0 there."""
+    if min is not None:
+        x = where(x < min, full_like(x, min), x)
+    return x if max is None else where(x > max, full_like(x, max), x)
+
+
+def cos(x: Tensor) -> Tensor:
+    """The cosine of x in radians."""
+    return jt.cos(x)
+
+
+def floor_divide(a: Tensor, b: Tensor) -> Tensor:
+    """The quotient rounded down: -7 by 3 is -3 (Jittor cuts off, as C does, and makes float quotients int32)."""
+    return jt.floor(a.float64() / b.float64()).cast(a.dtype)
+
+
+def full(shape, value: float, dtype: str = "float32") -> Tensor:
+    """A tensor of one value; Jittor rounds a Python number to float32 even for a float64 tensor."""
+    return jt.array(np.array([value]), dtype=str(dtype)).broadcast(list(shape))
+
+
+def full_like(x: Tensor, value: float) -> Tensor:
+    """A tensor of one value with the shape and dtype of x."""
+    return full(x.shape, value, x.dtype)
+
+
+def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """x read along `dim` at index, whose other axes are those of x."""
+    return jt.gather(x, dim, index)
+
+
+def grid_sample(x: Tensor, grid: Tensor) -> Tensor:
+    """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
+    return sampling.grid_sample(x, grid)
+
+
+def interpolate(x: Tensor, size=None, scale_factor: float | None = None, mode: str = "nearest",
+                align_corners: bool | None = None) -> Tensor:
+    """x (n, c, h, w) resized; nearest by default (Jittor: bilinear), and a scale factor is used as it is given
+    (Jittor recomputes it from the rounded sizes)."""
+    h, w = x.shape[2:]
+    if size is None:
+        size = int(h * scale_factor), int(w * scale_factor)
+        ratios = 1 / scale_factor, 1 / scale_factor
+    else:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        ratios = h / size[0], w / size[1]
+    if align_corners:
+        ratios = (h - 1) / max(size[0] - 1, 1), (w - 1) / max(size[1] - 1, 1)
+    return windows.resize(x, size, ratios, mode, bool(align_corners))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (…, in) times weight (out, in) transposed, plus bias; Jittor multiplies float64 in a loop nest."""
+    return products.linear(x, weight, bias)
+
+
+def log_softmax(x: Tensor, dim: int) -> Tensor:
+    """log(softmax(x)), shifted by the largest value; Jittor's logsumexp([100, 100]) is inf."""
+    shifted = x - jt.max(x, dim, keepdims=True).detach()
+    return shifted - log(sum(exp(shifted), dim, keepdim=True))
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Products of the last two axes, batch by batch; Jittor's batched gradient takes 25 times PyTorch's time."""
+    return products.matmul(a, b)
+
+
+def maximum(a: Tensor, b: Tensor) -> Tensor:
+    """The larger of two, ties sharing the gradient; Jittor gives it to the first."""
+    return where(a > b, a, where(a < b, b, (a + b) / 2))
+
+
+def mean(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
+    """`sum` over the number of values; NaN for none (Jittor: 0)."""
+    total = sum(x, dim, keepdim)
+    count = np.prod(x.shape) / np.prod(total.shape)
+    return scalar(total / (count or float("nan")), total.is_scalar)
+
+
+def minimum(a: Tensor, b: Tensor) -> Tensor:
+    """The smaller of two, ties sharing the gradient; Jittor gives it to the first."""
+    return where(a < b, a, where(a > b, b, (a + b) / 2))
+
+
+def mul(x: Tensor, factor: Tensor) -> Tensor:
+    """x times one trained number; the number's gradient is a sum over all of x, which Jittor adds one by one."""
+    return elementwise.scale(x, factor)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """int64 (…, num_classes), 1 at each label."""
+    return (labels.unsqueeze(-1) == jt.arange(num_classes)).int64()
+
+
+def ones(*shape, dtype: str = "float32") -> Tensor:
+    """A tensor of ones; shape as numbers or as one sequence."""
+    return full(shape if isinstance(shape[0], int) else shape[0], 1, dtype)
+
+
+def remainder(a: Tensor, b: Tensor) -> Tensor:
+    """What `floor_divide` leaves: -7 by 3 leaves 2, with the divisor's sign (Jittor: -1)."""
+    return a - floor_divide(a, b) * b
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)) at full precision; Jittor clips x at -30."""
+    return elementwise.sigmoid(x)
+
+
+def sin(x: Tensor) -> Tensor:
+    """The sine of x in radians."""
+    return jt.sin(x)
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """exp(x) / sum exp(x) along `dim`, which must be named (Jittor's default is every axis)."""
+    if dim in (-1, x.ndim - 1):
+        return elementwise.softmax(x)
+    share = exp(x - jt.max(x, dim, keepdims=True).detach())
+    return share / sum(share, dim, keepdim=True)
+
+
+def split(x: Tensor, sizes, dim: int = 0) -> list[Tensor]:
+    """Parts of the given size or sizes along `dim`."""
+    length = x.shape[dim]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, length - start) for start in range(0, length, sizes)]
+    return list(jt.split(x, list(sizes), dim))
+
+
+def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """Joined along a new axis; scalars give a vector."""
+    if getattr(tensors[0], "is_scalar", False):
+        return cat(tensors)
+    return jt.stack(list(tensors), dim)
+
+
+def sum(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
+    """The sum, accumulated in float64: Jittor adds float32 one by one (8e-4 off on 5.4 M values).
+
+    Without `dim` a scalar; booleans and integers give int64.
+    """
+    floating = "float" in str(x.dtype)
+    wide = x.float64() if floating else x.int64()
+    if dim is None:
+        total = wide.sum()
+    else:
+        dims = [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
+        total = wide.sum(dims, keepdims=keepdim)
+    return scalar(total.cast(x.dtype) if floating else total, dim is None or not keepdim and len(dims) == x.ndim)
+
+
+def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
+    """(values, indices) of the k largest, sorted; ties in order of index (PyTorch's order of ties is unspecified)."""
+    return jt.topk(x, k, dim, largest)
+
+
+def zeros(*shape, dtype: str = "float32") -> Tensor:
+    """A tensor of zeros; shape as numbers or as one sequence."""
+    return full(shape if isinstance(shape[0], int) else shape[0], 0, dtype)
+
+
+def scalar(x: Tensor, is_scalar: bool) -> Tensor:
+    """x, marked as standing for a 0-dimensional tensor or not."""
+    x.is_scalar = is_scalar
+    return x
