@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from lib.data import coco, scenes, transforms
-from lib.data.loader import AHEAD, Loader
+from lib.data.loader import AHEAD, Loader, Pictures
 from lib.errors import UserError
 
 RECIPE = transforms.RECIPES["nanodet_plus"]
@@ -39,11 +40,49 @@ def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
-def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(drawn):
-    one, many = (fingerprint(make(drawn, workers=workers).iter_epoch(2)) for workers in (1, 5))
+@pytest.mark.parametrize("recipe", transforms.RECIPES.values(), ids=transforms.RECIPES)
+def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(drawn, recipe):
+    options = {"recipe": recipe, "epochs": 20}
+    one, many = (fingerprint(make(drawn, workers=workers, **options).iter_epoch(2)) for workers in (1, 5))
     assert one == many and len(one) == len(make(drawn)) == 5  # 21 images, the odd one dropped
-    assert fingerprint(make(drawn).iter_epoch(2, skip=3)) == one[3:]
-    assert fingerprint(make(drawn).iter_epoch(2, skip=5)) == []
+    assert fingerprint(make(drawn, **options).iter_epoch(2, skip=3)) == one[3:]
+    assert fingerprint(make(drawn, **options).iter_epoch(2, skip=5)) == []
+    used = make(drawn, **options)
+    list(used.iter_epoch(1))
+    assert fingerprint(used.iter_epoch(2)) == one  # images that are kept are the images
+
+
+def test_the_last_epochs_of_a_run_are_those_of_the_recipe(drawn):
+    recipe = transforms.RECIPES["gold_yolo"]
+    first, last = (fingerprint(make(drawn, recipe=recipe, epochs=20).iter_epoch(epoch)) for epoch in (18, 19))
+    assert first == fingerprint(make(drawn, recipe=recipe).iter_epoch(18))  # no length: no end
+    assert last == fingerprint(make(drawn, recipe=recipe.at(19, 20)).iter_epoch(19))
+    assert last != fingerprint(make(drawn, recipe=recipe).iter_epoch(19))
+
+
+def test_images_are_decoded_once_while_there_is_room(drawn, monkeypatch):
+    read, image = [], coco.read_image
+    monkeypatch.setattr(coco, "read_image", lambda entry: read.append(entry.id) or image(entry))
+    loader = make(drawn, recipe=transforms.RECIPES["gold_yolo"], workers=1)
+    for epoch in (0, 1):
+        list(loader.iter_epoch(epoch))
+    assert sorted(read) == list(range(1, 22))  # of 160 that two epochs of mosaics ask for
+
+
+def test_kept_images_are_bounded_and_the_ones_used_last(drawn, monkeypatch):
+    dataset = coco.load(drawn["train"])
+    sizes = [entry.width * entry.height * 3 for entry in dataset.images]
+    pictures = Pictures(dataset, memory=sum(sizes[:3]))
+    for index in (0, 1, 2, 0, 3):
+        np.testing.assert_array_equal(pictures[index].image, coco.read_image(dataset.images[index]))
+    kept = list(pictures._kept)
+    assert kept[-2:] == [0, 3] and 1 not in kept
+    assert sum(image.nbytes for image in pictures._kept.values()) == pictures._bytes <= sum(sizes[:3])
+    with pytest.raises(ValueError, match="read-only"):
+        pictures[0].image[0] = 0
+    assert len(pictures) == 21
+    nothing = Pictures(dataset, memory=0)
+    assert nothing[4].image.shape == (dataset.images[4].height, dataset.images[4].width, 3) and not nothing._kept
 
 
 def test_epochs_and_seeds_differ(drawn):
@@ -72,6 +111,13 @@ def test_validation_takes_every_image_in_order(drawn):
 def test_too_few_images_for_a_batch(drawn):
     with pytest.raises(UserError, match="21 images, fewer than one batch of 22"):
         make(drawn, batch=22)
+
+
+def test_one_image_is_enough_for_a_mosaic(drawn):
+    dataset = coco.load(drawn["train"])
+    alone = replace(dataset, images=dataset.images[:1])
+    batch, = Loader(alone, transforms.RECIPES["gold_yolo"], (64, 64), batch=1).iter_epoch(0)
+    assert batch.images.shape == (1, 3, 64, 64)
 
 
 def test_a_damaged_image_stops_the_epoch_with_its_name(tmp_path):

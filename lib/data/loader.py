@@ -1,7 +1,8 @@
 """Batches from a data set, prepared by threads, the same for any number of them."""
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import numpy as np
 from lib.data import coco, stream, transforms
 from lib.errors import UserError
 
-AHEAD = 2  # batches prepared or in preparation beyond the one asked for
+AHEAD = 2           # batches prepared or in preparation beyond the one asked for
+MEMORY = 256 << 20  # bytes of decoded images that training keeps: mosaics ask for each image several times an epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +21,7 @@ class Batch:
     images: np.ndarray                           # (n, 3, h, w) float32, normalised
     targets: tuple[dict[str, np.ndarray], ...]   # boxes (k, 4) float32 xyxy in input pixels, labels (k,) int64
     ids: tuple[int, ...]                         # of the images in the COCO file
-    warps: np.ndarray                            # (n, 3, 3) float64, from original to input pixels
+    warps: np.ndarray                            # (n, 3, 3) float64, from original to input pixels; identity: none
     original_sizes: tuple[transforms.Size, ...]  # height, width
 
 
@@ -32,22 +34,58 @@ class _Sample:
     original_size: transforms.Size
 
 
+class Pictures(Sequence[transforms.Picture]):
+    """The decoded images of a data set by position; those used last are kept, up to `memory` bytes. For any thread."""
+
+    def __init__(self, dataset: coco.Dataset, memory: int = MEMORY) -> None:
+        self._entries, self._memory = dataset.images, memory
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()  # the one used last is last
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> transforms.Picture:
+        """UserError if the file is at fault."""
+        entry = self._entries[index]
+        with self._lock:
+            image = self._kept.get(index)
+            if image is not None:
+                self._kept.move_to_end(index)
+        if image is None:
+            image = coco.read_image(entry)
+            image.setflags(write=False)
+            self._keep(index, image)
+        return transforms.Picture(image, entry.boxes, entry.labels)
+
+    def _keep(self, index: int, image: np.ndarray) -> None:
+        with self._lock:
+            if index not in self._kept:  # another thread may have been faster
+                self._kept[index] = image
+                self._bytes += image.nbytes
+            while self._bytes > self._memory:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
 class Loader:
     """Yields the batches of an epoch.
 
-    Training: shuffled per (seed, epoch), augmented per (seed, epoch, image), the incomplete last batch dropped.
+    Training: shuffled per (seed, epoch), augmented per (seed, epoch, image), the incomplete last batch dropped; `epochs`
+    is the length of the whole run, for recipes that change towards its end (None: they do not).
     Validation: in the data set's order, only preprocessed, every image.
     """
 
     def __init__(self, dataset: coco.Dataset, recipe: transforms.Recipe, size: transforms.Size, batch: int,
-                 seed: int = 0, workers: int = 2, train: bool = True) -> None:
+                 seed: int = 0, workers: int = 2, train: bool = True, epochs: int | None = None) -> None:
         if batch < 1 or workers < 1:
             raise UserError(f"{dataset.path}: batch {batch} and workers {workers} must be at least 1")
         if train and len(dataset.images) < batch:
             raise UserError(f"{dataset.path}: has {len(dataset.images)} images, fewer than one batch of {batch}; "
                             "use a smaller batch or more images")
         self.dataset, self.recipe, self.size, self.batch = dataset, recipe, size, batch
-        self.seed, self.workers, self.train = seed, workers, train
+        self.seed, self.workers, self.train, self.epochs = seed, workers, train, epochs
+        self._pictures = Pictures(dataset, MEMORY if train else 0)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -61,12 +99,13 @@ class Loader:
         Closing the iterator, Ctrl-C or an error drops what is not begun and waits for the images that are.
         """
         order = self._order(epoch)
+        recipe = self.recipe if self.epochs is None else self.recipe.at(epoch, self.epochs)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
         try:
             pending: deque = deque()
             for number in range(skip, len(self)):
                 chosen = order[number * self.batch:(number + 1) * self.batch]
-                pending.append([pool.submit(self._sample, epoch, index) for index in chosen.tolist()])
+                pending.append([pool.submit(self._sample, recipe, epoch, index) for index in chosen.tolist()])
                 if len(pending) > AHEAD:
                     yield _collate([future.result() for future in pending.popleft()])
             while pending:
@@ -84,17 +123,16 @@ class Loader:
         count = len(self.dataset.images)
         return stream(self.seed, "shuffle", epoch).permutation(count) if self.train else np.arange(count)
 
-    def _sample(self, epoch: int, index: int) -> _Sample:
+    def _sample(self, recipe: transforms.Recipe, epoch: int, index: int) -> _Sample:
         entry = self.dataset.images[index]
-        image = coco.read_image(entry)
-        boxes, labels = entry.boxes, entry.labels
         if self.train:
             rng = stream(self.seed, "augment", epoch, index)
-            prepared, warp, boxes, labels = self.recipe.augment(image, boxes, labels, self.size, rng)
+            prepared, warp, boxes, labels = recipe.augment(self._pictures, index, self.size, rng)
         else:
-            prepared, warp = self.recipe.preprocess(image, self.size)
-            boxes = transforms.warp_boxes(boxes, warp, prepared.shape[1:])
-        return _Sample(prepared, {"boxes": boxes, "labels": labels}, entry.id, warp, image.shape[:2])
+            picture = self._pictures[index]
+            prepared, warp = recipe.preprocess(picture.image, self.size)
+            boxes, labels = transforms.warp_boxes(picture.boxes, warp, prepared.shape[1:]), picture.labels
+        return _Sample(prepared, {"boxes": boxes, "labels": labels}, entry.id, warp, (entry.height, entry.width))
 
 
 def _collate(samples: list[_Sample]) -> Batch:
