@@ -18,6 +18,7 @@ from lib.alignment.seeded import seeded_input, seeded_state
 from lib.errors import UserError
 from lib.losses.nanodet_plus import assign, giou_loss
 from lib.models.nanodet_plus import BINS, INTERMEDIATES, STRIDES
+from lib.models.step import Step
 from lib.postprocess import detections
 
 FACTOR = 4
@@ -233,7 +234,7 @@ def golden_targets(arrays):
 
 def train_once(arrays, kind, epoch):
     model = seeded_model(20, kind).train()
-    model.epoch = epoch
+    model.step = Step(epoch=epoch)
     criterion = losses.build(NAME, 20)
     outputs = model(backend.tensor(seeded_input("train_batch", (2, 3, 320, 320)).astype(TYPES[kind])))
     scalars = criterion(outputs, golden_targets(arrays), image_size=(320, 320))

@@ -1,11 +1,27 @@
-"""Criteria by model name: criterion(outputs, targets, **phase) -> dict of scalars, whose sum is minimised."""
+"""Criteria by model name: criterion(outputs, targets, **phase) -> dict of scalars, whose sum is minimised.
+
+Each family's module has build(name, num_classes), named(outputs) and a criterion with decisions(…).
+"""
+from types import ModuleType
+
+import numpy as np
+
 from lib import models
 
-from . import nanodet_plus
+from . import gold_yolo, nanodet_plus
 
-_CRITERIA = {"nanodet_plus": nanodet_plus.Criterion}
+_MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo}
+
+
+def _module(name: str) -> ModuleType:
+    return _MODULES[models.family(name)]
 
 
 def build(name: str, num_classes: int = 80):
     """The published criterion of the model."""
-    return _CRITERIA[models.family(name)](num_classes)
+    return _module(name).build(name, num_classes)
+
+
+def named(name: str, outputs) -> dict[str, np.ndarray]:
+    """The arrays of what the model gives, in train() or in eval(), under names that records use."""
+    return _module(name).named(outputs)

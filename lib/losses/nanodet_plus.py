@@ -127,6 +127,10 @@ class Criterion:
             losses[f"{prefix}loss_bbox"], losses[f"{prefix}loss_dfl"] = self._box_losses(head, value, positives)
         return losses
 
+    def decisions(self, outputs, targets: list[dict], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The discrete choices behind the losses: gt_inds (n, p), see Assignment.box."""
+        return {"gt_inds": self.assign(numpy(outputs[-1]), targets, image_size).box}
+
     def assign(self, output: np.ndarray, targets: list[dict], image_size: tuple[int, int]) -> Assignment:
         """The assignment made by logits (n, p, k + 32): the auxiliary head's while there is one."""
         cells = boxes.priors(tuple(image_size), STRIDES)
@@ -201,3 +205,14 @@ def giou_loss(predicted, target: np.ndarray):
     overlap, hull = area(minimum(predicted, sides)), clamp(area(maximum(predicted, sides)), min=EPS)
     union = clamp(area(predicted) + area(sides) - overlap, min=EPS)
     return 2.0 - overlap / union - union / hull
+
+
+def build(name: str, num_classes: int) -> Criterion:
+    """One criterion for all variants."""
+    return Criterion(num_classes)
+
+
+def named(outputs) -> dict[str, np.ndarray]:
+    """In train() head_out and aux_head_out, in eval() preds."""
+    names = ("head_out", "aux_head_out") if isinstance(outputs, (tuple, list)) else ("preds",)
+    return {name: numpy(head) for name, head in zip(names, outputs if len(names) > 1 else (outputs,), strict=True)}

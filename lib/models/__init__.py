@@ -1,10 +1,11 @@
 """The detectors by name: one module per family, each with VARIANTS (data) and build."""
 from lib.backend import nn
 from lib.errors import UserError
+from lib.models.step import ParameterGroup
 
-from . import nanodet_plus
+from . import gold_yolo, nanodet_plus, rt_detr
 
-_MODULES = {name: module for module in (nanodet_plus,) for name in module.VARIANTS}
+_MODULES = {name: module for module in (nanodet_plus, gold_yolo, rt_detr) for name in module.VARIANTS}
 NAMES = tuple(_MODULES)
 
 
@@ -34,3 +35,8 @@ def build(name: str, num_classes: int = 80, seed: int = 0) -> nn.Module:
 def intermediates(name: str) -> dict[str, tuple[str, int | None]]:
     """Features worth comparing, in order of execution: name -> (module path, element of its output; None: all of it)."""
     return _module(name).INTERMEDIATES
+
+
+def parameter_groups(name: str, model: nn.Module) -> tuple[ParameterGroup, ...]:
+    """How the published optimiser divides the model's parameters, in its order."""
+    return _module(name).parameter_groups(model)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.backend import cat, interpolate, load_state, mul, named_state, nn, numpy, stack, tensor
+from lib.models.step import ParameterGroup, Step
 
 STRIDES = (8, 16, 32, 64)
 REG_MAX = 7                   # a distance is the mean of a distribution over 0 … 7 strides
@@ -286,12 +287,12 @@ class NanoDetPlus(nn.Module):
     """images (n, 3, h, w), h and w multiples of 32 -> logits (n, p, k + 32) in eval(), (head's, aux head's) in train().
 
     A prior's row: k class logits, then 8 logits for each of left, top, right, bottom.
-    `epoch` (counted from 0) is set by the training loop: see DETACH_EPOCH.
+    `step.epoch` is set by the training loop: see DETACH_EPOCH.
     """
 
     def __init__(self, variant: Variant, num_classes: int):
         super().__init__()
-        self.epoch = 0
+        self.step = Step()
         self.backbone = ShuffleNetV2(variant.stages)
         self.fpn = GhostPAN(variant.stages, variant.width)
         self.head = Head(variant.width, num_classes)
@@ -304,7 +305,7 @@ class NanoDetPlus(nn.Module):
         logits = self.head(pyramid)
         if not self.training:
             return logits
-        if self.epoch >= DETACH_EPOCH:
+        if self.step.epoch >= DETACH_EPOCH:
             features, pyramid = [x.detach() for x in features], [x.detach() for x in pyramid]
         aux_pyramid = self.aux_fpn(features)
         return logits, self.aux_head([cat(pair, 1) for pair in zip(pyramid, aux_pyramid)])
@@ -340,3 +341,8 @@ def _constant(entry: str, part: str, kind: str) -> float:
     if ".gfl_cls." in entry:
         return -4.595     # sigmoid: one prior in a hundred is an object; the main head's box bins get it too
     return 1e-4 if part == "backbone" else 0.0
+
+
+def parameter_groups(model: nn.Module) -> tuple[ParameterGroup, ...]:
+    """One group: the published optimiser decays norm layers and biases too."""
+    return (ParameterGroup(tuple(name for name, _ in model.named_parameters())),)
