@@ -10,13 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib.commands import curves, detect
+from lib.commands import evaluate as beyond
+from lib.data import commands
 from lib.errors import UserError
 
-DATA = """\
-  python -m lib data scenes data/scenes                      the built-in data set: 160 + 40 drawn images, ten classes
-  python -m lib data scenes data/tiny --train 8 --val 4      fewer
-  python -m lib data verify data/scenes/val.json             read every image and annotation, list every fault
-"""
 CONVERT = """\
   python -m lib convert nanodet-plus-m_320.pth weights.safetensors
   python -m lib convert model_best.ckpt weights.pkl          Lightning checkpoint (its averaged weights) to Jittor
@@ -65,10 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__, formatter_class=_AsWritten)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    _add_data(_verb(verbs, "data", "make or check data sets", DATA))
+    commands.add(_verb(verbs, "data", "get, make, convert, check and show data sets", commands.EXAMPLES), _verb)
     _add_convert(_verb(verbs, "convert", "weights from one format to another", CONVERT))
     _add_train(_verb(verbs, "train", "train a model in this environment's framework", TRAIN))
-    _add_evaluate(_verb(verbs, "evaluate", "COCO numbers of trained weights", EVALUATE))
+    _add_evaluate(_verb(verbs, "evaluate", "COCO numbers of trained weights", EVALUATE + beyond.EXAMPLES))
+    _add_detect(_verb(verbs, "detect", "boxes on pictures, videos and a webcam", detect.EXAMPLES))
+    curves.add(_verb(verbs, "curves", "draw the logs of trainings, ours and published ones", curves.EXAMPLES))
     _add_benchmark(_verb(verbs, "benchmark", "time both frameworks side by side", BENCHMARK))
     _add_compare(_verb(verbs, "compare", "the alignment report of a folder of records", COMPARE))
     return parser
@@ -82,21 +82,6 @@ def _verb(verbs, name: str, purpose: str, examples: str) -> argparse.ArgumentPar
         name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", epilog=f"examples:\n{examples}",
         formatter_class=_AsWritten,
     )
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="scenes|verify")
-    scenes = _verb(kinds, "scenes", "draw the built-in data set", DATA)
-    scenes.add_argument("folder", type=Path)
-    scenes.add_argument("--seed", type=int, default=0)
-    scenes.add_argument("--train", type=int, default=160, help="training images (%(default)s)")
-    scenes.add_argument("--val", type=int, default=40, help="validation images (%(default)s)")
-    scenes.add_argument("--size", type=int, default=256, help="longer side in pixels (%(default)s)")
-    scenes.set_defaults(run=_scenes)
-    verify = _verb(kinds, "verify", "list every fault of a COCO file and its images", DATA)
-    verify.add_argument("json", type=Path)
-    verify.add_argument("--images", type=Path, help="folder of the images, where it is not beside the JSON file")
-    verify.set_defaults(run=_verify)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +99,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="of the run")
     parser.add_argument("--epochs", type=int, help="the published number by default")
     parser.add_argument("--batch", type=int, help="images per step; the published number by default")
-    parser.add_argument("--learning-rate", type=float, help="the published one by default")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the published learning rate (%(default)s)")
     parser.add_argument("--evaluate-every", type=int, default=10, help="epochs (%(default)s)")
     parser.add_argument("--weights", type=Path, help="start from these instead of fresh ones")
     parser.add_argument("--seed", type=int, default=0)
@@ -130,9 +115,17 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="images at a time (%(default)s)")
     parser.add_argument("--per-class", action="store_true", help="also the average precision of each class")
     parser.add_argument("--detections", type=Path, help="file to write")
+    beyond.add(parser)
     _add_absent(parser)
     _add_running(parser)
     parser.set_defaults(run=_evaluate)
+
+
+def _add_detect(parser: argparse.ArgumentParser) -> None:
+    detect.add(parser)
+    _add_absent(parser)
+    _add_size_and_device(parser)
+    parser.set_defaults(run=_detect)
 
 
 def _add_benchmark(parser: argparse.ArgumentParser) -> None:
@@ -162,25 +155,13 @@ def _add_absent(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="network input; the published by default")
     parser.add_argument("--workers", type=int, default=2, help="threads that prepare images (%(default)s)")
+    _add_size_and_device(parser)
+
+
+def _add_size_and_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="network input; the published by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-
-
-def _scenes(chosen: argparse.Namespace) -> None:
-    from lib.data import scenes
-
-    for split, path in scenes.generate(chosen.folder, chosen.seed, chosen.train, chosen.val, chosen.size).items():
-        print(f"{split}: {path}")
-
-
-def _verify(chosen: argparse.Namespace) -> None:
-    from lib.data import coco
-
-    faults = coco.verify(chosen.json, chosen.images)
-    print("\n".join(faults or [f"{chosen.json}: no fault"]))
-    if faults:
-        raise UserError(f"{chosen.json}: {len(faults)} faults, listed above; mend the file or the images")
 
 
 def _convert(chosen: argparse.Namespace) -> None:
@@ -205,7 +186,7 @@ def _train(chosen: argparse.Namespace) -> None:
     _use(chosen.device)
     plan = runs.Training(
         chosen.model, str(chosen.data), str(chosen.folder), tuple(chosen.size) if chosen.size else None, chosen.batch,
-        chosen.epochs, chosen.learning_rate, chosen.evaluate_every, chosen.seed, chosen.workers,
+        chosen.epochs, chosen.rate, chosen.evaluate_every, chosen.seed, chosen.workers,
         str(chosen.weights) if chosen.weights else None,
     )
     outcome = runs.train(plan)
@@ -224,12 +205,18 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     convert.load(model, chosen.weights, absent=tuple(chosen.absent))
     size = tuple(chosen.size) if chosen.size else None
     result, found = inference.evaluate_model(model, chosen.model, dataset, size, chosen.batch, chosen.workers)
+    rows = published_form([image.id for image in dataset.images], found, dataset.category_ids)
     if chosen.detections:
-        rows = published_form([image.id for image in dataset.images], found, dataset.category_ids)
         with atomic(chosen.detections) as temporary:
             temporary.write_text(json.dumps(rows))
     for name, value in [*result.numbers.items(), *(result.per_class.items() if chosen.per_class else ())]:
         print(f"{name:<12} {value:.4f}")
+    beyond.show(chosen, dataset.path, rows, result)
+
+
+def _detect(chosen: argparse.Namespace) -> None:
+    _use(chosen.device)
+    detect.run(chosen)
 
 
 def _benchmark(chosen: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from lib import backend, environment, losses, models, record
 from lib.errors import UserError
-from lib.schedule import RECIPES
+from lib.schedule import recipe
 from lib.training import Trainer
 
 UNIT = 1024  # side of the float32 matrix product that makes times of two machines comparable
@@ -75,7 +75,8 @@ def subject(case: Case) -> Subject:
 
         return Subject(forward, backend.sync, backend.numpy)
     targets = [_target(draw, case) for _ in range(case.batch)]
-    trainer = Trainer(model, losses.build(case.model, case.classes), RECIPES[models.family(case.model)], STEPS)
+    criterion = losses.build(case.model, case.classes)
+    trainer = Trainer(model, criterion, recipe(case.model), STEPS, models.parameter_groups(case.model, model), case.seed)
     return Subject(lambda: trainer.issue(images, targets), backend.sync, lambda asked: backend.floats(list(asked.values())))
 
 

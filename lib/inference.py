@@ -24,7 +24,7 @@ def detect(
 
     The model runs in evaluation mode and is left in the mode it was in.
     """
-    recipe = transforms.RECIPES[models.family(name)]
+    recipe = transforms.recipe(name, models.family(name))
     loader = Loader(dataset, recipe, size or models.input_size(name), batch, workers=workers, train=False)
     was_training = model.training
     model.eval()
@@ -40,6 +40,30 @@ def detect(
     finally:
         model.train(was_training)
     return found
+
+
+def detect_image(
+    model: nn.Module,
+    name: str,
+    image: np.ndarray,  # (h, w, 3) uint8 BGR
+    size: tuple[int, int] | None = None,
+    score_threshold: float | None = None,  # the published one of evaluation by default
+) -> np.ndarray:
+    """(m, 6) x1, y1, x2, y2, score, label in the image's pixels, best first; as `detect` finds it, one image at a time."""
+    size = size or models.input_size(name)
+    prepared, warp = transforms.recipe(name, models.family(name)).preprocess(image, size)
+    batch = transforms.stack([prepared])
+    was_training = model.training
+    model.eval()
+    try:
+        with backend.no_grad():
+            outputs = model(backend.tensor(batch))
+            return postprocess.detections(
+                name, outputs, image_size=batch.shape[2:], warps=[warp], original_sizes=[image.shape[:2]],
+                score_threshold=score_threshold,
+            )[0]
+    finally:
+        model.train(was_training)
 
 
 def evaluate_model(

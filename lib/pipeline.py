@@ -98,6 +98,12 @@ def load_profile(name: str) -> dict[str, Any]:
     return profile
 
 
+def section(values: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """A stage's parameters for a model: those under its family's name replace the others."""
+    own = values.get(family(model), {}) if model != "all" else {}
+    return {**{name: value for name, value in values.items() if name not in FAMILIES}, **own}
+
+
 # --------------------------------------------------------------------------------------------------------- the plan
 
 def plan(request: Request) -> list[Job]:
@@ -125,7 +131,8 @@ def describe(stage: Stage, model: str, side: str, request: Request, profile: Map
         "runs": str(report / "runs"), "report": str(report), "profile": request.profile,
     }
     kernel = side if side in BOTH else "torch"
-    used = parameters(notebook, profile[stage.name] or {}, offered, f"profiles/{request.profile}.yaml: {stage.name}")
+    where = f"profiles/{request.profile}.yaml: {stage.name}"
+    used = parameters(notebook, section(profile[stage.name] or {}, model), offered, where)
     last = stage.name == "compare"
     owners = [side if owner == "own" else owner for owner in stage.writes]
     return {

@@ -37,7 +37,7 @@ from lib.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA_VERSION = 1
 # The distributions that shape a number: they decode, resize, score or store.
-VERSIONED = ("numpy", "opencv-python-headless", "pycocotools", "safetensors", "scipy")
+VERSIONED = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "safetensors", "scipy")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

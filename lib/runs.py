@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from lib import backend, convert, inference, losses, models, schedule, training
-from lib.data import coco, transforms
+from lib import backend, convert, inference, losses, models, postprocess, schedule, training
+from lib.data import coco, stream, transforms
 from lib.data.loader import Loader
 from lib.evaluation import evaluate, published_form
+from lib.models.step import Step
+from lib.overfit import overfit
 from lib.record import sha256
 from lib.tables import curves
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 
 SAMPLES = 4  # validation images whose detections the report shows
-SCORE_THRESHOLD, MAX_DETECTIONS = 0.05, 100  # of lib.postprocess.detections
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Training:
     input_size: tuple[int, int] | None = None  # height, width; multiples of 32
     batch: int | None = None            # images per step
     epochs: int | None = None
-    learning_rate: float | None = None
+    rate: float = 1.0                   # times the published learning rate
     evaluate_every: int = 10            # epochs
     seed: int = 0
     workers: int = 2                    # threads that prepare images
@@ -45,18 +46,19 @@ class Training:
 def loader(plan: Training) -> Loader:
     """The training batches of the plan."""
     train = coco.load(coco.splits(plan.data)[0])
-    family = models.family(plan.model)
-    batch = plan.batch or schedule.RECIPES[family].batch
-    return Loader(train, transforms.RECIPES[family], plan.size, batch, plan.seed, plan.workers, train=True)
+    published = schedule.recipe(plan.model)
+    recipe = transforms.recipe(plan.model, models.family(plan.model))
+    return Loader(train, recipe, plan.size, plan.batch or published.batch, plan.seed, plan.workers, train=True,
+                  epochs=plan.epochs or published.epochs)
 
 
 def train(plan: Training) -> training.Outcome:
     """Train; the same plan again continues an interrupted run bit for bit."""
     batches = loader(plan)
     val = coco.load(coco.splits(plan.data)[1])
-    published = schedule.RECIPES[models.family(plan.model)]
+    published = schedule.recipe(plan.model)
     recipe = schedule.scaled(published, len(batches.dataset.images), batch=batches.batch,
-                             epochs=plan.epochs or published.epochs, learning_rate=plan.learning_rate)
+                             epochs=plan.epochs or published.epochs, rate=plan.rate)
     model = models.build(plan.model, len(val.classes), plan.seed)
     if plan.weights:
         convert.load(model, plan.weights)
@@ -65,20 +67,24 @@ def train(plan: Training) -> training.Outcome:
         return inference.evaluate_model(averaged, plan.model, val, plan.size, workers=plan.workers)[0].numbers
 
     return training.train(
-        model, losses.build(plan.model, len(val.classes)), batches, recipe, plan.folder, evaluate=numbers,
+        model, losses.build(plan.model, len(val.classes)), batches, recipe, plan.folder,
+        groups=models.parameter_groups(plan.model, model), seed=plan.seed, evaluate=numbers,
         evaluate_every=plan.evaluate_every,
         identity={"model": plan.model, "data": plan.data, "size": list(plan.size), "seed": plan.seed},
     )
 
 
-def training_record(plan: Training, outcome: training.Outcome) -> Fields:
-    """What the training record holds: proof of equal beginnings, curves, final numbers, cost."""
+def training_record(plan: Training, outcome: training.Outcome, overfit_steps: int = 0) -> Fields:
+    """What the training record holds: proof of equal beginnings, curves, final numbers, cost, and the overfit self-check
+    of at most `overfit_steps` (0: not run)."""
     columns, evaluations = curves(training.read_log(outcome.log))
     batches = loader(plan)
     first = next(iter(batches.iter_epoch(0)))
     model = models.build(plan.model, len(batches.dataset.classes), plan.seed)
     names = [name for name in columns if "loss_" in name]
+    learnt = overfit(plan.model, batches.dataset, plan.size, overfit_steps, plan.rate, plan.seed) if overfit_steps else None
     return {
+        "overfit": learnt,
         "initial_sha256": digest(convert.state(model)),
         "batches_sha256": hashlib.sha256(first.images.tobytes()).hexdigest(),
         "first_step": {"float32": {name: columns[name][0] for name in names}, **_first_step(plan, first)},
@@ -98,6 +104,7 @@ def _first_step(plan: Training, batch) -> dict[str, dict[str, float]]:
         return {}
     classes = len(coco.load(coco.splits(plan.data)[0]).classes)
     model = backend.float64(models.build(plan.model, classes, plan.seed)).train()
+    model.step = Step(0, stream(plan.seed, "model", 0), batch.targets)
     outputs = model(backend.tensor(batch.images.astype(np.float64)))
     parts = losses.build(plan.model, classes)(outputs, batch.targets, image_size=batch.images.shape[2:])
     return {"float64": dict(zip(parts, backend.floats(list(parts.values())), strict=True))}
@@ -117,8 +124,10 @@ def evaluation_record(model: str, data: str, own: Path, common: Path, size: tupl
     The second separates inference from training: equal weights must give equal detections.
     """
     dataset = coco.load(coco.splits(data)[1])
-    fields: Fields = {"images": len(dataset.images), "classes": list(dataset.classes), "score_threshold": SCORE_THRESHOLD,
-                      "max_detections": MAX_DETECTIONS, "common_weights_sha256": sha256(common)}
+    settings = postprocess.settings(model)
+    fields: Fields = {
+        "images": len(dataset.images), "classes": list(dataset.classes), "score_threshold": settings.SCORE_THRESHOLD,
+        "max_detections": settings.MAX_DETECTIONS, "common_weights_sha256": sha256(common)}  # fmt: skip
     arrays: Arrays = {}
     for name, path, precision in [("own", own, "float32"), ("common", common, "float32")] + (
             [("common", common, "float64")] if backend.FLOAT64 == "full" else []):

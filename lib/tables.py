@@ -89,10 +89,20 @@ def values(named: Mapping[str, Any], title: str) -> pd.DataFrame:
     return pd.DataFrame({title: pd.Series(dict(named))})
 
 
-def counts(integers: np.ndarray, title: str) -> pd.DataFrame:
-    """How often each positive integer occurs: priors per box, where 0 is the background."""
-    found, number = np.unique(integers[integers > 0], return_counts=True)
-    return pd.DataFrame({title: found, "count": number}).set_index(title)
+def overfit(check: Mapping[str, Any] | None) -> pd.DataFrame:
+    """AP50 after each look of the overfit self-check; empty where it was not run."""
+    return pd.DataFrame(check["looks"] if check else [], columns=["step", "AP50"]).set_index("step")
+
+
+def decisions(arrays: Mapping[str, np.ndarray], prefix: str = "assignment/") -> pd.DataFrame:
+    """Per discrete choice "<prefix><phase>/<name>": how many places, how many leave the commonest value, how many values."""
+    rows = {}
+    for name in sorted(name for name in arrays if name.startswith(prefix)):
+        _, number = np.unique(arrays[name], return_counts=True)
+        rows[tuple(name.removeprefix(prefix).split("/", 1))] = {
+            "places": arrays[name].size, "chosen": arrays[name].size - number.max(), "values": len(number)}
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    return frame.rename_axis(index=["phase", "decision"])
 
 
 def gradient_norms(arrays: Mapping[str, np.ndarray], prefix: str) -> pd.DataFrame:

@@ -23,9 +23,11 @@ import safetensors.numpy
 from tqdm.auto import tqdm
 
 from lib import backend
+from lib.data import stream
 from lib.errors import UserError
+from lib.models.step import ParameterGroup, Step
 from lib.record import atomic
-from lib.schedule import Recipe, average_weight, learning_rates
+from lib.schedule import Recipe
 
 LOG, CHECKPOINT, WEIGHTS = "log.jsonl", "checkpoint.safetensors", "weights.safetensors"
 HEADER = "training"  # the one key of the checkpoint's header: more than one have no fixed order, and bytes must not vary
@@ -53,7 +55,7 @@ class Average:
 
     def update(self, count: int) -> None:
         """Take in the model's present values; `count` is the number of optimiser steps done (from 1)."""
-        new = average_weight(self._recipe, count)
+        new = self._recipe.average_weight(count)
         with backend.no_grad():
             for name, value in backend.named_state(self._model):
                 if name in self._counters:
@@ -88,19 +90,21 @@ class Average:
 
 
 class Trainer:
-    """Takes one training step after another; its state is the model, the optimiser, the average and `step`."""
+    """Takes one training step after another; its state is the model, the optimiser, the average and the counts.
 
-    def __init__(self, model: backend.nn.Module, criterion: Callable, recipe: Recipe, steps_per_epoch: int):
+    A step is one batch; the optimiser updates after as many as the recipe accumulates, mostly one.
+    """
+
+    def __init__(self, model: backend.nn.Module, criterion: Callable, recipe: Recipe, steps_per_epoch: int,
+                 groups: Sequence[ParameterGroup], seed: int = 0):  # fmt: skip
         self.model, self.criterion, self.recipe = model, criterion, recipe
-        self.steps_per_epoch = steps_per_epoch
-        self.rates = learning_rates(recipe, steps_per_epoch)
-        self.step = 0
-        named = list(model.named_parameters())
-        self._parameters = [parameter for _, parameter in named]
-        self._optimiser = getattr(backend, recipe.optimiser)(
-            [{"parameters": named}], lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon,
-            weight_decay=recipe.weight_decay,
-        )  # fmt: skip
+        self.steps_per_epoch, self.seed = steps_per_epoch, seed
+        self.rates = recipe.learning_rates(steps_per_epoch, tuple(groups))
+        self._momenta, self._due = recipe.momenta(steps_per_epoch), recipe.accumulations(steps_per_epoch)
+        self.step = self.updates = self._summed = 0  # batches, optimiser steps, batches since the last of these
+        self._optimiser, named = optimiser(model, groups, recipe)
+        self._names, self._parameters = [name for name, _ in named], [parameter for _, parameter in named]
+        self._sum: list = []  # of the gradients of the batches since the last update
         self.average = Average(model, recipe)
 
     @property
@@ -115,41 +119,76 @@ class Trainer:
         `backend.floats` waits.
         """
         self.model.train()
-        self.model.epoch = self.epoch
+        self.model.step = Step(self.epoch, stream(self.seed, "model", self.step), targets)
+        self.criterion.epoch = self.epoch
         losses = self.criterion(self.model(backend.tensor(images)), targets, image_size=images.shape[2:])
-        total = sum(losses.values())
-        gradients, norm = clip(backend.grad(total, self._parameters), self.recipe.clip)
-        self._optimiser.set_lr([float(self.rates[self.step])])
-        self._optimiser.step(gradients)
+        gradients = backend.grad(sum(losses.values()), self._parameters)
+        if self._sum:
+            gradients = [before + new for before, new in zip(self._sum, gradients, strict=True)]
+        clipped, norm = clip(gradients, self.recipe.clip)
+        self._summed += 1
+        if self._summed >= self._due[self.step]:
+            self._update(clipped)
+        else:
+            self._sum = gradients
         self.step += 1
-        self.average.update(self.step)
         return {name: value.detach() for name, value in losses.items()} | {NORM: norm}
 
+    def _update(self, gradients: list) -> None:
+        self._optimiser.set_lr(self.rates[self.step].tolist())
+        if self._momenta is not None:
+            self._optimiser.set_momentum(float(self._momenta[self.step]))
+        self._optimiser.step(gradients)
+        self.updates, self._summed, self._sum = self.updates + 1, 0, []
+        self.average.update(self.updates)
+
     def state(self) -> dict[str, np.ndarray]:
-        """Every array of the run, under "model/", "average/" and "optimiser/"."""
+        """Every array of the run, under "model/", "average/", "optimiser/", "sum/" and "count/"."""
         parts = {
             "model": {name: backend.numpy(value) for name, value in backend.named_state(self.model)},
             "average": self.average.state(),
             "optimiser": self._optimiser.state(),
+            "sum": {name: backend.numpy(value) for name, value in zip(self._names, self._sum)},
+            "count": {name: np.array(getattr(self, name), np.int64) for name in ("step", "updates", "_summed")},
         }
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
-        """Continue from what `state` gave after `step` steps."""
-        parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "average": {}, "optimiser": {}}
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from what `state` gave."""
+        parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "average": {}, "optimiser": {}, "sum": {}, "count": {}}
         for key, value in arrays.items():
             part, name = key.split("/", 1)
             parts[part][name] = value
         backend.load_state(self.model, parts["model"])
         self.average.load_state(parts["average"])
         self._optimiser.load_state(parts["optimiser"])
-        self.step = step
+        self._sum = [backend.tensor(parts["sum"][name]) for name in self._names if parts["sum"]]
+        for name, value in parts["count"].items():
+            setattr(self, name, int(value))
+
+
+def optimiser(model: backend.nn.Module, groups: Sequence[ParameterGroup], recipe: Recipe, **changes: Any) -> tuple[Any, list]:
+    """The recipe's optimiser over the groups, and its (name, parameter) in the order in which it takes gradients.
+
+    changes: options that replace the recipe's ("lr", "weight_decay", …).
+    """
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, **recipe.options, **changes}
+    parameters = dict(model.named_parameters())
+    named = [[(name, parameters[name]) for name in group.names] for group in groups]
+    settings = [
+        {"parameters": members, "lr": group.learning_rate_factor * options["lr"],
+         "weight_decay": options["weight_decay"] if group.decays else 0.0}
+        for members, group in zip(named, groups, strict=True)
+    ]  # fmt: skip
+    return getattr(backend, recipe.optimiser)(settings, **options), [pair for members in named for pair in members]
 
 
 def clip(gradients: list, limit: float) -> tuple[list, Any]:
     """Gradients scaled to a global L2 norm of at most `limit`, and their norm before (torch.nn.utils.clip_grad_norm_)."""
     squares = [backend.sum(gradient * gradient).reshape(1) for gradient in gradients]
     norm = backend.sqrt(backend.sum(backend.cat(squares)))
+    if math.isinf(limit):
+        return gradients, norm
     factor = backend.clamp(limit / (norm + 1e-6), max=1.0)
     return [gradient * factor for gradient in gradients], norm
 
@@ -161,6 +200,8 @@ def train(
     recipe: Recipe,
     folder: str | Path,
     *,
+    groups: Sequence[ParameterGroup],
+    seed: int = 0,
     evaluate: Callable[[backend.nn.Module], Mapping[str, float]] | None = None,
     evaluate_every: int = 10,
     checkpoint_every: int = 0,
@@ -169,6 +210,7 @@ def train(
     """Train for recipe.epochs and return what the run left in `folder`.
 
     loader: `lib.data.loader.Loader` over the training images with recipe.batch.
+    groups: how the optimiser divides the parameters. seed: of what the model draws at random in training.
     evaluate: called with the averaged model in evaluation mode after each `evaluate_every` epochs and after the last;
         "AP" of what it returns decides which weights are best.
     checkpoint_every: steps between two checkpoints inside an epoch; 0 leaves the one at each epoch's end.
@@ -176,7 +218,7 @@ def train(
         identity in `folder` continues where its checkpoint stands, bit for bit; anything else there is replaced.
     """
     folder = Path(folder)
-    trainer = Trainer(model, criterion, recipe, len(loader))
+    trainer = Trainer(model, criterion, recipe, len(loader), groups, seed)
     run = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": dict(identity or {})}
     best = _resume(trainer, folder, run)
     resumed_at = trainer.step
@@ -208,7 +250,7 @@ def _epoch(trainer: Trainer, batches: Iterator, folder: Path) -> Iterator[dict[s
     clock = time.perf_counter()
     for batch in batches:
         waited = time.perf_counter() - clock
-        epoch, rate = trainer.epoch, float(trainer.rates[trainer.step])
+        epoch, rate = trainer.epoch, float(trainer.rates[trainer.step].max())
         asked = trainer.issue(batch.images, batch.targets)
         # Reading waits for all of the step: an average that is never computed would keep every step's graph alive.
         values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
@@ -301,7 +343,7 @@ def _resume(trainer: Trainer, folder: Path, run: dict[str, Any]) -> Mapping | No
             if not same or state["step"] == len(trainer.rates):
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        trainer.load_state(arrays, state["step"])
+        trainer.load_state(arrays)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint of this run ({error}); remove it to start from the beginning") from error
     return state["best"]

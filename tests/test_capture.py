@@ -1,11 +1,12 @@
 """What a side measures about a model and a data set, before anything is compared; runs in both environments."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lib import backend, convert
-from lib.alignment import capture, published
+from lib.alignment import capture, references
 from lib.data import scenes, summary, transforms
 from lib.errors import UserError
 
@@ -14,14 +15,14 @@ NAME = "nanodet-plus-m_320"
 
 def test_the_training_case_is_the_published_one(golden):
     content = json.loads((golden / "nanodet_plus" / "train_m_320_20cls.json").read_text())
-    assert [list(map(list, boxes)) for boxes in capture.BOXES] == content["gt_bboxes_xyxy"]
-    assert list(capture.LABELS) == content["gt_labels"]
-    images, targets = capture.training_batch(NAME)
-    assert images.shape == (2, 3, 320, 320) and [t["boxes"].shape for t in targets] == [(1, 4), (5, 4)]
+    case = references.case(NAME, "loss")
+    assert [target["boxes"].tolist() for target in case.targets] == content["gt_bboxes_xyxy"]
+    assert [target["labels"].tolist() for target in case.targets] == content["gt_labels"]
+    assert case.input().shape == (2, 3, 320, 320) and case.has_golden()
 
 
 def test_conversion_covers_every_entry_in_every_format():
-    fields = capture.conversion(NAME, published.case(NAME, "convert"))
+    fields = capture.conversion(NAME, references.case(NAME, "convert"))
     assert fields["coverage"]["loaded"] == fields["coverage"]["total"] == len(fields["state"])
     assert not any(fields[kind] for kind in ("missing", "left_over", "not_finite", "misshapen"))
     assert set(fields["round_trip"]) == set(capture.FORMATS) and all(fields["round_trip"].values())
@@ -29,12 +30,14 @@ def test_conversion_covers_every_entry_in_every_format():
 
 
 def test_calibration_reaches_the_model_and_float64_keeps_it():
-    case = published.case(NAME, "forward")
-    values = capture.calibration(case)
+    case = references.case(NAME, "forward")
+    with np.load((references.GOLDEN / case.file).with_suffix(".npz")) as stored:
+        values = {name.removeprefix("calib/"): stored[name] for name in stored.files if name.startswith("calib/")}
     state = convert.state(capture.seeded_model(NAME, case, "float64"))
     assert len(values) >= 2 * 106  # mean and variance of every norm of the inference part
     assert all(state[name].dtype == np.float64 and (state[name] == value).all() for name, value in values.items())
-    assert not capture.calibration(published.case(NAME, "loss"))
+    plain = convert.state(capture.seeded_model(NAME, references.case(NAME, "loss")))
+    assert not any((plain[name] == value).all() for name, value in values.items() if name.endswith("running_var"))
 
 
 def test_features_are_collected_once_and_the_hooks_go():
@@ -50,7 +53,7 @@ def test_features_are_collected_once_and_the_hooks_go():
 
 def test_too_few_classes_for_the_training_boxes_is_one_line():
     with pytest.raises(UserError, match="at least 20"):
-        capture.loss_and_gradient(NAME, published.Case("m_320_5cls", 5, False))
+        capture.loss_and_gradient(NAME, replace(references.case(NAME, "loss"), num_classes=5))
 
 
 def test_a_data_set_is_described_by_what_its_files_hold(tmp_path):
@@ -68,9 +71,19 @@ def test_a_data_set_is_described_by_what_its_files_hold(tmp_path):
     assert not scenes.is_theirs(tmp_path / "coco"), "so is a folder in COCO's layout"
 
 
-def test_network_input_shown_as_a_picture_is_the_picture():
-    recipe = transforms.RECIPES["nanodet_plus"]
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+@pytest.mark.parametrize("family", transforms.RECIPES)
+def test_network_input_shown_as_a_picture_is_the_picture(family):
+    recipe = transforms.RECIPES[family]
+    picture = np.full((32, 32, 3), (40, 120, 200), np.uint8)  # BGR
     prepared, _ = recipe.preprocess(picture, (32, 32))
-    shown = summary.as_pictures(prepared[None], recipe)[0]
-    assert np.abs(shown.astype(int) - picture[:, :, ::-1]).max() <= 1
+    shown = recipe.as_picture(prepared)
+    assert np.abs(shown[16, 16].astype(int) - picture[16, 16, ::-1]).max() <= 1
+
+
+def test_inputs_are_shown_for_one_model_of_each_family(tmp_path):
+    train, _ = summary.prepare(str(tmp_path / "scenes"), seed=0, train_images=4, val_images=2)
+    batches = summary.loaders(train, ["gold-yolo-n", "nanodet-plus-m_320", "gold-yolo-s"], 64, 0)
+    assert list(batches) == ["gold_yolo", "nanodet_plus"]
+    assert batches["gold_yolo"].recipe == transforms.recipe("gold-yolo-n", "gold_yolo")
+    pictures, boxes = summary.first_inputs(batches)
+    assert len(pictures) == len(boxes) == 8 and pictures[0].shape == (64, 64, 3)

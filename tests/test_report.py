@@ -200,7 +200,8 @@ def test_tables_against_numpy():
     arrays = {"p/one/body.a": np.array([3.0]), "p/one/body.b": np.array([4.0]), "p/two/head.a": np.array([2.0])}
     norms = tables.gradient_norms(arrays, "p/")
     assert norms.loc["body", "one"] == 5.0 and norms.loc["head", "two"] == 2.0 and np.isnan(norms.loc["head", "one"])
-    assert tables.counts(np.array([0, 2, 2, 1]), "box")["count"].to_dict() == {1: 1, 2: 2}
+    found = tables.decisions({"assignment/joint/box": np.array([0, 0, 2, 2, 0, 1]), "bn/x": np.zeros(3)})
+    assert found.loc[("joint", "box")].to_dict() == {"places": 6, "chosen": 3, "values": 3}
     fields = {"state": [["body.w", [2, 3], "float32", "param", ""], ["body.m", [3], "float32", "buffer", ""], ["head.w", [], "float32", "param", ""]]}
     assert tables.state(fields).loc["body", ["entries", "param", "buffer"]].tolist() == [2, 6, 3]
     assert tables.state(fields).loc["head", ["entries", "param", "buffer"]].tolist() == [1, 1, 0]

@@ -14,10 +14,11 @@ import pytest
 from lib import backend, losses, models
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.errors import UserError
-from lib.schedule import RECIPES, average_weight, learning_rates, scaled
+from lib.models.step import ParameterGroup
+from lib.schedule import recipe, scaled
 from lib.training import NORM, Average, Trainer, clip, read_log, train
 
-PUBLISHED = RECIPES["nanodet_plus"]
+PUBLISHED = recipe("nanodet-plus-m_320")
 SHORT = replace(PUBLISHED, batch=2, epochs=2, warmup_steps=2, average_steps=3)
 
 
@@ -77,7 +78,10 @@ def criterion(outputs, targets, image_size):
 
 def run(folder, fault=None, **options):
     """Six steps, a checkpoint after each second one and at the ends of the two epochs."""
-    return train(Scaled(), criterion, Batches(fault), SHORT, folder, checkpoint_every=2, **options)
+    model = Scaled()
+    groups = [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
+    recipe = options.pop("recipe", SHORT)
+    return train(model, criterion, Batches(fault), recipe, folder, groups=groups, checkpoint_every=options.pop("every", 2), **options)
 
 
 def without_times(path):
@@ -93,8 +97,9 @@ def curves(golden):
 @pytest.mark.parametrize("steps", [1232, 172, 59])
 def test_learning_rates_are_the_published_ones(curves, steps):
     case = next(case for name, case in curves["cases"].items() if name.split("_iters")[0].endswith(str(steps)) or f"_{steps}_" in name)
-    rates = learning_rates(PUBLISHED, steps)
-    assert rates.shape == (300 * steps,)
+    rates = PUBLISHED.learning_rates(steps)
+    assert rates.shape == (300 * steps, 1)
+    rates = rates[:, 0]
     np.testing.assert_array_equal(rates[::steps], case["first_step_lr_per_epoch"])
     np.testing.assert_array_equal(rates[steps - 1 :: steps], case["last_step_lr_per_epoch"])
     for step, epoch, rate in case["some_steps[global_step,epoch,lr]"]:
@@ -102,19 +107,19 @@ def test_learning_rates_are_the_published_ones(curves, steps):
 
 
 def test_first_rate_and_last_warm_up_step():
-    rates = learning_rates(PUBLISHED, 1232)
+    rates = PUBLISHED.learning_rates(1232)[:, 0]
     assert rates[0] == pytest.approx(1e-7, rel=1e-12)
     assert rates[500] == 1e-3 and rates[499] < 1e-3
 
 
 def test_weight_of_a_new_value_is_the_published_one(curves):
     for update, weight in curves["ema_weight_of_new_value"].items():
-        assert average_weight(PUBLISHED, int(update)) == pytest.approx(weight, rel=1e-12)
+        assert PUBLISHED.average_weight(int(update)) == pytest.approx(weight, rel=1e-12)
 
 
 def test_scaling_keeps_the_published_recipe_where_the_run_is_long():
     assert scaled(PUBLISHED, 118287, batch=96, epochs=300) == PUBLISHED
-    short = scaled(PUBLISHED, 160, batch=8, epochs=10, learning_rate=2e-3)
+    short = scaled(PUBLISHED, 160, batch=8, epochs=10, rate=2.0)
     assert (short.warmup_steps, short.average_steps) == (10, 4)
     assert 1 / (1 - short.average_decay) == pytest.approx(10)  # steps: the window is the same 5 % of the run
     assert short.final_learning_rate == pytest.approx(1e-4) and short.weight_decay == PUBLISHED.weight_decay
@@ -174,7 +179,8 @@ def test_clip_is_global_and_leaves_small_gradients_alone():
 def published_trainer(record, **changes):
     """A trainer over the seeded NanoDet-Plus-m (20 classes) and the step on the golden batch."""
     model = seeded(models.build("nanodet-plus-m_320", num_classes=20))
-    trainer = Trainer(model, losses.build("nanodet-plus-m_320", num_classes=20), replace(PUBLISHED, **changes), 1232)
+    trainer = Trainer(model, losses.build("nanodet-plus-m_320", num_classes=20), replace(PUBLISHED, **changes), 1232,
+                      models.parameter_groups("nanodet-plus-m_320", model))
     targets = [{"boxes": np.array(boxes, np.float32), "labels": np.array(labels, np.int64)}
                for boxes, labels in zip(record["gt_bboxes_xyxy"], record["gt_labels"])]  # fmt: skip
     images = seeded_input("train_batch", (2, 3, 320, 320))
@@ -226,7 +232,7 @@ def test_log_holds_every_component_and_the_rate(tmp_path):
     outcome = run(tmp_path)
     lines = read_log(outcome.log)
     assert [line["step"] for line in lines] == list(range(6)) and [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1]
-    assert [line["learning_rate"] for line in lines] == learning_rates(SHORT, 3).tolist()
+    assert [line["learning_rate"] for line in lines] == SHORT.learning_rates(3)[:, 0].tolist()
     for line in lines:
         assert line["loss"] == line["loss_square"] + line["loss_cube"]
         assert line["step_seconds"] >= line["wait_seconds"] >= 0 and line[NORM] > 0

@@ -13,47 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from lib import backend, checkpoints, convert, losses, models, postprocess
-from lib.alignment.published import GOLDEN, Case
-from lib.alignment.seeded import seeded_input, seeded_state
+from lib import backend, checkpoints, convert, losses, models, postprocess, training
+from lib.alignment.references.case import Case, Phase
+from lib.alignment.seeded import seeded_array, seeded_input
 from lib.alignment.verdict import ROUNDING
 from lib.backend import nn
 from lib.errors import UserError
-from lib.schedule import RECIPES
-from lib.training import clip
+from lib.schedule import recipe
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 
 FORMATS = ("safetensors", "npz", "pth", "pkl")
-PHASES = {"joint_epoch0": 0, "detached_epoch10": 10}  # name of a training phase -> model.epoch
-STEP = "clip35_lr1e-3"  # name of the optimiser step
-RATE, LIMIT = 1e-3, 35.0  # its learning rate and largest gradient norm
 REPEATS = 4  # runs under moved inputs
-SCORE_THRESHOLD, MAX_DETECTIONS = 0.05, 100
-# Boxes and labels of the published training case, per image of the batch of two.
-BOXES = ([[40.5, 60.25, 220.75, 250.5]],
-         [[10.0, 12.0, 34.0, 40.0], [100.5, 80.25, 180.0, 200.75], [5.0, 5.0, 315.0, 300.0], [200.0, 20.0, 300.0, 60.5],
-          [120.0, 100.0, 200.0, 220.0]])
-LABELS = ([7], [0, 3, 19, 11, 3])
 
 
 def seeded_model(name: str, case: Case, precision: str = "float32") -> nn.Module:
-    """The model with the case's weights: seeded, its batch-norm statistics calibrated where the case says so."""
+    """The model with the case's weights."""
     model = models.build(name, case.num_classes)
-    shapes = [(entry, array.shape) for entry, array in convert.state(model).items()]
-    values = seeded_state(shapes) | calibration(case)
-    constants = tuple(entry for entry, _ in shapes if entry not in values)
-    convert.load(model, values, absent=constants)
+    shapes = {entry: array.shape for entry, array in convert.state(model).items()}
+    values = case.weights(shapes)
+    convert.load(model, values, absent=tuple(entry for entry in shapes if entry not in values))
     return backend.float64(model) if precision == "float64" else model
-
-
-def calibration(case: Case) -> Arrays:
-    """The published case's batch-norm statistics, under which activations keep their scale; none if it has no record."""
-    path = GOLDEN / "nanodet_plus" / f"forward_{case.name}.npz"
-    if not case.calibrated or not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as archive:
-        return {name.removeprefix("calib/"): archive[name] for name in archive.files if name.startswith("calib/")}
 
 
 def precisions() -> tuple[str, ...]:
@@ -110,78 +90,78 @@ def features(model: nn.Module, wanted: Mapping[str, tuple[str, int | None]]) -> 
 
 def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     """Inference on one seeded image: the output, named features by depth, and the detections."""
-    fields: Fields = {"case": case.name, "score_threshold": SCORE_THRESHOLD, "max_detections": MAX_DETECTIONS,
-                      "float64": backend.FLOAT64}
+    settings = postprocess.settings(name)
+    fields: Fields = {"case": case.name, "score_threshold": settings.SCORE_THRESHOLD,
+                      "max_detections": settings.MAX_DETECTIONS, "float64": backend.FLOAT64}
     arrays: Arrays = {}
-    size = models.input_size(name)
     for precision in precisions():
         model = seeded_model(name, case, precision).eval()
-        image = backend.tensor(seeded_input("image", (1, 3, *size)).astype(precision))
         with backend.no_grad(), features(model, models.intermediates(name)) as found:
-            output = backend.numpy(model(image))
+            output = model(backend.tensor(case.input().astype(precision)))
         fields["depth"] = list(found)
         arrays |= {f"{precision}/features/{path}": array for path, array in found.items()}
-        arrays[f"{precision}/preds"] = output
-        arrays[f"{precision}/detections"] = postprocess.detections(
-            name, output, image_size=size, score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)[0]
+        arrays |= {f"{precision}/{key}": array for key, array in losses.named(name, output).items()}
+        arrays[f"{precision}/detections"] = postprocess.detections(name, output, image_size=case.size)[0]
     return fields, arrays
 
 
 # ---------------------------------------------------------------------------------------------- loss and gradient
 def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
-    """Training mode on a seeded batch of two: losses and gradients of both phases, one optimiser step, batch-norm
-    statistics after one forward, and the assignment."""
-    if max(map(max, LABELS)) >= case.num_classes:
-        raise UserError(f"51_loss_and_gradient: classes is {case.num_classes}: its boxes need at least {max(map(max, LABELS)) + 1}")
+    """Training mode on a seeded batch: losses and gradients of every phase, one optimiser step, batch-norm statistics
+    after one forward, and the discrete decisions of the criterion."""
+    largest = max(target["labels"].max(initial=-1) for target in case.targets)
+    if largest >= case.num_classes:
+        raise UserError(f"51_loss_and_gradient: classes is {case.num_classes}: its boxes need at least {largest + 1}")
     fields: Fields = {"case": case.name, "float64": backend.FLOAT64,
-                      "losses": {phase: {} for phase in PHASES}, "optimiser": {}}
+                      "losses": {phase: {} for phase in case.phases}, "optimiser": {}}
     arrays: Arrays = {}
     for precision in precisions():
-        for phase in PHASES:
+        for phase in case.phases:
             _phase(name, case, phase, precision, fields, arrays)
-    if not (GOLDEN / "nanodet_plus" / f"train_{case.name}.json").exists():
+    if not case.has_golden():
         _repeats(name, case, arrays)
     return fields, arrays
 
 
-def training_batch(name: str, precision: str = "float32") -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-    """The seeded batch of two images (2, 3, h, w) and its boxes and labels."""
-    images = seeded_input("train_batch", (2, 3, *models.input_size(name))).astype(precision)
-    return images, [{"boxes": np.asarray(boxes, np.float32), "labels": np.asarray(labels, np.int64)}
-                    for boxes, labels in zip(BOXES, LABELS, strict=True)]
-
-
 def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, arrays: Arrays) -> None:
     """One training forward and backward from the seeded state; the first phase also gives what does not depend on it."""
-    images, targets = training_batch(name, precision)
-    size = models.input_size(name)
     criterion = losses.build(name, case.num_classes)
     model = seeded_model(name, case, precision).train()
-    outputs, parts, gradients = _backward(model, criterion, phase, images, targets)
+    outputs, parts, gradients = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
     values = backend.floats([sum(parts.values()), *parts.values()])
     fields["losses"][phase][precision] = dict(zip(["loss_total", *parts], values, strict=True))
     arrays |= {f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()}
-    if PHASES[phase]:
-        return
-    for label, output in zip(("head_out", "aux_head_out"), outputs, strict=True):
-        arrays[f"{precision}/output/{label}"] = backend.numpy(output)
-    for entry, array in convert.state(model).items():
-        if entry.endswith(("running_mean", "running_var")):
-            arrays[f"{precision}/bn/{entry}"] = array
-        elif entry.endswith("num_batches_tracked"):
-            arrays[f"bn/{entry}"] = array
-    arrays["assignment/gt_inds"] = criterion.assign(backend.numpy(outputs[-1]), targets, size).box
-    _step(name, case, phase, list(gradients.values()), precision, fields, arrays)
+    if precision == "float32":
+        decided = criterion.decisions(outputs, case.targets, case.size)
+        arrays |= {f"assignment/{phase}/{key}": array for key, array in decided.items()}
+    if phase == next(iter(case.phases)):
+        arrays |= {f"{precision}/output/{key}": array for key, array in losses.named(name, outputs).items()}
+        arrays |= _batch_norm(model, precision)
+    if case.update and case.update.phase == phase:
+        _step(name, case, gradients, precision, fields, arrays)
 
 
-def _backward(model: nn.Module, criterion, phase: str, images: np.ndarray, targets: list) -> tuple[Any, dict, dict]:
+def _backward(model: nn.Module, criterion, phase: Phase, images: np.ndarray, case: Case) -> tuple[Any, dict, dict]:
     """(outputs, loss components, gradient of their sum by parameter) in a phase of training."""
-    model.epoch = PHASES[phase]
+    model.step = phase.step
+    for attribute, value in phase.criterion.items():
+        setattr(criterion, attribute, value)
     outputs = model(backend.tensor(images))
-    parts = criterion(outputs, targets, image_size=images.shape[2:])
+    parts = criterion(outputs, case.targets, image_size=images.shape[2:])
     named = list(model.named_parameters())
     found = backend.grad(sum(parts.values()), [parameter for _, parameter in named])
     return outputs, parts, {entry: gradient for (entry, _), gradient in zip(named, found, strict=True)}
+
+
+def _batch_norm(model: nn.Module, precision: str) -> Arrays:
+    """The running statistics and counters."""
+    found = {}
+    for entry, array in convert.state(model).items():
+        if entry.endswith(("running_mean", "running_var")):
+            found[f"{precision}/bn/{entry}"] = array
+        elif entry.endswith("num_batches_tracked"):
+            found[f"bn/{entry}"] = array
+    return found
 
 
 def _repeats(name: str, case: Case, arrays: Arrays) -> None:
@@ -190,28 +170,34 @@ def _repeats(name: str, case: Case, arrays: Arrays) -> None:
     One run is a poor sample of that: an activation whose input lies within noise of zero takes one slope in some runs and
     the other in others. Only where there is no published float32 run of the case, which is another sample.
     """
-    images, targets = training_batch(name)
     for index in range(REPEATS):
-        moved = images * (1 + ROUNDING * seeded_input(f"repeat_{index}", images.shape))
-        for phase in PHASES:
-            model = seeded_model(name, case).train()
-            gradients = _backward(model, losses.build(name, case.num_classes), phase, moved.astype(np.float32), targets)[2]
-            arrays |= {f"repeat/{index}/gradient/{phase}/{entry}": backend.numpy(g) for entry, g in gradients.items()}
+        moved = case.input() * (1 + ROUNDING * seeded_input(f"repeat_{index}", case.input().shape))
+        for label, phase in case.phases.items():
+            model, criterion = seeded_model(name, case).train(), losses.build(name, case.num_classes)
+            gradients = _backward(model, criterion, phase, moved.astype(np.float32), case)[2]
+            arrays |= {f"repeat/{index}/gradient/{label}/{entry}": backend.numpy(g) for entry, g in gradients.items()}
 
 
-def _step(name: str, case: Case, phase: str, gradients: list, precision: str, fields: Fields, arrays: Arrays) -> None:
-    """One optimiser step of the published recipe from the seeded state with the given gradients."""
-    recipe = RECIPES[models.family(name)]
+def _step(name: str, case: Case, gradients: Mapping[str, Any], precision: str, fields: Fields, arrays: Arrays) -> None:
+    """One optimiser step of the published recipe from the case's weights with the given gradients."""
+    published, update = recipe(name), case.update
     model = seeded_model(name, case, precision)
-    named = list(model.named_parameters())
-    before = {entry: backend.numpy(parameter).astype(np.float64) for entry, parameter in named}
-    clipped, norm = clip(gradients, LIMIT)
-    optimiser = getattr(backend, recipe.optimiser)(
-        [{"parameters": named}], lr=RATE, betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay)
+    before = {entry: backend.numpy(parameter) for entry, parameter in model.named_parameters()}
+    groups = models.parameter_groups(name, model)
+    optimiser, named = training.optimiser(model, groups, published, lr=update.learning_rate)
+    limit = np.inf if update.clip is None else update.clip
+    clipped, norm = training.clip([gradients[entry] for entry, _ in named], limit)
     optimiser.step(clipped)
-    settings = fields["optimiser"].setdefault(STEP, {
-        "phase": phase, "lr": RATE, "betas": list(recipe.betas), "eps": recipe.epsilon,
-        "weight_decay": recipe.weight_decay, "clip": LIMIT, "grad_norm": {}})
+    settings = fields["optimiser"].setdefault(update.name, {
+        "rule": published.optimiser, "phase": update.phase, "lr": update.learning_rate, "options": dict(published.options),
+        "weight_decay": published.weight_decay, "clip": update.clip, "grad_norm": {},
+        "groups": [{"names": list(g.names), "factor": g.learning_rate_factor, "decays": g.decays} for g in groups]})
     settings["grad_norm"][precision] = backend.floats([norm])[0]
-    arrays |= {f"{precision}/step/{STEP}/{entry}": (backend.numpy(parameter) - before[entry]).astype(precision)
-               for entry, parameter in model.named_parameters()}
+    updated = {entry for entry, _ in named}
+    for entry, parameter in model.named_parameters():
+        if entry in updated:
+            change = backend.numpy(parameter).astype(np.float64) - before[entry]
+            arrays[f"{precision}/step/{update.name}/{entry}"] = change.astype(precision)
+            seeded = seeded_array(entry, before[entry].shape)
+            if precision == "float32" and (seeded is None or not np.array_equal(seeded, before[entry])):
+                arrays[f"weights/{entry}"] = before[entry]

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lib.alignment import published
+from lib.alignment import references
 from lib.alignment.compare import Comparison, compare_sets, norm
 from lib.alignment.evidence import PAIRS, SIDES, Evidence, pointer
 from lib.alignment.rows import (
@@ -93,7 +93,8 @@ def assignment(evidence: Evidence, a: str, b: str) -> Answer:
     """The assigner's decisions: which box, and which class, each prior is given."""
     if other := _other_case(evidence, "loss", a, b, "assignment"):
         return other
-    rows = _identical(compare_sets(*(evidence.arrays(side, "loss", "assignment/") for side in (a, b))))
+    theirs, ours = (evidence.arrays(side, "loss", "assignment/") for side in (a, b))
+    rows = _identical(compare_sets(theirs, chosen(ours, tuple(theirs)) if a == "published" else ours))  # it records some phases
     return conclude("assignment", f"{a}-{b}", rows, _sources(evidence, "loss", a, b))
 
 
@@ -116,7 +117,7 @@ def gradients(evidence: Evidence, a: str, b: str) -> Answer:
 
 
 def step(evidence: Evidence, a: str, b: str) -> Answer:
-    """One AdamW step: each side against the published rule applied to its own gradient, and the change's norms.
+    """One optimiser step: each side against the optimiser's rule applied to its own gradient, and the change's norms.
 
     Where a gradient element is smaller than its noise, AdamW's first step turns the noise's sign into a whole step:
     changes themselves can't be compared elementwise, the rule's residual can.
@@ -131,7 +132,7 @@ def step(evidence: Evidence, a: str, b: str) -> Answer:
     floor = max((value for v in variants for value in step_residuals(evidence, a, v).values()), default=float("nan"))
     for variant in variants:
         for name, value in step_residuals(evidence, b, variant).items():
-            what = "roundings away from AdamW's rule"
+            what = f"roundings away from {evidence.field(b, 'loss', 'optimiser', variant, 'rule')}'s rule"
             rows.append(judge_value(f"{variant}/{name}", what, value, floor, 0.0))
         rows += step_norms(evidence, a, b, variant, zero)
     return conclude("step", f"{a}-{b}", rows, _sources(evidence, "loss", a, b), notes=sorted(zero))
@@ -142,8 +143,6 @@ def batch_norm(evidence: Evidence, a: str, b: str) -> Answer:
     if other := _other_case(evidence, "loss", a, b, "batch_norm"):
         return other
     single, double = ({s: evidence.arrays(s, "loss", f"{run}/bn/") for s in (a, b)} for run in ("float32", "float64"))
-    if a == "published":  # it records a few layers
-        single[b], double[b] = (chosen(runs[b], tuple(single[a])) for runs in (single, double))
     rows = tensors(evidence, "loss", a, b, single, double, "l2", "bn/")
     counters = [evidence.arrays(side, "loss", "bn/") for side in (a, b)]
     if a == "published":
@@ -161,6 +160,9 @@ def training(evidence: Evidence, a: str, b: str) -> Answer:
     first = {side: evidence.field(side, "train", "first_step") for side in (a, b)}
     if "float64" in first[a]:
         rows += judge_scalars(first[a]["float64"], first[a]["float32"], first[b]["float32"], first[a]["float32"])
+    learnt = {side: evidence.field(side, "train", "overfit") for side in (a, b)}
+    rows += [decisions(f"{side}: eight images learnt by heart", int(not check["reached"]), 1, f"AP50 {check['AP50']:.3f} after {check['steps']} steps")
+             for side, check in learnt.items() if check]  # fmt: skip
     numbers = [_number(evidence, "final_map", side, "train", "final", "AP") for side in (a, b)]
     numbers += [_number(evidence, "training_seconds", side, "train", "seconds") for side in (a, b)]
     return conclude("training", f"{a}-{b}", rows, _sources(evidence, "train", a, b), numbers=numbers)
@@ -241,7 +243,7 @@ def answers(folder: str | Path, model: str) -> list[Answer]:
     return found
 
 
-def judge_records(folder: str | Path, models: Iterable[str], golden: Path = published.GOLDEN) -> list[Record]:
+def judge_records(folder: str | Path, models: Iterable[str], golden: Path = references.GOLDEN) -> list[Record]:
     """Write the published side's records of each model, answer all questions, and save the verdicts as records.
 
     Returns these, `<model>/none/compare`.
@@ -250,7 +252,7 @@ def judge_records(folder: str | Path, models: Iterable[str], golden: Path = publ
 
 
 def _judge_model(folder: Path, model: str, golden: Path) -> Record:
-    published.write(folder, model, golden)
+    references.write(folder, model, golden)
     inputs = sorted(path for side in SIDES for path in (folder / model / side).glob("*.json"))
     with measure("compare", model, folder, inputs=inputs) as measurement:
         measurement.fields |= {"k": K, "columns": list(COLUMNS)}

@@ -31,71 +31,106 @@ def tensors(evidence: Evidence, stage: str, a: str, b: str, single: BySide, doub
             prefix: str = "", deviations: Mapping[str, float] | None = None) -> list[Row]:  # fmt: skip
     """Rows for all tensors of the pair; `single`, `double`: each side's float32 and float64 runs, without `prefix`.
 
+    The published side records a selection: what the other has beside it is not judged here.
     `deviations`: L2 by which other float32 runs of side a's framework lie from float64; a larger one raises the floor.
     """
     floors = noise_floors(double[a], single[a]) if double[a] else {}
     floors = {name: floor.times(max(1.0, (deviations or {}).get(name, 0.0) / floor.l2)) for name, floor in floors.items()}
-    sharp = {name: floor.times(float64_factor(evidence, stage, a, b)) for name, floor in floors.items()}
-    # A side that runs part of a model in float64 is judged on that part.
-    both = {name: double[a][name] for name in double[a] if name in double[b]}
-    rows = judge(compare_sets(both, chosen(double[b], tuple(both))), sharp, metric, "every element, float64") if both else []
+    rows = _float64(double[a], double[b], floors, float64_factor(evidence, stage, a, b), metric)
     if a != "published":
         return judge(compare_sets(single[a], single[b]), floors, metric) + rows
     statistics = {
         name.removeprefix(prefix): entry for name, entry in evidence.field(a, stage, "statistics").items() if name.startswith(prefix)
     }
-    known = {**double[a], **single[a], **statistics}
+    own = _measured_floors(evidence, stage, prefix)
     if double[a]:
         rows = judge(compare_sets(double[a], chosen(single[b], tuple(double[a])), "float32"), floors, metric) + rows
     for name in (name for name in single[a] if name not in double[a]):
-        rows += _against_float32(name, single[a][name], single[b], statistics[name], metric)
+        rows += _against_float32(name, single[a][name], single[b], statistics.get(name, {}), own, metric)
     partial = {name: entry for name, entry in statistics.items() if name not in single[a]}
-    rows += _against_statistics(partial, single[b], "float32", 1.0)
+    rows += _against_statistics(partial, single[b], "float32", 1.0, own)
     if double[b]:
-        held = {name: entry for name, entry in partial.items() if name in double[b]}
-        rows += _against_statistics(held, double[b], "float64", float64_factor(evidence, stage, a, b))
-    return rows + [fault(n, "every element", "left over: not in the reference") for n in single[b] if n not in known]
+        held = {name: entry for name, entry in partial.items() if name in double[b] and not entry.get("rounded")}
+        rows += _against_statistics(held, double[b], "float64", float64_factor(evidence, stage, a, b), own)
+    return rows
 
 
-def _against_float32(name: str, reference: np.ndarray, candidates: Arrays, entry: Mapping[str, Any], metric: str) -> list[Row]:
-    """For a tensor published in float32 with the size of its error: one floor more than K, as the reference has its own."""
-    floor = Noise(entry["floor_max"], entry["floor_max"] * np.sqrt(reference.size))
-    return judge(compare_sets({name: reference}, chosen(candidates, (name,))), {name: floor}, metric, slack=1.0)
+def _measured_floors(evidence: Evidence, stage: str, prefix: str) -> dict[str, Noise]:
+    """PyTorch's own float32 error, measured in its record: for tensors whose golden record doesn't say the published one's."""
+    if evidence.get("torch", stage) is None:
+        return {}
+    exact, rounded = (evidence.arrays("torch", stage, f"{run}/{prefix}") for run in ("float64", "float32"))
+    return noise_floors(exact, chosen(rounded, tuple(exact)))
 
 
-def _against_statistics(entries: Mapping[str, Mapping], candidates: Arrays, dtype: str, factor: float) -> list[Row]:
+def _float64(exact: Arrays, candidates: Arrays, floors: Mapping[str, Noise], factor: float, metric: str) -> list[Row]:
+    """Rows of the float64 runs, judged tighter by `factor`; a side that runs part of a model in float64 is judged on that.
+
+    A reference kept as float32 is compared after the same rounding, of which two are allowed.
+    """
+    names = [name for name in exact if name in candidates]
+    kept = {name for name in names if exact[name].dtype == np.float32}
+    sharp = {name: floor.times(factor) for name, floor in floors.items() if name in names}
+    for name in kept:
+        size = np.abs(exact[name]).max(initial=0.0), norm(exact[name])
+        sharp[name] = Noise(max(sharp[name].max_abs, 2 * ROUNDING / K * size[0]), max(sharp[name].l2, 2 * ROUNDING / K * size[1]))
+    rounded = {name: candidates[name].astype(np.float32) if name in kept else candidates[name] for name in names}
+    return judge(compare_sets(chosen(exact, names), rounded), sharp, metric, "every element, float64") if names else []
+
+
+def _against_float32(name: str, reference: np.ndarray, candidates: Arrays, entry: Mapping[str, Any], own: Mapping[str, Noise],
+                     metric: str) -> list[Row]:  # fmt: skip
+    """For a tensor published in float32 only: one floor more than K, as the reference has its own error."""
+    floors = dict(own)
+    if "floor_max" in entry:
+        floors[name] = Noise(entry["floor_max"], entry["floor_max"] * np.sqrt(reference.size))
+    return judge(compare_sets({name: reference}, chosen(candidates, (name,))), floors, metric, slack=1.0)
+
+
+def _against_statistics(entries: Mapping[str, Mapping], candidates: Arrays, dtype: str, factor: float,
+                        own: Mapping[str, Noise]) -> list[Row]:  # fmt: skip
     """Rows for tensors of which the published side gives the norm, the mean and the first values in place of all.
 
-    Floors: |norm(a) - norm(b)| <= norm(a - b); |mean(a) - mean(b)| <= norm(a - b) / sqrt(n).
+    Floors: |norm(a) - norm(b)| <= norm(a - b); |mean(a) - mean(b)| <= norm(a - b) / sqrt(n). `own` where it gives none.
     """
+    known = {name: value for name, entry in entries.items() if (value := _floor_l2(name, entry, own)) is not None}
     sizes = {name: int(np.prod(entry["shape"])) for name, entry in entries.items()}
-    floors = {name: _floor_l2(entry, sizes[name]) for name, entry in entries.items()}
-    shared = shared_floor({n: (floors[n] / e["l2"], sizes[n]) for n, e in entries.items() if e["l2"]})
+    shared = shared_floor({n: (known[n] / e["l2"], sizes[n]) for n, e in entries.items() if n in known and e["l2"]})
     rows = []
     for name, entry in entries.items():
-        if name not in candidates:
-            rows.append(fault(name, "L2 norm", "missing"))
-            continue
-        array, size = candidates[name], sizes[name]
-        broken = compare(name, np.zeros(entry["shape"]), array, dtype).fault
+        broken = _unjudged(name, entry, candidates, dtype, known)
         if broken:
             rows.append(fault(name, "L2 norm", broken))
             continue
+        array, size = candidates[name], sizes[name]
         least = max(ROUNDING, shared if size < FEW else 0.0)
-        floor = factor * max(floors[name], least * entry["l2"])
+        floor, slack = factor * max(known[name], least * entry["l2"]), 1.0 if entry.get("rounded") else 0.0
         suffix = ", float64" if dtype == "float64" else ""
-        rows.append(judge_value(name, "L2 norm" + suffix, abs(norm(array) - entry["l2"]), floor, entry["l2"]))
+        rows.append(judge_value(name, "L2 norm" + suffix, abs(norm(array) - entry["l2"]), floor, entry["l2"], slack))
         if entry.get("mean") is not None:
             error = abs(float(np.mean(array, dtype=np.float64)) - entry["mean"])
-            rows.append(judge_value(name, "mean" + suffix, error, floor / np.sqrt(size), entry["l2"] / np.sqrt(size)))
+            rows.append(judge_value(name, "mean" + suffix, error, floor / np.sqrt(size), entry["l2"] / np.sqrt(size), slack))
         if entry.get("first") and dtype == "float32":
             error = np.abs(array.ravel()[: len(entry["first"])] - np.array(entry["first"])).max()
             rows.append(judge_value(name, "first values", error, entry["floor_max"], entry["max"], slack=1.0))
     return rows
 
 
-def _floor_l2(entry: Mapping[str, Any], size: int) -> float:
-    return entry["floor_l2"] if entry.get("floor_l2") is not None else entry["floor_max"] * float(np.sqrt(size))
+def _unjudged(name: str, entry: Mapping[str, Any], candidates: Arrays, dtype: str, known: Mapping[str, float]) -> str | None:
+    """Why a tensor can't be held against its published statistics, or None."""
+    if name not in candidates:
+        return "missing"
+    if name not in known:
+        return "no noise floor: neither the published record nor a PyTorch record gives one"
+    return compare(name, np.zeros(entry["shape"]), candidates[name], dtype).fault
+
+
+def _floor_l2(name: str, entry: Mapping[str, Any], own: Mapping[str, Noise]) -> float | None:
+    if entry.get("floor_l2") is not None:
+        return entry["floor_l2"]
+    if "floor_max" in entry:
+        return entry["floor_max"] * float(np.sqrt(np.prod(entry["shape"])))
+    return own[name].l2 if name in own else None
 
 
 def other_deviations(evidence: Evidence, exact: Arrays) -> dict[str, float]:
@@ -108,11 +143,16 @@ def other_deviations(evidence: Evidence, exact: Arrays) -> dict[str, float]:
     if evidence.get("published", "loss") and evidence.field("published", "loss", "case") == evidence.field("torch", "loss", "case"):
         for name, entry in evidence.field("published", "loss", "statistics").items():
             if name.startswith("gradient/"):
-                found[name.removeprefix("gradient/")] = entry["floor_l2"]
+                found[name.removeprefix("gradient/")] = _published_deviation(entry)
     for name, array in evidence.arrays("torch", "loss", "repeat/").items():
         key = name.split("/", 2)[2]  # "<i>/gradient/<phase>/<parameter>"
         found[key] = max(found.get(key, 0.0), norm(array - exact[key]))
     return found
+
+
+def _published_deviation(entry: Mapping[str, Any]) -> float:
+    """L2 of the published float32 error, or at least by how much the norms of its two runs differ."""
+    return entry["floor_l2"] if "floor_l2" in entry else abs(entry["l2_float32"] - entry["l2"])
 
 
 def true_zeros(evidence: Evidence, a: str, single: Arrays, double: Arrays) -> dict[str, float]:
@@ -124,7 +164,7 @@ def true_zeros(evidence: Evidence, a: str, single: Arrays, double: Arrays) -> di
     if a == "published":
         statistics = evidence.field(a, "loss", "statistics")
         noise |= {
-            name.removeprefix("gradient/"): (entry["floor_l2"], entry["l2"])
+            name.removeprefix("gradient/"): (_published_deviation(entry), entry["l2"])
             for name, entry in statistics.items() if name.startswith("gradient/")
         }  # fmt: skip
     return {name: deviation for name, (deviation, size) in noise.items() if deviation > size}
@@ -157,14 +197,15 @@ def detections(a: str, b: str, single: Arrays, double: Arrays, threshold: float,
     A detection that one side has alone is legal only where its score lies within the gate of the cut: the score
     threshold, or the lowest score kept where an image is full.
     """
-    if missing := [side for side, runs in ((a, single), (b, single), (a, double)) if side not in runs]:
+    measured = a if a in double else b  # the published record may hold no float64 run: the other side's own error then
+    if missing := [side for side, runs in ((a, single), (b, single), (measured, double)) if side not in runs]:
         return [fault("detections", "detections", f"missing on side {missing[0]}, which has no noise floor without them")]
-    exact, rounded, candidate = (_with_image(runs[side]) for side, runs in ((a, double), (a, single), (b, single)))
-    for side, found in ((a, rounded), (b, candidate)):
+    exact, rounded, candidate = (_with_image(runs[side]) for side, runs in ((measured, double), (measured, single), (b, single)))
+    reference = exact if a == measured == "published" else _with_image(single[a])
+    for side, found in ((a, reference), (b, candidate)):
         if not np.isfinite(found).all():
             return [fault("detections", "detections", f"NaN or Inf on side {side}")]
     own = match_detections(exact, rounded)
-    reference = exact if a == "published" else rounded
     floor_box = max(own.box, ROUNDING * float(np.abs(reference[:, 1:5]).max(initial=1.0)))
     floor_score = max(own.score, ROUNDING)
     found = match_detections(reference, candidate)
@@ -204,28 +245,48 @@ def mapping(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any
 
 
 def step_residuals(evidence: Evidence, side: str, variant: str) -> dict[str, float]:
-    """How far each parameter's change is from AdamW's rule applied to the recorded gradient, in float32 roundings.
+    """How far each parameter's change is from the optimiser's rule applied to the recorded gradient, in float32 roundings.
 
-    First step of AdamW: w <- w (1 - lr decay) - lr g / (|g| + eps), g clipped by the global norm. One rounding is
-    2**-24 (|w| + lr). NaN where gradient and change don't belong together; the published side, which has whole
-    changes of one variant and of a few parameters, gives those. Weights: `seeded_array`.
+    One rounding is 2**-24 (|weight| + |change|), but at least that of a whole step of AdamW. NaN where gradient and change
+    don't belong together; the published side, which has whole changes of one variant and of a few parameters, gives those.
     """
     settings = evidence.field(side, "loss", "optimiser", variant)
     changes = evidence.arrays(side, "loss", f"float32/step/{variant}/")
     gradients = evidence.arrays(side, "loss", f"float32/gradient/{settings['phase']}/")
+    weights = evidence.arrays(side, "loss", "weights/")
     limit, total = settings["clip"], float(settings["grad_norm"]["float32"])
     factor = min(1.0, limit / (total + 1e-6)) if limit is not None else 1.0  # as torch.nn.utils.clip_grad_norm_
-    lr, eps, decay = (settings[name] for name in ("lr", "eps", "weight_decay"))
+    members = {name: group for group in settings["groups"] for name in group["names"]}
     found = {}
-    for name in changes if side == "published" else {**gradients, **changes}:
+    for name in changes if side == "published" else {**{n: gradients.get(n) for n in members or gradients}, **changes}:
         gradient, change = gradients.get(name), changes.get(name)
         if gradient is None or change is None or gradient.shape != change.shape:
             found[name] = float("nan")
             continue
-        weight, g = seeded_array(name, change.shape).astype(np.float64), factor * gradient.astype(np.float64)
-        rule = -lr * decay * weight - lr * g / (np.abs(g) + eps)
-        found[name] = float((np.abs(change - rule) / (ROUNDING * (np.abs(weight) + lr))).max(initial=0.0))
+        weight = np.asarray(weights.get(name, seeded_array(name, change.shape)), np.float64)
+        rule = FIRST_STEP[settings["rule"]](settings, members.get(name, WHOLE), weight, factor * gradient.astype(np.float64))
+        found[name] = float((np.abs(change - rule[0]) / (ROUNDING * (np.abs(weight) + rule[1]))).max(initial=0.0))
     return found
+
+
+WHOLE = {"factor": 1.0, "decays": True}  # the group of a parameter where all are treated alike
+Rule = tuple[np.ndarray, np.ndarray | float]  # the change, and its size for the purpose of rounding
+
+
+def _adamw(settings: Mapping[str, Any], group: Mapping[str, Any], weight: np.ndarray, gradient: np.ndarray) -> Rule:
+    """First step of AdamW: w <- w (1 - lr decay) - lr g / (|g| + eps)."""
+    lr, decay = settings["lr"] * group["factor"], settings["weight_decay"] * group["decays"]
+    return -lr * decay * weight - lr * gradient / (np.abs(gradient) + settings["options"]["eps"]), lr
+
+
+def _sgd(settings: Mapping[str, Any], group: Mapping[str, Any], weight: np.ndarray, gradient: np.ndarray) -> Rule:
+    """First step of SGD with Nesterov momentum: the buffer is d = g + decay w, and w <- w - lr (1 + momentum) d."""
+    lr, decay = settings["lr"] * group["factor"], settings["weight_decay"] * group["decays"]
+    change = -lr * (1 + settings["options"]["momentum"]) * (gradient + decay * weight)
+    return change, np.abs(change)
+
+
+FIRST_STEP = {"AdamW": _adamw, "SGD": _sgd}
 
 
 def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str]) -> list[Row]:

@@ -1,11 +1,14 @@
 """A data set made ready and described: what 10_data shows and records."""
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lib.data import coco, scenes, transforms
+from lib.data.loader import Loader
+from lib.notebook import family
 from lib.record import sha256
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
@@ -41,7 +44,18 @@ def samples(dataset: coco.Dataset, count: int) -> tuple[list[np.ndarray], list[n
     return [coco.read_image(image)[:, :, ::-1] for image in chosen], [image.boxes for image in chosen]
 
 
-def as_pictures(images: np.ndarray, recipe: transforms.Recipe) -> list[np.ndarray]:
-    """Network input (n, 3, h, w) as the pictures (h, w, 3) uint8 RGB that a person sees."""
-    mean, std = (np.array(levels)[:, None, None] for levels in (recipe.mean, recipe.std))
-    return [np.clip(image * std + mean, 0, 255).astype(np.uint8).transpose(1, 2, 0)[:, :, ::-1] for image in images]
+def loaders(dataset: coco.Dataset, models: Sequence[str], size: int, seed: int) -> dict[str, Loader]:
+    """By the family's name: training batches of at most eight images as the first of its models gets them."""
+    batch = min(8, len(dataset.images))
+    chosen = {family(model): model for model in reversed(models)}
+    return {name: Loader(dataset, transforms.recipe(model, name), (size, size), batch, seed) for name, model in chosen.items()}
+
+
+def first_inputs(batches: Mapping[str, Loader]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first batch of each loader as the pictures (h, w, 3) uint8 RGB that a person sees, and their boxes."""
+    pictures, boxes = [], []
+    for loader in batches.values():
+        batch = next(iter(loader.iter_epoch(0)))
+        pictures += [loader.recipe.as_picture(image) for image in batch.images]
+        boxes += [target["boxes"] for target in batch.targets]
+    return pictures, boxes

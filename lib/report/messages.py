@@ -81,7 +81,7 @@ ENGLISH = {
     "gradients_ask": "Does every parameter receive the same gradient?",
     "gradients_see": "Look at the right end: marks above the line would be gradients beyond their gate.",
     "step": "One optimiser step",
-    "step_ask": "Does one AdamW step, clipping included, change every parameter as the published rule says?",
+    "step_ask": "Does one optimiser step, clipping included, change every parameter as the published rule says?",
     "batch_norm": "Batch-norm statistics",
     "batch_norm_ask": "Are the running statistics right after one training forward?",
     "training": "Training",

@@ -1,0 +1,275 @@
+"""What each layer of a model does, for finding the first one that diverges: the side of it that runs a framework.
+
+`reference` runs a model once and keeps the inputs and outputs of every call of every module, forward and backward, and
+what each module gives alone, in float64, on those inputs. `candidate` runs another model of the same modules, in any
+framework: once as a whole, and each module alone on the reference's inputs, so that no error is inherited. It records
+errors and the reference's own float32 error beside them; `lib.alignment.divergence` judges them.
+
+Backward means the vector-Jacobian product of one call with a seeded cotangent: the gradient of sum(output * cotangent)
+with respect to the inputs and to the module's own parameters.
+"""
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import backend
+from lib.alignment import store, tree
+from lib.alignment.compare import Comparison, compare, compare_sets
+from lib.alignment.seeded import seeded_input
+from lib.alignment.verdict import ROUNDING
+from lib.backend import nn
+from lib.record import sha256
+
+Arrays = dict[str, np.ndarray]
+Both = dict[str, Arrays]  # "forward": outputs; "backward": gradients of "input <name>" and "parameter <name>"
+Build = Callable[[str], nn.Module]  # the model in a precision, in the mode (training or evaluation) to be looked at
+DIRECTIONS = ("forward", "backward")
+SIDES = {"input": "input", "output": "output", "input_gradient": "input", "output_gradient": "output"}
+
+
+# ------------------------------------------------------------------------------------------------------ one module
+def alone(module: nn.Module, structure: tree.Structure, arrays: Mapping[str, np.ndarray], key: str, precision: str) -> Both:
+    """What the module gives for these positional inputs, and its vector-Jacobian product; `key` seeds the cotangent."""
+    tensors, starts = {}, {}
+    for name, array in arrays.items():
+        if array.dtype.kind == "f":
+            starts[f"input {name}"] = nn.Parameter(backend.tensor(array.astype(precision)))
+            tensors[name] = starts[f"input {name}"] * 1.0  # a copy: a module may write into its input
+        else:
+            tensors[name] = backend.tensor(array)
+    backend.sync()  # a deferring framework would fuse the copy with the module's own operators
+    _, outputs = tree.take_apart(module(*tree.put_together(structure, tensors)), _is_tensor, "output")
+    own = {f"parameter {name}": value for name, value in module.named_parameters() if "." not in name}
+    starts |= {name: value for name, value in own.items() if value.requires_grad}
+    gradients = _gradients(key, outputs, starts)
+    return {"forward": _numpy(outputs), "backward": _numpy(gradients)}
+
+
+def _gradients(key: str, outputs: Mapping[str, Any], starts: Mapping[str, Any]) -> dict[str, Any]:
+    """Gradients of the outputs' sum, weighted by the seeded cotangents, with respect to `starts`."""
+    ends = {name: value for name, value in outputs.items() if _floating(value) and value.requires_grad}
+    if not ends or not starts:
+        return {}
+    parts = []
+    for name, value in ends.items():
+        cotangent = seeded_input(f"cotangent:{key}:{name}", tuple(value.shape))
+        parts.append(backend.sum(value * backend.tensor(cotangent.astype(str(value.dtype).removeprefix("torch.")))))
+    return dict(zip(starts, backend.grad(sum(parts), list(starts.values())), strict=True))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, type(backend.tensor(np.zeros(1, np.float32))))
+
+
+def _floating(value: Any) -> bool:
+    return "float" in str(value.dtype)
+
+
+def _numpy(tensors: Mapping[str, Any]) -> Arrays:
+    return {name: backend.numpy(value) for name, value in tensors.items()}
+
+
+def _key(call: Mapping[str, Any]) -> str:
+    return f"{call['path']}#{call['call']}"
+
+
+# --------------------------------------------------------------------------------------------------- a whole model
+@contextmanager
+def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
+    """hook(path, module, inputs, output) after every call of every module."""
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            def call(module, inputs, output, path=path):
+                hook(path, module, inputs, output)
+            handle = module.register_forward_hook(call)
+            # Jittor's own modules give no handle.
+            stack.callback(handle.remove if handle is not None else module.remove_forward_hook)
+        yield
+
+
+def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer) -> list[dict[str, Any]]:
+    """Run the model forward and backward; one entry per call of a module, inner ones first, their tensors in the store."""
+    calls: list[dict[str, Any]] = []
+    live: list[dict[str, dict[str, Any]]] = []
+    counts: dict[str, int] = {}
+
+    def keep(path: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+        (structure, given), (_, found) = tree.take_apart(inputs, _is_tensor), tree.take_apart(output, _is_tensor, "output")
+        counts[path] = counts.get(path, -1) + 1
+        calls.append({
+            "path": path, "call": counts[path], "kind": type(module).__name__, "leaf": sum(1 for _ in module.named_modules()) == 1,
+            "structure": structure, "input": _put(writer, given), "output": _put(writer, found),
+        })  # fmt: skip
+        live.append({"input": given, "output": found})
+
+    starts = {str(index): nn.Parameter(backend.tensor(array)) for index, array in enumerate(images)}
+    with _hooked(model, keep):
+        output = model(*[value * 1.0 for value in starts.values()])
+    _, outputs = tree.take_apart(output, _is_tensor, "output")
+    inner = {f"{index} {side} {name}": value for index, sides in enumerate(live) for side, held in sides.items()
+             for name, value in held.items() if _floating(value) and value.requires_grad}
+    gradients = _gradients("#0", outputs, inner)  # as the whole model alone
+    for call in calls:
+        call |= {"input_gradient": {}, "output_gradient": {}}
+    for place, value in gradients.items():
+        index, side, name = place.split(" ", 2)
+        calls[int(index)][f"{side}_gradient"][name] = writer.put(backend.numpy(value))
+    return calls
+
+
+def _put(writer: store.Writer, tensors: Mapping[str, Any]) -> dict[str, str]:
+    return {name: writer.put(backend.numpy(value)) for name, value in tensors.items()}
+
+
+def _get(reader: store.Reader, digests: Mapping[str, str]) -> Arrays:
+    return {name: reader.get(digest) for name, digest in digests.items()}
+
+
+# ------------------------------------------------------------------------------------------------------- reference
+def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) -> dict[str, Any]:
+    """Capture the layers of build("float32") on these positional inputs (float32) into `folder`; what was captured.
+
+    build("float64") gives the exact values of each module alone, and of the whole network for the noise that is inherited.
+    """
+    folder = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        with store.writing(temporary) as writer:
+            exact = _whole(build("float64"), [array.astype(np.float64) for array in images], writer)
+        with store.writing(folder / "run") as writer:
+            calls = _whole(build("float32"), images, writer)
+        with store.reading(folder / "run") as run, store.reading(temporary) as double, store.writing(folder) as writer:
+            models = {precision: dict(build(precision).named_modules()) for precision in ("float32", "float64")}
+            for call, other in zip(calls, exact, strict=True):
+                call["noise"] = _inherited(_sides(double, other), _sides(run, call))
+                _exact(call, run, models, writer)
+            writer.content |= {"calls": calls}
+    return {"calls": len(calls), "bytes": writer.bytes}
+
+
+def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping[str, nn.Module]], writer: store.Writer) -> None:
+    """Add what the module gives alone in float64, its float32 error, and whether that is what it gave inside the model."""
+    call |= {"exact": {}, "floor": {}, "replay": None, "unable": None}
+    if kind := tree.opaque(call["structure"]):
+        call["unable"] = f"an input is a {kind}"
+        return
+    given, path, key = _get(run, call["input"]), call["path"], _key(call)
+    try:
+        single, double = (alone(models[p][path], call["structure"], given, key, p) for p in ("float32", "float64"))
+    except Exception as error:  # whatever a foreign module raises when it is called alone belongs into the record
+        call["unable"] = f"{type(error).__name__}: {error}"
+        return
+    for direction in DIRECTIONS:
+        call["exact"][direction] = {name: writer.put(array) for name, array in double[direction].items()}
+        found = [compare(name, array, single[direction][name], _dtype(array, "float32")) for name, array in double[direction].items()]
+        call["floor"][direction] = {c.name: [c.max_abs, c.l2] for c in found if c.fault is None}
+    inside = {name: array for name, array in _get(run, call["output"]).items() if array.dtype.kind == "f"}
+    again = {name: compare(name, double["forward"][name], array, "float32") for name, array in inside.items()}
+    call["replay"] = max((_ratio(c, call["floor"]["forward"].get(name)) for name, c in again.items()), default=0.0)
+
+
+# ------------------------------------------------------------------------------------------------------- candidate
+def candidate(build: Build, images: Sequence[np.ndarray], folder: str | Path, names: Mapping[str, str] | None = None,
+              precisions: Sequence[str] = ("float32", "float64")) -> dict[str, Any]:  # fmt: skip
+    """Errors of this side's layers against the reference captured in `folder`: fields for a record.
+
+    names: path of the reference's module -> path of this side's, for the modules to look at; None: all, under equal paths.
+    precisions: those in which this side computes; float32 is always among them.
+    """
+    folder = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        with store.writing(temporary) as writer:
+            own = {(call["path"], call["call"]): call for call in _whole(build("float32"), images, writer)}
+        with store.reading(folder) as exact, store.reading(folder / "run") as run, store.reading(temporary) as mine:
+            calls = exact.content["calls"]
+            known = {call["path"] for call in calls}
+            names = dict.fromkeys(known) | {path: path for path in known} if names is None else names
+            models = {precision: dict(build(precision).named_modules()) for precision in precisions}
+            layers = [_layer(call, names, models, own, exact, run, mine) for call in calls if call["path"] in names]
+    left_over = sorted({path for path, _ in own} - set(names.values()))
+    return {"reference": sha256(folder / store.INDEX), "layers": layers, "left_over": left_over,
+            "unmapped": sorted(known - set(names)), "precisions": list(precisions)}
+
+
+def _layer(call: Mapping[str, Any], names: Mapping[str, str], models: Mapping[str, Mapping[str, nn.Module]], own: Mapping,
+           exact: store.Reader, run: store.Reader, mine: store.Reader) -> dict[str, Any]:  # fmt: skip
+    """Own and inherited errors of one call."""
+    path = names[call["path"]]
+    found = {name: call[name] for name in ("path", "call", "kind", "leaf", "replay", "unable", "noise")}
+    found |= {"as": path, "errors": {}, "inherited": None, "fault": None}
+    if path not in models["float32"]:
+        return found | {"fault": f"missing: there is no module {path}"}
+    if (path, call["call"]) not in own:
+        return found | {"fault": "missing: the module is not called as often as the reference's"}
+    found["inherited"] = _inherited(_sides(run, call), _sides(mine, own[path, call["call"]]))
+    if call["unable"]:
+        return found
+    truth = {direction: _get(exact, call["exact"][direction]) for direction in DIRECTIONS}
+    given = _get(run, call["input"])
+    for precision, modules in models.items():
+        try:
+            got = alone(modules[path], call["structure"], given, _key(call), precision)
+        except Exception as error:  # a port that fails alone on the reference's inputs: said by name, judged as a fault
+            return found | {"fault": f"{type(error).__name__}: {error}"}
+        found["errors"][precision] = {
+            direction: _worst(truth[direction], got[direction], call["floor"][direction], precision) for direction in DIRECTIONS
+        }
+    return found
+
+
+def _worst(truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], precision: str) -> dict[str, Any] | None:
+    """The tensor farthest from the truth in units of its floor; None where there is none on either side."""
+    if not truth and not got:
+        return None
+    found = []
+    for name in [*truth, *(name for name in got if name not in truth)]:
+        if name in truth and name in got:
+            found.append(compare(name, truth[name], got[name], _dtype(truth[name], precision)))
+        else:
+            found += compare_sets({n: a for n, a in truth.items() if n == name}, {n: a for n, a in got.items() if n == name})
+    worst = max(found, key=lambda c: _ratio(c, floors.get(c.name)))
+    floor = floors.get(worst.name, (float("nan"), float("nan")))
+    return {
+        "tensor": worst.name, "fault": worst.fault, "size": worst.size, "max_abs": worst.max_abs, "l2": worst.l2,
+        "scale_max": worst.scale_max, "scale_l2": worst.scale_l2, "floor_max": floor[0], "floor_l2": floor[1],
+        "worst": list(worst.worst), "discrete": worst.name in truth and truth[worst.name].dtype.kind != "f",
+    }  # fmt: skip
+
+
+def _dtype(exact: np.ndarray, precision: str) -> str:
+    return precision if exact.dtype.kind == "f" else exact.dtype.name
+
+
+def _ratio(found: Comparison, floor: Sequence[float] | None) -> float:
+    """The error in floors, the larger of its two metrics; infinite for a fault."""
+    if found.fault or floor is None:
+        return float("inf")
+    pairs = ((found.max_abs, max(floor[0], ROUNDING * found.scale_max)), (found.l2, max(floor[1], ROUNDING * found.scale_l2)))
+    return max(error / least if least else float("inf") if error else 0.0 for error, least in pairs)
+
+
+def _sides(reader: store.Reader, call: Mapping[str, Any]) -> Both:
+    return {side: _get(reader, call[side]) for side in SIDES}
+
+
+def _inherited(truth: Both, got: Both) -> dict[str, float | None]:
+    """Relative L2 error of the inputs and outputs of a call, and of the loss's gradients there, inside the whole network.
+
+    The worst tensor's; infinite where one can't be compared, None where there is none.
+    """
+    found: dict[str, float | None] = {}
+    for side in SIDES:
+        floats = {name: array for name, array in truth[side].items() if array.dtype.kind == "f"}
+        kept = {name: array for name, array in got[side].items() if array.dtype.kind == "f"}
+        comparisons = compare_sets(floats, kept, "float32") if floats or kept else []
+        found[side] = max((c.relative_l2 if c.fault is None else float("inf") for c in comparisons), default=None)
+    return found
+
+
+def discard(folder: str | Path) -> None:
+    """Remove what `reference` captured: as large as all activations of the network."""
+    shutil.rmtree(folder)

@@ -1,0 +1,190 @@
+"""RT-DETR 068dfde: its golden cases, and how their records read. 80 classes, 320 x 320.
+
+Queries stand in the order of their tokens, not of their scores: near-ties leave that order to rounding.
+"""
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from lib.alignment.references.case import GOLDEN, Arrays, Case, Found, Phase, Update, arrays_of, content_of
+from lib.models.step import Step
+
+COMMIT = "068dfde"
+SIZE = 320
+STEP = "clip0.1_lr1e-4"
+# Targets of the training case, per image: label, then centre x, centre y, width, height as parts of the image.
+ROWS = (((17, 0.45, 0.55, 0.4, 0.5),),
+        ((0, 0.2, 0.3, 0.2, 0.4), (0, 0.7, 0.25, 0.12, 0.2), (2, 0.5, 0.75, 0.6, 0.3), (56, 0.88, 0.8, 0.1, 0.14),
+         (79, 0.32, 0.62, 0.05, 0.06)))
+# Modules that ours runs on other tokens, or more than once under one name.
+OTHERWISE = ("decoder.enc_bbox_head", "decoder.query_pos_head", "decoder.dec_score_head")
+# What keeps the decoder from amplifying rounding: (pattern of the entry, factor, summand).
+GENTLE = ((r"sampling_offsets\.weight$", 0.1, 0.0), (r"bbox_head.*layers\.2\.weight$", 0.1, 0.0),
+          (r"self_attn\.in_proj_weight$", 0.5, 0.0), (r"score_head.*bias$", 1.0, -4.6))
+
+
+def case(model: str, stage: str) -> Case:
+    """As the golden files of R18; the other variants have none for training and inference, and measure the same way."""
+    name = model.removeprefix("rtdetr_")
+    match stage:
+        case "forward":
+            image = "image14" if name == "r18vd" else "image"
+            return Case(f"{name}_{SIZE}", f"rt_detr/forward_{name}_{SIZE}.json", size=(SIZE, SIZE), images=image)
+        case "loss":
+            boxes = targets()
+            phases = {"dn": Phase(Step(random=Recorded(), targets=boxes)), "nodn": Phase(Step(targets=boxes))}
+            return Case(f"{name}_gentle", f"rt_detr/train_{name}_gentle.json", size=(SIZE, SIZE), images="train_images",
+                        batch=2, adjust=_gentle, targets=boxes, phases=phases, update=Update(STEP, "dn", 1e-4, 0.1))
+        case _:
+            return Case(f"{name}_spec", f"rt_detr/spec_{name}.json")
+
+
+def targets() -> tuple[dict[str, np.ndarray], ...]:
+    """Boxes xyxy in pixels, float64 from the float32 fractions that the published code has, and labels, of both images."""
+    found = []
+    for rows in ROWS:
+        fractions = np.array(rows, np.float32)[:, 1:].astype(np.float64)
+        centre, half = fractions[:, :2] * SIZE, fractions[:, 2:] * SIZE / 2
+        found.append({"boxes": np.concatenate([centre - half, centre + half], 1),
+                      "labels": np.array([row[0] for row in rows], np.int64)})
+    return tuple(found)
+
+
+class Recorded:
+    """Stands for the generator that the denoising draws from, and gives the numbers of the published run again."""
+
+    def random(self, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+        """[0, 1): for the labels (n, q) or for the boxes (n, q, 4)."""
+        return _draws()["dn_label_uniform" if len(shape) == 2 else "dn_box_uniform"].astype(dtype)
+
+    def integers(self, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
+        """New labels (n, q) or signs (n, q, 4)."""
+        return _draws()["dn_new_label" if len(shape) == 2 else "dn_sign01"].astype(np.int64)
+
+
+@cache
+def _draws() -> Arrays:
+    return arrays_of(GOLDEN / "rt_detr" / "train_r18vd_gentle.json")
+
+
+def _gentle(values: Arrays) -> Arrays:
+    changed = {}
+    for name, array in values.items():
+        for pattern, factor, summand in GENTLE:
+            if re.search(pattern, name):
+                changed[name] = array * np.float32(factor) + np.float32(summand)
+    return values | changed
+
+
+# ---------------------------------------------------------------------------------------------------- the records
+def _convert(content: Mapping, stored: Arrays, case: Case) -> Found:
+    frozen = bool(content["not_trainable"])  # with the stem go all norms of the backbone
+
+    def kind(name: str) -> str:
+        last = name.rsplit(".", 1)[-1]
+        norm = frozen and name.startswith("backbone.") and re.search(r"\.norm\.(weight|bias)$", name)
+        return "buffer" if norm or last in ("running_mean", "running_var", "num_batches_tracked") else "param"
+
+    state = [[name, shape, dtype, kind(name), case.digest(name, shape)] for name, shape, dtype in content["state_dict"]]
+    counted = sum(name.endswith("num_batches_tracked") for name, _, _ in content["state_dict"])
+    return {"state": state, "parameters": content["params_total"], "norm_layers": {"BatchNorm2d": counted, "GroupNorm": 0}}, {}
+
+
+def _by_token(array: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """(n, q, c) with the queries in the order of their tokens (n, q)."""
+    return np.take_along_axis(array, np.argsort(tokens, 1)[:, :, None], 1)
+
+
+def _forward(content: Mapping, stored: Arrays, case: Case) -> Found:
+    arrays: Arrays = {}
+    for run, suffix in (("float32", ""), ("float64", "_f64")):
+        tokens = stored[f"topk_ind{suffix}"][None]
+        for name in ("pred_logits", "pred_boxes"):
+            arrays[f"{run}/final/{name}"] = _by_token(stored[name + suffix], tokens)
+    width, height = content["post"]["orig_size_wh"]  # the published detections are in the pixels of an image of that size
+    found = stored["post_boxes"] * np.tile(np.float32([SIZE / width, SIZE / height]), 2)
+    arrays["float32/detections"] = np.column_stack([found, stored["post_scores"], stored["post_labels"]]).astype(np.float32)
+    tokens = stored["topk_ind"][None]
+    statistics: dict[str, Any] = {
+        f"features/{entry['name']}": {"shape": entry["shape"], "l2": entry["l2"], "rounded": True}
+        for entry in content["intermediates"] if not entry["name"].startswith(OTHERWISE) and f"full/{entry['name']}" not in stored}
+    for name, array in stored.items():
+        if name.startswith("full/"):
+            by_query = name.startswith("full/decoder.decoder.")
+            arrays[f"float32/features/{name.removeprefix('full/')}"] = _by_token(array, tokens) if by_query else array
+    return {"depth": [entry["name"] for entry in content["intermediates"]], "statistics": statistics}, arrays
+
+
+def _loss(content: Mapping, stored: Arrays, case: Case) -> Found:
+    runs = content["variants"]
+    fields: dict[str, Any] = {"losses": {phase: {
+        "float32": {"loss_total": run["total"], **run["losses"]}, "float64": {"loss_total": run["total_f64"], **run["losses_f64"]}}
+        for phase, run in runs.items()}}
+    shapes = {name: shape for name, shape, _ in _spec(content["config"])["state_dict"]}
+    fields["statistics"] = {
+        f"gradient/{phase}/{name}": {"shape": shapes[name], "l2": entry["grad_l2_f64"], "mean": entry["grad_mean_f64"],
+                                     "floor_l2": entry["grad_rel_l2_err_f32"] * entry["grad_l2_f64"]}
+        for phase, run in runs.items() for name, entry in run["params"].items() if "grad_l2_f64" in entry}
+    settings = content["optimizer"]
+    rate, decay = (max(group[key] for group in settings["groups"]) for key in ("lr", "weight_decay"))
+    members: list[list[str]] = [[] for _ in settings["groups"]]
+    for name, entry in runs["dn"]["params"].items():
+        members[entry["group"]].append(name)
+    fields["optimiser"] = {STEP: {
+        "rule": "AdamW", "phase": "dn", "lr": rate, "weight_decay": decay, "clip": settings["clip_max_norm"],
+        "options": {"betas": settings["betas"], "eps": settings["eps"]},
+        "groups": [{"names": names, "factor": group["lr"] / rate, "decays": group["weight_decay"] > 0}
+                   for names, group in zip(members, settings["groups"], strict=True)],
+        "grad_norm": {"float32": runs["dn"]["total_grad_norm_before_clip"],
+                      "float64": runs["dn"]["total_grad_norm_before_clip_f64"]}}}
+    fields["step_norms"] = {STEP: {name: {"float32": entry["step_l2"], "float64": entry["step_l2_f64"]}
+                                   for name, entry in runs["dn"]["params"].items()}}
+    arrays: Arrays = {}
+    for name, array in stored.items():
+        arrays |= _loss_array(name, array, stored)
+    changed = {name.removeprefix("dn/step/"): array.shape for name, array in stored.items() if name.startswith("dn/step/")}
+    arrays |= {f"weights/{name}": array for name, array in case.weights(changed).items()}
+    for phase, run in runs.items():
+        arrays |= {f"assignment/{phase}/matched_tokens/{name}": array for name, array in _matched(run).items()}
+    arrays["assignment/dn/selected_tokens"] = np.sort(stored["dn/topk_ind"], 1)
+    return fields, arrays
+
+
+@cache
+def _spec(name: str) -> dict[str, Any]:
+    return content_of(GOLDEN / f"rt_detr/spec_{name}.json")
+
+
+def _matched(run: Mapping) -> Arrays:
+    """Per prediction (n, s): the token that each image's boxes were given, -1 for none."""
+    found = {}
+    names = ("final", *(f"aux_{index}" for index in range(len(run["matches"]) - 1)))
+    for name, matching in zip(names, run["matches"], strict=True):
+        found[name] = np.full((len(ROWS), max(map(len, ROWS))), -1)
+        for row, pairs in zip(found[name], matching["tokens"], strict=True):
+            for token, box in pairs:
+                row[box] = token
+    return found
+
+
+def _loss_array(name: str, array: np.ndarray, stored: Arrays) -> Arrays:
+    """The golden array under the record's name; nothing for arrays that no question asks for."""
+    runs = {"": "float32", "64": "float64"}
+    match name.split("/"):
+        case ["dn", group, ("pred_logits" | "pred_boxes") as kind]:
+            denoising = group.startswith("dn_")
+            return {f"float32/output/{group}/{kind}": array if denoising else _by_token(array, stored["dn/topk_ind"])}
+        case [phase, ("grad" | "grad64") as run, parameter]:
+            return {f"{runs[run[4:]]}/gradient/{phase}/{parameter}": array}
+        case ["dn", ("bn" | "bn64") as run, entry]:
+            return {f"{runs[run[2:]]}/bn/{entry}": array}
+        case ["dn", ("step" | "step64") as run, parameter]:
+            return {f"{runs[run[4:]]}/step/{STEP}/{parameter}": array}
+        case _:
+            return {}
+
+
+STAGES = {"convert": _convert, "forward": _forward, "loss": _loss}
