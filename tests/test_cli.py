@@ -89,8 +89,8 @@ def test_data_and_convert_need_no_framework(tmp_path, weights):
 
 
 def test_ctrl_c_is_one_line(tmp_path):
-    program = ("import sys\nfrom lib import __main__ as m\n"
-               "m._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))")
+    program = ("import sys\nfrom lib import __main__ as m\nfrom lib.data import commands\n"
+               "commands._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))")
     child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "on\n"

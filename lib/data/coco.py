@@ -5,23 +5,21 @@ every image. The rules are those of the published reader (RangiLyu/nanodet be9b4
 * images in the order of their ids, labels 0..n-1 in the order of the category ids;
 * boxes less than a pixel wide or high, or of area 0, take no part; crowd and `ignore` boxes are kept apart;
 * images without boxes stay; boxes are not clipped here, augmentation clips them to the input.
-Deliberate differences: a fault is an error instead of a crash or a wrong box later; so is a box without any extent,
-and one that lies wholly outside its image (COCO train2017 has two of zero size: mark them `"ignore": 1`).
+Deliberate differences: a fault is an error instead of a crash or a wrong box later; so is a box that lies wholly outside
+its image, and one without any extent unless its own `area` says 0 too, as COCO train2017's two do: those are skipped.
 """
 import json
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 
+from lib.data import images
 from lib.errors import UserError
 
 OVERHANG = 1.0  # pixels a box may stick out of its image before `verify` reports it: annotation tools round
-PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN = 80  # characters of a faulty entry that a message quotes
 
 Problem = tuple[bool, str]  # (fatal for `load`, message)
@@ -49,34 +47,51 @@ class Dataset:
     images: tuple[ImageEntry, ...]  # by id, ascending
 
 
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """What a COCO file holds, sorted: well-formed entries by their ids, and a message for each of the others."""
+    document: dict
+    folder: Path                                     # of the images
+    categories: dict[int, dict]
+    images: dict[int, dict]
+    annotations: dict[int, list[tuple[dict, bool]]]  # by image: the entry, and whether training sees it
+    problems: list[Problem]
+
+
 def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset:
     """The data set of `json_path`; every image file is there, none is decoded yet.
 
     `images_dir` defaults to `images` beside the JSON file, then to COCO's own layout (annotations/instances_X.json
     with X/ beside annotations/), then to the JSON file's folder. UserError names the first fault.
     """
-    dataset, problems = _parse(Path(json_path), images_dir)
-    fatal = [message for is_fatal, message in problems if is_fatal]
+    path = Path(json_path)
+    parsed = parse(path, images_dir)
+    fatal = [message for is_fatal, message in parsed.problems if is_fatal]
     if fatal:
         more = f" ({len(fatal) - 1} more: python -m lib data verify)" if len(fatal) > 1 else ""
         raise UserError(fatal[0] + more)
-    return dataset
+    return _dataset(path, parsed)
 
 
-def verify(json_path: str | Path, images_dir: str | Path | None = None) -> list[str]:
+def verify(json_path: str | Path, images_dir: str | Path | None = None, workers: int | None = None) -> list[str]:
     """One line per fault: what `load` refuses, what it skips, boxes that stick out, images that do not decode."""
+    path = Path(json_path)
     try:
-        dataset, problems = _parse(Path(json_path), images_dir)
+        parsed = parse(path, images_dir)
     except UserError as error:
         return [str(error)]
-    faults = [message for _, message in problems]
-    for entry in dataset.images:
-        try:
-            if os.path.isfile(entry.file):  # an absent one is reported already
-                read_image(entry)
-        except UserError as error:
-            faults.append(str(error))
-    return faults
+    faults = images.each(_fault_of_image, _dataset(path, parsed).images, workers)
+    return [message for _, message in parsed.problems] + [fault for fault in faults if fault]
+
+
+def _fault_of_image(entry: ImageEntry) -> str | None:
+    if not os.path.isfile(entry.file):
+        return None  # reported by `parse`
+    try:
+        _, stored = images.pixels(entry.file, f"image {entry.id}", (entry.height, entry.width))
+    except UserError as error:
+        return str(error)
+    return images.UNTURNED.format(entry.file) if stored else None
 
 
 def splits(data: str | Path) -> tuple[Path, Path]:
@@ -96,78 +111,43 @@ def splits(data: str | Path) -> tuple[Path, Path]:
 
 
 def read_image(entry: ImageEntry) -> np.ndarray:
-    """(h, w, 3) uint8 BGR. UserError if the file is missing, damaged, cut short, or not of the annotated size."""
-    try:
-        data = entry.file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{entry.file}: image {entry.id} cannot be read ({error.strerror}); "
-                        "restore the file") from error
-    if not _complete(data):
-        raise UserError(f"{entry.file}: image {entry.id} is cut short or damaged ({len(data)} bytes); "
-                        "copy or download it again")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise UserError(f"{entry.file}: image {entry.id} is refused by OpenCV ({error.err}); re-encode it") from error
-    if image is None:
-        raise UserError(f"{entry.file}: image {entry.id} is cut short, damaged or of an unknown format; "
-                        "copy or download it again, or convert it to PNG or JPEG")
-    if image.shape[:2] != (entry.height, entry.width):
-        raise UserError(f"{entry.file}: image {entry.id} is {image.shape[1]}x{image.shape[0]} pixels, its entry says "
-                        f"{entry.width}x{entry.height}; correct the entry, or the file's EXIF rotation")
-    return image
+    """(h, w, 3) uint8 BGR in the annotated size. UserError as `images.pixels` says."""
+    return images.pixels(entry.file, f"image {entry.id}", (entry.height, entry.width))[0]
 
 
-def _complete(data: bytes) -> bool:
-    """False if a PNG ends early or one of its checksums is wrong; other formats are left to OpenCV.
-
-    OpenCV would refuse the file too, but only after libpng has written a line of its own to stderr.
-    """
-    if not data.startswith(PNG):
-        return bool(data)
-    at = len(PNG)
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at:at + 4], "big")
-        if zlib.crc32(data[at + 4:end - 4]) != int.from_bytes(data[end - 4:end], "big"):
-            return False
-        if data[at + 4:at + 8] == b"IEND":
-            return True
-        at = end
-    return False
-
-
-def _parse(path: Path, images_dir: str | Path | None) -> tuple[Dataset, list[Problem]]:
-    """The data set without what is at fault, and the faults. UserError if there is no COCO file to speak of."""
+def parse(path: Path, images_dir: str | Path | None = None) -> Parsed:
+    """The file's entries sorted into good ones and faults. UserError if there is no COCO file to speak of."""
     document = _document(path)
     folder = Path(images_dir) if images_dir is not None else _images_folder(path)
     problems: list[Problem] = []
     fatal: Report = lambda message: problems.append((True, f"{path}: {message}"))
 
     categories = _unique(document["categories"], "category", _category_fault, fatal)
-    images = _unique(document["images"], "image", _image_fault, fatal)
+    pictures = _unique(document["images"], "image", _image_fault, fatal)
     annotations = _unique(document["annotations"], "annotation", _annotation_fault, fatal)
-    label_of = {category: label for label, category in enumerate(sorted(categories))}
-    targets: dict[int, list[tuple[list[float], int]]] = {image: [] for image in images}
-    crowd: dict[int, list[list[float]]] = {image: [] for image in images}
+    marked: dict[int, list[tuple[dict, bool]]] = {image: [] for image in pictures}
     for annotation in annotations.values():
-        if not _belongs(annotation, images, categories, fatal):
+        if not _belongs(annotation, pictures, categories, fatal):
             continue
-        image = images[annotation["image_id"]]
+        image = pictures[annotation["image_id"]]
         takes_part, is_fatal, fault = _box_fault(annotation, image)
         if fault:
             where = f"annotation {annotation['id']} (image {image['id']}, {image['file_name']})"
             problems.append((is_fatal, f"{path}: {where} has bbox {_quote(annotation['bbox'])}, {fault}"))
-        x, y, width, height = annotation["bbox"]
-        box = [x, y, x + width, y + height]
-        if takes_part and _ignored(annotation):
-            crowd[image["id"]].append(box)
-        elif takes_part:
-            targets[image["id"]].append((box, label_of[annotation["category_id"]]))
-    entries = tuple(_entry(images[image], folder, targets[image], crowd[image]) for image in sorted(images))
-    problems += [(True, f"{entry.file}: image {entry.id} of {path} is missing; restore the file, "
-                        "or name the images' folder") for entry in entries if not os.path.isfile(entry.file)]
-    classes = tuple(categories[category]["name"] for category in sorted(categories))
-    return Dataset(path, classes, tuple(sorted(categories)), entries), problems
+        if not is_fatal:
+            marked[image["id"]].append((annotation, takes_part))
+    problems += [(True, f"{folder / pictures[image]['file_name']}: image {image} of {path} is missing; restore the file, "
+                        "or name the images' folder")
+                 for image in sorted(pictures) if not os.path.isfile(folder / pictures[image]["file_name"])]
+    return Parsed(document, folder, categories, pictures, marked, problems)
+
+
+def _dataset(path: Path, parsed: Parsed) -> Dataset:
+    ids = tuple(sorted(parsed.categories))
+    label_of = {category: label for label, category in enumerate(ids)}
+    entries = tuple(_entry(parsed.images[image], parsed.folder, parsed.annotations[image], label_of)
+                    for image in sorted(parsed.images))
+    return Dataset(path, tuple(parsed.categories[category]["name"] for category in ids), ids, entries)
 
 
 def _document(path: Path) -> dict:
@@ -256,7 +236,8 @@ def _box_fault(annotation: dict, image: dict) -> tuple[bool, bool, str]:
     x, y, width, height = annotation["bbox"]
     beyond = max(-x, -y, x + width - image["width"], y + height - image["height"])
     empty = width <= 0 or height <= 0
-    if empty and not _ignored(annotation):
+    admitted = min(width, height) == 0 and annotation.get("area", 1) <= 0
+    if empty and not admitted and not ignored(annotation):
         return False, True, 'of zero or negative size; correct it, remove it or mark it "ignore": 1'
     if empty or width < 1 or height < 1 or annotation.get("area", 1) <= 0:
         return False, False, "less than a pixel wide or high, or of no area: skipped as published; correct or remove it"
@@ -268,15 +249,23 @@ def _box_fault(annotation: dict, image: dict) -> tuple[bool, bool, str]:
     return True, False, ""
 
 
-def _ignored(annotation: dict) -> bool:
+def ignored(annotation: dict) -> bool:
+    """Kept apart from the targets: neither to be found nor a mistake to find."""
     return bool(annotation.get("iscrowd")) or bool(annotation.get("ignore"))
 
 
-def _entry(image: dict, folder: Path, targets: list, crowd: list) -> ImageEntry:
-    boxes = np.array([box for box, _ in targets], np.float32).reshape(-1, 4)
-    labels = np.array([label for _, label in targets], np.int64)
-    return ImageEntry(image["id"], folder / image["file_name"], image["width"], image["height"], boxes, labels,
-                      np.array(crowd, np.float32).reshape(-1, 4))
+def _entry(image: dict, folder: Path, annotations: list[tuple[dict, bool]], label_of: dict[int, int]) -> ImageEntry:
+    taken = [annotation for annotation, takes_part in annotations if takes_part]
+    targets = [annotation for annotation in taken if not ignored(annotation)]
+    labels = np.array([label_of[annotation["category_id"]] for annotation in targets], np.int64)
+    return ImageEntry(image["id"], folder / image["file_name"], image["width"], image["height"], _corners(targets), labels,
+                      _corners([annotation for annotation in taken if ignored(annotation)]))
+
+
+def _corners(annotations: list[dict]) -> np.ndarray:
+    """(k, 4) float32 xyxy."""
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in (entry["bbox"] for entry in annotations)]
+    return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def _is_name(value: object) -> bool:

@@ -1,0 +1,155 @@
+"""Annotated images in the one form between VOC XML, COCO JSON and YOLO text: nothing that one of them says is rounded away.
+
+Boxes are x1, y1, x2, y2 in pixels from the image's left upper corner to edges: the whole image is (0, 0, width, height).
+A format's reader gives a `Collection` from the annotation files alone; `measured` then decodes every image, which brings
+the true sizes, boxes in pixels, and the faults that only pixels show.
+"""
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lib.data import images
+from lib.data.coco import OVERHANG
+from lib.errors import UserError
+
+DECIMALS = 9  # of a pixel: float64 keeps as many up to images of a million pixels a side, so no step adds an error
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One object, and the flags that a format has for it."""
+    name: str                   # of its class
+    box: Box                    # see the module; parts of the image's sides where `Picture.relative`
+    difficult: bool = False     # VOC; COCO's `ignore`
+    truncated: bool = False     # VOC
+    occluded: bool = False      # VOC
+    crowd: bool = False         # COCO
+    pose: str = ""              # VOC; empty where unspecified
+    area: float | None = None   # COCO, in square pixels; None where the box's
+    outline: Any = None         # COCO's segmentation as it stands; YOLO's polygon in the same form
+    where: str = field(default="", compare=False)  # in `Picture.source`, for messages
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image and what is annotated on it."""
+    name: str                       # its path inside the images' folder, with "/" and suffix
+    file: Path
+    source: Path                    # the file that annotates it
+    size: tuple[int, int] | None    # width, height as annotated; after `measured` those of the pixels
+    annotations: tuple[Annotation, ...] = ()
+    id: int | None = None           # COCO
+    relative: bool = False          # boxes and outlines are parts of the sides (YOLO)
+    stored: bool = False            # annotated on the stored pixels of a file that EXIF would turn
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, where, and what to do. `loses`: going on would leave the entry out."""
+    message: str
+    loses: bool = True
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A data set as its annotation files tell it."""
+    path: Path
+    format: str                                     # voc, coco or yolo
+    classes: tuple[str, ...]                        # by label
+    splits: dict[str, tuple[Picture, ...]]          # by name: train, val, ...; "" where there is no split
+    faults: tuple[Fault, ...] = ()
+    others: Counter[str] = field(default_factory=Counter)  # entries that no other format has -> how often
+    renumbered: bool = False                        # its class numbers are not 1..n (COCO)
+
+    def pictures(self) -> Iterator[Picture]:
+        """Those of all splits."""
+        for split in self.splits.values():
+            yield from split
+
+    def annotations(self) -> Iterator[Annotation]:
+        """Those of all pictures."""
+        for picture in self.pictures():
+            yield from picture.annotations
+
+
+def tidy(value: float) -> float | int:
+    """Without the error of float64 arithmetic, whole numbers as such: text that reads as a person wrote it."""
+    rounded = round(value, DECIMALS)
+    return int(rounded) if rounded == int(rounded) else rounded
+
+
+def is_readable(name: str) -> bool:
+    """Text of one line that every format can hold."""
+    return bool(name.strip()) and name.isprintable()
+
+
+def class_faults(path: Path, names: tuple[str, ...]) -> list[Fault]:
+    """Names that differ only in case, width or spaces: mostly one class that was typed in two ways."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    return [Fault(f"{path}: classes {' and '.join(map(repr, same))} differ only in case or spaces; rename if they are one",
+                  loses=False) for same in alike.values() if len(same) > 1]
+
+
+def measured(collection: Collection, workers: int | None = None) -> Collection:
+    """With every image decoded: true sizes, boxes in pixels; what can't be kept is a fault and left out.
+
+    COCO's reader has judged the boxes already, by the published rules.
+    """
+    judged = collection.format == "coco"
+    splits, faults = {}, list(collection.faults)
+    for split, pictures in collection.splits.items():
+        kept = []
+        for picture, found in images.each(lambda picture: _measure(picture, judged), pictures, workers):
+            faults += found
+            kept += [picture] if picture else []
+        splits[split] = tuple(kept)
+    return replace(collection, splits=splits, faults=tuple(faults))
+
+
+def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, list[Fault]]:
+    what = "the image" if picture.id is None else f"image {picture.id}"
+    try:
+        image, stored = images.pixels(picture.file, what, picture.size[::-1] if picture.size else None)
+    except UserError as error:
+        return None, [Fault(str(error))]
+    size = (image.shape[1], image.shape[0])
+    faults = [Fault(images.UNTURNED.format(picture.file), False)] if stored else []
+    found = [_in_pixels(annotation, size) for annotation in picture.annotations] if picture.relative else picture.annotations
+    kept: list[Annotation] = []
+    for annotation in found:
+        fault = None if judged else _box_fault(annotation, size, kept)
+        if fault:
+            message = f"{picture.source}: {annotation.where} ({annotation.name}) {fault.message}"
+            faults.append(replace(fault, message=message))
+        if not (fault and fault.loses):
+            kept.append(annotation)
+    return replace(picture, size=size, annotations=tuple(kept), relative=False, stored=stored), faults
+
+
+def _in_pixels(annotation: Annotation, size: tuple[int, int]) -> Annotation:
+    outline = annotation.outline and [[tidy(value * size[at % 2]) for at, value in enumerate(part)]
+                                      for part in annotation.outline]
+    x1, y1, x2, y2 = (tidy(value * size[at % 2]) for at, value in enumerate(annotation.box))
+    return replace(annotation, box=(x1, y1, x2, y2), outline=outline)
+
+
+def _box_fault(annotation: Annotation, size: tuple[int, int], before: list[Annotation]) -> Fault | None:
+    (width, height), (x1, y1, x2, y2) = size, annotation.box
+    shown = f"has the box {[tidy(value) for value in annotation.box]} in pixels"
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        return Fault(f"{shown}, outside the image of {width}x{height}; correct or remove it")
+    beyond = max(-x1, -y1, x2 - width, y2 - height)
+    if beyond > OVERHANG:
+        return Fault(f"{shown}, {tidy(beyond)} pixels beyond the image of {width}x{height}; correct it or leave it", False)
+    if x2 - x1 < 1 or y2 - y1 < 1:
+        return Fault(f"{shown}, less than a pixel wide or high: training skips it; correct or remove it", False)
+    if any((other.name, other.box) == (annotation.name, annotation.box) for other in before):
+        return Fault(f"{shown} as another of its class has; remove one of them", False)
+    return None

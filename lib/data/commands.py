@@ -1,0 +1,191 @@
+"""The command line of data sets: python -m lib data <kind>. No framework is imported."""
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lib.errors import UserError
+
+FORMATS = ("voc", "coco", "yolo")
+PICTURE_SUFFIX = ".png"
+
+SCENES = """\
+  python -m lib data scenes data/scenes                      the built-in data set: 160 + 40 drawn images, ten classes
+  python -m lib data scenes data/tiny --train 8 --val 4      fewer
+"""
+FETCH = """\
+  python -m lib data fetch voc2007 data/voc2007              trainval and test, from the publisher
+  python -m lib data fetch coco2017 data/coco --parts annotations val
+  python -m lib data fetch voc2012 data/voc2012 --from /media/archives      the archives lie there already
+  python -m lib data fetch voc2007 data/voc2007 --from http://mirror.example/voc
+The same command again continues a half-written download. The set appears whole or not at all.
+"""
+CONVERT = """\
+  python -m lib data convert data/voc2007 data/voc2007-coco --to coco       then: python -m lib train MODEL data/...
+  python -m lib data convert coco/annotations/instances_val2017.json val-yolo --to yolo --images coco/val2017
+  python -m lib data convert my-labels my-coco --to coco --skip-faults      leave out what is at fault, each named
+The format of the source is found out. What the target format can't hold is said, with how often; images are copied
+byte for byte (--link: hard links, no space taken). The new set appears whole or not at all.
+"""
+VERIFY = """\
+  python -m lib data verify data/scenes/val.json             one COCO file and its images
+  python -m lib data verify data/voc2007                     VOC XML
+  python -m lib data verify my-labels --format yolo          YOLO text
+Reads every annotation, decodes every image, lists each fault with file, entry and remedy; fails if there is one.
+"""
+SHOW = """\
+  python -m lib data show data/scenes/val.json scenes.png    one sheet of the first 16 images with their boxes
+  python -m lib data show data/voc2007 sheet.png --count 64 --split test
+  python -m lib data show my-labels boxes                    a folder: one PNG an image, in full size
+"""
+SUBSET = """\
+  python -m lib data subset coco/annotations/instances_train2017.json data/mini --classes 10      800 + 200 images
+  python -m lib data subset coco/annotations/instances_val2017.json data/tiny --train 50 --val 50
+  python -m lib data subset voc2007-coco/train.json data/mini-voc --train 100 --val 50 --seed 1
+VOC and YOLO data go through data convert --to coco first. Writes train.json and val.json, and a link to the images.
+The same seed chooses the same images on every machine.
+"""
+EXAMPLES = "".join(examples.splitlines(keepends=True)[0] for examples in (SCENES, FETCH, CONVERT, SUBSET, VERIFY, SHOW))
+
+Verb = Callable[[argparse._SubParsersAction, str, str, str], argparse.ArgumentParser]
+
+
+def add(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """Give the parser of `data` its kinds; `verb` makes a parser whose help ends in examples."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="scenes|fetch|convert|subset|verify|show")
+    _add_scenes(verb(kinds, "scenes", "draw the built-in data set", SCENES))
+    _add_fetch(verb(kinds, "fetch", "get VOC 2007, VOC 2012 or COCO 2017, checked and unpacked", FETCH))
+    _add_convert(verb(kinds, "convert", "from one of VOC XML, COCO JSON, YOLO text to another", CONVERT))
+    _add_subset(verb(kinds, "subset", "a small data set out of a large COCO file", SUBSET))
+    _add_verify(verb(kinds, "verify", "list every fault of a data set and its images", VERIFY))
+    _add_show(verb(kinds, "show", "draw boxes and class names on the images", SHOW))
+
+
+def _add_scenes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=160, help="training images (%(default)s)")
+    parser.add_argument("--val", type=int, default=40, help="validation images (%(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="longer side in pixels (%(default)s)")
+    parser.set_defaults(run=_scenes)
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=("voc2007", "voc2012", "coco2017"))
+    parser.add_argument("folder", type=Path, help="to make")
+    parser.add_argument("--from", dest="source", metavar="FOLDER|URL", help="where the archives lie by their names")
+    parser.add_argument("--parts", nargs="+", default=[], metavar="PART",
+                        help="some of trainval test (VOC), annotations val train (COCO); all by default")
+    parser.set_defaults(run=_fetch)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder or COCO JSON file")
+    parser.add_argument("target", type=Path, help="folder to make")
+    parser.add_argument("--to", required=True, choices=FORMATS)
+    _add_reading(parser)
+    parser.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
+    parser.add_argument("--keep-difficult", action="store_true", help="YOLO: write difficult boxes as ordinary ones")
+    parser.add_argument("--skip-faults", action="store_true", help="leave out entries at fault and name them, instead of failing")
+    parser.set_defaults(run=_convert)
+
+
+def _add_subset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="COCO JSON file")
+    parser.add_argument("folder", type=Path, help="to make")
+    parser.add_argument("--train", type=int, default=800, help="training images (%(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="validation images (%(default)s)")
+    parser.add_argument("--classes", type=int, help="how many; all by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=Path, help="folder of the images, where it is not in its usual place")
+    parser.set_defaults(run=_subset)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder or COCO JSON file")
+    _add_reading(parser)
+    parser.set_defaults(run=_verify)
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder or COCO JSON file")
+    parser.add_argument("target", type=Path, help="sheet to write (.png), or folder")
+    parser.add_argument("--count", type=int, default=16, help="images (%(default)s)")
+    parser.add_argument("--split", help="only this one, e.g. val")
+    _add_reading(parser)
+    parser.set_defaults(run=_show)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=Path, help="folder of the images, where it is not in its usual place")
+    parser.add_argument("--format", choices=FORMATS, help="of the source, where it can't be told")
+    parser.add_argument("--workers", type=int, help="threads that decode images; one per core by default")
+
+
+def _scenes(chosen: argparse.Namespace) -> None:
+    from lib.data import scenes
+
+    for split, path in scenes.generate(chosen.folder, chosen.seed, chosen.train, chosen.val, chosen.size).items():
+        print(f"{split}: {path}")
+
+
+def _fetch(chosen: argparse.Namespace) -> None:
+    from lib.data import fetch
+
+    files = fetch.fetch(chosen.name, chosen.folder, chosen.source, chosen.parts)
+    print(f"{chosen.folder}: " + (f"{files} files" if files else "is there already, nothing to do"))
+
+
+def _convert(chosen: argparse.Namespace) -> None:
+    from lib.data import formats
+
+    done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, chosen.link,
+                           chosen.keep_difficult, chosen.skip_faults, chosen.workers)
+    for fault in done.faults:
+        print(f"fault: {fault}")
+    for lost in done.lost:
+        print(f"not the same: {lost}")
+    for split, (images, boxes) in done.counts.items():
+        print(f"{chosen.target}: {split + ': ' if split else ''}{images} images, {boxes} boxes")
+
+
+def _subset(chosen: argparse.Namespace) -> None:
+    from lib.data import subset
+
+    for split, path in subset.write(chosen.source, chosen.folder, train=chosen.train, val=chosen.val, classes=chosen.classes,
+                                    seed=chosen.seed, images_dir=chosen.images).items():
+        print(f"{split}: {path}")
+
+
+def _verify(chosen: argparse.Namespace) -> None:
+    from lib.data import formats
+
+    faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers)
+    print("\n".join(faults or [f"{chosen.source}: no fault"]))
+    if faults:
+        raise UserError(f"{chosen.source}: {len(faults)} faults, listed above; mend the annotations or the images")
+
+
+def _show(chosen: argparse.Namespace) -> None:
+    from lib.data import annotated, draw, formats
+
+    collection = formats.read(chosen.source, chosen.images, chosen.format)
+    if chosen.split is not None and chosen.split not in collection.splits:
+        raise UserError(f"{chosen.source}: has no split {chosen.split!r}; it has {', '.join(collection.splits)}")
+    every = list(collection.pictures() if chosen.split is None else collection.splits[chosen.split])
+    some = replace(collection, splits={"": tuple(every[:max(chosen.count, 1)])}, faults=())
+    shown = annotated.measured(some, chosen.workers)
+    for fault in shown.faults:
+        print(f"fault: {fault.message}")
+    pictures = list(shown.pictures())
+    if not pictures:
+        raise UserError(f"{chosen.source}: has no sound image to show; run python -m lib data verify")
+    for number, name in enumerate(shown.classes):
+        if not name.isascii():
+            print(f"#{number} is {name}")
+    if chosen.target.suffix.lower() == PICTURE_SUFFIX:
+        draw.write(chosen.target, draw.sheet(pictures, shown.classes, chosen.workers))
+    else:
+        for picture in pictures:
+            draw.write(chosen.target / f"{picture.name}{PICTURE_SUFFIX}", draw.drawn(picture, shown.classes))
+    print(f"{chosen.target}: {len(pictures)} of {len(every)} images")

@@ -1,0 +1,282 @@
+"""Fetching: checked, continued where it ended, unpacked inside its folder, whole or not at all. Served from this machine."""
+import hashlib
+import io
+import os
+import stat
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from lib.data import archives, fetch
+from lib.errors import UserError
+
+
+def tar(path: Path, *members: tuple[str, bytes | tarfile.TarInfo]) -> Path:
+    """A tar of files (name, bytes) and of prepared entries."""
+    with tarfile.open(path, "w") as content:
+        for name, what in members:
+            entry = what if isinstance(what, tarfile.TarInfo) else tarfile.TarInfo(name)
+            data = b"" if isinstance(what, tarfile.TarInfo) else what
+            entry.size = len(data)
+            content.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as content:
+        for name, data in members:
+            content.writestr(name, data)
+    return path
+
+
+def entry(name: str, kind: bytes, link: str = "") -> tuple[str, tarfile.TarInfo]:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname = kind, link
+    return name, made
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# --- unpacking
+
+SAFE = [("./VOCdevkit/VOC2007/a b.txt", b"one"), ("VOCdevkit/VOC2007/deep/浣熊.txt", b"two"),
+        ("VOCdevkit/VOC2007/a b.txt", b"last")]
+
+
+@pytest.mark.parametrize("make", [tar, zipped])
+def test_files_and_folders_are_unpacked(tmp_path, make):
+    target = tmp_path / "out"
+    target.mkdir()
+    assert archives.extract(make(tmp_path / "a", *SAFE), target) == 3
+    assert (target / "VOCdevkit/VOC2007/a b.txt").read_bytes() == b"last"
+    assert (target / "VOCdevkit/VOC2007/deep/浣熊.txt").read_bytes() == b"two"
+
+
+OUTSIDE = ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "a\\..\\..\\evil.txt", "C:/evil.txt", "a\nb.txt"]
+
+
+@pytest.mark.parametrize("make", [tar, zipped])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_path_leaves_the_folder(tmp_path, make, name):
+    target = tmp_path / "deep" / "out"
+    target.mkdir(parents=True)
+    with pytest.raises(UserError, match="leads out of the folder"):
+        archives.extract(make(tmp_path / "a", (name, b"evil")), target)
+    assert everything(tmp_path) == ["a", "deep", "deep/out"] and not Path("/tmp/evil.txt").exists()
+
+
+LINKS = {
+    "a symbolic link": [entry("link", tarfile.SYMTYPE, "/etc/passwd")],
+    "a link that a file follows": [entry("link", tarfile.SYMTYPE, ".."), ("link/evil.txt", b"evil")],
+    "a hard link": [("a", b"one"), entry("link", tarfile.LNKTYPE, "a")],
+    "a hard link outside": [entry("link", tarfile.LNKTYPE, "/etc/passwd")],
+    "a device": [entry("link", tarfile.CHRTYPE)],
+    "a pipe": [entry("link", tarfile.FIFOTYPE)],
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_no_link_and_no_device_is_made(tmp_path, name):
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(UserError, match="'link' is a link or a device"):
+        archives.extract(tar(tmp_path / "a", *LINKS[name]), target)
+    assert not os.path.lexists(target / "link") and not (tmp_path / "evil.txt").exists()
+
+
+def test_no_link_is_made_from_a_zip(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with pytest.raises(UserError, match="'link' is a link"):
+        archives.extract(zipped(tmp_path / "a", (link, b"/etc/passwd")), tmp_path)
+    assert everything(tmp_path) == ["a"]
+
+
+def test_what_unpacks_to_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch):
+    archive = zipped(tmp_path / "a", ("a", b"0" * 1000))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 999}))
+    with pytest.raises(UserError, match="free some space"):
+        archives.extract(archive, tmp_path)
+
+
+@pytest.mark.parametrize("make", [tar, zipped])
+def test_damaged_archives_are_one_line(tmp_path, make):
+    good = make(tmp_path / "good", ("a", os.urandom(5000)), ("b", os.urandom(5000))).read_bytes()
+    (tmp_path / "out").mkdir()
+    for number, data in enumerate([b"", b"<html>", good[:6000], good[:len(good) // 2], good[:700] + b"x" * 40 + good[740:]]):
+        archive = tmp_path / str(number)
+        archive.write_bytes(data)
+        if make is tar and number == 4:
+            continue  # tar has no checksum of contents; the archive's own MD5 is checked before
+        with pytest.raises(UserError, match="download it again"):
+            archives.extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("members", [[("a", b"1"), ("a/b", b"2")], [("a/b", b"2"), ("a", b"1")]])
+def test_a_name_as_file_and_folder_is_one_line(tmp_path, members):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="as a file and as a folder"):
+        archives.extract(tar(tmp_path / "t", *members), tmp_path / "out")
+
+
+# --- fetching
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A folder with the two archives of a set "small", and their sizes known to `fetch`."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    one = tar(folder / "one.tar", ("VOCdevkit/VOC2007/Annotations/a.xml", os.urandom(3_000_000)))
+    two = zipped(folder / "two.zip", ("VOCdevkit/VOC2007/Annotations/b.xml", b"<annotation/>"))
+    made = [fetch.Archive(part, f"http://publisher.example/{path.name}", md5(path)) for part, path in
+            (("trainval", one), ("test", two))]
+    monkeypatch.setitem(fetch.SETS, "small", tuple(made))
+    return folder
+
+
+def quiet(_: str) -> None:
+    """Fetch tells its steps to nobody."""
+
+
+@pytest.mark.parametrize("as_url", [False, True])
+def test_from_a_folder_without_the_network(mirror, tmp_path, as_url):
+    before = everything(mirror)
+    source = mirror.as_uri() if as_url else str(mirror)
+    assert fetch.fetch("small", tmp_path / "set", source, tell=quiet) == 2
+    found = [name for name in everything(tmp_path / "set") if "." in name]
+    assert found == ["VOCdevkit/VOC2007/Annotations/a.xml", "VOCdevkit/VOC2007/Annotations/b.xml", "fetched.json"]
+    assert everything(mirror) == before and sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "set"]
+    assert fetch.fetch("small", tmp_path / "set", source, tell=quiet) == 0
+    with pytest.raises(UserError, match="is there already"):
+        fetch.fetch("small", tmp_path / "set", source, ["test"], tell=quiet)
+
+
+def test_some_parts(mirror, tmp_path):
+    assert fetch.fetch("small", tmp_path / "set", str(mirror), ["test"], tell=quiet) == 1
+    with pytest.raises(UserError, match="no part 'val'; its parts are trainval, test"):
+        fetch.fetch("small", tmp_path / "other", str(mirror), ["val"], tell=quiet)
+
+
+def test_a_folder_without_the_archive_or_with_another_one(mirror, tmp_path):
+    (mirror / "two.zip").write_bytes(b"other")
+    with pytest.raises(UserError, match="two.zip: has MD5 .*copy it again"):
+        fetch.fetch("small", tmp_path / "set", str(mirror), tell=quiet)
+    (mirror / "two.zip").unlink()
+    with pytest.raises(UserError, match="two.zip: is not there"):
+        fetch.fetch("small", tmp_path / "set", str(mirror), tell=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
+
+
+def test_an_archive_that_leaves_its_folder_leaves_no_set(mirror, tmp_path, monkeypatch):
+    evil = tar(mirror / "one.tar", ("fine.txt", b"1"), ("../evil.txt", b"2"))
+    monkeypatch.setitem(fetch.SETS, "small", (fetch.Archive("trainval", "http://publisher.example/one.tar", md5(evil)),))
+    with pytest.raises(UserError, match="leads out"):
+        fetch.fetch("small", tmp_path / "set", str(mirror), tell=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
+
+
+def test_the_published_sets_are_complete():
+    assert fetch.SETS.keys() == {"voc2007", "voc2012", "coco2017"}
+    every = [archive for archives_ in fetch.SETS.values() for archive in archives_]
+    assert len({archive.md5 for archive in every}) == len({archive.url for archive in every}) == 6
+    assert all(len(archive.md5) == 32 and int(archive.md5, 16) and archive.name.endswith((".tar", ".zip")) for archive in every)
+
+
+@pytest.fixture
+def server(mirror):
+    """Serves the mirror -> (URL, its behaviour: `stop_after` bytes, whether it knows `ranges`, the Range headers seen)."""
+    class Handler(BaseHTTPRequestHandler):
+        behaviour = {"stop_after": None, "ranges": True, "seen": []}
+
+        def do_GET(self):
+            path, asked, how = mirror / self.path.rpartition("/")[2], self.headers.get("Range"), self.behaviour
+            how["seen"].append(asked)
+            if not path.is_file():
+                return self.send_error(404)
+            data = path.read_bytes()
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and how["ranges"] else 0
+            if start >= len(data):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(data)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - start))
+            self.end_headers()
+            self.wfile.write(data[start:start + how["stop_after"]] if how["stop_after"] else data[start:])
+
+        def log_message(self, *_):
+            """Nothing on stderr."""
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.server_port}/voc", Handler.behaviour
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_continues_where_it_ended(server, tmp_path, ranges):
+    url, behaviour = server
+    behaviour.update(stop_after=1_000_000, ranges=True, seen=[])
+    part = tmp_path / "set.download/one.tar.part"
+    kept = 1_000_000 // fetch.CHUNK * fetch.CHUNK
+    for stopped in (kept, 2 * kept):
+        with pytest.raises(UserError, match=f"stopped after {stopped} bytes.*run the same again to continue"):
+            fetch.fetch("small", tmp_path / "set", url, tell=quiet)
+        assert part.stat().st_size == stopped and not (tmp_path / "set").exists()
+    behaviour.update(stop_after=None, ranges=ranges)
+    assert fetch.fetch("small", tmp_path / "set", url, tell=quiet) == 2
+    assert behaviour["seen"] == [None, f"bytes={kept}-", f"bytes={2 * kept}-", None]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "set"]
+    whole = (tmp_path / "set/VOCdevkit/VOC2007/Annotations/a.xml").read_bytes()
+    with tarfile.open(tmp_path / "mirror/one.tar") as content:
+        assert whole == content.extractfile("VOCdevkit/VOC2007/Annotations/a.xml").read()
+
+
+def test_a_complete_or_an_overlong_half_is_settled(server, tmp_path):
+    url, behaviour = server
+    behaviour.update(stop_after=None, ranges=True, seen=[])
+    downloads = tmp_path / "set.download"
+    downloads.mkdir()
+    (downloads / "one.tar.part").write_bytes((tmp_path / "mirror/one.tar").read_bytes())
+    (downloads / "two.zip.part").write_bytes(b"0" * 5000)
+    with pytest.raises(UserError, match="run the same again"):
+        fetch.fetch("small", tmp_path / "set", url, tell=quiet)
+    assert fetch.fetch("small", tmp_path / "set", url, tell=quiet) == 2
+
+
+def test_another_file_under_the_name_is_not_used_and_not_kept(server, tmp_path):
+    url, behaviour = server
+    behaviour.update(stop_after=None, ranges=True, seen=[])
+    good = (tmp_path / "mirror/one.tar").read_bytes()
+    (tmp_path / "mirror/one.tar").write_bytes(good[::-1])
+    with pytest.raises(UserError, match="its MD5 differs; it was removed"):
+        fetch.fetch("small", tmp_path / "set", url, tell=quiet)
+    assert everything(tmp_path / "set.download") == [] and not (tmp_path / "set").exists()
+    (tmp_path / "mirror/one.tar").write_bytes(good)
+    assert fetch.fetch("small", tmp_path / "set", url, tell=quiet) == 2
+
+
+def test_an_absent_file_and_an_absent_server_are_one_line(server, tmp_path):
+    url, behaviour = server
+    behaviour.update(stop_after=None, ranges=True, seen=[])
+    (tmp_path / "mirror/one.tar").unlink()
+    for source in (url, "http://127.0.0.1:1/"):
+        with pytest.raises(UserError, match="stopped after 0 bytes") as caught:
+            fetch.fetch("small", tmp_path / "set", source, tell=quiet)
+        assert "\n" not in str(caught.value) and not (tmp_path / "set").exists()
