@@ -1,4 +1,9 @@
-"""The twelve COCO numbers and the average precision of each class, computed by pycocotools."""
+"""The twelve COCO numbers and the average precision of each class, computed by pycocotools.
+
+Beside them, from the same two inputs: `curves` (precision over recall, the best threshold), `errors` (confusion matrix,
+kinds of mistakes), `voc` (the average precision of VOC 2007 and 2012). Those are vectorised and take a fraction of the
+time that pycocotools takes.
+"""
 
 import contextlib
 import io
@@ -6,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from lib.errors import UserError
+from lib.evaluation.curves import Curves
 
 # Averages over IoU .50:.05:.95 unless the name says otherwise; s, m, l: areas below 32², up to 96², above.
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -26,6 +32,7 @@ class Evaluation:
 
     numbers: dict[str, float]  # keyed by NUMBERS
     per_class: dict[str, float]  # AP by class name, ordered by category id
+    curves: Curves = field(repr=False, compare=False)
 
 
 def published_form(
@@ -55,9 +62,11 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
         run.accumulate()
         run.summarize()
     names = {category["id"]: category["name"] for category in truth["categories"]}
-    precision = run.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class): all areas, 100 detections
-    per_class = {names[id_]: _mean(precision[:, :, index]) for index, id_ in enumerate(run.params.catIds)}
-    return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class)
+    classes = tuple(names[id_] for id_ in run.params.catIds)
+    precision, scores = (run.eval[key][:, :, :, 0, -1] for key in ("precision", "scores"))  # all areas, 100 detections
+    curves = Curves(classes, run.params.iouThrs, run.params.recThrs, precision, scores)
+    per_class = {name: _mean(precision[:, :, index]) for index, name in enumerate(classes)}
+    return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class, curves)
 
 
 def _read(path: Path) -> Mapping:

@@ -1,0 +1,163 @@
+"""Ground truth and detections as arrays, their overlaps, and who finds whom. Everything here is vectorised."""
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK = 1_000_000  # pairs looked at together: bounds the memory, not the result
+PER_CLASS = 100    # detections of a class that count in an image, as in COCO's evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The annotated boxes, image by image."""
+    image: np.ndarray    # (n,) rank of the image's id
+    label: np.ndarray    # (n,) rank of the category's id
+    box: np.ndarray      # (n, 4) float64 x1, y1, x2, y2
+    area: np.ndarray     # (n,) as annotated, which for COCO is the mask's
+    crowd: np.ndarray    # (n,) bool: overlap is the share of the detection that lies inside
+    ignored: np.ndarray  # (n,) bool: crowd, `ignore` or `difficult`; neither finding nor missing it counts
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The detections, best score first; equal scores in the order of image ids, then as given."""
+    image: np.ndarray  # (m,) rank of the image's id
+    label: np.ndarray  # (m,)
+    box: np.ndarray    # (m, 4) float64 x1, y1, x2, y2
+    score: np.ndarray  # (m,)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Detections and annotated boxes of the same image that overlap."""
+    found: np.ndarray  # (p,) index into Found
+    truth: np.ndarray  # (p,) index into Truth
+    iou: np.ndarray    # (p,)
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Who finds whom at one IoU: best score first, each takes the box of its class that it overlaps most."""
+    partner: np.ndarray  # (m,) index into Truth, −1 for none
+    counts: np.ndarray   # (m,) bool: False for a detection that lies on an ignored box and found no other
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A ground truth and detections of it."""
+    classes: tuple[str, ...]  # by label
+    truth: Truth
+    found: Found
+
+
+def table(truth: Mapping, detections: Sequence[Mapping], per_class: int | None = PER_CLASS) -> Table:
+    """From a COCO ground truth and detections in COCO's result form, which `evaluate` has accepted.
+
+    Of the detections of one class in one image the best `per_class` are kept, all if that is None.
+    """
+    categories = sorted(truth["categories"], key=lambda category: category["id"])
+    label_of = {category["id"]: rank for rank, category in enumerate(categories)}
+    rank_of = {id_: rank for rank, id_ in enumerate(sorted(image["id"] for image in truth["images"]))}
+    classes = tuple(category["name"] for category in categories)
+    return Table(classes, _truth(truth["annotations"], rank_of, label_of),
+                 _found(detections, rank_of, label_of, per_class))
+
+
+def overlaps(held: Table, least: float) -> Pairs:
+    """All pairs, of any classes, whose IoU is at least `least` (above 0)."""
+    truth, found = held.truth, held.found
+    blocks = [(a, b, _iou(truth, found, a, b)) for a, b in _same_image(truth.image, found.image)]
+    kept = [(a[iou >= least], b[iou >= least], iou[iou >= least]) for a, b, iou in blocks]
+    none = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    return Pairs(*(np.concatenate(parts) for parts in zip(none, *kept)))
+
+
+def match(held: Table, pairs: Pairs, iou: float = 0.5) -> Matching:
+    """COCO's matching at `iou`."""
+    truth, found = held.truth, held.found
+    same = (pairs.iou >= min(iou, 1 - 1e-10)) & (truth.label[pairs.truth] == found.label[pairs.found])
+    regular = np.flatnonzero(same & ~truth.ignored[pairs.truth])
+    order = regular[np.lexsort((-pairs.truth[regular], -pairs.iou[regular], pairs.found[regular]))]
+    chosen = order[one_to_one(pairs.found[order], pairs.truth[order])]
+    partner = np.full(len(found.score), -1)
+    partner[pairs.found[chosen]] = pairs.truth[chosen]
+    counts = np.ones(len(found.score), bool)
+    counts[pairs.found[same & truth.ignored[pairs.truth]]] = False
+    return Matching(partner, counts | (partner >= 0))
+
+
+def one_to_one(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Positions of the pairs that stay when each, in the given order, stays unless one of its two is taken.
+
+    Pairs that come first for both of theirs are taken together: a few rounds instead of one step per pair.
+    """
+    left, kept = np.arange(len(first)), [np.zeros(0, np.int64)]
+    while left.size:
+        firsts, seconds = (np.unique(side[left], return_index=True)[1] for side in (first, second))
+        chosen = left[np.intersect1d(firsts, seconds)]
+        kept.append(chosen)
+        left = left[~np.isin(first[left], first[chosen]) & ~np.isin(second[left], second[chosen])]
+    return np.sort(np.concatenate(kept))
+
+
+def _truth(annotations: Sequence[Mapping], rank_of: Mapping, label_of: Mapping) -> Truth:
+    box = _corners([annotation["bbox"] for annotation in annotations])
+    sides = box[:, 2:] - box[:, :2]
+    crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool)
+    aside = [bool(annotation.get("ignore") or annotation.get("difficult")) for annotation in annotations]
+    area = [annotation.get("area", own) for annotation, own in zip(annotations, sides.prod(1).tolist())]
+    return Truth(_ranks(annotations, "image_id", rank_of), _ranks(annotations, "category_id", label_of), box,
+                 np.array(area, np.float64), crowd, crowd | np.array(aside, bool))
+
+
+def _found(detections: Sequence[Mapping], rank_of: Mapping, label_of: Mapping, per_class: int | None) -> Found:
+    image, label = _ranks(detections, "image_id", rank_of), _ranks(detections, "category_id", label_of)
+    score = np.array([detection["score"] for detection in detections], np.float64)
+    order = np.lexsort((np.arange(len(score)), image, -score))
+    if per_class is not None:
+        order = order[_rank_within(image[order] * (len(label_of) + 1) + label[order]) < per_class]
+    box = _corners([detection["bbox"] for detection in detections])
+    return Found(image[order], label[order], box[order], score[order])
+
+
+def _ranks(entries: Sequence[Mapping], key: str, rank_of: Mapping) -> np.ndarray:
+    return np.array([rank_of[entry[key]] for entry in entries], np.int64)
+
+
+def _corners(boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """(k, 4) x1, y1, x2, y2 of x, y, width, height."""
+    rows = np.array(boxes, np.float64).reshape(-1, 4)
+    return np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1)
+
+
+def _rank_within(group: np.ndarray) -> np.ndarray:
+    """How many earlier elements have the same value, for each element."""
+    order = np.argsort(group, kind="stable")
+    ordered = group[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    rank = np.empty(len(group), np.int64)
+    rank[order] = np.arange(len(group)) - np.repeat(starts, lengths)
+    return rank
+
+
+def _same_image(truth: np.ndarray, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices (detection, annotated box) of all pairs of the same image, in blocks."""
+    by_image = np.argsort(truth, kind="stable")
+    starts, ends = (np.searchsorted(truth[by_image], found, side) for side in ("left", "right"))
+    counts = ends - starts
+    block = np.cumsum(counts) // BLOCK
+    for of in np.split(np.arange(len(found)), np.flatnonzero(np.diff(block)) + 1):
+        detection = np.repeat(of, counts[of])
+        offset = np.arange(len(detection)) - np.repeat(np.cumsum(counts[of]) - counts[of], counts[of])
+        yield detection, by_image[starts[detection] + offset]
+
+
+def _iou(truth: Truth, found: Found, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each pair: intersection over union; over the detection's area where the annotated box is a crowd."""
+    first, second = found.box[a], truth.box[b]
+    extent = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
+    inside = np.maximum(extent, 0).prod(1)
+    own, other = ((box[:, 2:] - box[:, :2]).prod(1) for box in (first, second))
+    return inside / np.maximum(np.where(truth.crowd[b], own, own + other - inside), 1e-12)
