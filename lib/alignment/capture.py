@@ -98,9 +98,9 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
         model = seeded_model(name, case, precision).eval()
         with backend.no_grad(), features(model, models.intermediates(name)) as found:
             output = model(backend.tensor(case.input().astype(precision)))
-        fields["depth"] = list(found)
-        arrays |= {f"{precision}/features/{path}": array for path, array in found.items()}
-        arrays |= {f"{precision}/{key}": array for key, array in losses.named(name, output).items()}
+        named = losses.named(name, output, found)
+        fields["depth"] = [key.removeprefix("features/") for key in named if key.startswith("features/")]
+        arrays |= {f"{precision}/{key}": array for key, array in named.items()}
         arrays[f"{precision}/detections"] = postprocess.detections(name, output, image_size=case.size)[0]
     return fields, arrays
 
@@ -135,7 +135,7 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
         decided = criterion.decisions(outputs, case.targets, case.size)
         arrays |= {f"assignment/{phase}/{key}": array for key, array in decided.items()}
     if phase == next(iter(case.phases)):
-        arrays |= {f"{precision}/output/{key}": array for key, array in losses.named(name, outputs).items()}
+        arrays |= {f"{precision}/output/{key}": array for key, array in losses.named(name, outputs, {}).items()}
         arrays |= _batch_norm(model, precision)
     if case.update and case.update.phase == phase:
         _step(name, case, gradients, precision, fields, arrays)
@@ -182,7 +182,7 @@ def _step(name: str, case: Case, gradients: Mapping[str, Any], precision: str, f
     """One optimiser step of the published recipe from the case's weights with the given gradients."""
     published, update = recipe(name), case.update
     model = seeded_model(name, case, precision)
-    before = {entry: backend.numpy(parameter) for entry, parameter in model.named_parameters()}
+    before = {entry: backend.numpy(parameter).copy() for entry, parameter in model.named_parameters()}  # PyTorch's is a view
     groups = models.parameter_groups(name, model)
     optimiser, named = training.optimiser(model, groups, published, lr=update.learning_rate)
     limit = np.inf if update.clip is None else update.clip

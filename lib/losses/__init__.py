@@ -2,15 +2,16 @@
 
 Each family's module has build(name, num_classes), named(outputs) and a criterion with decisions(…).
 """
+from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
 
 from lib import models
 
-from . import gold_yolo, nanodet_plus
+from . import gold_yolo, nanodet_plus, rt_detr
 
-_MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo}
+_MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
 
 def _module(name: str) -> ModuleType:
@@ -22,6 +23,7 @@ def build(name: str, num_classes: int = 80):
     return _module(name).build(name, num_classes)
 
 
-def named(name: str, outputs) -> dict[str, np.ndarray]:
-    """The arrays of what the model gives, in train() or in eval(), under names that records use."""
-    return _module(name).named(outputs)
+def named(name: str, outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of what the model gives, in train() or in eval(), under names that records use, and its features under
+    "features/<name>", everything in an order that does not depend on rounding."""
+    return _module(name).named(outputs, features)

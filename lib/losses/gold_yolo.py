@@ -5,7 +5,7 @@ SIoU: arXiv:2205.12740). Deliberate differences:
 * assignment and everything without a gradient is NumPy (`gold_yolo_assigners.py`); it computes in float64 as published,
   the losses in the model's precision (published: float64 but for the class loss);
 * the class loss starts from logits, not from scores: in float32 the published one loses what lies within 1e-7 of 1.
-  Where a score rounds to 0 or 1 its logarithm is -100 without a gradient, as published;
+  Logarithms are -100 at least and have no gradient there, where a score rounds to 1 so is its distance from 1: as published;
 * box losses compare the sides' distances from the cell's centre instead of corners;
 * SIoU's angle cost cos(2 asin(s) - pi/2) is written 2 s sqrt(1 - s^2), which is the product of both offsets over their
   squared length, whichever is the smaller;
@@ -13,6 +13,7 @@ SIoU: arXiv:2205.12740). Deliberate differences:
 
 Letters: n images, p cells of all levels, m positives of the batch, k classes, b bins of a side.
 """
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from .gold_yolo_assigners import Assigned, atss, background, centres, task_align
 
 CLASS_WEIGHT, BOX_WEIGHT, DFL_WEIGHT = 1.0, 2.5, 0.5
 FOCAL_WEIGHT = 0.75     # of the background's squared score
-NO_LOG = -100.0         # what the logarithm of a score counts that rounds to 0
+NO_LOG = -100.0         # the least a logarithm counts
 EPS = 1e-10             # of the box losses
 
 
@@ -151,8 +152,8 @@ def varifocal(logits, target, focal, own):
     target, focal, own: (n, p, k). Published, `own` is the target and `focal` 0 where the class is the box's.
     """
     score = sigmoid(logits)
-    entropy = where(score * (1 - score) > 0, binary_cross_entropy_with_logits(logits, target, reduction="none"),
-                    abs(score - target) * -NO_LOG)
+    entropy = binary_cross_entropy_with_logits(clamp(logits, min=NO_LOG), target, reduction="none")
+    entropy = where(score < 1, entropy, (1 - target) * -NO_LOG)
     return sum(entropy * (score * score * focal + own))
 
 
@@ -205,10 +206,11 @@ def build(name: str, num_classes: int) -> Criterion:
     return Criterion(num_classes, variant.reg_max, variant.iou)
 
 
-def named(outputs) -> dict[str, np.ndarray]:
-    """In train() class scores and raw distances, in eval() boxes (centre and size) and scores."""
+def named(outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In train() class scores and raw distances, in eval() boxes (centre and size) and scores; the features."""
+    found = {f"features/{name}": array for name, array in features.items()}
     if isinstance(outputs, (tuple, list)):
         logits, distances = (numpy(output) for output in outputs)
-        return {"scores": boxes.sigmoid(logits), "distances": distances}
+        return {**found, "scores": boxes.sigmoid(logits), "distances": distances}
     rows = numpy(outputs)
-    return {"boxes": rows[:, :, :4], "scores": rows[:, :, 5:]}
+    return {**found, "boxes": rows[:, :, :4], "scores": rows[:, :, 5:]}

@@ -11,6 +11,7 @@ Deliberate differences:
 
 Letters: n images, p priors, v priors inside some box, g boxes of an image, m positives of the batch, k classes.
 """
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,7 +213,8 @@ def build(name: str, num_classes: int) -> Criterion:
     return Criterion(num_classes)
 
 
-def named(outputs) -> dict[str, np.ndarray]:
-    """In train() head_out and aux_head_out, in eval() preds."""
+def named(outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In train() head_out and aux_head_out, in eval() preds; the features."""
     names = ("head_out", "aux_head_out") if isinstance(outputs, (tuple, list)) else ("preds",)
-    return {name: numpy(head) for name, head in zip(names, outputs if len(names) > 1 else (outputs,), strict=True)}
+    heads = dict(zip(names, outputs if len(names) > 1 else (outputs,), strict=True))
+    return {f"features/{name}": array for name, array in features.items()} | {name: numpy(head) for name, head in heads.items()}

@@ -160,9 +160,26 @@ def build(name: str, num_classes: int) -> Criterion:
     return Criterion(num_classes)
 
 
-def named(outputs: Mapping) -> dict[str, np.ndarray]:
-    """The predictions as arrays under names that records use: final, aux_i and dn_i, each with /pred_logits, /pred_boxes."""
-    sets = {label(suffix): prediction for suffix, prediction in ordinary(outputs).items()}
-    sets |= {f"dn_{index}": prediction for index, prediction in enumerate(outputs.get("dn_aux_outputs", ()))}
-    return {f"{name}/{key}": array for name, prediction in sets.items()
-            for key, array in zip(("pred_logits", "pred_boxes"), values(prediction))}
+def named(outputs: Mapping, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The predictions under names that records use: final, aux_i and dn_i, each with /pred_logits, /pred_boxes; features.
+
+    What has a row per query is in the order of the queries' tokens: near-ties leave the model's own order to rounding.
+    """
+    tokens = numpy(outputs["selected_tokens"]) if "selected_tokens" in outputs else features[SELECTED]
+    order = np.argsort(tokens, 1)
+    found = {f"features/{name}": _ordered(array, order) if name.startswith(BY_QUERY) else array
+             for name, array in features.items() if name != SELECTED}
+    for suffix, prediction in ordinary(outputs).items():
+        for key, array in zip(("pred_logits", "pred_boxes"), values(prediction)):
+            found[f"{label(suffix)}/{key}"] = _ordered(array, order)
+    for index, prediction in enumerate(outputs.get("dn_aux_outputs", ())):
+        found |= {f"dn_{index}/{key}": array for key, array in zip(("pred_logits", "pred_boxes"), values(prediction))}
+    return found
+
+
+SELECTED = "decoder.selected_tokens"     # among the features: which tokens the queries are
+BY_QUERY = ("decoder.decoder.", "decoder.dec_", "decoder.init_", "decoder.enc_topk_")     # features with a row per query
+
+
+def _ordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(array, order[:, :, None], 1)

@@ -65,7 +65,7 @@ INTERMEDIATES = {
         "encoder.pan_blocks.1", *(f"decoder.input_proj.{i}" for i in range(3)), "decoder.enc_output",
         "decoder.enc_score_head")},
     **{f"decoder.{name}": ("decoder.selection", element) for element, name in enumerate((
-        "init_target", "init_ref_points_unact", "enc_topk_bboxes", "enc_topk_logits"))},
+        "init_target", "init_ref_points_unact", "enc_topk_bboxes", "enc_topk_logits", "selected_tokens"))},
     **{name: (name, None) for i in range(3) for name in (      # every variant runs three layers, if not more
         f"decoder.decoder.layers.{i}.norm1", f"decoder.decoder.layers.{i}.cross_attn", f"decoder.decoder.layers.{i}.norm2",
         f"decoder.decoder.layers.{i}", f"decoder.dec_bbox_head.{i}")},

@@ -6,9 +6,9 @@ import numpy as np
 from lib import boxes, models
 from lib.backend import numpy
 
-from . import nanodet_plus
+from . import gold_yolo, nanodet_plus, rt_detr
 
-_MODULES = {"nanodet_plus": nanodet_plus}
+_MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
 
 def settings(name: str) -> ModuleType:

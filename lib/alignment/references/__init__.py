@@ -43,7 +43,7 @@ def write(folder: str | Path, model: str, golden: Path = GOLDEN) -> list[Path]:
         side = SimpleNamespace(NAME="published", VERSION=reference.COMMIT, device=lambda: "cpu", cache_path=lambda: None)
         with measure(stage, model, folder, inputs=inputs, side=side) as measurement:
             fields, arrays = filled
-            measurement.fields |= {"case": chosen.name, **fields}
+            measurement.fields |= {"case": chosen.name, "float64": reference.FLOAT64, **fields}
             measurement.arrays |= arrays
         paths.append(measurement.path)
     return paths

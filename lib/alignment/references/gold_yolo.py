@@ -11,6 +11,7 @@ import numpy as np
 from lib.alignment.references.case import GOLDEN, Arrays, Case, Found, Phase, Update, arrays_of, content_of
 
 COMMIT = "225ddd2e"
+FLOAT64 = "full"
 PLAIN_SIDES = ("gold-yolo-n",)  # variants whose box sides are plain numbers, not distributions
 # Targets of the training case: image, class, centre x, centre y, width, height as parts of the image.
 ROWS = ((0, 17, 0.52, 0.46, 0.55, 0.62), (1, 0, 0.31, 0.36, 0.42, 0.52), (1, 0, 0.43, 0.44, 0.4, 0.46),
@@ -149,8 +150,8 @@ def _loss_array(name: str, array: np.ndarray, before: Arrays) -> Arrays:
             return {"float32/output/scores": array}
         case ["reg_distri"]:
             return {"float32/output/distances": array}
-        case [run, ("fg_mask" | "target_labels") as kind] if run.endswith("_float32"):
-            return {f"assignment/{run.split('_')[0]}/{kind}": array}
+        case [run, "target_labels"] if run.endswith("_float32"):
+            return {f"assignment/{run.split('_')[0]}/target_labels": array}
         case [run, "grad", parameter]:
             phase, precision = run.split("_")
             return {f"{precision}/gradient/{phase}/{parameter}": array}

@@ -10,6 +10,7 @@ from lib.alignment.seeded import seeded_array
 from lib.models.step import Step
 
 COMMIT = "be9b4a9"
+FLOAT64 = "full"
 FULL_STEP = "clip35_lr1e-3"  # the one optimiser variant of which the golden file holds whole parameters after the step
 PHASES = {"joint_epoch0": Phase(Step(epoch=0)), "detached_epoch10": Phase(Step(epoch=10))}
 # Boxes and labels of the training case, per image of the batch of two.

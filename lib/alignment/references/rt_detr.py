@@ -13,6 +13,7 @@ from lib.alignment.references.case import GOLDEN, Arrays, Case, Found, Phase, Up
 from lib.models.step import Step
 
 COMMIT = "068dfde"
+FLOAT64 = "float32 constants"  # position embedding and anchors stay as float32 rounds them
 SIZE = 320
 STEP = "clip0.1_lr1e-4"
 # Targets of the training case, per image: label, then centre x, centre y, width, height as parts of the image.
