@@ -111,7 +111,8 @@ def test_what_lies_on_ignored_boxes_is_not_counted():
 def test_confusion_sums():
     rng = np.random.default_rng(1)
     boxes = rng.uniform(0, 60, (30, 2)).tolist()
-    truth = TRUTH | {"annotations": [{"image_id": 1, "category_id": 1 + i % 2, "bbox": [*xy, 20, 20]} for i, xy in enumerate(boxes)]}
+    annotations = [{"image_id": 1, "category_id": 1 + i % 2, "bbox": [*xy, 20, 20]} for i, xy in enumerate(boxes)]
+    truth = TRUTH | {"annotations": annotations}
     rows = [(int(rng.integers(1, 3)), [x + 2, y, 20, 20], float(rng.random())) for x, y in boxes * 2]
     matrix, _ = judged(rows, truth, threshold=0.3)
     shown = [c for c, _, score in rows if score >= 0.3]

@@ -1,0 +1,51 @@
+"""The command line of detection: python -m lib detect."""
+import argparse
+from pathlib import Path
+
+from lib.errors import UserError
+
+EXAMPLES = """\
+  python -m lib detect nanodet-plus-m_320 weights.pth street.jpg -o found.png
+  python -m lib detect rtdetr_r18vd weights.pth pictures/ -o drawn/ --json found.json
+  python -m lib detect gold-yolo-n weights.pkl clip.mp4 -o clip.avi --threshold 0.5
+  python -m lib detect nanodet-plus-m_320 runs/own/weights.safetensors 0 -o cam.avi --limit 500 --classes data/own/val.json
+The source is a picture, a folder, a video, or a webcam's number; Ctrl-C ends a video, which then plays to that frame.
+--json writes a COCO file: images, categories, and an annotation with its score per detection.
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of `detect` its arguments, but for those that every verb with a model has."""
+    parser.add_argument("model")
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("source", help="picture, folder, video, or a webcam's number")
+    parser.add_argument("-o", "--output", type=Path, help="where to draw: a picture, a folder, or a video (.avi)")
+    parser.add_argument("--json", type=Path, help="COCO file to write")
+    parser.add_argument("--classes", type=Path, help="COCO file, or a text file with a name per line; COCO's 80 by default")
+    parser.add_argument("--threshold", type=float, default=0.35, help="lowest score that is shown (%(default)s)")
+    parser.add_argument("--limit", type=int, help="stop after so many images or frames")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Detect, and say what was written. UserError after the run if a picture could not be read."""
+    if not (chosen.output or chosen.json):
+        raise UserError("detect: nothing to write; give -o for a drawn picture, folder or video, --json for a COCO file")
+    from tqdm import tqdm
+
+    from lib import convert, detection, inference, models
+    from lib.detection import classes
+
+    names = classes.read(chosen.classes) if chosen.classes else classes.coco()
+    model = models.build(chosen.model, len(names.names))
+    convert.load(model, chosen.weights, absent=tuple(chosen.absent))
+    size = tuple(chosen.size) if chosen.size else None
+
+    summary = detection.run(
+        chosen.source, lambda image: inference.detect_image(model, chosen.model, image, size, chosen.threshold), names,
+        chosen.output, chosen.json, chosen.limit,
+        progress=lambda frames, total: tqdm(frames, total=total, unit="image", desc="detecting", leave=False, disable=None),
+    )
+    print("\n".join([*summary.faults, *summary.notes, *map(str, summary.written)]))
+    print(f"{summary.boxes} boxes in {summary.images} images")
+    if summary.faults:
+        raise UserError(f"{chosen.source}: {len(summary.faults)} images could not be read, listed above")
