@@ -10,6 +10,8 @@ import ssl
 import sys
 from pathlib import Path
 
+import math
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,14 @@ def test_argmax_and_topk_give_indices():
     assert B.numpy(B.argmax(x, 1)).tolist() == [1, 2]
     values, indices = B.topk(x, 2, dim=1)
     assert B.numpy(values).tolist() == [[3, 2], [6, 5]] and B.numpy(indices).tolist() == [[1, 2], [2, 0]]
+    assert B.numpy(indices).dtype == np.int64
+
+
+def test_a_float64_sum_does_not_add_up_rounding():
+    x = np.random.default_rng(0).random((2, 2100, 80))
+    exact = math.fsum(x.ravel())
+    assert B.floats([B.sum(B.tensor(x))])[0] == pytest.approx(exact, rel=2e-15)
+
 
 
 def test_integer_division_rounds_down():

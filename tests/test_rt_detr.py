@@ -15,6 +15,7 @@ from rt_detr_cases import (
 from lib import backend, boxes, models
 from lib.alignment.capture import features
 from lib.alignment.seeded import seeded_input
+from lib.errors import UserError
 from lib.models.rt_detr import INTERMEDIATES, PRIOR, VARIANTS
 from lib.models.rt_detr_decoder import anchors, boundary_gap
 from lib.models.rt_detr_encoder import position_embedding
@@ -108,10 +109,9 @@ def test_position_embedding_and_anchors_as_published():
 @pytest.mark.parametrize("kind", FLOAT64_SLOW)
 def test_forward_and_selection_as_published(monkeypatch, kind):
     record, arrays = read("forward_r18vd_320")
-    wanted = {**models.intermediates(NAME), "tokens": ("decoder.selection", 4)}
-    with published_tables(monkeypatch), features(model := seeded_model(kind), wanted) as found:
+    with published_tables(monkeypatch), features(model := seeded_model(kind), INTERMEDIATES) as found:
         outputs = predict(model, image(record, kind))
-    floors, tokens = record["noise_floor"], found["tokens"][0]
+    floors, tokens = record["noise_floor"], found["decoder.selected_tokens"][0]
     np.testing.assert_allclose(boundary_gap(found["decoder.enc_score_head"]), record["selection"]["f64"]["boundary_gap"],
                                atol=4 * record["selection"]["score_noise_max_abs_f32_f64"])
     assert set(tokens) == set(arrays["topk_ind_f64"])     # the gap is hundreds of times the noise
@@ -133,16 +133,17 @@ def test_every_feature_as_published(monkeypatch):
     """The record has float32 features and how far their norms are from float64: ours in float64 must lie exactly there."""
     record, arrays = read("forward_r18vd_320")
     published = {entry["name"]: entry for entry in record["intermediates"]}
-    unpublished = {name for name in INTERMEDIATES if name not in published}
-    assert unpublished == set() and set(published) - set(INTERMEDIATES) == {     # kept for one call, or computed for fewer tokens
+    kept = {name: place for name, place in INTERMEDIATES.items() if name in published}
+    assert set(INTERMEDIATES) - set(kept) == {"decoder.selected_tokens"}
+    assert set(published) - set(kept) == {     # run on fewer tokens here, the output itself, run once per layer
         "decoder.enc_bbox_head", "decoder.dec_score_head.2", "decoder.query_pos_head", "decoder.query_pos_head#1",
         "decoder.query_pos_head#2"}
     found = {}
     with published_tables(monkeypatch):
         for kind in TYPES:
-            with features(model := seeded_model(kind), INTERMEDIATES) as found[kind]:
+            with features(model := seeded_model(kind), kept) as found[kind]:
                 predict(model, image(record, kind))
-    assert [name for name in published if name in INTERMEDIATES] == list(found["f64"])     # in order of execution
+    assert [name for name in published if name in kept] == list(found["f64"])     # in order of execution
     for name, single in found["f32"].items():
         double, entry = found["f64"][name], published[name]
         assert list(double.shape) == entry["shape"], name
@@ -198,6 +199,11 @@ def test_other_sizes_classes_and_batch_equals_single(name):
     assert both["pred_logits"].shape == (2, 12 * 8 + 6 * 4 + 3 * 2, 1) and both["pred_boxes"].shape == (2, 126, 4)
     for key in both:
         assert error(both[key][1, first], single[key][0, second]) <= 2e-5 * np.abs(single[key]).max()
+
+
+def test_a_size_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="100 x 64 .*multiples of 32"):
+        predict(models.build(NAME, 1), np.zeros((1, 3, 100, 64), np.float32))
 
 
 @pytest.mark.parametrize("kind", FLOAT64_SLOW)

@@ -11,9 +11,8 @@ from rt_detr_cases import (
     FACTOR, NAME, SHARP, TYPES, Replay, error, image, published_tables, read, seeded_model, step, targets,
 )  # fmt: skip
 
-from lib import backend, models
+from lib import backend, losses, models
 from lib.alignment.capture import features
-from lib.losses import rt_detr as losses
 from lib.models import rt_detr_decoder
 from lib.models.rt_detr_denoising import denoising, truths
 from lib.models.step import Step
@@ -32,18 +31,21 @@ def run_once(kind, name, variant):
     model = seeded_model(kind, record["weight_overrides"]).train()
     model.step = step(record, arrays, variant)
     criterion = losses.build(NAME, 80)
-    with pytest.MonkeyPatch.context() as patch, published_tables(patch), features(model, {"aifi": ("encoder.encoder.0", None)}) as found:
+    aifi = {"aifi": ("encoder.encoder.0", None)}
+    with pytest.MonkeyPatch.context() as patch, published_tables(patch), features(model, aifi) as found:
         outputs = model(backend.tensor(image(record, kind)))
         scalars = criterion(outputs, targets(record), image_size=(320, 320))
         names, parameters = zip(*model.named_parameters())
         gradients = backend.grad(sum(scalars.values()), list(parameters))
     result = {
         "sizes": {entry: backend.numpy(value).size for entry, value in zip(names, parameters)},
-        "name": name, "variant": variant, "record": record, "arrays": arrays, "published": record["variants"][variant], "exact": kind == "f64",
+        "name": name, "variant": variant, "exact": kind == "f64",
+        "record": record, "arrays": arrays, "published": record["variants"][variant],
         "losses": dict(zip(scalars, backend.floats(list(scalars.values())))), "aifi": found["aifi"],
         "gradients": {entry: summary(backend.numpy(gradient), f"dn/grad64/{entry}" in arrays)
                       for entry, gradient in zip(names, gradients)},
-        "matches": criterion.match(outputs, targets(record), (320, 320)), "named": losses.named(outputs),
+        "matches": criterion.match(outputs, targets(record), (320, 320)),
+        "named": losses.named(NAME, outputs, {}),
         "decisions": criterion.decisions(outputs, targets(record), (320, 320)),
         "tokens": backend.numpy(outputs["selected_tokens"]),
         "state": {entry: backend.numpy(value).copy() for entry, value in backend.named_state(model)
@@ -61,7 +63,7 @@ def summary(gradient, whole):
 
 def published_step(model, gradients, settings):
     """Clipping and one AdamW step in the published groups -> the gradient's norm, every parameter's change, and by how
-    many roundings of the parameter the changes of a group deviate from the rule applied to its own gradient."""
+    many roundings of the parameter a change deviates from the rule applied to its own clipped gradient."""
     named = dict(model.named_parameters())
     groups = models.parameter_groups(NAME, model)
     before = {entry: backend.numpy(value).astype(np.float64) for entry, value in named.items()}
@@ -72,11 +74,10 @@ def published_step(model, gradients, settings):
         lr=1e-4, betas=tuple(settings["betas"]), eps=settings["eps"], weight_decay=1e-4)
     optimiser.step(clipped)
     changes = {entry: backend.numpy(value) - before[entry] for entry, value in model.named_parameters()}
-    scale = settings["clip_max_norm"] / (backend.floats([norm])[0] + 1e-6)
-    residuals = {}
+    residuals, scaled = {}, iter(clipped)
     for group, published in zip(groups, settings["groups"], strict=True):
         for entry in group.names:
-            gradient = scale * backend.numpy(gradients[entry]).astype(np.float64)
+            gradient = backend.numpy(next(scaled)).astype(np.float64)
             rule = -published["lr"] * (gradient / (np.abs(gradient) + settings["eps"])
                                        + published["weight_decay"] * before[entry])
             rounding = np.finfo(backend.numpy(named[entry]).dtype).eps * (np.abs(before[entry]) + published["lr"])
@@ -86,7 +87,8 @@ def published_step(model, gradients, settings):
 
 def runs(names, variants):
     """Fixture parameters; float64 is slow in Jittor, where it compiles for minutes."""
-    return [pytest.param((kind, name, variant), id=f"{kind}-{name}-{variant}", marks=pytest.mark.slow if kind == "f64" else ())
+    return [pytest.param((kind, name, variant), id="-".join((kind, name, variant)),
+                         marks=pytest.mark.slow if kind == "f64" else ())
             for kind in TYPES for name in names for variant in variants]
 
 
@@ -176,29 +178,35 @@ def test_batch_norm_statistics_as_published(recorded):
 def test_one_optimiser_step_as_published(recorded):
     """Clipped to 0.1, then AdamW in the published groups.
 
-    In float32 a gradient element near its noise may take the other sign and with it a whole step: the published float32
-    steps lie 1e-5 to 7e-2 from the exact ones, and the share is luck for a single parameter, so none is judged by less
-    than the median. How the rule was applied shows in the residuals, sharply and for every parameter.
+    How the rule was applied to our own gradient shows in the residuals, for every parameter. In float32 a gradient element
+    within its noise may take the other sign and with it a whole step, so the steps of the others are compared: a step of
+    rate * g / (|g| + eps) moves by at most rate * |dg / g|, and dg is taken as five times FACTOR published deviations.
     """
     assert max(recorded["residuals"].values()) <= 4
     assert len(recorded["changes"]) == 19
-    exact = {name: recorded["arrays"][f"dn/step64/{name}"] for name in recorded["changes"]}
-    floors = {name: np.linalg.norm(recorded["arrays"][f"dn/step/{name}"] - step) / np.linalg.norm(step)
-              for name, step in exact.items()}
+    surely, total = 0, 0
     for name, change in recorded["changes"].items():
-        allowed = 1e-8 if recorded["exact"] else FACTOR * max(floors[name], np.median(list(floors.values())))
-        assert np.linalg.norm(change - exact[name]) <= allowed * np.linalg.norm(exact[name]), name
+        exact, gradient = (recorded["arrays"][f"dn/{kind}/{name}"] for kind in ("step64", "grad64"))
+        if recorded["exact"]:
+            assert np.linalg.norm(change - exact) <= 1e-8 * np.linalg.norm(exact), name
+        entry = recorded["published"]["params"][name]
+        noise = 5 * FACTOR * entry["grad_rel_l2_err_f32"] * entry["grad_l2_f64"] / gradient.size ** 0.5
+        rate, sure = recorded["record"]["optimizer"]["groups"][entry["group"]]["lr"], np.abs(gradient) > noise
+        allowed = rate * noise / np.abs(gradient[sure]) + 4e-7     # roundings of parameters of the order 1
+        assert (np.abs(change - exact)[sure] <= allowed).all(), name
+        surely, total = surely + np.count_nonzero(sure), total + sure.size
+    assert surely > 0.6 * total
 
 
 def test_predictions_and_attention_as_published(recorded):
     """Per decoder layer, and for the denoising queries; the selected queries are aligned by their token."""
     floor = recorded["record"]["full_noise_max_abs_f32_f64"]["encoder.encoder.0"]
     assert error(recorded["aifi"], recorded["arrays"]["full/encoder.encoder.0"]) <= FACTOR * floor
-    ours, theirs = np.argsort(recorded["tokens"], 1), np.argsort(recorded["arrays"]["dn/topk_ind"], 1)
+    order = np.argsort(recorded["arrays"]["dn/topk_ind"], 1)[:, :, None]     # ours are in the order of tokens already
     for name in ("final", "aux_0", "aux_1", "aux_2", "dn_0", "dn_1", "dn_2"):
         one, other = recorded["named"][f"{name}/pred_boxes"], recorded["arrays"][f"dn/{name}/pred_boxes"]
         if not name.startswith("dn"):
-            one, other = (np.take_along_axis(a, order[:, :, None], 1) for a, order in ((one, ours), (other, theirs)))
+            other = np.take_along_axis(other, order, 1)
         assert np.abs(one.astype(np.float64) - other).mean() <= FACTOR * MEAN_BOX_NOISE, name
 
 

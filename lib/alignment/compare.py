@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.alignment.diagnosis import explain
+
+WRONG = 1e-2  # relative L2 beyond rounding: from here on a tensor is looked at for what it is; decides nothing else
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -27,6 +31,8 @@ class Comparison:
     worst: tuple[int, ...]  # where max_abs is
     scale_max: float
     scale_l2: float
+    ulp: float = float("nan")  # max_abs in units in the last place, of the candidate's type, of the reference where it is
+    diagnosis: str | None = None  # what a wrong tensor looks like, in words; never a reason to pass
 
     @property
     def relative_l2(self) -> float:
@@ -64,11 +70,22 @@ def compare(name: str, reference: np.ndarray, candidate: np.ndarray, dtype: str 
     scale_l2, candidate_l2 = norm(a), norm(b)
     product = scale_l2 * candidate_l2
     fault = "all zero where the reference is not" if scale_l2 > 0 and candidate_l2 == 0 else None
+    wrong = fault is None and norm(difference) > WRONG * scale_l2
     return Comparison(
         name=name, fault=fault, size=reference.size, max_abs=float(difference[worst]), l2=norm(difference),
         cosine=float(np.vdot(a, b) / product) if product else float("nan"), differing=differing,
         worst=tuple(int(i) for i in worst), scale_max=float(np.abs(a).max()), scale_l2=scale_l2,
+        ulp=_ulp(float(difference[worst]), float(a[worst]), candidate.dtype), diagnosis=explain(a, b) if wrong else None,
     )
+
+
+def _ulp(error: float, value: float, dtype: np.dtype) -> float:
+    """The error in units in the last place of `value`; integers count in ones."""
+    if dtype.kind != "f":
+        return error
+    kind = np.finfo(dtype)
+    exponent = np.frexp(max(abs(value), float(kind.tiny)))[1] - 1
+    return error / float(np.ldexp(float(kind.eps), exponent))
 
 
 def norm(array: np.ndarray) -> float:
@@ -79,7 +96,10 @@ def norm(array: np.ndarray) -> float:
 def _incomparable(reference: np.ndarray, candidate: np.ndarray, dtype: str) -> str | None:
     """Why the two can't be compared, or None."""
     if reference.shape != candidate.shape:
-        return f"shape {candidate.shape} where the reference has {reference.shape}"
+        said = f"shape {candidate.shape} where the reference has {reference.shape}"
+        alike = reference.size == candidate.size > 0 and np.isfinite(reference).all() and np.isfinite(candidate).all()
+        found = explain(reference, candidate) if alike else None
+        return f"{said}; {found}" if found else said
     if candidate.dtype.name != dtype:
         return f"type {candidate.dtype.name} where {dtype} is expected"
     if reference.size == 0:

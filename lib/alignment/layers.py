@@ -80,9 +80,10 @@ def _key(call: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------- a whole model
 @contextmanager
 def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
-    """hook(path, module, inputs, output) after every call of every module."""
+    """hook(path, module, inputs, output) after every call of every module; one that stands twice counts under its first path."""
+    first = {id(module): (path, module) for path, module in reversed(list(model.named_modules()))}
     with ExitStack() as stack:
-        for path, module in model.named_modules():
+        for path, module in first.values():
             def call(module, inputs, output, path=path):
                 hook(path, module, inputs, output)
             handle = module.register_forward_hook(call)
@@ -144,7 +145,8 @@ def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) ->
             for call, other in zip(calls, exact, strict=True):
                 call["noise"] = _inherited(_sides(double, other), _sides(run, call))
                 _exact(call, run, models, writer)
-            writer.content |= {"calls": calls}
+            state = {name: writer.put(backend.numpy(value)) for name, value in backend.named_state(build("float32"))}
+            writer.content |= {"calls": calls, "state": state}
     return {"calls": len(calls), "bytes": writer.bytes}
 
 

@@ -45,6 +45,9 @@ class Noise:
     def times(self, factor: float) -> "Noise":
         return Noise(self.max_abs * factor, self.l2 * factor)
 
+    def at_least(self, other: "Noise | None") -> "Noise":
+        return Noise(max(self.max_abs, other.max_abs), max(self.l2, other.l2)) if other else self
+
 
 @dataclass(frozen=True)
 class Row:
@@ -152,8 +155,9 @@ def judge_value(name: str, what: str, error: float, floor: float, scale: float, 
 
 
 def judge_scalars(exact: Mapping[str, float], rounded: Mapping[str, float], candidate: Mapping[str, float],
-                  reference: Mapping[str, float] | None = None, factor: float = 1.0) -> list[Row]:  # fmt: skip
-    """Rows for named scalars: candidate against `reference` (None: `exact`), floors from exact and rounded.
+                  reference: Mapping[str, float] | None = None, factor: float = 1.0, least: float = 0.0) -> list[Row]:  # fmt: skip
+    """Rows for named scalars: candidate against `reference` (None: `exact`), floors from exact and rounded, times
+    `factor`, but relatively at least `least`.
 
     The floor is shared, as for any few numbers: the largest relative deviation among them.
     """
@@ -167,7 +171,7 @@ def judge_scalars(exact: Mapping[str, float], rounded: Mapping[str, float], cand
             rows.append(fault(name, "scalar", "missing" if name in reference else "left over"))
             continue
         scale = abs(reference[name])
-        rows.append(judge_value(name, "scalar", abs(candidate[name] - reference[name]), factor * shared * scale, scale))
+        rows.append(judge_value(name, "scalar", abs(candidate[name] - reference[name]), max(factor * shared, least) * scale, scale))
     return rows
 
 

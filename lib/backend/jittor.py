@@ -6,6 +6,7 @@ and `tests/test_backend*.py` shows each against NumPy in float64. Kernels that m
 the import does to the process in `jittor_import.py`.
 Twin of `torch.py`: the same names in the same order. What differs and cannot be mended:
 * there are no 0-dimensional tensors: a scalar has shape [1]; `numpy` and `floats` give it back as a scalar;
+* a Python number beside a float64 tensor is float32, and 0 + x is float32 as a whole: so is Python's sum() of scalars;
 * subnormal float32 numbers flush to zero in the whole process (the kernels are linked with -Ofast).
 """
 import os as _os
@@ -91,8 +92,9 @@ def float64(model: nn.Module) -> nn.Module:
 
 
 def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept."""
-    return [_scalar(g, getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(scalar, tensors), tensors)]
+    """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept, and the
+    gradients have none (Jittor's keep theirs: one that nobody uses would lead a later step back into this one)."""
+    return [_scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(scalar, tensors), tensors)]
 
 
 def sync() -> None:

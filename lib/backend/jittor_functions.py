@@ -208,7 +208,10 @@ def sum(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
     floating = "float" in str(x.dtype)
     wide = x.float64() if floating else x.int64()
     if dim is None:
-        total = wide.sum()
+        total = wide
+        while floating and x.dtype == "float64" and total.ndim > 1:  # axis by axis: one by one, rounding would add up
+            total = total.sum(-1)
+        total = total.sum()
     else:
         dims = [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
         total = wide.sum(dims, keepdims=keepdim)
@@ -216,8 +219,10 @@ def sum(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
 
 
 def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
-    """(values, indices) of the k largest, sorted; ties in order of index (PyTorch's order of ties is unspecified)."""
-    return jt.topk(x, k, dim, largest)
+    """(values, int64 indices) of the k largest, sorted; ties in order of index (PyTorch's order of ties is unspecified).
+    Jittor's indices are int32."""
+    values, indices = jt.topk(x, k, dim, largest)
+    return values, indices.int64()
 
 
 def zeros(*shape, dtype: str = "float32") -> Tensor:

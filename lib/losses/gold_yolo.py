@@ -109,16 +109,17 @@ class Criterion:
         points = centres(cells)
         sides = np.concatenate([points - own[:, :2], own[:, 2:] - points], 1) / cells[:, 2:]
         score = assignment.score[image, cell]
-        return Positives(image, cell, label, sides, score / (score.sum() or 1), True)
+        return Positives(image, cell, label, sides, score / (np.sum(score) or 1), True)
 
     def _class_loss(self, logits, assignment: Assignment, positives: Positives, kind: np.dtype):
         """Varifocal loss, divided by the sum of all target scores unless that is 0."""
         target = np.zeros((*assignment.box.shape, self.num_classes), kind)
-        focal = np.full_like(target, CLASS_WEIGHT * FOCAL_WEIGHT / (assignment.score.sum() or 1))
+        share = CLASS_WEIGHT / (float(np.sum(assignment.score)) or 1.0)
+        focal = np.full_like(target, FOCAL_WEIGHT * share)
         if positives.real:
             at = positives.image, positives.cell, positives.label
             target[at], focal[at] = assignment.score[at[:2]], 0
-        return varifocal(logits, tensor(target), tensor(focal), tensor(target * (CLASS_WEIGHT / (target.sum() or 1))))
+        return varifocal(logits, tensor(target), tensor(focal), tensor(target * share))
 
     def _box_losses(self, distances, positives: Positives, kind: np.dtype):
         """(box loss, distribution focal loss), each positive weighted by its target score."""

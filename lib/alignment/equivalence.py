@@ -1,0 +1,168 @@
+"""Whether two detectors are equally good: the difference of their mAP, with what the choice of images leaves open.
+
+Both are scored on the same images, so images are drawn anew with replacement and both are scored again on each draw (a
+paired bootstrap). An image drawn twice counts twice: AP is accumulated with a weight per image, from one matching.
+
+Two one-sided tests at MARGIN: EQUIVALENT where the interval of level 1 - 2 ALPHA lies inside ± MARGIN, DIFFERENT where it
+does not and the interval of level 1 - ALPHA excludes 0, otherwise UNDERPOWERED: these images can't tell. The percentiles
+are widened for few images by Student's t (Hesterberg, The American Statistician 69, 2015, "expanded percentile").
+"""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from lib.errors import UserError
+from lib.evaluation.table import match, overlaps, table
+
+# What people ask for ("final mAP 1 %"), in points of mAP; fixed here, before anything is measured.
+MARGIN = 0.01
+ALPHA = 0.05
+RESAMPLES = 2000  # a hundred of them lie beyond each end of the narrower interval
+IOU = tuple(np.linspace(0.5, 0.95, 10).tolist())
+RECALL = np.linspace(0, 1, 101)
+BLOCK = 2_000_000  # (draw, detection) pairs looked at together: bounds the memory, not the result
+
+
+class Outcome(str, Enum):
+    EQUIVALENT = "EQUIVALENT"
+    DIFFERENT = "DIFFERENT"
+    UNDERPOWERED = "UNDERPOWERED"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMatches:
+    """The detections of one class, best score first, and the boxes there are to find."""
+
+    image: np.ndarray  # (d,) index of the image
+    hit: np.ndarray    # (10, d) bool, by IoU: finds a box
+    counts: np.ndarray  # (10, d) bool: False for one on an ignored box
+    boxes: np.ndarray  # (images,) that count
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """One detector's matches on a data set."""
+
+    images: int
+    classes: tuple[ClassMatches, ...]
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The verdict on candidate - reference; mAP in 0..1."""
+
+    outcome: Outcome
+    reason: str  # in words
+    reference: float
+    candidate: float
+    difference: float
+    equivalence_interval: tuple[float, float]  # of level 1 - 2 ALPHA
+    difference_interval: tuple[float, float]   # of level 1 - ALPHA
+    margin: float
+    images: int
+    resamples: int
+    seed: int
+
+
+def matches(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> Matches:
+    """Of a COCO ground truth and detections in COCO's result form, as `lib.evaluation.evaluate` takes them."""
+    for index, found in enumerate(detections):
+        if not np.isfinite([*found["bbox"], found["score"]]).all():
+            raise UserError(f"detection {index} of image {found['image_id']}: NaN or infinity; check the weights")
+    held, images = table(truth, detections), len(truth["images"])
+    pairs = overlaps(held, min(IOU))
+    found = [match(held, pairs, iou) for iou in IOU]
+    hit, counts = np.stack([m.partner >= 0 for m in found]), np.stack([m.counts for m in found])
+    classes = []
+    for label in range(len(held.classes)):
+        own, boxes = held.found.label == label, (held.truth.label == label) & ~held.truth.ignored
+        classes.append(ClassMatches(held.found.image[own], hit[:, own], counts[:, own],
+                                    np.bincount(held.truth.image[boxes], minlength=images)))
+    return Matches(images, tuple(classes))
+
+
+# --------------------------------------------------------------------------------------------------- accumulation
+def mean_average_precision(held: Matches, weights: np.ndarray) -> np.ndarray:
+    """(draws,) COCO's mAP where image i counts weights[:, i] times; NaN where a draw has nothing to find."""
+    step = max(1, BLOCK // max([1, *(len(entry.image) for entry in held.classes)]))
+    return np.concatenate([_block(held, weights[i : i + step]) for i in range(0, len(weights), step)])
+
+
+def _block(held: Matches, weights: np.ndarray) -> np.ndarray:
+    total, present = np.zeros(len(weights)), np.zeros(len(weights), int)
+    for entry in held.classes:
+        boxes = weights @ entry.boxes  # (draws,)
+        total += np.where(boxes > 0, _average_precision(entry, weights, np.maximum(boxes, 1)), 0.0)
+        present += boxes > 0
+    return np.where(present > 0, total / np.maximum(present, 1), np.nan)
+
+
+def _average_precision(entry: ClassMatches, weights: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(draws,) of one class: the highest precision at that recall or beyond, averaged over RECALL and IOU."""
+    total, before, seen = np.zeros(len(weights)), None, None
+    drawn = weights[:, entry.image]  # (draws, d): how often each detection is there
+    for hit, counts in zip(entry.hit, entry.counts):
+        if before is None or (counts != before).any():
+            before, seen = counts, np.cumsum(drawn * counts, 1)
+        places = np.flatnonzero(hit)  # precision only matters where recall rises
+        found = np.cumsum(drawn[:, places], 1)
+        precision = found / np.maximum(seen[:, places], 1)
+        envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        reached = np.searchsorted(RECALL, found / boxes[:, None], "right")  # points of RECALL up to here
+        total += (envelope * np.diff(reached, axis=1, prepend=0)).sum(1)
+    return total / (len(entry.hit) * len(RECALL))
+
+
+# -------------------------------------------------------------------------------------------------------- verdict
+def compare(reference: Matches, candidate: Matches, *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0) -> Equivalence:
+    """The verdict on candidate - reference over the same images. ValueError where the ground truths differ."""
+    if not _same_truth(reference, candidate):
+        raise ValueError("the two sides were not matched against the same ground truth")
+    count = reference.images
+    once = np.ones((1, count), int)
+    values = [float(mean_average_precision(side, once)[0]) for side in (reference, candidate)]
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    spread = mean_average_precision(candidate, draws) - mean_average_precision(reference, draws)
+    spread = spread[np.isfinite(spread)]
+    intervals = [_interval(spread, count, level) for level in (ALPHA, ALPHA / 2)]
+    outcome, reason = _decide(values, *intervals, margin)
+    return Equivalence(outcome, reason, *values, values[1] - values[0], *intervals, margin, count, resamples, seed)
+
+
+def _decide(values: Sequence[float], inner: tuple[float, float], outer: tuple[float, float], margin: float) -> tuple[Outcome, str]:
+    if not np.isfinite([*values, *inner, *outer]).all():
+        return Outcome.UNDERPOWERED, "too few images for an interval"
+    if not any(values):
+        return Outcome.UNDERPOWERED, "neither side finds anything"
+    if -margin < inner[0] and inner[1] < margin:
+        return Outcome.EQUIVALENT, "the interval lies inside the margin"
+    if outer[0] > 0 or outer[1] < 0:
+        beyond = outer[0] > margin or outer[1] < -margin
+        return Outcome.DIFFERENT, "the interval " + ("lies beyond the margin" if beyond else "excludes 0 and reaches beyond the margin")
+    return Outcome.UNDERPOWERED, "the interval holds 0 and reaches beyond the margin: these images can't tell"
+
+
+def _interval(spread: np.ndarray, images: int, tail: float) -> tuple[float, float]:
+    """The expanded percentiles; NaN where they lie beyond the outermost draw."""
+    beyond = NormalDist().cdf(-np.sqrt(images / (images - 1)) * student(1 - tail, images - 1)) if images > 1 else 0.0
+    if beyond * len(spread) < 1:
+        return float("nan"), float("nan")
+    low, high = np.quantile(spread, [beyond, 1 - beyond])
+    return float(low), float(high)
+
+
+def student(probability: float, freedom: int) -> float:
+    """The quantile (probability >= 0.5) of Student's t, by integrating its density over the angle atan(t / sqrt(freedom))."""
+    angle = np.linspace(0, np.pi / 2, 200_001)
+    mass = np.concatenate([[0.0], np.cumsum(np.cos((angle[1:] + angle[:-1]) / 2) ** (freedom - 1))])
+    at = np.interp((probability - 0.5) * 2 * mass[-1], mass, angle)
+    return float(np.sqrt(freedom) * np.tan(at))
+
+
+def _same_truth(a: Matches, b: Matches) -> bool:
+    return a.images == b.images and len(a.classes) == len(b.classes) and all(
+        np.array_equal(x.boxes, y.boxes) for x, y in zip(a.classes, b.classes))

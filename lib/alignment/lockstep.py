@@ -1,0 +1,145 @@
+"""Two training runs side by side, step by step: which quantity of which parameter leaves its noise first.
+
+Within a step the quantities stand in the order in which one causes the next: gradients, clipped gradients, learning rates,
+moments, parameters, batch-norm statistics, average. The reference ran in float32 and in float64 from the same bytes; a
+tensor's floor is the L2 of what its float32 deviates, and |norm(a) - norm(b)| <= norm(a - b). A float32 quantity behind an
+activation that flipped within rounding is held to its kind's largest floor where its float64 run agrees sharply
+(`rows.excuse_flips`). `lib.alignment.steps` records.
+"""
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lib.alignment.compare import compare_sets
+from lib.alignment.rows import excuse_flips
+from lib.alignment.verdict import FEW, ROUNDING, SHARP, K, Row, fault, judge, noise_floors
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One quantity of one step, the worst of its tensors first."""
+
+    step: int
+    kind: str
+    precision: str
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed is not False for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """All steps in causal order."""
+
+    steps: tuple[Step, ...]
+    faults: tuple[Row, ...]
+
+    def first(self) -> Step | None:
+        """The first quantity beyond its gate."""
+        return next((step for step in self.steps if not step.passed), None)
+
+    def rows(self) -> list[Row]:
+        """One row for each step, quantity and precision: its worst tensor."""
+        return [*self.faults, *(step.rows[0] for step in self.steps)]
+
+
+def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: tuple[Arrays, Arrays] = ({}, {})) -> Lockstep:
+    """Judge the candidate's fields against the reference's, which has both precisions; arrays: their selected tensors."""
+    faults = [*_groups(reference["groups"], candidate["groups"]), *_kinds(reference["sizes"], candidate["sizes"])]
+    ours, theirs = reference["steps"], candidate["steps"]
+    if not ours or len(ours) != len(theirs):
+        faults.append(fault("steps", "lock-step", f"{len(theirs)} steps where the reference has {len(ours)}"))
+    if "float64" not in reference["precisions"]:
+        faults.append(fault("steps", "lock-step", "no noise floor: the reference has no float64 run"))
+        return Lockstep((), tuple(faults))
+    zero: set[str] = set()
+    steps = []
+    for number, (mine, other) in enumerate(zip(ours, theirs)):
+        zero |= _true_zeros(mine)
+        for kind in mine["norms"]["float64"]:
+            found = {precision: [*_norms(number, kind, precision, mine, other, reference["sizes"], zero),
+                                 *_tensors(f"{number}/{kind}/", precision, *arrays, zero)] for precision in other["norms"]}
+            judged = excuse_flips([row for rows in found.values() for row in rows if row.passed is not None])
+            for precision, rows in found.items():
+                shown = [row for row in rows if row.passed is None]
+                rows = sorted([*(row for row in judged if precision in row.what), *shown], key=_severity)
+                if rows:
+                    steps.append(Step(number, kind, precision, tuple(rows)))
+    return Lockstep(tuple(steps), tuple(faults))
+
+
+def _severity(row: Row) -> tuple:
+    return row.passed is not False, row.passed is None, -row.ratio
+
+
+def _norms(number: int, kind: str, precision: str, mine: Mapping, other: Mapping, sizes: Mapping, zero: set[str]) -> Iterator[Row]:
+    """A row per tensor: its norm against the reference's exact one."""
+    exact, noise, found = mine["norms"]["float64"][kind], mine["noise"][kind], other["norms"][precision].get(kind, {})
+    relative = [float(noise[name]) / abs(float(value)) for name, value in exact.items() if float(value)]
+    # Losses are few numbers and share the largest, as in `verdict.judge_scalars`; small tensors the median, as many are noise.
+    typical = float((np.max if kind == "loss" else np.median)(relative)) if relative else 0.0
+    what = f"norm of the {kind.replace('_', ' ')}, {precision}"
+    for name, value in exact.items():
+        label = f"step {number}: {name}"
+        if name not in found:
+            yield fault(label, what, "missing")
+            continue
+        scale, error = abs(float(value)), abs(float(found[name]) - float(value))
+        if not np.isfinite(float(found[name])):
+            yield fault(label, what, f"{float(found[name])}")
+            continue
+        # A handful of numbers can agree by luck; what is counted or set has no noise and is exact.
+        counted = not float(noise[name]) and kind in ("learning_rate", "step") or name.endswith("num_batches_tracked")
+        least = 0.0 if counted else max(ROUNDING, typical if sizes[kind].get(name, FEW) < FEW else 0.0)
+        floor = max(float(noise[name]), least * scale) * (SHARP if precision == "float64" else 1.0)
+        yield Row(label, what, error, floor, K * floor, scale, None if name in zero else bool(error <= K * floor),
+                  "true gradient zero: only noise moves it" if name in zero else "")
+
+
+def _tensors(prefix: str, precision: str, ours: Arrays, theirs: Arrays, zero: set[str]) -> Iterator[Row]:
+    """A row per selected tensor, element by element."""
+    def of(arrays: Arrays, run: str) -> dict[str, np.ndarray]:
+        start = f"{run}/{prefix}"
+        return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+    exact, rounded, found = of(ours, "float64"), of(ours, "float32"), of(theirs, precision)
+    kept = {name: array for name, array in exact.items() if array.dtype.kind == "f" and name not in zero}
+    if not kept:
+        return
+    floors = noise_floors(kept, {name: rounded[name] for name in kept if name in rounded})
+    if precision == "float64":
+        floors = {name: floor.times(SHARP) for name, floor in floors.items()}
+    number, kind, _ = prefix.split("/")
+    candidates = {name: array for name, array in found.items() if array.dtype.kind == "f" and name not in zero}
+    for row in judge(compare_sets(kept, candidates, precision), floors, "l2", f"every element of the {kind}, {precision}"):
+        yield Row(f"step {number}: {row.name}", row.what, row.error, row.floor, row.gate, row.scale, row.passed, row.note)
+
+
+def _true_zeros(line: Mapping[str, Any]) -> set[str]:
+    """Parameters whose float32 gradient is all noise: an optimiser that divides by the gradient's size turns it into steps."""
+    exact, noise = line["norms"]["float64"]["gradient"], line["noise"]["gradient"]
+    return {name for name, value in exact.items() if float(noise[name]) > abs(float(value))}
+
+
+def _groups(ours: Mapping[str, list], theirs: Mapping[str, list]) -> Iterator[Row]:
+    """A failing row per parameter that is treated otherwise."""
+    words = ("learning-rate factor", "decay", "warm-up start")
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if name not in theirs or name not in ours:
+            yield fault(name, "parameter group", "not updated by the candidate" if name in ours else "updated by the candidate alone")
+        elif list(ours[name]) != list(theirs[name]):
+            differing = [f"{word} {b} where the reference has {a}" for word, a, b in zip(words, ours[name], theirs[name]) if a != b]
+            yield fault(name, "parameter group", "; ".join(differing))
+
+
+def _kinds(ours: Mapping[str, Mapping[str, int]], theirs: Mapping[str, Mapping[str, int]]) -> Iterator[Row]:
+    """A failing row per tensor that one side alone has, or has in another size."""
+    flat = [{f"{kind}/{name}": size for kind, sizes in side.items() for name, size in sizes.items()} for side in (ours, theirs)]
+    for comparison in compare_sets(*({name: np.array(size) for name, size in side.items()} for side in flat)):
+        if comparison.fault or comparison.differing:
+            yield fault(comparison.name, "state", comparison.fault or f"{flat[1][comparison.name]} elements where {flat[0][comparison.name]} are expected")

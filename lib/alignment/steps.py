@@ -1,0 +1,144 @@
+"""Training steps watched from inside, for lock-step and trajectories: the side of it that runs a framework.
+
+A watched trainer is the project's own, but for one seam: what `Trainer` clips before each update is clipped here, by the
+same function, so that gradients are seen before and after. Nothing is compared here.
+"""
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lib import backend, training
+from lib.alignment.compare import norm
+from lib.alignment.seeded import seeded_input
+from lib.models.step import ParameterGroup
+from lib.schedule import Recipe
+
+Arrays = dict[str, np.ndarray]
+Kinds = dict[str, Arrays]  # kind -> name -> values
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Watched(training.Trainer):
+    """A trainer that keeps the gradients of its last update."""
+
+    def __init__(self, model: backend.nn.Module, criterion: Any, recipe: Recipe, steps_per_epoch: int,
+                 groups: Sequence[ParameterGroup], seed: int = 0):  # fmt: skip
+        super().__init__(model, criterion, replace(recipe, clip=math.inf), steps_per_epoch, groups, seed)
+        self._limit, self.groups = recipe.clip, tuple(groups)
+        self._seen: Kinds = {"gradient": {}, "clipped": {}}  # until the first update
+
+    def _update(self, gradients: list) -> None:
+        clipped, _ = training.clip(gradients, self._limit)
+        self._seen = {"gradient": self._named(gradients), "clipped": self._named(clipped)}
+        super()._update(clipped)
+
+    def feed(self, gradients: Mapping[str, np.ndarray]) -> None:
+        """One update from these gradients, by the name of the parameter."""
+        self._update([backend.tensor(gradients[name]) for name in self._names])
+        self.step += 1
+
+    def trained(self) -> Arrays:
+        """The parameters in the order of the groups."""
+        return self._named(self._parameters)
+
+    def _named(self, tensors: list) -> Arrays:
+        return {name: backend.numpy(value) for name, value in zip(self._names, tensors, strict=True)}
+
+    def kinds(self) -> Kinds:
+        """What the last update left, in causal order: gradients, learning rates, moments, parameters, statistics, average."""
+        state = self.state()
+        of = {part: {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(part + "/")}
+              for part in ("model", "average", "optimiser")}
+        trained = set(self._names)
+        return {
+            **self._seen,
+            "learning_rate": {f"group_{i}": np.float64(rate) for i, rate in enumerate(self.rates[self.step - 1])},
+            **_moments(of["optimiser"]),
+            "parameter": {name: value for name, value in of["model"].items() if name in trained},
+            "statistics": {name: value for name, value in of["model"].items() if name.endswith(STATISTICS)},
+            "average": of["average"],
+        }
+
+
+def _moments(state: Mapping[str, np.ndarray]) -> Kinds:
+    """The optimiser's state by moment: "exp_avg" -> parameter -> values."""
+    found: Kinds = {}
+    for key, value in state.items():
+        name, moment = key.rsplit("/", 1)
+        found.setdefault(moment, {})[name] = value
+    return found
+
+
+Advance = Callable[[Watched, int], Mapping[str, float]]  # takes one step and gives its losses
+
+
+def native(batches: Sequence[Any]) -> Advance:
+    """Steps on the batches (with `images` and `targets`), as training takes them."""
+    def advance(trainer: Watched, step: int) -> Mapping[str, float]:
+        dtype = backend.numpy(next(iter(trainer.model.parameters()))).dtype
+        asked = trainer.issue(batches[step].images.astype(dtype), batches[step].targets)
+        return dict(zip(asked, backend.floats(list(asked.values())), strict=True))
+    return advance
+
+
+def fed(trainer: Watched, step: int) -> Mapping[str, float]:
+    """A step on seeded gradients, the same on every side: the optimiser, clipping, schedule and average alone."""
+    size = 10.0 ** (step % 3 - 2)  # some steps are clipped and some are not
+    values = trainer.trained()
+    trainer.feed({name: (size * seeded_input(f"gradient:{step}:{name}", array.shape)).astype(array.dtype) for name, array in values.items()})
+    return {}
+
+
+def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int, selected: Sequence[str]) -> tuple[dict[str, Any], Arrays]:
+    """Advance the trainers, by precision, side by side; fields and arrays for a record.
+
+    Of every tensor of every step its L2 norm in each precision, and the L2 of what float32 deviates from float64; of the
+    entries in `selected` the values, as "<precision>/<step>/<kind>/<name>".
+    """
+    log: list[dict[str, Any]] = []
+    arrays: Arrays = {}
+    for step in range(steps):
+        found: dict[str, Kinds] = {}
+        for precision, trainer in trainers.items():
+            losses = advance(trainer, step)
+            found[precision] = {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
+        line: dict[str, Any] = {"norms": {p: _each(kinds, _size) for p, kinds in found.items()}}
+        if "float64" in found:
+            single, double = found["float32"], found["float64"]
+            line["noise"] = {kind: {name: norm(np.asarray(single[kind][name], np.float64) - value) for name, value in values.items()}
+                             for kind, values in double.items()}
+        log.append(line)
+        for precision, kinds in found.items():
+            arrays |= {f"{precision}/{step}/{kind}/{name}": values[name].copy() for kind, values in kinds.items()
+                       for name in selected if name in values and np.size(values[name]) > 1}  # a single number is its own norm
+    sizes = _each(found["float32"], np.size) if log else {}
+    return {"groups": _groups(trainers["float32"]), "sizes": sizes, "steps": log, "precisions": list(trainers)}, arrays
+
+
+def _each(kinds: Kinds, what: Callable[[np.ndarray], Any]) -> dict[str, dict[str, Any]]:
+    return {kind: {name: what(value) for name, value in values.items()} for kind, values in kinds.items()}
+
+
+def _size(value: np.ndarray) -> float:
+    """L2 norm; a single number keeps its sign."""
+    return float(np.reshape(value, ())) if np.size(value) == 1 else norm(value)
+
+
+def _groups(trainer: Watched) -> dict[str, list]:
+    """Of each trained parameter: the factor of its learning rate, whether it decays, where its warm-up starts."""
+    return {name: [group.learning_rate_factor, group.decays, group.warmup_from] for group in trainer.groups for name in group.names}
+
+
+def curves(trainer: training.Trainer, batches: Iterable[Any]) -> dict[str, list[float]]:
+    """Train on the batches; each loss component, their sum "loss" and the gradient's norm, step by step."""
+    found: dict[str, list[float]] = {}
+    for batch in batches:
+        asked = trainer.issue(batch.images, batch.targets)
+        values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
+        values["loss"] = math.fsum(value for name, value in values.items() if name != training.NORM)
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return found
