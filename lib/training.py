@@ -189,7 +189,9 @@ def clip(gradients: list, limit: float) -> tuple[list, Any]:
     norm = backend.sqrt(backend.sum(backend.cat(squares)))
     if math.isinf(limit):
         return gradients, norm
-    factor = backend.clamp(limit / (norm + 1e-6), max=1.0)
+    # As tensors: a Python number in Jittor would be float32 among float64.
+    limit, little = (backend.tensor(np.asarray([value], str(norm.dtype).rpartition(".")[2])) for value in (limit, 1e-6))
+    factor = backend.clamp(limit / (norm + little), max=1.0)
     return [gradient * factor for gradient in gradients], norm
 
 

@@ -352,3 +352,18 @@ def test_twins_have_the_same_names():
                            and getattr(node.targets[0], "id", "") == "__all__"))
     assert listed[0] == listed[1]
     assert not [name for name in listed[0] if not hasattr(B, name)]
+
+
+def test_hooks_whose_handles_nobody_keeps_all_run():
+    module, calls = B.nn.ReLU(), []
+    for number in range(3):
+        module.register_forward_hook(lambda *_, number=number: calls.append(number))
+    module(B.tensor(np.zeros(2, np.float32)))
+    assert calls == [0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [1, 3, 64])
+def test_small_cross_entropies_survive_in_arrays_of_any_length(count):
+    x = np.full(count, 20, np.float32)
+    loss = B.numpy(B.binary_cross_entropy_with_logits(B.tensor(x), B.tensor(np.ones_like(x)), reduction="none"))
+    np.testing.assert_allclose(loss, math.log1p(math.exp(-20)), rtol=1e-6)

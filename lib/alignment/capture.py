@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from lib import backend, checkpoints, convert, losses, models, postprocess, training
-from lib.alignment.compare import norm
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array, seeded_input
 from lib.alignment.verdict import ROUNDING
@@ -122,8 +121,6 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
             _phase(name, case, phase, precision, fields, arrays)
     if not case.has_golden():
         _repeats(name, case, arrays)
-    if "float64" in precisions():
-        fields["spread"] = _spread(name, case, fields, arrays)
     return fields, arrays
 
 
@@ -165,28 +162,6 @@ def _batch_norm(model: nn.Module, precision: str) -> Arrays:
             found[f"{precision}/bn/{entry}"] = array
         elif entry.endswith("num_batches_tracked"):
             found[f"bn/{entry}"] = array
-    return found
-
-
-def _spread(name: str, case: Case, fields: Fields, arrays: Arrays) -> dict[str, list[float]]:
-    """Largest deviation and L2 by which this framework's float64 run differs from itself when the batch is in reverse
-    order, by array ("loss/…" for losses): what the order of summation alone does, which differs between frameworks."""
-    turned, found = case.turned(), {}
-    for label, phase in turned.phases.items():
-        model, criterion = seeded_model(name, case, "float64").train(), losses.build(name, case.num_classes)
-        outputs, parts, gradients = _backward(model, criterion, phase, turned.input().astype(np.float64), turned)
-        values = dict(zip(parts, backend.floats(list(parts.values())), strict=True))
-        here = {f"gradient/{label}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()}
-        if label == next(iter(turned.phases)):
-            named = losses.named(name, outputs, {})
-            here |= {f"output/{key}": array[::-1] for key, array in named.items()}
-            here |= {key.removeprefix("float64/"): array for key, array in _batch_norm(model, "float64").items()
-                     if key.startswith("float64/")}
-        apart = {key: array - arrays[f"float64/{key}"] for key, array in here.items()}
-        exact = fields["losses"][label]["float64"]
-        values["loss_total"] = math.fsum(values.values())
-        apart |= {f"loss/{label}/{key}": np.array([value - exact[key]]) for key, value in values.items()}
-        found |= {key: [float(np.abs(difference).max(initial=0.0)), norm(difference)] for key, difference in apart.items()}
     return found
 
 

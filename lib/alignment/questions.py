@@ -14,7 +14,7 @@ from lib.alignment import references
 from lib.alignment.compare import Comparison, compare_sets, norm
 from lib.alignment.evidence import PAIRS, SIDES, Evidence, pointer
 from lib.alignment.rows import (
-    chosen, detections, excuse_flips, float64_factor, mapping, other_deviations, step_norms, step_residuals, summation, tensors, true_zeros,
+    chosen, detections, excuse_flips, float64_factor, mapping, other_deviations, step_norms, step_residuals, tensors, true_zeros,
 )  # fmt: skip
 from lib.alignment.verdict import (
     TARGETS, Answer, K, Number, Row, Verdict, conclude, decisions, fault, judge_scalars, judge_value, target_status,
@@ -82,9 +82,7 @@ def losses(evidence: Evidence, a: str, b: str) -> Answer:
     exact, rounded = flat[a]["float64"], flat[a]["float32"]
     rows = judge_scalars(exact, rounded, flat[b]["float32"], exact if a == "published" else rounded)
     if flat[b]["float64"]:
-        own = summation(evidence, "loss", "loss/")
-        least = max((noise.max_abs / abs(exact[name]) for name, noise in own.items() if exact.get(name)), default=0.0)
-        sharp = judge_scalars(exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b), least=least)
+        sharp = judge_scalars(exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b))
         rows += [replace(row, what="scalar, float64") for row in sharp]
     runs = [{s: evidence.arrays(s, "loss", f"{run}/output/") for s in (a, b)} for run in ("float32", "float64")]
     rows += tensors(evidence, "loss", a, b, *runs, "max_abs", "output/")

@@ -36,8 +36,7 @@ def tensors(evidence: Evidence, stage: str, a: str, b: str, single: BySide, doub
     floors = noise_floors(double[a], single[a]) if double[a] else {}
     larger = {name: (deviations or {}).get(name, 0.0) / floor.l2 for name, floor in floors.items() if floor.l2}
     floors = {name: floor.times(max(1.0, larger.get(name, 1.0))) for name, floor in floors.items()}
-    spread = summation(evidence, stage, prefix)
-    rows = _float64(double[a], double[b], floors, float64_factor(evidence, stage, a, b), spread, metric)
+    rows = _float64(double[a], double[b], floors, float64_factor(evidence, stage, a, b), metric)
     if a != "published":
         return judge(compare_sets(single[a], single[b]), floors, metric) + rows
     statistics = {
@@ -52,7 +51,7 @@ def tensors(evidence: Evidence, stage: str, a: str, b: str, single: BySide, doub
     rows += _against_statistics(partial, single[b], "float32", 1.0, own)
     if double[b]:
         held = {name: entry for name, entry in partial.items() if name in double[b] and not entry.get("rounded")}
-        rows += _against_statistics(held, double[b], "float64", float64_factor(evidence, stage, a, b), own, spread)
+        rows += _against_statistics(held, double[b], "float64", float64_factor(evidence, stage, a, b), own)
     return rows
 
 
@@ -70,23 +69,14 @@ def _measured_floors(evidence: Evidence, stage: str, prefix: str) -> dict[str, N
             for name, floor in floors.items()}
 
 
-def summation(evidence: Evidence, stage: str, prefix: str) -> dict[str, Noise]:
-    """PyTorch's float64 run against itself with the batch in reverse order: its batch norm, for one, adds float64 one by
-    one. No float64 run can be held to less."""
-    record = evidence.get("torch", stage)
-    found = record.fields.get("spread", {}) if record else {}
-    return {name.removeprefix(prefix): Noise(*pair) for name, pair in found.items() if name.startswith(prefix)}
-
-
-def _float64(exact: Arrays, candidates: Arrays, floors: Mapping[str, Noise], factor: float, spread: Mapping[str, Noise],
-             metric: str) -> list[Row]:  # fmt: skip
+def _float64(exact: Arrays, candidates: Arrays, floors: Mapping[str, Noise], factor: float, metric: str) -> list[Row]:
     """Rows of the float64 runs, judged tighter by `factor`; a side that runs part of a model in float64 is judged on that.
 
     A reference kept as float32 is compared after the same rounding, of which two are allowed.
     """
     names = [name for name in exact if name in candidates]
     kept = {name for name in names if exact[name].dtype == np.float32}
-    sharp = {name: floor.times(factor).at_least(spread.get(name)) for name, floor in floors.items() if name in names}
+    sharp = {name: floor.times(factor) for name, floor in floors.items() if name in names}
     for name in kept:
         size = np.abs(exact[name]).max(initial=0.0), norm(exact[name])
         sharp[name] = Noise(max(sharp[name].max_abs, 2 * ROUNDING / K * size[0]), max(sharp[name].l2, 2 * ROUNDING / K * size[1]))
@@ -104,7 +94,7 @@ def _against_float32(name: str, reference: np.ndarray, candidates: Arrays, entry
 
 
 def _against_statistics(entries: Mapping[str, Mapping], candidates: Arrays, dtype: str, factor: float,
-                        own: Mapping[str, Noise], spread: Mapping[str, Noise] = {}) -> list[Row]:  # fmt: skip
+                        own: Mapping[str, Noise]) -> list[Row]:  # fmt: skip
     """Rows for tensors of which the published side gives the norm, the mean and the first values in place of all.
 
     Floors: |norm(a) - norm(b)| <= norm(a - b); |mean(a) - mean(b)| <= norm(a - b) / sqrt(n). `own` where it gives none.
@@ -120,8 +110,7 @@ def _against_statistics(entries: Mapping[str, Mapping], candidates: Arrays, dtyp
             continue
         array, size = candidates[name], sizes[name]
         least = max(ROUNDING, shared if size < FEW else 0.0)
-        floor = max(factor * max(known[name], least * entry["l2"]), spread[name].l2 if name in spread else 0.0)
-        slack = 1.0 if entry.get("rounded") else 0.0
+        floor, slack = factor * max(known[name], least * entry["l2"]), 1.0 if entry.get("rounded") else 0.0
         suffix = ", float64" if dtype == "float64" else ""
         rows.append(judge_value(name, "L2 norm" + suffix, abs(norm(array) - entry["l2"]), floor, entry["l2"], slack))
         if entry.get("mean") is not None:

@@ -150,7 +150,9 @@ _BINARY_CROSS_ENTROPY = """
         const in0_type x = in0_p[i], small = std::exp(-std::abs(x)), z = small / (2 + small), square = z * z;
         in0_type series = 0;
         for (int power = last; power > 0; power -= 2) series = series * square + in0_type(1) / power;
-        out_p[i] = std::max(x, in0_type(0)) - x * in1_p[i] + 2 * z * series;
+        const in0_type t = in1_p[i];
+        // not max(x, 0) - x * t + ...: what -Ofast makes of that loses small values beside x
+        out_p[i] = (x >= 0 ? x * (1 - t) : -x * t) + 2 * z * series;
     }
 """
 

@@ -220,7 +220,7 @@ def sum(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
 
 def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
     """(values, int64 indices) of the k largest, sorted; ties in order of index (PyTorch's order of ties is unspecified).
-    Jittor's indices are int32."""
+    Jittor's indices are int32, and NaN is not the largest value."""
     values, indices = jt.topk(x, k, dim, largest)
     return values, indices.int64()
 

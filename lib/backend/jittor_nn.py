@@ -105,11 +105,11 @@ class HookHandle:
 
     def __init__(self, hooks: dict, hook):
         self.hooks = hooks
-        hooks[id(self)] = hook
+        hooks[self] = hook  # by the handle itself: the id of one that nobody keeps would serve again
 
     def remove(self) -> None:
         """Take the hook away."""
-        del self.hooks[id(self)]
+        del self.hooks[self]
 
 
 class ModuleList(Module):

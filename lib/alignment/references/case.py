@@ -2,7 +2,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,6 @@ class Phase:
     step: Step = Step()
     criterion: Mapping[str, Any] = field(default_factory=dict)  # attributes of the criterion
 
-    def turned(self) -> "Phase":
-        """The same for the batch in reverse order; what the step draws from must know how to turn round too."""
-        random = self.step.random.turned() if self.step.random else None
-        return replace(self, step=replace(self.step, random=random, targets=tuple(reversed(self.step.targets))))
-
 
 @dataclass(frozen=True)
 class Update:
@@ -59,12 +54,6 @@ class Case:
     targets: tuple[dict[str, np.ndarray], ...] = ()
     phases: Mapping[str, Phase] = field(default_factory=dict)
     update: Update | None = None
-    reverse: bool = False                    # whether the batch is in reverse order
-
-    def turned(self) -> "Case":
-        """The batch in reverse order: sums over it round otherwise, nothing else may change."""
-        return replace(self, targets=tuple(reversed(self.targets)), reverse=True,
-                       phases={name: phase.turned() for name, phase in self.phases.items()})
 
     def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
         """The entries of these shapes, but for constants, which have no seed."""
@@ -73,8 +62,7 @@ class Case:
 
     def input(self) -> np.ndarray:
         """float32 (batch, 3, h, w)."""
-        images = seeded_input(self.images, (self.batch, 3, *self.size))
-        return images[::-1].copy() if self.reverse else images
+        return seeded_input(self.images, (self.batch, 3, *self.size))
 
     def digest(self, name: str, shape: tuple[int, ...]) -> str | None:
         """SHA-256 of the entry's bytes; None for constants, which have no seed."""

@@ -4,7 +4,6 @@ Queries stand in the order of their tokens, not of their scores: near-ties leave
 """
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -55,27 +54,16 @@ def targets() -> tuple[dict[str, np.ndarray], ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
 class Recorded:
     """Stands for the generator that the denoising draws from, and gives the numbers of the published run again."""
 
-    reverse: bool = False    # for the batch in reverse order
-
-    def turned(self) -> "Recorded":
-        """For the batch in reverse order."""
-        return Recorded(not self.reverse)
-
     def random(self, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
         """[0, 1): for the labels (n, q) or for the boxes (n, q, 4)."""
-        return self._rows("dn_label_uniform" if len(shape) == 2 else "dn_box_uniform").astype(dtype)
+        return _draws()["dn_label_uniform" if len(shape) == 2 else "dn_box_uniform"].astype(dtype)
 
     def integers(self, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
         """New labels (n, q) or signs (n, q, 4)."""
-        return self._rows("dn_new_label" if len(shape) == 2 else "dn_sign01").astype(np.int64)
-
-    def _rows(self, name: str) -> np.ndarray:
-        rows = _draws()[name]
-        return rows[::-1] if self.reverse else rows
+        return _draws()["dn_new_label" if len(shape) == 2 else "dn_sign01"].astype(np.int64)
 
 
 @cache
