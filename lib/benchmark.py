@@ -282,6 +282,7 @@ def benchmark(
     *,
     classes: int = 80,
     size: tuple[int, int] | None = None,
+    train_size: tuple[int, int] | None = None,
     batches: Sequence[int] = (1, 8),
     train_batches: Sequence[int] = (8,),
     rounds: int = 5,
@@ -291,23 +292,29 @@ def benchmark(
 ) -> list[Path]:
     """Measure inference and training steps in every environment and write one record per side (stage "speed").
 
-    executables: side ("jittor", "torch") -> its Python. size: of the input, by default the published one.
+    executables: side ("jittor", "torch") -> its Python. size, train_size: of the input in
+        inference and in training steps, by default the published one.
     seconds: how long one environment is asked before it is the other's turn; a round is one turn of each.
     Returns the records' paths in the order of the executables.
     """
-    size = size or models.input_size(model)
+    sizes = {"forward": size or models.input_size(model), "train": train_size or models.input_size(model)}
     plan = [("forward", batch) for batch in batches] + [("train", batch) for batch in train_batches]
     sides = {side: _Side() for side in executables}
     with ExitStack() as stack:
         records = {side: stack.enter_context(record.measure("speed", model, folder, seed=seed, side=sides[side])) for side in sides}
         for operation, batch in plan:
-            case = Case(model, classes, operation, batch, tuple(size), seed)
+            case = Case(model, classes, operation, batch, tuple(sizes[operation]), seed)
             for side, (hello, result) in run(case, executables, rounds, seconds, threads).items():
                 sides[side].hello = hello
                 fields = records[side].fields
                 fields.update(threads=threads, rounds=rounds, seconds_per_turn=seconds, deferred=hello["deferred"])
                 fields.setdefault("cases", []).append(result)
     return [records[side].path for side in sides]
+
+
+def input_sizes(sides: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """`benchmark`'s size and train_size from the sides of square inputs; none for the published ones."""
+    return {name: (side, side) for name, side in zip(("size", "train_size"), sides)}
 
 
 class _Side:

@@ -170,7 +170,7 @@ def _speed(side: str) -> tuple[dict, dict]:
     for work, batch, seconds in (("forward", 1, 0.03), ("forward", 8, 0.2), ("train", 8, 1.8)):
         median = 1e3 * seconds * (1 + 0.05 * len(side))
         cases.append({
-            "operation": work, "batch": batch, "synchronised_ms": {"median": median, "q1": 0.95 * median, "q3": 1.1 * median},
+            "operation": work, "batch": batch, "size": [64, 64], "synchronised_ms": {"median": median, "q1": 0.95 * median, "q3": 1.1 * median},
             "unsynchronised_ms": {"median": median if side == "torch" else 0.1 * median}, "images_per_second": 1e3 * batch / median,
             "memory": {"peak_mib": 300.0 + 20 * batch}, "first_call_seconds": 3.0, "units": 0.15 * median,
             "ratio_to": {other: {"median": 1.04} for other in ("torch", "jittor") if other != side},

@@ -318,6 +318,46 @@ def test_published_records_hold_what_the_questions_ask(golden, tmp_path):
     assert sum(name.startswith("float64/gradient/joint_epoch0/") for name in loss.arrays) == 21
 
 
+@pytest.mark.parametrize("model, stages, phase", [
+    ("gold-yolo-n", ["convert", "forward", "loss", "speed"], "tal"), ("gold-yolo-m", ["convert", "loss"], "atss"),
+    ("rtdetr_r18vd", ["convert", "forward", "loss", "speed"], "dn"), ("rtdetr_r50vd", ["convert"], None),
+])  # fmt: skip
+def test_every_family_is_read_into_the_same_vocabulary(golden, tmp_path, model, stages, phase):
+    paths = references.write(tmp_path, model, golden)
+    assert [path.stem for path in paths] == stages
+    trained = {row[0] for row in record.read(paths[0]).fields["state"] if row[3] == "param"}
+    if phase:
+        loss = record.read(paths[stages.index("loss")])
+        gradients = {name.split("/", 2)[2] for name in loss.fields["statistics"] if name.startswith(f"gradient/{phase}/")}
+        assert gradients == trained
+        losses = loss.fields["losses"][phase]["float64"]
+        assert losses["loss_total"] == pytest.approx(sum(value for name, value in losses.items() if name != "loss_total"), rel=1e-9)
+
+
+@pytest.mark.parametrize("model, run", [("gold-yolo-n", "float32"), ("rtdetr_r18vd", "float64")])
+def test_the_published_steps_follow_their_rules(golden, tmp_path, model, run):
+    """SGD and AdamW with groups, as restated here, on the published gradients and weights; RT-DETR's decay of 1e-8 of the
+    weight only shows in float64."""
+    from lib.alignment.evidence import Evidence
+    from lib.alignment.rows import step_residuals
+
+    references.write(tmp_path, model, golden)
+    evidence = Evidence(tmp_path, model)
+    variant, = evidence.field("published", "loss", "optimiser")
+    found = step_residuals(evidence, "published", variant, run)
+    assert len(found) >= 4 and max(found.values()) < 10
+
+    def decays(fields, arrays):
+        for group in fields["optimiser"][variant]["groups"]:
+            group["decays"] = not group["decays"]
+
+    path = tmp_path / model / "published" / "loss.json"
+    held, arrays = record.read(path), record.load_arrays(path)
+    decays(held.fields, arrays)
+    record.write(tmp_path, held, arrays)
+    assert max(step_residuals(Evidence(tmp_path, model), "published", variant, run).values()) > 100, "decay on the wrong group"
+
+
 def test_a_case_without_golden_files_is_not_run(golden, tmp_path):
     paths = references.write(tmp_path, "nanodet-plus-m-1.5x_416", golden)
     assert [path.stem for path in paths] == ["convert"]

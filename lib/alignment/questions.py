@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib.alignment import references
 from lib.alignment.compare import Comparison, compare_sets, norm
 from lib.alignment.evidence import PAIRS, SIDES, Evidence, pointer
@@ -128,12 +130,18 @@ def step(evidence: Evidence, a: str, b: str) -> Answer:
     zero = {name.split("/", 1)[1] for name in true_zeros(evidence, a, *gradients_of_a)}
     rows = []
     variants = [v for v in evidence.field(b, "loss", "optimiser") if v in evidence.field(a, "loss", "optimiser")]
-    # In roundings of the parameter, so that what a few tensors of one variant show holds for all.
-    floor = max((value for v in variants for value in step_residuals(evidence, a, v).values()), default=float("nan"))
-    for variant in variants:
-        for name, value in step_residuals(evidence, b, variant).items():
+    for run in ("float32", "float64"):
+        residuals = {side: {v: step_residuals(evidence, side, v, run) for v in variants} for side in (a, b)}
+        # In roundings of the parameter, so that what a few tensors of one variant show holds for all. The rule itself,
+        # computed here in float64, leaves a few.
+        floor = max((value for found in residuals[a].values() for value in found.values()), default=float("nan"))
+        if run == "float64" and np.isnan(floor):
+            continue  # the reference has no float64 step
+        for variant, found in residuals[b].items():
             what = f"roundings away from {evidence.field(b, 'loss', 'optimiser', variant, 'rule')}'s rule"
-            rows.append(judge_value(f"{variant}/{name}", what, value, floor, 0.0))
+            rows += [judge_value(f"{variant}/{name}", what + ", float64" * (run == "float64"), value, floor, 0.0)
+                     for name, value in found.items()]  # fmt: skip
+    for variant in variants:
         rows += step_norms(evidence, a, b, variant, zero)
     return conclude("step", f"{a}-{b}", rows, _sources(evidence, "loss", a, b), notes=sorted(zero))
 
@@ -190,20 +198,23 @@ def speed(evidence: Evidence, a: str, b: str) -> Answer:
     The frameworks were timed in turns on one machine: the ratio is the record's own. The published code was timed
     elsewhere, in units of a matrix product, which is how the two are set side by side.
     """
-    held = {side: {(c["operation"], c["batch"]): (i, c) for i, c in enumerate(evidence.field(side, "speed", "cases"))} for side in (a, b)}
+    held = {
+        side: {(c["operation"], c["batch"], tuple(c["size"])): (i, c) for i, c in enumerate(evidence.field(side, "speed", "cases"))}
+        for side in (a, b)
+    }
     sources = _sources(evidence, "speed", a, b)
     for side in (side for side in (a, b) if evidence.field(side, "speed", "deferred")):
-        for (work, batch), (_, case) in held[side].items():
+        for (work, batch, _), (_, case) in held[side].items():
             if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
                 values = {"side": side, "work": work, "batch": batch}
                 return Answer("speed", f"{a}-{b}", Verdict.FAIL, "clock_fault", values, sources=sources)
     keys = ("units",) if a == "published" else ("synchronised_ms", "median")
     numbers, ratios = [], {}
-    for (work, batch), (i, case) in held[a].items():
-        if (work, batch) not in held[b]:
+    for key, (i, case) in held[a].items():
+        if key not in held[b]:
             continue
-        j, other = held[b][work, batch]
-        about = f"{work}, batch {batch}"
+        j, other = held[b][key]
+        about = f"{key[0]}, batch {key[1]}"
         ratios[about] = other["units"] / case["units"] if a == "published" else other["ratio_to"][a]["median"]
         for side, index, found in ((a, i, case), (b, j, other)):
             value = found["units"] if a == "published" else found["synchronised_ms"]["median"]

@@ -250,28 +250,31 @@ def mapping(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any
     return decisions(name, len(differing) + len(extra), len(reference), note)
 
 
-def step_residuals(evidence: Evidence, side: str, variant: str) -> dict[str, float]:
-    """How far each parameter's change is from the optimiser's rule applied to the recorded gradient, in float32 roundings.
+def step_residuals(evidence: Evidence, side: str, variant: str, run: str = "float32") -> dict[str, float]:
+    """How far each parameter's change is from the optimiser's rule applied to the recorded gradient, in roundings of `run`.
 
-    One rounding is 2**-24 (|weight| + |change|), but at least that of a whole step of AdamW. NaN where gradient and change
-    don't belong together; the published side, which has whole changes of one variant and of a few parameters, gives those.
+    One rounding is 2**-24 or 2**-53 (|weight| + |change|), but at least that of a whole step of AdamW. NaN where gradient
+    and change don't belong together; the published side, which has whole changes of one variant and of a few parameters,
+    gives those. Float64 shows what a float32 rounding hides: a decay of 1e-8 of the weight, for one.
     """
+    rounding = {"float32": ROUNDING, "float64": 2.0**-53}[run]
     settings = evidence.field(side, "loss", "optimiser", variant)
-    changes = evidence.arrays(side, "loss", f"float32/step/{variant}/")
-    gradients = evidence.arrays(side, "loss", f"float32/gradient/{settings['phase']}/")
+    changes = evidence.arrays(side, "loss", f"{run}/step/{variant}/")
+    gradients = evidence.arrays(side, "loss", f"{run}/gradient/{settings['phase']}/")
     weights = evidence.arrays(side, "loss", "weights/")
-    limit, total = settings["clip"], float(settings["grad_norm"]["float32"])
+    limit, total = settings["clip"], float(settings["grad_norm"][run])
     factor = min(1.0, limit / (total + 1e-6)) if limit is not None else 1.0  # as torch.nn.utils.clip_grad_norm_
     members = {name: group for group in settings["groups"] for name in group["names"]}
     found = {}
-    for name in changes if side == "published" else {**{n: gradients.get(n) for n in members or gradients}, **changes}:
+    expected = changes if side == "published" or not gradients else {**{n: 0 for n in members or gradients}, **changes}
+    for name in expected:
         gradient, change = gradients.get(name), changes.get(name)
         if gradient is None or change is None or gradient.shape != change.shape:
             found[name] = float("nan")
             continue
         weight = np.asarray(weights.get(name, seeded_array(name, change.shape)), np.float64)
         rule = FIRST_STEP[settings["rule"]](settings, members.get(name, WHOLE), weight, factor * gradient.astype(np.float64))
-        found[name] = float((np.abs(change - rule[0]) / (ROUNDING * (np.abs(weight) + rule[1]))).max(initial=0.0))
+        found[name] = float((np.abs(change - rule[0]) / (rounding * (np.abs(weight) + rule[1]))).max(initial=0.0))
     return found
 
 

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.backend import interpolate, load_state, named_state, nn, numpy
+from lib.backend import interpolate, load_state, nn, numpy
+from lib.errors import UserError
 from lib.models.rt_detr_backbone import PResNet
 from lib.models.rt_detr_decoder import HEADS, LEVELS, POINTS, RTDETRTransformer
 from lib.models.rt_detr_denoising import denoising, truths
 from lib.models.rt_detr_encoder import HybridEncoder, RepVggBlock
 from lib.models.step import ParameterGroup, Step
 
+STRIDE = 32              # of the coarsest map
 PRIOR = -np.log(99)      # first bias of class logits: one query in a hundred is an object
 
 # How the optimiser divides the parameters: (pattern, factor of the learning rate, whether weights decay); a parameter
@@ -98,6 +100,9 @@ class RTDETR(nn.Module):
                      if self.variant.frozen and name.startswith("backbone.conv1."))
 
     def forward(self, images):
+        if images.shape[2] % STRIDE or images.shape[3] % STRIDE:
+            raise UserError(f"RT-DETR: images of {images.shape[2]} x {images.shape[3]} pixels; choose a size of which both "
+                            f"sides are multiples of {STRIDE}")
         if not self.training:
             (logits, boxes), = self._predict(images, None)[0]
             return {"pred_logits": logits, "pred_boxes": boxes}

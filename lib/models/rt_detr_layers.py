@@ -17,8 +17,7 @@ def precision(x) -> str:
 
 def constant(values, like):
     """Values as a tensor in the precision of `like`: a Python number in Jittor would be float32 among float64."""
-    return tensor(np.asarray(values, precision(like)).reshape(-1) if np.ndim(values) == 0 else
-                  np.asarray(values, precision(like)))
+    return tensor(np.atleast_1d(np.asarray(values, precision(like))))
 
 
 def inverse_sigmoid(x):

@@ -17,7 +17,7 @@ PLAIN_SIDES = ("gold-yolo-n",)  # variants whose box sides are plain numbers, no
 ROWS = ((0, 17, 0.52, 0.46, 0.55, 0.62), (1, 0, 0.31, 0.36, 0.42, 0.52), (1, 0, 0.43, 0.44, 0.4, 0.46),
         (1, 56, 0.7, 0.67, 0.46, 0.54), (1, 2, 0.2, 0.8, 0.24, 0.22), (1, 79, 0.79, 0.22, 0.3, 0.34))
 PHASES = {"tal": Phase(), "atss": Phase(criterion={"atss_epochs": 4})}
-STEP = "sgd_lr2e-2"
+STEP = "sgd_lr0"
 UNNAMED = ("drop_path", "backbone.ERBlock_2", "backbone.ERBlock_5.2", "neck.low_IFM")  # outputs that others have by name
 LOSSES = {"iou": "loss_iou", "dfl": "loss_dfl", "cls": "loss_cls"}  # in the golden record, in the criterion
 
@@ -30,9 +30,12 @@ def case(model: str, stage: str) -> Case:
             return Case(f"{name}_320", f"gold_yolo/forward_{name}_320.json", adjust=partial(_calibrate, model))
         case "loss":
             size = 160 if model in ("gold-yolo-m", "gold-yolo-l") else 320
+            step = Update(STEP, "tal", 0.02 if model == "gold-yolo-n" else 0.01, None)  # the configurations' lr0
             return Case(
                 f"{name}_prior_{size}", f"gold_yolo/train_{name}_prior_{size}.json", size=(size, size), images="train", batch=2,
-                adjust=partial(_prior, model), targets=targets(size), phases=PHASES, update=Update(STEP, "tal", 0.02, None))
+                adjust=partial(_prior, model), targets=targets(size), phases=PHASES, update=step)
+        case "speed":
+            return Case(f"{name}_timing", "gold_yolo/timing.json")
         case _:
             return Case(f"{name}_spec", f"gold_yolo/spec_{name}.json")
 
@@ -163,4 +166,15 @@ def _loss_array(name: str, array: np.ndarray, before: Arrays) -> Arrays:
             return {}
 
 
-STAGES = {"convert": _convert, "forward": _forward, "loss": _loss}
+TIMED = {  # golden entry -> case, operation, batch, side of the input
+    "s_infer_640_b1_training_form": ("gold_yolo-s_timing", "forward", 1, 640), "n_train_step_320_b4": ("gold_yolo-n_timing", "train", 4, 320)}
+
+
+def _speed(content: Mapping, stored: Arrays, case: Case) -> Found:
+    cases = [{"operation": work, "batch": batch, "size": [side, side], "units": content[name]["median_wall_in_matmuls"],
+              "synchronised_ms": {"median": 1e3 * content[name]["median_wall_s"]}}
+             for name, (timed, work, batch, side) in TIMED.items() if timed == case.name]
+    return ({"deferred": False, "cases": cases}, {}) if cases else None  # PyTorch on the CPU
+
+
+STAGES = {"convert": _convert, "forward": _forward, "loss": _loss, "speed": _speed}

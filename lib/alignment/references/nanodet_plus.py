@@ -139,7 +139,7 @@ def _speed(content: Mapping, stored: Arrays, case: Case) -> Found:
         return None
     names = {"inference_batch1_forward": ("forward", 1), "train_step_batch8_joint": ("train", 8)}
     cases = [
-        {"operation": work, "batch": batch, "units": run["ratio_of_medians_to_matmul"], "synchronised_ms": {"median": 1e3 * run["wall_median_s"]}}
+        {"operation": work, "batch": batch, "size": list(case.size), "units": run["ratio_of_medians_to_matmul"], "synchronised_ms": {"median": 1e3 * run["wall_median_s"]}}
         for name, (work, batch) in names.items() if (run := content[case.name].get(name))
     ]  # fmt: skip
     return {"measured_on": content["env"], "deferred": False, "cases": cases}, {}  # PyTorch on the CPU

@@ -39,6 +39,8 @@ def case(model: str, stage: str) -> Case:
             phases = {"dn": Phase(Step(random=Recorded(), targets=boxes)), "nodn": Phase(Step(targets=boxes))}
             return Case(f"{name}_gentle", f"rt_detr/train_{name}_gentle.json", size=(SIZE, SIZE), images="train_images",
                         batch=2, adjust=_gentle, targets=boxes, phases=phases, update=Update(STEP, "dn", 1e-4, 0.1))
+        case "speed":
+            return Case(f"{name}_timing", "rt_detr/timings.json")
         case _:
             return Case(f"{name}_spec", f"rt_detr/spec_{name}.json")
 
@@ -188,4 +190,16 @@ def _loss_array(name: str, array: np.ndarray, stored: Arrays) -> Arrays:
             return {}
 
 
-STAGES = {"convert": _convert, "forward": _forward, "loss": _loss}
+TIMED = {"inference_r18_640_b1": ("forward", 1, 640), "train_step_r18_320_b2": ("train", 2, 320)}
+
+
+def _speed(content: list[Mapping], stored: Arrays, case: Case) -> Found:
+    if case.name != "r18vd_timing":
+        return None
+    quiet = next(entry for entry in content if entry["quiet"])
+    cases = [{"operation": work, "batch": batch, "size": [side, side], "units": quiet[name]["median_ratio_to_matmul"],
+              "synchronised_ms": {"median": 1e3 * quiet[name]["median_s"]}} for name, (work, batch, side) in TIMED.items()]
+    return {"deferred": False, "cases": cases}, {}  # PyTorch on the CPU
+
+
+STAGES = {"convert": _convert, "forward": _forward, "loss": _loss, "speed": _speed}
