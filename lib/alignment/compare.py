@@ -80,11 +80,14 @@ def compare(name: str, reference: np.ndarray, candidate: np.ndarray, dtype: str 
 
 
 def _ulp(error: float, value: float, dtype: np.dtype) -> float:
-    """The error in units in the last place of `value`; integers count in ones."""
+    """The error in units in the last place of `value`, which are normal numbers: Jittor's process flushes others to zero.
+
+    Integers count in ones.
+    """
     if dtype.kind != "f":
         return error
     kind = np.finfo(dtype)
-    exponent = np.frexp(max(abs(value), float(kind.tiny)))[1] - 1
+    exponent = np.frexp(max(abs(value), float(kind.tiny) / float(kind.eps)))[1] - 1
     return error / float(np.ldexp(float(kind.eps), exponent))
 
 

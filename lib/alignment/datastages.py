@@ -3,13 +3,13 @@
 A stage is a name and arrays: the decoded image, each augmentation, the batch, the targets. Arrays are equal by hash, or,
 where a tolerance in the array's own units is stated for the stage, by their largest difference.
 """
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lib.alignment.compare import compare_sets
+from lib.alignment.store import digest
 from lib.alignment.verdict import Row, fault
 
 
@@ -25,8 +25,7 @@ class Stage:
 def stage(name: str, arrays: Mapping[str, np.ndarray], keep: bool = True) -> Stage:
     """The stage of these arrays, with copies of them or only their hashes."""
     held = {key: np.array(array, order="C") for key, array in arrays.items()}
-    digests = {key: hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest() for key, array in held.items()}
-    return Stage(name, digests, held if keep else None)
+    return Stage(name, {key: digest(array) for key, array in held.items()}, held if keep else None)
 
 
 def compare(reference: Sequence[Stage], candidate: Sequence[Stage], tolerances: Mapping[str, float] | None = None) -> list[Row]:
@@ -48,7 +47,7 @@ def compare(reference: Sequence[Stage], candidate: Sequence[Stage], tolerances: 
             if first is None or row.passed:
                 rows.append(row)
             else:
-                rows.append(Row(row.name, row.what, row.error, row.floor, row.gate, row.scale, None, f"behind {first}; {row.note}"))
+                rows.append(replace(row, passed=None, note=f"behind {first}; {row.note}"))
         if first is None and any(row.passed is False for row in rows):
             first = ours.name
     return rows
@@ -77,5 +76,6 @@ def _stage(ours: Stage, theirs: Stage, tolerance: float) -> list[Row]:
                 rows.append(fault(name, "values", found.fault))
             else:
                 note = f"worst at {found.worst}, {found.differing} of {found.size} differ"
-                rows.append(Row(name, "values", found.max_abs, tolerance, tolerance, found.scale_max, bool(found.max_abs <= tolerance), note))
+                within = bool(found.max_abs <= tolerance)
+                rows.append(Row(name, "values", found.max_abs, tolerance, tolerance, found.scale_max, within, note))
     return rows

@@ -92,7 +92,8 @@ def topk(name: str, scores: np.ndarray, reference: np.ndarray, candidate: np.nda
         if not len(dropped):
             continue
         least = entered[np.argmin(scores[row, entered])]
-        flips += [Flip((row, int(out)), str(out), str(least), float(scores[row, out] - scores[row, least]) / 2, floor) for out in dropped]
+        gaps = scores[row, dropped] - scores[row, least]
+        flips += [Flip((row, int(out)), str(out), str(least), float(gap) / 2, floor) for out, gap in zip(dropped, gaps)]
     return Decisions(name, reference.size, tuple(flips))
 
 
@@ -111,7 +112,8 @@ def matching(name: str, cost: np.ndarray, reference: np.ndarray, candidate: np.n
     entries = [(row, ids[row], sign) for ids, sign in ((reference, -1), (candidate, 1)) for row in changed if ids[row] >= 0]
     gap = sum(sign * cost[row, column] for row, column, sign in entries)
     margin = float(gap) / max(len(entries), 1)
-    return Decisions(name, reference.size, tuple(Flip((int(r),), str(reference[r]), str(candidate[r]), margin, floor) for r in changed))
+    flips = [Flip((int(row),), str(reference[row]), str(candidate[row]), margin, floor) for row in changed]
+    return Decisions(name, reference.size, tuple(flips))
 
 
 def suppression(name: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: float,

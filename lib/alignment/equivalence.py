@@ -118,7 +118,8 @@ def _average_precision(entry: ClassMatches, weights: np.ndarray, boxes: np.ndarr
 
 
 # -------------------------------------------------------------------------------------------------------- verdict
-def compare(reference: Matches, candidate: Matches, *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0) -> Equivalence:
+def compare(reference: Matches, candidate: Matches, *, margin: float = MARGIN, resamples: int = RESAMPLES,
+            seed: int = 0) -> Equivalence:  # fmt: skip
     """The verdict on candidate - reference over the same images. ValueError where the ground truths differ."""
     if not _same_truth(reference, candidate):
         raise ValueError("the two sides were not matched against the same ground truth")
@@ -133,7 +134,8 @@ def compare(reference: Matches, candidate: Matches, *, margin: float = MARGIN, r
     return Equivalence(outcome, reason, *values, values[1] - values[0], *intervals, margin, count, resamples, seed)
 
 
-def _decide(values: Sequence[float], inner: tuple[float, float], outer: tuple[float, float], margin: float) -> tuple[Outcome, str]:
+def _decide(values: Sequence[float], inner: tuple[float, float], outer: tuple[float, float],
+            margin: float) -> tuple[Outcome, str]:  # fmt: skip
     if not np.isfinite([*values, *inner, *outer]).all():
         return Outcome.UNDERPOWERED, "too few images for an interval"
     if not any(values):
@@ -142,7 +144,7 @@ def _decide(values: Sequence[float], inner: tuple[float, float], outer: tuple[fl
         return Outcome.EQUIVALENT, "the interval lies inside the margin"
     if outer[0] > 0 or outer[1] < 0:
         beyond = outer[0] > margin or outer[1] < -margin
-        return Outcome.DIFFERENT, "the interval " + ("lies beyond the margin" if beyond else "excludes 0 and reaches beyond the margin")
+        return Outcome.DIFFERENT, f"the interval {'lies' if beyond else 'excludes 0 and reaches'} beyond the margin"
     return Outcome.UNDERPOWERED, "the interval holds 0 and reaches beyond the margin: these images can't tell"
 
 

@@ -33,7 +33,8 @@ class Moments:
     def uniform(self) -> bool:
         """Whether the kurtosis is within three of its standard errors of a uniform distribution's, about 0 as its centre."""
         # Of a uniform sample's kurtosis: sqrt(0.366 / n), from the fourth to eighth moments 1/5, 1/7, 1/9.
-        return abs(self.kurtosis - FLAT) < 3 * math.sqrt(0.366 / self.size) and abs(self.mean) < 3 * self.std / math.sqrt(self.size)
+        flat = abs(self.kurtosis - FLAT) < 3 * math.sqrt(0.366 / self.size)
+        return flat and abs(self.mean) < 3 * self.std / math.sqrt(self.size)
 
 
 def moments(array: np.ndarray) -> Moments:
@@ -59,7 +60,8 @@ def compare(reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndar
     rows = []
     for name, found in tests.items():
         a, b = moments(reference[name]), moments(candidate[name])
-        note = f"mean {a.mean:.3g} and {b.mean:.3g}, deviation {a.std:.3g} and {b.std:.3g}, largest {a.largest:.3g} and {b.largest:.3g}"
+        pairs = (("mean", a.mean, b.mean), ("deviation", a.std, b.std), ("largest", a.largest, b.largest))
+        note = ", ".join(f"{word} {first:.3g} and {second:.3g}" for word, first, second in pairs)
         if not found:
             rows.append(Row(name, what, 0.0, 0.0, 0.0, a.std, None, f"too few values to tell; {note}"))
             continue

@@ -32,8 +32,17 @@ SIDES = ("input", "output", "input_gradient", "output_gradient")  # of a call in
 
 
 # ------------------------------------------------------------------------------------------------------ one module
-def alone(module: nn.Module, structure: tree.Structure, arrays: Mapping[str, np.ndarray], key: str, precision: str) -> Both:
+def alone(module: nn.Module, structure: tree.Structure, inputs: Arrays, key: str, precision: str) -> Both:
     """What the module gives for these positional inputs, and its vector-Jacobian product; `key` seeds the cotangent."""
+    outputs, starts = _run(module, structure, inputs, precision)
+    own = {f"parameter {name}": value for name, value in module.named_parameters() if "." not in name}
+    starts |= {name: value for name, value in own.items() if value.requires_grad}
+    arrays = _numpy(outputs)
+    return {"forward": arrays, "backward": _numpy(_gradients(key, outputs, arrays, starts))}
+
+
+def _run(module: nn.Module, structure: tree.Structure, arrays: Arrays, precision: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs of the module for these inputs, and those inputs that have a gradient as "input <name>"."""
     tensors, starts = {}, {}
     for name, array in arrays.items():
         if array.dtype.kind == "f":
@@ -43,10 +52,7 @@ def alone(module: nn.Module, structure: tree.Structure, arrays: Mapping[str, np.
             tensors[name] = backend.tensor(array)
     backend.sync()  # a deferring framework would fuse the copy with the module's own operators
     _, outputs = tree.take_apart(module(*tree.put_together(structure, tensors)), _is_tensor, "output")
-    own = {f"parameter {name}": value for name, value in module.named_parameters() if "." not in name}
-    starts |= {name: value for name, value in own.items() if value.requires_grad}
-    arrays = _numpy(outputs)
-    return {"forward": arrays, "backward": _numpy(_gradients(key, outputs, arrays, starts))}
+    return outputs, starts
 
 
 def _gradients(key: str, outputs: Mapping[str, Any], arrays: Arrays, starts: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,11 +105,12 @@ def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer)
     counts: dict[str, int] = {}
 
     def keep(path: str, module: nn.Module, inputs: tuple, output: Any) -> None:
-        (structure, given), (_, found) = tree.take_apart(inputs, _is_tensor), tree.take_apart(output, _is_tensor, "output")
+        structure, given = tree.take_apart(inputs, _is_tensor)
+        _, found = tree.take_apart(output, _is_tensor, "output")
         counts[path] = counts.get(path, -1) + 1
         calls.append({
-            "path": path, "call": counts[path], "kind": type(module).__name__, "leaf": sum(1 for _ in module.named_modules()) == 1,
-            "structure": structure, "input": _put(writer, given), "output": _put(writer, found),
+            "path": path, "call": counts[path], "kind": type(module).__name__, "structure": structure,
+            "leaf": sum(1 for _ in module.named_modules()) == 1, "input": _put(writer, given), "output": _put(writer, found),
         })  # fmt: skip
         live.append({"input": given, "output": found})
 
@@ -151,24 +158,32 @@ def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) ->
 
 
 def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping[str, nn.Module]], writer: store.Writer) -> None:
-    """Add what the module gives alone in float64, its float32 error, and whether that is what it gave inside the model."""
-    call |= {"exact": {}, "floor": {}, "replay": None, "unable": None}
+    """Add what the module gives alone in float64, its float32 error, and whether it gives the same alone each time
+    ("repeat", in roundings) and as inside the model ("replay", in floors)."""
+    call |= {"exact": {}, "floor": {}, "repeat": None, "replay": None, "unable": None}
     if kind := tree.opaque(call["structure"]):
         call["unable"] = f"an input is a {kind}"
         return
     given, path, key = _get(run, call["input"]), call["path"], _key(call)
     try:
         single, double = (alone(models[p][path], call["structure"], given, key, p) for p in ("float32", "float64"))
+        again = _numpy(_run(models["float32"][path], call["structure"], given, "float32")[0])
     except Exception as error:  # whatever a foreign module raises when it is called alone belongs into the record
         call["unable"] = f"{type(error).__name__}: {error}"
         return
     for direction in DIRECTIONS:
         call["exact"][direction] = {name: writer.put(array) for name, array in double[direction].items()}
-        found = [compare(name, array, single[direction][name], _dtype(array, "float32")) for name, array in double[direction].items()]
+        found = [compare(name, array, single[direction][name], _dtype(array, "float32"))
+                 for name, array in double[direction].items()]
         call["floor"][direction] = {c.name: [c.max_abs, c.l2] for c in found if c.fault is None}
-    # The same framework on the same bytes: no more than roundings may lie between, however noisy the layer is.
-    again = compare_sets(inside, single["forward"]) if (inside := _get(run, call["output"])) else []
-    call["replay"] = max((_ratio(c, (0.0, 0.0)) for c in again), default=0.0)
+    if not again:
+        call["unable"] = "it gives no tensor"
+        return
+    floors = call["floor"]["forward"]
+    call["repeat"] = max((_ratio(c, (0.0, 0.0)) for c in compare_sets(single["forward"], again)), default=0.0)
+    # Inside the model inputs may lie otherwise in memory and be summed in another order: noise as large as the layer's own.
+    inside = compare_sets(_get(run, call["output"]), single["forward"])
+    call["replay"] = max((_ratio(c, floors.get(c.name, (0.0, 0.0))) for c in inside), default=0.0)
 
 
 # ------------------------------------------------------------------------------------------------------- candidate
@@ -199,7 +214,7 @@ def _layer(call: Mapping[str, Any], names: Mapping[str, str], models: Mapping[st
            exact: store.Reader, run: store.Reader, mine: store.Reader) -> dict[str, Any]:  # fmt: skip
     """Own and inherited errors of one call."""
     path = names[call["path"]]
-    found = {name: call[name] for name in ("path", "call", "kind", "leaf", "replay", "unable", "noise")}
+    found = {name: call[name] for name in ("path", "call", "kind", "leaf", "repeat", "replay", "unable", "noise")}
     found |= {"as": path, "errors": {}, "inherited": None, "fault": None}
     if path not in models["float32"]:
         return found | {"fault": f"missing: there is no module {path}"}

@@ -78,7 +78,8 @@ def _severity(row: Row) -> tuple:
     return row.passed is not False, row.passed is None, -row.ratio
 
 
-def _norms(number: int, kind: str, precision: str, mine: Mapping, other: Mapping, sizes: Mapping, zero: set[str]) -> Iterator[Row]:
+def _norms(number: int, kind: str, precision: str, mine: Mapping, other: Mapping, sizes: Mapping,
+           zero: set[str]) -> Iterator[Row]:  # fmt: skip
     """A row per tensor: its norm against the reference's exact one."""
     exact, noise, found = mine["norms"]["float64"][kind], mine["noise"][kind], other["norms"][precision].get(kind, {})
     relative = [float(noise[name]) / abs(float(value)) for name, value in exact.items() if float(value)]
@@ -133,13 +134,15 @@ def _groups(ours: Mapping[str, list], theirs: Mapping[str, list]) -> Iterator[Ro
         if name not in theirs or name not in ours:
             yield fault(name, "parameter group", "not updated by the candidate" if name in ours else "updated by the candidate alone")
         elif list(ours[name]) != list(theirs[name]):
-            differing = [f"{word} {b} where the reference has {a}" for word, a, b in zip(words, ours[name], theirs[name]) if a != b]
-            yield fault(name, "parameter group", "; ".join(differing))
+            pairs = zip(words, ours[name], theirs[name])
+            said = (f"{word} {b} where the reference has {a}" for word, a, b in pairs if a != b)
+            yield fault(name, "parameter group", "; ".join(said))
 
 
 def _kinds(ours: Mapping[str, Mapping[str, int]], theirs: Mapping[str, Mapping[str, int]]) -> Iterator[Row]:
     """A failing row per tensor that one side alone has, or has in another size."""
-    flat = [{f"{kind}/{name}": size for kind, sizes in side.items() for name, size in sizes.items()} for side in (ours, theirs)]
-    for comparison in compare_sets(*({name: np.array(size) for name, size in side.items()} for side in flat)):
-        if comparison.fault or comparison.differing:
-            yield fault(comparison.name, "state", comparison.fault or f"{flat[1][comparison.name]} elements where {flat[0][comparison.name]} are expected")
+    a, b = ({f"{kind}/{name}": np.array(size) for kind, sizes in side.items() for name, size in sizes.items()}
+            for side in (ours, theirs))
+    for found in compare_sets(a, b):
+        if found.fault or found.differing:
+            yield fault(found.name, "state", found.fault or f"{b[found.name]} elements where {a[found.name]} are expected")

@@ -57,12 +57,13 @@ def write(captured: str | Path, path: str, folder: str | Path, builders: Mapping
     with store.reading(captured) as exact, store.reading(Path(captured) / "run") as run:
         found = [entry for entry in exact.content["calls"] if (entry["path"], entry["call"]) == (path, call)]
         if not found or found[0]["unable"]:
-            raise UserError(f"{captured}: {path} call {call}: {found[0]['unable'] if found else 'was not captured'}; choose another layer")
+            reason = found[0]["unable"] if found else "was not captured"
+            raise UserError(f"{captured}: {path} call {call}: {reason}; choose another layer")
         [entry] = found
         start = f"{path}." if path else ""
-        weights = {name.removeprefix(start): digest for name, digest in exact.content["state"].items() if name.startswith(start)}
+        state = {name: digest for name, digest in exact.content["state"].items() if name.startswith(start)}
         arrays = {f"input {name}": run.get(digest) for name, digest in entry["input"].items()}
-        arrays |= {f"weight {name}": exact.get(digest) for name, digest in weights.items()}
+        arrays |= {f"weight {name.removeprefix(start)}": exact.get(digest) for name, digest in state.items()}
         arrays |= {f"exact {name}": exact.get(digest) for name, digest in entry["exact"]["forward"].items()}
     with atomic(folder / ARRAYS) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays))

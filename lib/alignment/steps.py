@@ -87,12 +87,13 @@ def native(batches: Sequence[Any]) -> Advance:
 def fed(trainer: Watched, step: int) -> Mapping[str, float]:
     """A step on seeded gradients, the same on every side: the optimiser, clipping, schedule and average alone."""
     size = 10.0 ** (step % 3 - 2)  # some steps are clipped and some are not
-    values = trainer.trained()
-    trainer.feed({name: (size * seeded_input(f"gradient:{step}:{name}", array.shape)).astype(array.dtype) for name, array in values.items()})
+    trainer.feed({name: (size * seeded_input(f"gradient:{step}:{name}", array.shape)).astype(array.dtype)
+                  for name, array in trainer.trained().items()})
     return {}
 
 
-def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int, selected: Sequence[str]) -> tuple[dict[str, Any], Arrays]:
+def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int,
+             selected: Sequence[str]) -> tuple[dict[str, Any], Arrays]:  # fmt: skip
     """Advance the trainers, by precision, side by side; fields and arrays for a record.
 
     Of every tensor of every step its L2 norm in each precision, and the L2 of what float32 deviates from float64; of the
@@ -108,8 +109,8 @@ def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int, sele
         line: dict[str, Any] = {"norms": {p: _each(kinds, _size) for p, kinds in found.items()}}
         if "float64" in found:
             single, double = found["float32"], found["float64"]
-            line["noise"] = {kind: {name: norm(np.asarray(single[kind][name], np.float64) - value) for name, value in values.items()}
-                             for kind, values in double.items()}
+            line["noise"] = {kind: {name: norm(np.subtract(single[kind][name], value, dtype=np.float64))
+                                    for name, value in values.items()} for kind, values in double.items()}
         log.append(line)
         for precision, kinds in found.items():
             arrays |= {f"{precision}/{step}/{kind}/{name}": values[name].copy() for kind, values in kinds.items()
@@ -129,7 +130,8 @@ def _size(value: np.ndarray) -> float:
 
 def _groups(trainer: Watched) -> dict[str, list]:
     """Of each trained parameter: the factor of its learning rate, whether it decays, where its warm-up starts."""
-    return {name: [group.learning_rate_factor, group.decays, group.warmup_from] for group in trainer.groups for name in group.names}
+    return {name: [group.learning_rate_factor, group.decays, group.warmup_from]
+            for group in trainer.groups for name in group.names}
 
 
 def curves(trainer: training.Trainer, batches: Iterable[Any]) -> dict[str, list[float]]:

@@ -21,6 +21,11 @@ INDEX = "index.json"
 CHUNK = 64 * 2**20  # bytes gathered before a file is written
 
 
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of the array's type, shape and bytes in C order."""
+    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
 class Writer:
     """Takes tensors in; `content` is what the index holds beside them."""
 
@@ -35,15 +40,15 @@ class Writer:
     def put(self, array: np.ndarray) -> str:
         """Keep the array; its digest."""
         array = np.array(array, order="C")
-        digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
-        if digest not in self._files:
-            self._files[digest] = self._written
-            self._waiting[digest] = array
+        name = digest(array)
+        if name not in self._files:
+            self._files[name] = self._written
+            self._waiting[name] = array
             self.bytes += array.nbytes
             self._size += array.nbytes
             if self._size >= CHUNK:
                 self._flush()
-        return digest
+        return name
 
     def finish(self) -> None:
         """Write what is waiting, then the index."""
@@ -80,15 +85,16 @@ class Reader:
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / INDEX}: can't be read ({error}); capture the reference's layers first") from error
 
-    def get(self, digest: str) -> np.ndarray:
-        """A fresh array. UserError where the folder does not hold it."""
+    def get(self, name: str) -> np.ndarray:
+        """A fresh array by its digest. UserError where the folder does not hold it."""
         try:
-            number = self.content["files"][digest]
+            number = self.content["files"][name]
             if number not in self._open:
-                self._open[number] = self._stack.enter_context(safetensors.safe_open(_file(self._folder, number), framework="numpy"))
-            return self._open[number].get_tensor(digest)
+                file = safetensors.safe_open(_file(self._folder, number), framework="numpy")
+                self._open[number] = self._stack.enter_context(file)
+            return self._open[number].get_tensor(name)
         except (KeyError, OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{self._folder}: tensor {digest[:12]} is not there ({error}); capture the layers again") from error
+            raise UserError(f"{self._folder}: tensor {name[:12]} is not there ({error}); capture the layers again") from error
 
 
 @contextmanager

@@ -57,7 +57,8 @@ def band(controls: Sequence[Sequence[float]] | np.ndarray) -> Band:
     centre, spread, horizon = _band(runs)
     others = ((i, np.delete(runs, i, 0)) for i in range(len(runs)))
     unsteady = tuple(i for i, rest in others if _exit(*_band(rest), runs[i]) is not None)
-    return Band(centre, spread, horizon, unsteady, None if horizon else "the band is too wide at the first step: nothing can be judged")
+    too_wide = None if horizon else "the band is too wide at the first step: nothing can be judged"
+    return Band(centre, spread, horizon, unsteady, too_wide)
 
 
 def _band(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -85,7 +86,8 @@ def judge(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
     note += f"; judged are the first {held.horizon} of {len(curve)} steps"
     if held.unsteady:
         note += f"; not judged: control runs {', '.join(map(str, held.unsteady))} leave the band of the others"
-    return Row(name, what, error, spread, K * spread, abs(float(held.centre[worst])), None if held.unsteady else left is None, note)
+    passed = None if held.unsteady else left is None
+    return Row(name, what, error, spread, K * spread, abs(float(held.centre[worst])), passed, note)
 
 
 def sensitivity(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
@@ -94,7 +96,8 @@ def sensitivity(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> R
     if held.fault or len(curve) != len(held.centre):
         return fault(name, what, held.fault or f"{len(curve)} steps where the controls have {len(held.centre)}")
     left = held.exit(curve)
-    note = f"leaves at step {left}" if left is not None else f"stays inside up to the horizon, step {held.horizon}: the band can't tell"
+    stays = f"stays inside up to the horizon, step {held.horizon}: the band can't tell"
+    note = stays if left is None else f"leaves at step {left}"
     return Row(name, what, float(left is None), 0.0, 0.0, 1.0, left is not None, note)
 
 

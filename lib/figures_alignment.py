@@ -1,0 +1,70 @@
+"""Figures of the alignment engine: error through the depth of a network, and a run in the band of its controls."""
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lib.alignment.trajectory import Band
+from lib.alignment.verdict import ROUNDING, K
+from lib.figures import COLOURS, LEAST, LINES, Picture, canvas, picture, styled
+
+DIRECTIONS = {"forward": "outputs", "backward": "gradients at the inputs"}
+
+
+@styled
+def error_through_depth(depth: Mapping[str, Mapping[str, Sequence]]) -> Picture:
+    """Own and inherited error of every call of a module, relative, in order of execution.
+
+    depth: "forward" and "backward", as `lib.alignment.divergence.Divergence.depth` gives them.
+    """
+    figure, axes = canvas(2, 1, (8.0, 6.4), sharex=True)
+    blamed = []
+    for axis, (direction, columns) in zip(axes[:, 0], depth.items(), strict=True):
+        leaf = np.array(columns["leaf"], bool)
+        place = np.arange(len(leaf))
+        _points(axis, place, columns["inherited"], leaf, color=COLOURS["jittor"], linestyle=LINES["jittor"], label="inherited")
+        _points(axis, place, columns["noise"], leaf, color=COLOURS["published"], linestyle=LINES["published"],
+                label="inherited, reference's own rounding")
+        dots = {"color": "black", "linestyle": "", "markersize": 3}
+        _points(axis, place, columns["own"], leaf, marker=".", label="own, leaves", **dots)
+        _points(axis, place, columns["own"], ~leaf, marker="+", label="own, composites", **dots)
+        _points(axis, place, columns["gate"], leaf, color="0.75", linestyle="-", label="gate of the own error, leaves")
+        for index in np.flatnonzero(columns["blamed"]):
+            axis.axvline(index, color=COLOURS["torch"], linewidth=0.8)
+            axis.annotate(columns["name"][index], (index, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=6,
+                          horizontalalignment="right", verticalalignment="top")
+            blamed.append(f"{direction} {columns['name'][index]}")
+        lines = [line.get_ydata() for line in axis.lines if len(line.get_xdata()) > 1]
+        drawn = [height for heights in lines for height in heights if height > 10 * LEAST]
+        axis.set_ylim(bottom=min(drawn, default=ROUNDING) / 3)  # exact zeros leave at the bottom
+        axis.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", ylabel="relative error", yscale="log")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=7)
+    axes[-1, 0].set_xlabel("call of a module, in order of execution")
+    said = f"Beyond their gates: {', '.join(blamed)}." if blamed else "No layer is beyond its gate."
+    return picture(figure, f"Own and inherited error of each layer through the depth of the network. {said}")
+
+
+def _points(axis, place: np.ndarray, values: Sequence[float | None], chosen: np.ndarray, **look) -> None:
+    known = chosen & np.array([value is not None and np.isfinite(value) for value in values], bool)
+    if known.any():
+        heights = [max(values[index], LEAST) for index in np.flatnonzero(known)]  # an error of exactly zero has no logarithm
+        axis.plot(place[known], heights, **{"linewidth": 0.9, **look})
+
+
+@styled
+def trajectory(name: str, band: Band, curves: Mapping[str, Sequence[float]]) -> Picture:
+    """Distance of runs from the median of the controls, with the band and its horizon; curves: label -> (steps,)."""
+    figure, axes = canvas(size=(7.0, 3.6))
+    axis, step = axes[0, 0], np.arange(len(band.centre))
+    axis.fill_between(step, LEAST, K * band.spread, color="0.88", label=f"band: {K} x the controls' spread")
+    if band.horizon < len(step):
+        axis.axvline(band.horizon, color=COLOURS["published"], linestyle=LINES["published"], label="horizon")
+    for index, (label, curve) in enumerate(curves.items()):
+        distance = np.abs(np.asarray(curve, float) - band.centre)
+        axis.plot(step, np.maximum(distance, LEAST), color=("black", COLOURS["torch"], COLOURS["jittor"])[index % 3], label=label)
+    lowest = band.spread[band.spread > 0].min(initial=1.0)
+    axis.set(xlabel="step", ylabel=f"distance of {name} from the controls' median", yscale="log")
+    axis.set_ylim(bottom=lowest / 100)
+    axis.legend()
+    left = {label: band.exit(np.asarray(curve, float)) for label, curve in curves.items()}
+    exits = "; ".join(f"{label} leaves at step {step}" for label, step in left.items() if step is not None)
+    return picture(figure, f"Training curves of {name} against the band of the controls. {exits or 'No run leaves it'}.")

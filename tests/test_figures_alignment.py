@@ -1,0 +1,24 @@
+"""The engine's figures say in words what they show, draw every call, and are the same bytes every time. Framework-free."""
+import numpy as np
+
+from lib import figures_alignment
+from lib.alignment.trajectory import LEAST, band
+
+DEPTH = {"name": ["a", "b", "(the model itself)"], "leaf": [True, True, False], "own": [1e-7, 2e-3, None], "gate": [5e-7, 5e-7, None],
+         "inherited": [0.0, 1e-3, float("inf")], "noise": [1e-7, 1e-7, 2e-7], "blamed": [False, True, False]}  # fmt: skip
+SOUND = DEPTH | {"own": [1e-7, 1e-8, 1e-7], "blamed": [False] * 3}
+NOTHING = {key: [None] * 3 if key in ("own", "gate", "inherited", "noise") else value for key, value in SOUND.items()}
+
+
+def test_the_layer_that_is_blamed_is_named_in_picture_and_words():
+    picture = figures_alignment.error_through_depth({"forward": DEPTH, "backward": SOUND})
+    assert "Beyond their gates: forward b." in picture.alt
+    assert picture.data == figures_alignment.error_through_depth({"forward": DEPTH, "backward": SOUND}).data
+    assert "No layer" in figures_alignment.error_through_depth({"forward": SOUND, "backward": SOUND}).alt
+    assert figures_alignment.error_through_depth({"forward": SOUND, "backward": NOTHING}).data
+
+
+def test_the_run_that_leaves_is_named():
+    runs = [2.0 + 1e-6 * np.random.default_rng(seed).standard_normal(20) for seed in range(LEAST)]
+    picture = figures_alignment.trajectory("loss", band(runs), {"Jittor": runs[0], "rate 1 % off": runs[0] * 1.01})
+    assert "rate 1 % off leaves at step 0" in picture.alt and "Jittor leaves" not in picture.alt

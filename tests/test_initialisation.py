@@ -1,0 +1,124 @@
+"""Initial weights as distributions, data by stages: right ones pass over many seeds, planted faults are named. Framework-free."""
+import numpy as np
+import pytest
+
+from lib.alignment import datastages, initialisation
+from lib.alignment.datastages import first_difference, stage
+from lib.alignment.verdict import Verdict, conclude
+
+SHAPES = {f"layer{i}.weight": (16, 8, 3, 3) for i in range(40)} | {f"layer{i}.bias": (16,) for i in range(40)} | {"norm.weight": (64,)}
+
+
+def weights(seed, **changes):
+    """Kaiming-uniform kernels and biases, norms of one; changes: draw(rng, shape) by name."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, shape in SHAPES.items():
+        bound = 1 / np.sqrt(72)
+        draw = changes.get(name, (lambda rng, shape: np.ones(shape)) if "norm" in name else lambda rng, shape: rng.uniform(-bound, bound, shape))
+        found[name] = np.asarray(draw(rng, shape), np.float32)
+    return found
+
+
+def failing(reference, candidate):
+    return {row.name: row.note for row in initialisation.compare(reference, candidate) if row.passed is False}
+
+
+def test_other_seeds_of_the_same_distributions_pass():
+    """At most 1 % of right implementations may fail by construction; of 30 none did, and three would have a chance of 3e-3."""
+    alarms = [bool(failing(weights(seed), weights(seed + 1000))) for seed in range(30)]
+    assert sum(alarms) < 3
+    rows = initialisation.compare(weights(0), weights(1))
+    assert conclude("initialisation", "torch-jittor", rows, []).verdict is Verdict.PASS and len(rows) == len(SHAPES)
+
+
+@pytest.mark.parametrize("draw, said", [
+    (lambda rng, shape: rng.normal(0, 1 / np.sqrt(72 * 3), shape), "magnitudes"),  # the same deviation, another shape
+    (lambda rng, shape: rng.uniform(-1, 1, shape) * np.sqrt(6 / 72), "p = "),  # gain sqrt(2) in place of sqrt(1/3)
+    (lambda rng, shape: rng.uniform(-1, 1, shape) * 1.03 / np.sqrt(72), "bound"),  # three percent wider
+    (lambda rng, shape: np.zeros(shape), "constant"),
+    (lambda rng, shape: rng.uniform(0, 1, shape) / np.sqrt(72), "values"),
+])  # fmt: skip
+def test_another_distribution_is_named(draw, said):
+    found = failing(weights(0), weights(1, **{"layer7.weight": draw}))
+    assert set(found) == {"layer7.weight"} and said in found["layer7.weight"]
+
+
+def test_constants_are_compared_exactly():
+    assert set(failing(weights(0), weights(1, **{"norm.weight": lambda rng, shape: np.full(shape, 1.001)}))) == {"norm.weight"}
+
+
+def test_missing_misshapen_and_nan_parameters_are_faults():
+    candidate = weights(1)
+    del candidate["layer0.bias"]
+    candidate["layer1.bias"] = candidate["layer1.bias"].reshape(4, 4)
+    candidate["layer2.bias"][3] = np.nan
+    candidate["layer3.bias"] = candidate["layer3.bias"].astype(np.float64)
+    candidate["extra"] = np.zeros(1)
+    found = failing(weights(0), candidate)
+    assert found["layer0.bias"] == "missing" and "shape" in found["layer1.bias"] and "NaN" in found["layer2.bias"]
+    assert "float64" in found["layer3.bias"] and "left over" in found["extra"]
+    assert initialisation.compare({}, {})[0].passed is False
+
+
+def test_too_few_values_are_shown_not_judged():
+    row = initialisation.compare({"scale": np.array([0.1, 0.2])}, {"scale": np.array([5.0, 6.0])})[0]
+    assert row.passed is None and "too few" in row.note
+
+
+def test_p_values_are_uniform_where_both_sides_are_right():
+    rng = np.random.default_rng(0)
+    values = np.array([initialisation.kolmogorov_smirnov(rng.standard_normal(400), rng.standard_normal(400)) for _ in range(400)])
+    for level in (0.05, 0.2, 0.5):
+        assert abs(np.mean(values < level) - level) < 4 * np.sqrt(level * (1 - level) / 400)
+    bounds = np.array([initialisation._bounds(rng.uniform(-1, 1, 300), rng.uniform(-1, 1, 300)) for _ in range(400)])
+    assert abs(np.mean(bounds < 0.2) - 0.2) < 0.08
+
+
+# -------------------------------------------------------------------------------------------------------- data stages
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+
+
+def stages(change=lambda name, arrays: arrays, keep=True):
+    steps = [("decoded", {"image": IMAGE}), ("resized", {"image": IMAGE[::2, ::2]}),
+             ("batch", {"images": IMAGE[::2, ::2].astype(np.float32) / 255}), ("targets", {"boxes": np.ones((2, 4), np.float32)})]
+    return [stage(name, change(name, arrays), keep) for name, arrays in steps]
+
+
+def brighter(at):
+    return lambda name, arrays: {key: array + 1 for key, array in arrays.items()} if name in at else arrays
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_equal_stages_pass_and_the_first_difference_is_named(keep):
+    assert first_difference(datastages.compare(stages(keep=keep), stages(keep=keep))) is None
+    rows = datastages.compare(stages(keep=keep), stages(brighter(("resized", "batch")), keep))
+    assert first_difference(rows) == "resized: image"
+    assert [row.passed for row in rows] == [True, False, None, True] and "behind resized" in rows[2].note
+
+
+def test_a_stated_tolerance_holds_for_its_stage_alone():
+    theirs = stages(brighter(("decoded",)))
+    assert first_difference(datastages.compare(stages(), theirs, {"decoded": 1.0})) is None
+    assert first_difference(datastages.compare(stages(), theirs, {"resized": 1.0})) == "decoded: image"
+
+
+def test_channel_order_type_and_missing_parts_are_named():
+    def swapped(name, arrays):
+        return {"image": IMAGE[..., ::-1]} if name == "decoded" else arrays
+    assert first_difference(datastages.compare(stages(), stages(swapped))) == "decoded: image"
+    wide = datastages.compare(stages(), stages(lambda name, arrays: {k: a.astype(np.float64) for k, a in arrays.items()} if name == "batch" else arrays))
+    assert "type float64" in next(row.note for row in wide if row.passed is False)
+    gone = datastages.compare(stages(), stages(lambda name, arrays: {} if name == "targets" else arrays))
+    assert first_difference(gone) == "targets: boxes"
+    nan = datastages.compare(stages(), stages(lambda name, arrays: {"images": np.full((4, 4, 3), np.nan, np.float32)} if name == "batch" else arrays),
+                             {"batch": 1e9})
+    assert "nan at" in next(row.note for row in nan if row.passed is False)
+
+
+def test_a_skipped_an_extra_and_no_stage_are_faults():
+    ours = stages()
+    assert first_difference(datastages.compare(ours, [ours[0], *ours[2:]])) == "resized"
+    assert "the end" in datastages.compare(ours, ours[:3])[0].note
+    assert datastages.compare(ours, [*ours, ours[0]])[0].passed is False
+    assert datastages.compare([], [])[0].passed is False
