@@ -82,7 +82,7 @@ def training_record(plan: Training, outcome: training.Outcome, overfit_steps: in
     first = next(iter(batches.iter_epoch(0)))
     model = models.build(plan.model, len(batches.dataset.classes), plan.seed)
     names = [name for name in columns if "loss_" in name]
-    learnt = overfit(plan.model, batches.dataset, plan.size, overfit_steps, plan.rate, plan.seed) if overfit_steps else None
+    learnt = overfit(plan.model, batches.dataset, plan.size, overfit_steps, plan.seed) if overfit_steps else None
     return {
         "overfit": learnt,
         "initial_sha256": digest(convert.state(model)),

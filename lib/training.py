@@ -92,11 +92,12 @@ class Average:
 class Trainer:
     """Takes one training step after another; its state is the model, the optimiser, the average and the counts.
 
-    A step is one batch; the optimiser updates after as many as the recipe accumulates, mostly one.
+    A step is one batch; the optimiser updates after as many as the recipe accumulates, mostly one. `seed` is of what
+    the model draws at random; None: nothing.
     """
 
     def __init__(self, model: backend.nn.Module, criterion: Callable, recipe: Recipe, steps_per_epoch: int,
-                 groups: Sequence[ParameterGroup], seed: int = 0):  # fmt: skip
+                 groups: Sequence[ParameterGroup], seed: int | None = 0):  # fmt: skip
         self.model, self.criterion, self.recipe = model, criterion, recipe
         self.steps_per_epoch, self.seed = steps_per_epoch, seed
         self.rates = recipe.learning_rates(steps_per_epoch, tuple(groups))
@@ -119,7 +120,8 @@ class Trainer:
         `backend.floats` waits.
         """
         self.model.train()
-        self.model.step = Step(self.epoch, stream(self.seed, "model", self.step), targets)
+        random = None if self.seed is None else stream(self.seed, "model", self.step)
+        self.model.step = Step(self.epoch, random, targets)
         self.criterion.epoch = self.epoch
         losses = self.criterion(self.model(backend.tensor(images)), targets, image_size=images.shape[2:])
         gradients = backend.grad(sum(losses.values()), self._parameters)
@@ -190,7 +192,7 @@ def clip(gradients: list, limit: float) -> tuple[list, Any]:
     if math.isinf(limit):
         return gradients, norm
     # As tensors: a Python number in Jittor would be float32 among float64.
-    limit, little = (backend.tensor(np.asarray([value], str(norm.dtype).rpartition(".")[2])) for value in (limit, 1e-6))
+    limit, little = (backend.tensor(np.asarray(value, str(norm.dtype).rpartition(".")[2])) for value in (limit, 1e-6))
     factor = backend.clamp(limit / (norm + little), max=1.0)
     return [gradient * factor for gradient in gradients], norm
 

@@ -144,6 +144,8 @@ def _row(comparison: Comparison, floor: Noise | None, metric: str, what: str, k:
     scale = comparison.scale_max if shown == "max_abs" else comparison.scale_l2
     base = getattr(floor, shown)
     note = f"worst at {comparison.worst}" + (", by its L2" if shown == "l2" != metric else "")
+    if failing and comparison.diagnosis:
+        note += f"; {comparison.diagnosis}"
     return Row(comparison.name, what, getattr(comparison, shown), base, k * base, scale, not failing, note)
 
 
