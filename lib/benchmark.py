@@ -73,11 +73,16 @@ def subject(case: Case) -> Subject:
             with backend.no_grad():
                 return model(given)
 
-        return Subject(forward, backend.sync, backend.numpy)
+        return Subject(forward, backend.sync, _arrays)
     targets = [_target(draw, case) for _ in range(case.batch)]
     criterion = losses.build(case.model, case.classes)
     trainer = Trainer(model, criterion, recipe(case.model), STEPS, models.parameter_groups(case.model, model), case.seed)
     return Subject(lambda: trainer.issue(images, targets), backend.sync, lambda asked: backend.floats(list(asked.values())))
+
+
+def _arrays(outputs: Any) -> list[np.ndarray]:
+    """The values of what a model gives in eval(): a tensor or a dict of them."""
+    return [backend.numpy(value) for value in (outputs.values() if isinstance(outputs, dict) else [outputs])]
 
 
 def _target(draw: np.random.Generator, case: Case) -> dict[str, np.ndarray]:
