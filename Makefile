@@ -1,4 +1,5 @@
-# report: measure and render   test: everything   lab: JupyterLab   envs, doctor, system: the machine   clean: results
+# report: measure and render   handin, slides: what else is made of it   test: everything   lab: JupyterLab
+# envs, doctor, system: the machine   clean: results   example: the report kept in git
 PROFILE ?= quick
 MODELS ?= nanodet-plus-m_320
 DATA ?=
@@ -6,18 +7,31 @@ J ?= $(shell nproc)
 PYTHON ?= python3
 SNAKEMAKE ?=
 TESTS ?=
+SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
 ALIGN := $(PYTHON) -m lib.environment
 
-.PHONY: help report test lab envs doctor system clean
+.PHONY: help report handin slides example test lab envs doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
+	@echo 'LANG=zh make report: the report in Chinese'
+	@echo 'make handin [PROFILE=...]: the document to hand in   make slides: the lectures, reports/slides'
 	@echo 'make test [TESTS=tests/test_x.py]   make lab   make envs   make doctor   make system   make clean'
 	@echo 'ALIGN_HOME=folder: where environments and compiled kernels go instead of $$HOME/.cache/jittor'
 
 report: envs
 	@$(ALIGN) system --if-possible
-	@$(ALIGN) run torch -m lib.pipeline report --profile '$(PROFILE)' --models '$(MODELS)' --data '$(DATA)' --cores $(J) -- $(SNAKEMAKE)
+	@$(ALIGN) run torch -m lib.pipeline report --profile '$(PROFILE)' --models '$(MODELS)' --data '$(DATA)' --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
+
+handin: envs
+	@$(ALIGN) run torch -m lib handin reports/$(PROFILE) --language $(SPOKEN)
+
+slides: envs
+	@$(ALIGN) run torch -m lib slides
+
+# The one report that is kept in git: the quick profile's, made anew from its records.
+example: envs
+	@$(ALIGN) run torch -m lib.report.example reports/quick reports/example
 
 test: envs
 	@$(ALIGN) system --if-possible

@@ -8,7 +8,7 @@ from lib import pipeline
 
 # snakemake reads the values of --config as YAML: an empty one is None, 2024 a number
 asked = {name: str(value or "") for name, value in config.items()}
-jobs = pipeline.plan(pipeline.Request(asked["report"], tuple(asked["models"].split()), asked["data"], workflow.cores))
+jobs = pipeline.plan(pipeline.Request(asked["report"], tuple(asked["models"].split()), asked["data"], workflow.cores, asked["language"]))
 
 
 rule all:

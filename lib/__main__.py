@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.commands import curves, detect
+from lib.commands import curves, detect, handin, slides, train, verify
 from lib.commands import evaluate as beyond
 from lib.data import commands
 from lib.errors import UserError
@@ -22,12 +22,6 @@ CONVERT = """\
   python -m lib convert fused.npz out.pth --model nanodet-plus-m_320 --absent aux_fpn. aux_head.
                                                              fail unless it fits the model entry by entry
 Read: .pth .pt .ckpt .pkl .npz .safetensors; no code in them is run. Written: .pth .pkl .npz .safetensors.
-"""
-TRAIN = """\
-  python -m lib train nanodet-plus-m_320 data/scenes runs/scenes --epochs 20 --batch 8
-  python -m lib train nanodet-plus-m_320 coco/ runs/coco     COCO's own layout, the published recipe
-The same command again continues an interrupted run bit for bit. runs/scenes then holds log.jsonl,
-checkpoint.safetensors and weights.safetensors (the averaged weights of the best evaluation).
 """
 EVALUATE = """\
   python -m lib evaluate nanodet-plus-m_320 runs/scenes/weights.safetensors data/scenes/val.json
@@ -65,12 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     commands.add(_verb(verbs, "data", "get, make, convert, check and show data sets", commands.EXAMPLES), _verb)
     _add_convert(_verb(verbs, "convert", "weights from one format to another", CONVERT))
-    _add_train(_verb(verbs, "train", "train a model in this environment's framework", TRAIN))
+    _add_train(_verb(verbs, "train", "train a model in this environment's framework", train.EXAMPLES))
     _add_evaluate(_verb(verbs, "evaluate", "COCO numbers of trained weights", EVALUATE + beyond.EXAMPLES))
     _add_detect(_verb(verbs, "detect", "boxes on pictures, videos and a webcam", detect.EXAMPLES))
     curves.add(_verb(verbs, "curves", "draw the logs of trainings, ours and published ones", curves.EXAMPLES))
     _add_benchmark(_verb(verbs, "benchmark", "time both frameworks side by side", BENCHMARK))
     _add_compare(_verb(verbs, "compare", "the alignment report of a folder of records", COMPARE))
+    handin.add(_verb(verbs, "handin", "the document that a port's author hands in", handin.EXAMPLES))
+    slides.add(_verb(verbs, "slides", "lectures from the notebooks, for a browser without network", slides.EXAMPLES))
+    verify.add(_verb(verbs, "verify", "does a report say what its records say?", verify.EXAMPLES))
     return parser
 
 
@@ -94,15 +91,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model")
-    parser.add_argument("data", type=Path, help="folder with train.json and val.json, or one COCO file")
-    parser.add_argument("folder", type=Path, help="of the run")
-    parser.add_argument("--epochs", type=int, help="the published number by default")
-    parser.add_argument("--batch", type=int, help="images per step; the published number by default")
-    parser.add_argument("--rate", type=float, default=1.0, help="times the published learning rate (%(default)s)")
-    parser.add_argument("--evaluate-every", type=int, default=10, help="epochs (%(default)s)")
-    parser.add_argument("--weights", type=Path, help="start from these instead of fresh ones")
-    parser.add_argument("--seed", type=int, default=0)
+    train.add(parser)
     _add_running(parser)
     parser.set_defaults(run=_train)
 
@@ -181,16 +170,8 @@ def _convert(chosen: argparse.Namespace) -> None:
 
 
 def _train(chosen: argparse.Namespace) -> None:
-    from lib import runs
-
     _use(chosen.device)
-    plan = runs.Training(
-        chosen.model, str(chosen.data), str(chosen.folder), tuple(chosen.size) if chosen.size else None, chosen.batch,
-        chosen.epochs, chosen.rate, chosen.evaluate_every, chosen.seed, chosen.workers,
-        str(chosen.weights) if chosen.weights else None,
-    )
-    outcome = runs.train(plan)
-    print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}")
+    train.run(chosen)
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:

@@ -36,12 +36,14 @@ def load(
     mapping_or_path: Mapping[str, np.ndarray] | str | os.PathLike,
     strict: bool = True,
     absent: tuple[str, ...] = (),
+    source: str | os.PathLike = "the given weights",
 ) -> Coverage:
     """Copy weights into the model; dtypes become the model's.
 
     `absent` holds beginnings ("aux_fpn.") or ends (".num_batches_tracked") of names that the checkpoint may lack, each
     as a whole: half an auxiliary branch is an error. Strict: UserError, with the model untouched, unless every other
-    entry is there, with its shape, finite, and nothing is left over. Otherwise what fits is loaded.
+    entry is there, with its shape, finite, and nothing is left over. Otherwise what fits is loaded. `source` is what
+    the error calls a mapping.
     """
     given = isinstance(mapping_or_path, Mapping)
     values = mapping_or_path if given else checkpoints.read(mapping_or_path)
@@ -60,7 +62,7 @@ def load(
         not_finite=not_finite,
     )
     if strict and (faults := _faults(coverage, own, values)):
-        raise UserError(f"{'the given weights' if given else mapping_or_path}: {'; '.join(faults)}; nothing was loaded")
+        raise UserError(f"{source if given else mapping_or_path}: {'; '.join(faults)}; nothing was loaded")
     backend.load_state(model, {name: np.asarray(values[name]).astype(own[name].dtype) for name in coverage.loaded})
     return coverage
 

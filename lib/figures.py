@@ -6,7 +6,7 @@ A function takes plain data (records' fields, arrays) and returns a Picture, whi
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,20 @@ class Picture:
 
     def html(self) -> str:
         encoded = base64.b64encode(self.data).decode()
-        return f'<img alt="{html.escape(self.alt, quote=True)}" src="data:{self.kind};base64,{encoded}">'
+        return f'<img alt="{html.escape(self.alt, quote=True)}" lang="en" src="data:{self.kind};base64,{encoded}">'
 
     def _repr_html_(self) -> str:
         return self.html()
 
 
-def _canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options: Any) -> tuple[Figure, np.ndarray]:
+def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of `size` inches and its axes, always (rows, columns); pyplot, which keeps figures open, is not used."""
     figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _picture(figure: Figure, alt: str, dense: bool = False) -> Picture:
+def picture(figure: Figure, alt: str, dense: bool = False) -> Picture:
     """SVG without a date, the same bytes every time; PNG where a figure holds images or thousands of marks."""
     buffer = io.BytesIO()
     kind = "png" if dense else "svg"
@@ -61,7 +62,7 @@ def _picture(figure: Figure, alt: str, dense: bool = False) -> Picture:
     return Picture(buffer.getvalue(), "image/png" if dense else "image/svg+xml", alt)
 
 
-def _styled(draw):
+def styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
     """Draw under the one style, whatever the notebook has set."""
     def wrapped(*arguments: Any, **options: Any) -> Picture:
         with matplotlib.rc_context():
@@ -75,15 +76,15 @@ def _styled(draw):
 
 # --------------------------------------------------------------------------------------------------------- alignment
 
-@_styled
+@styled
 def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -> Picture:
     """Relative forward error of each named feature, in order of execution, with its gate.
 
     rows: pair -> rows of its forward verdict (dicts with name, what, error, floor, gate, scale).
     """
-    figure, axes = _canvas(2, 1, (8.0, 6.4), sharex=True)
+    figure, axes = canvas(2, 1, (8.0, 6.4), sharex=True)
     panels = (
-        (axes[0, 0], ("published-torch", "published-jittor"), "first values", "Against the published implementation: 16 recorded values per feature"),
+        (axes[0, 0], ("published-torch", "published-jittor"), "first values", "Against the published implementation: the recorded values of each feature"),
         (axes[1, 0], ("torch-jittor",), "every element", "Jittor against PyTorch: every element"),
     )
     for axis, pairs, what, title in panels:
@@ -102,7 +103,7 @@ def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -
             _empty(axis)
     axes[1, 0].set_xticks(range(len(depth)), depth, rotation=90, fontsize=7)
     axes[1, 0].set_xlabel("feature, in order of execution")
-    return _picture(figure, "Forward error through the depth of the network, per named feature, with noise floor and gate.")
+    return picture(figure, "Forward error through the depth of the network, per named feature, with noise floor and gate.")
 
 
 def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], key: str, side: str | None, label: str) -> None:
@@ -115,10 +116,10 @@ def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], k
     axis.plot(x, np.maximum(y, LEAST), label=label, **style)
 
 
-@_styled
+@styled
 def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
     """Error over gate of every judged float32 gradient, sorted, one line per pair: above 1 fails."""
-    figure, axes = _canvas(size=(8.0, 3.6))
+    figure, axes = canvas(size=(8.0, 3.6))
     axis = axes[0, 0]
     for pair, found in rows.items():
         judged = [r for r in found if isinstance(r["error"], float) and r["gate"] and "float64" not in r["what"]]
@@ -130,19 +131,19 @@ def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
     axis.set(yscale="log", xlabel="judged gradients, sorted (percent)", ylabel="error / gate")
     _lift_floor(axis)
     axis.legend(loc="lower right")
-    return _picture(figure, "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail.", dense=True)
+    return picture(figure, "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail.", dense=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
 
-@_styled
+@styled
 def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     """Each loss component over the steps, both sides in one panel. curves: side -> the train record's `curves`."""
     first = next(iter(curves.values()))
     names = [name for name in first if "loss" in name]
     columns = min(3, len(names))
     count = -(-len(names) // columns)
-    figure, axes = _canvas(count, columns, (8.0, 0.4 + 2.0 * count), sharex=True)
+    figure, axes = canvas(count, columns, (8.0, 0.4 + 2.0 * count), sharex=True)
     for axis, name in zip(axes.flat, names):
         for side, columns_of in curves.items():
             axis.plot(columns_of["step"], columns_of[name], label=NAMES[side], **_look(side, marker=False))
@@ -154,22 +155,22 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     for axis in axes[:, 0]:
         axis.set_ylabel("loss")
     axes[0, 0].legend()
-    return _picture(figure, "Training loss by component over the steps, in both frameworks.")
+    return picture(figure, "Training loss by component over the steps, in both frameworks.")
 
 
-@_styled
+@styled
 def learning_rate(curves: Mapping[str, Sequence[float]]) -> Picture:
     """The learning rate of each step."""
-    figure, axes = _canvas(size=(8.0, 2.4))
+    figure, axes = canvas(size=(8.0, 2.4))
     axes[0, 0].plot(curves["step"], curves["learning_rate"], color="black")
     axes[0, 0].set(xlabel="step", ylabel="learning rate")
-    return _picture(figure, "Learning rate over the steps: warm-up, then cosine decay.")
+    return picture(figure, "Learning rate over the steps: warm-up, then cosine decay.")
 
 
-@_styled
+@styled
 def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
     """AP after each evaluation. epochs: side -> the train record's `epochs`."""
-    figure, axes = _canvas(size=(8.0, 2.8))
+    figure, axes = canvas(size=(8.0, 2.8))
     axis = axes[0, 0]
     for side, found in epochs.items():
         axis.plot([e["epoch"] + 1 for e in found], [100 * e["AP"] for e in found], label=NAMES[side], **_look(side))
@@ -177,12 +178,12 @@ def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper left")
-    return _picture(figure, "COCO average precision after each evaluation, in both frameworks.")
+    return picture(figure, "COCO average precision after each evaluation, in both frameworks.")
 
 
 # -------------------------------------------------------------------------------------------------------- detections
 
-@_styled
+@styled
 def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], threshold: float = 0.2) -> Picture:
     """One row per sample image: ground truth, then each side's detections above `threshold`.
 
@@ -190,64 +191,66 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
     """
     sides = list(samples[0]["found"])
     columns = 1 + len(sides)
-    figure, axes = _canvas(len(samples), columns, (8.0, 8.0 / columns * len(samples)))
+    figure, axes = canvas(len(samples), columns, (8.0, 8.0 / columns * len(samples)))
     for row, sample in zip(axes, samples):
-        _show(row[0], sample["image"])
+        show_image(row[0], sample["image"])
         _boxes(row[0], sample["boxes"], [classes[int(label)] for label in sample["labels"]], "#009e73", "-")
         for axis, side in zip(row[1:], sides):
             found = sample["found"][side][sample["found"][side][:, 4] > threshold]
-            _show(axis, sample["image"])
+            show_image(axis, sample["image"])
             _boxes(axis, found[:, :4], [f"{classes[int(d[5])]} {d[4]:.2f}" for d in found], COLOURS[side], LINES[side])
     for axis, title in zip(axes[0], ["ground truth", *(NAMES[side] for side in sides)]):
         axis.set_title(title)
-    return _picture(figure, f"Sample images with ground truth and with each framework's detections above {threshold}.", dense=True)
+    return picture(figure, f"Sample images with ground truth and with each framework's detections above {threshold}.", dense=True)
 
 
-@_styled
+@styled
 def contact_sheet(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], columns: int = 6) -> Picture:
     """Images (h, w, 3) uint8 RGB with their boxes (k, 4)."""
     count = -(-len(images) // columns)
-    figure, axes = _canvas(count, columns, (8.0, 8.0 / columns * count))
+    figure, axes = canvas(count, columns, (8.0, 8.0 / columns * count))
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, image, own in zip(axes.flat, images, boxes):
         axis.set_visible(True)
-        _show(axis, image)
+        show_image(axis, image)
         _boxes(axis, own, [""] * len(own), "#009e73", "-")
-    return _picture(figure, f"{len(images)} images of the data set with their boxes.", dense=True)
+    return picture(figure, f"{len(images)} images of the data set with their boxes.", dense=True)
 
 
-@_styled
+@styled
 def assignment(image: np.ndarray, boxes: np.ndarray, cells: np.ndarray, gt_inds: np.ndarray) -> Picture:
     """Which prior was given which box: points of the positive priors in their box's colour.
 
     cells: (priors, 3) x, y, stride in pixels; gt_inds: (priors,), 0 for background, else 1-based box.
     """
-    figure, axes = _canvas(size=(4.6, 4.6))
+    figure, axes = canvas(size=(4.6, 4.6))
     axis = axes[0, 0]
-    _show(axis, image)
+    show_image(axis, image)
     for index, box in enumerate(boxes, 1):
         colour, mine = matplotlib.colormaps["tab10"]((index - 1) % 10), gt_inds == index
         _boxes(axis, box[None], [str(index)], colour, "-")
         axis.scatter(cells[mine, 0], cells[mine, 1], s=cells[mine, 2], color=colour, edgecolor="black", linewidth=0.5)
-    return _picture(figure, f"{int((gt_inds > 0).sum())} positive priors on the boxes they were given.", dense=True)
+    return picture(figure, f"{int((gt_inds > 0).sum())} positive priors on the boxes they were given.", dense=True)
 
 
-@_styled
+@styled
 def feature_maps(features: Mapping[str, np.ndarray], columns: int = 6) -> Picture:
-    """Mean size over channels of each feature (1, c, h, w)."""
+    """Mean size over channels of each feature that is a map, (1, c, h, w)."""
+    features = {name: feature for name, feature in features.items() if feature.ndim == 4}
     count = -(-len(features) // columns)
-    figure, axes = _canvas(count, columns, (8.0, 1.6 * count))
+    figure, axes = canvas(count, columns, (8.0, 1.6 * count))
     for axis in axes.flat[len(features) :]:
         axis.set_visible(False)
     for axis, (name, feature) in zip(axes.flat, features.items()):
         axis.imshow(np.abs(feature[0]).mean(axis=0), cmap="gray", interpolation="nearest")
         axis.set_title(f"{name}\n{' × '.join(map(str, feature.shape[1:]))}", fontsize=6)
         axis.set_axis_off()
-    return _picture(figure, "Mean activation of the named features.", dense=True)
+    return picture(figure, "Mean activation of the named features.", dense=True)
 
 
-def _show(axis: Axes, image: np.ndarray) -> None:
+def show_image(axis: Axes, image: np.ndarray) -> None:
+    """(h, w, 3) uint8 RGB without ticks."""
     axis.imshow(image)
     axis.set_axis_off()
 
@@ -262,11 +265,11 @@ def _boxes(axis: Axes, boxes: np.ndarray, labels: Sequence[str], colour: Any, li
 
 # ------------------------------------------------------------------------------------------------------ speed, sizes
 
-@_styled
+@styled
 def speed(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     """Median time with quartiles, synchronised, and what an unsynchronised clock would claim. side -> `cases`."""
     works = list(dict.fromkeys(case["operation"] for found in cases.values() for case in found))
-    figure, axes = _canvas(1, len(works), (8.0, 3.4))
+    figure, axes = canvas(1, len(works), (8.0, 3.4))
     for axis, work in zip(axes[0], works):
         held = {side: {c["batch"]: c for c in found if c["operation"] == work} for side, found in cases.items()}
         batches = sorted({batch for found in held.values() for batch in found})
@@ -281,14 +284,14 @@ def speed(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
         axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
         axis.set(title=WORKS[work], xlabel="batch size (images)", ylabel="time (ms)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return _picture(figure, "Median time per batch size with quartiles, synchronised, beside the unsynchronised clock's claim.")
+    return picture(figure, "Median time per batch size with quartiles, synchronised, beside the unsynchronised clock's claim.")
 
 
-@_styled
+@styled
 def memory(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     """Peak memory per work and batch. side -> `cases` of the speed record."""
     keys = list(dict.fromkeys((c["operation"], c["batch"]) for found in cases.values() for c in found))
-    figure, axes = _canvas(size=(8.0, 0.9 + 0.45 * len(keys)))
+    figure, axes = canvas(size=(8.0, 0.9 + 0.45 * len(keys)))
     axis = axes[0, 0]
     for offset, (side, found) in enumerate(cases.items()):
         held = {(c["operation"], c["batch"]): c["memory"]["peak_mib"] for c in found}
@@ -298,14 +301,14 @@ def memory(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     axis.invert_yaxis()
     axis.set_xlabel("peak memory of the process (MiB)")
     figure.legend(loc="outside upper center", ncols=2)
-    return _picture(figure, "Peak memory per kind of work and batch size, in both frameworks.")
+    return picture(figure, "Peak memory per kind of work and batch size, in both frameworks.")
 
 
-@_styled
+@styled
 def bars(values: Mapping[str, Mapping[str, float]], unit: str, alt: str) -> Picture:
     """Horizontal bars, one group per name, one bar per side (or one bar, side ""): slowest operators, parameters by part."""
     sides = list(dict.fromkeys(side for row in values.values() for side in row))
-    figure, axes = _canvas(size=(8.0, 0.8 + 0.26 * max(2, len(values) * len(sides))))
+    figure, axes = canvas(size=(8.0, 0.8 + 0.26 * max(2, len(values) * len(sides))))
     axis = axes[0, 0]
     for offset, side in enumerate(sides):
         at = np.arange(len(values)) + 0.8 / len(sides) * (offset - (len(sides) - 1) / 2)
@@ -316,13 +319,13 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str, alt: str) -> Pict
     axis.set_xlabel(unit)
     if len(sides) > 1:
         axis.legend()
-    return _picture(figure, alt)
+    return picture(figure, alt)
 
 
-@_styled
+@styled
 def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     """Histogram of box sizes (square root of the area, pixels) per split, with COCO's bounds of small and large."""
-    figure, axes = _canvas(size=(8.0, 2.8))
+    figure, axes = canvas(size=(8.0, 2.8))
     axis = axes[0, 0]
     edges = np.geomspace(max(1.0, min(s.min() for s in sizes.values())), max(s.max() for s in sizes.values()), 31)
     for (name, values), line, colour in zip(sizes.items(), ("-", "--"), ("black", "#6e6e6e")):
@@ -331,13 +334,13 @@ def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
         axis.axvline(bound, color="black", linestyle=":", linewidth=0.8)
     axis.set(xscale="log", xlabel="square root of the box's area (pixels; dotted: 32 and 96)", ylabel="boxes")
     axis.legend(loc="upper left")
-    return _picture(figure, "Histogram of box sizes per split, with COCO's bounds between small, medium and large.")
+    return picture(figure, "Histogram of box sizes per split, with COCO's bounds between small, medium and large.")
 
 
-@_styled
+@styled
 def class_histogram(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Picture:
     """Boxes of each class, one bar per split."""
-    figure, axes = _canvas(size=(8.0, 0.8 + 0.3 * len(classes)))
+    figure, axes = canvas(size=(8.0, 0.8 + 0.3 * len(classes)))
     axis = axes[0, 0]
     for offset, (split, found) in enumerate(counts.items()):
         at = np.arange(len(classes)) + 0.8 / len(counts) * (offset - (len(counts) - 1) / 2)
@@ -346,15 +349,15 @@ def class_histogram(counts: Mapping[str, Sequence[int]], classes: Sequence[str])
     axis.invert_yaxis()
     axis.set_xlabel("boxes")
     axis.legend()
-    return _picture(figure, "Number of boxes of each class, per split.")
+    return picture(figure, "Number of boxes of each class, per split.")
 
 
-@_styled
+@styled
 def distributions(logits: np.ndarray) -> Picture:
     """Distance distributions (k, 4, bins) as logits: one row per prior, one panel per side of its box, the mean marked."""
     shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
     shares, bins = shifted / shifted.sum(axis=2, keepdims=True), np.arange(logits.shape[2])
-    figure, axes = _canvas(len(logits), 4, (8.0, 1.3 * len(logits) + 0.5), sharex=True, sharey=True)
+    figure, axes = canvas(len(logits), 4, (8.0, 1.3 * len(logits) + 0.5), sharex=True, sharey=True)
     for row, prior in zip(axes, shares):
         for axis, share in zip(row, prior):
             axis.bar(bins, share, color="#6e6e6e")
@@ -364,7 +367,7 @@ def distributions(logits: np.ndarray) -> Picture:
         axis.set_title(side)
     for axis in axes[-1]:
         axis.set_xlabel("distance (strides)")
-    return _picture(figure, "Distribution over distances for each side of a few priors' boxes; the dashed line is the mean.")
+    return picture(figure, "Distribution over distances for each side of a few priors' boxes; the dashed line is the mean.")
 
 
 # ------------------------------------------------------------------------------------------------------------- parts

@@ -18,7 +18,7 @@ from lib.data import coco
 from lib.detection.classes import Classes
 from lib.detection.drawing import Painter
 from lib.errors import UserError
-from lib.figures import NAMES, Picture, _canvas, _picture, _show, _styled
+from lib.figures import NAMES, Picture, canvas, picture, show_image, styled
 
 SHOWN = 480  # pixels of an image's longer side at least, so that names are readable
 WEIGHTS = ("own", "common")  # of an evaluation record: trained by that side, and those of PyTorch that all sides run
@@ -180,11 +180,11 @@ def _row(entry: Mapping[str, Any], label_of: Mapping[int, int]) -> list[float]:
     return [entry["image_id"], x, y, x + width, y + height, entry["score"], label_of[entry["category_id"]]]
 
 
-@_styled
+@styled
 def _side_by_side(panels: Sequence[tuple[str, np.ndarray]], about: str) -> Picture:
     height, width = panels[0][1].shape[:2]
-    figure, axes = _canvas(1, len(panels), (10.0, 10.0 / len(panels) * height / width + 0.4))
+    figure, axes = canvas(1, len(panels), (10.0, 10.0 / len(panels) * height / width + 0.4))
     for axis, (title, image) in zip(axes[0], panels):
-        _show(axis, image)
+        show_image(axis, image)
         axis.set_title(title)
-    return _picture(figure, f"Detections side by side: {about}. {'; '.join(title for title, _ in panels)}.", dense=True)
+    return picture(figure, f"Detections side by side: {about}. {'; '.join(title for title, _ in panels)}.", dense=True)

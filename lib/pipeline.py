@@ -45,14 +45,16 @@ STAGES = (
     Stage("start", "00_start_here", sides=("none",), per_model=False),
     Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False),
     Stage("tour", "tour"),
+    Stage("rosetta", "30_migration", writes=("own",), per_model=False),
     Stage("convert", "40_convert", writes=("own",)),
     Stage("forward", "50_forward", writes=("own",)),
     Stage("loss", "51_loss_and_gradient", writes=("own",)),
     Stage("train", "60_train", needs=("data",), writes=("own",), priority=2),  # the longest
     Stage("evaluate", "70_evaluate", needs=("data", "train"), writes=("own",)),
+    Stage("detect", "71_detect", sides=("none",), needs=("data", "evaluate")),
     Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True, priority=0),  # others have compiled its kernels
     Stage("compare", "90_compare", sides=("none",), per_model=False,
-          needs=("data", "convert", "forward", "loss", "train", "evaluate", "speed")),
+          needs=("data", "rosetta", "convert", "forward", "loss", "train", "evaluate", "speed")),
 )
 
 
@@ -64,6 +66,7 @@ class Request:
     models: tuple[str, ...]
     data: str                        # folder or COCO JSON; empty: the built-in scenes
     cores: int
+    language: str = "en"             # of the report
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def describe(stage: Stage, model: str, side: str, request: Request, profile: Map
         "model": model, "models": list(request.models), "seed": profile.get("seed", 0), "threads": threads,
         "data": request.data or f"data/scenes-{request.profile}", "records": str(report / "records"),
         "runs": str(report / "runs"), "report": str(report), "profile": request.profile,
+        "language": request.language,
     }
     kernel = side if side in BOTH else "torch"
     where = f"profiles/{request.profile}.yaml: {stage.name}"
@@ -243,7 +247,7 @@ def report(request: Request, extra: list[str]) -> int:
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
         command = [sys.executable, "-m", "snakemake", "--cores", str(request.cores), "--nolock", "--rerun-incomplete",
                    "--keep-going", "--config", f"report={request.profile}",
-                   f"models={' '.join(request.models)}", f"data={request.data}", *extra]
+                   f"models={' '.join(request.models)}", f"data={request.data}", f"language={request.language}", *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             code = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()]).returncode
     page = target / "index.html"
@@ -303,6 +307,7 @@ def main() -> int:
     whole.add_argument("--profile", default="quick")
     whole.add_argument("--models", default="nanodet-plus-m_320", help="names, separated by spaces")
     whole.add_argument("--data", default="", help="folder or COCO JSON; the built-in scenes by default")
+    whole.add_argument("--language", default="en", help="of the report: en or zh")
     whole.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     whole.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
     chosen = parser.parse_args()
@@ -313,10 +318,13 @@ def main() -> int:
             print(f"[report] FAILED: {error}", flush=True)
             return 1
         return 0
+    from lib.report.messages import Messages  # here: it brings what draws, which running a job does not need
+
+    Messages(chosen.language)  # a mistake shows now, not after the training
     models = tuple(dict.fromkeys(chosen.models.split()))
     if not models:
         raise UserError("MODELS: no model is named: for example MODELS=nanodet-plus-m_320")
-    return report(Request(chosen.profile, models, chosen.data, chosen.cores), chosen.snakemake)
+    return report(Request(chosen.profile, models, chosen.data, chosen.cores, chosen.language), chosen.snakemake)
 
 
 if __name__ == "__main__":

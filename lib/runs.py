@@ -1,16 +1,18 @@
 """Whole runs on a data set, and what their records hold: training and evaluation. Notebooks and command line call these."""
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lib import backend, convert, inference, losses, models, postprocess, schedule, training
+from lib import backend, convert, inference, losses, models, postprocess, pretrained, schedule, training
 from lib.data import coco, stream, transforms
 from lib.data.loader import Loader
+from lib.errors import UserError
 from lib.evaluation import evaluate, published_form
+from lib.log import read_log
 from lib.models.step import Step
 from lib.overfit import overfit
 from lib.record import sha256
@@ -35,78 +37,119 @@ class Training:
     evaluate_every: int = 10            # epochs
     seed: int = 0
     workers: int = 2                    # threads that prepare images
-    weights: str | None = None          # start from these instead of fresh ones
+    weights: str | None = None          # start from this checkpoint of the model, perhaps of another number of classes
+    backbone: str | None = None         # or from these weights of its backbone alone
+
+    def __post_init__(self) -> None:
+        if self.weights and self.backbone:
+            raise UserError(f"training: {self.weights} holds a backbone already; give either weights or a backbone")
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network input."""
         return self.input_size or models.input_size(self.model)
 
+    @property
+    def inputs(self) -> list[str]:
+        """The files that the run reads, without images."""
+        return [*map(str, coco.splits(self.data)), *(path for path in (self.weights, self.backbone) if path)]
+
 
 def loader(plan: Training) -> Loader:
     """The training batches of the plan."""
     train = coco.load(coco.splits(plan.data)[0])
     published = schedule.recipe(plan.model)
-    recipe = transforms.recipe(plan.model, models.family(plan.model))
-    return Loader(train, recipe, plan.size, plan.batch or published.batch, plan.seed, plan.workers, train=True,
+    augmentation = transforms.recipe(plan.model, models.family(plan.model))
+    return Loader(train, augmentation, plan.size, plan.batch or published.batch, plan.seed, plan.workers, train=True,
                   epochs=plan.epochs or published.epochs)
+
+
+def recipe(plan: Training, batches: Loader) -> schedule.Recipe:
+    """The published recipe, scaled to the plan."""
+    published = schedule.recipe(plan.model)
+    return schedule.scaled(published, len(batches.dataset.images), batch=batches.batch,
+                           epochs=plan.epochs or published.epochs, rate=plan.rate, size=plan.size)  # fmt: skip
+
+
+def network(plan: Training, batches: Loader) -> tuple[backend.nn.Module, pretrained.Origin | None]:
+    """The model as the plan starts it, and where its weights come from (None: fresh)."""
+    classes = len(batches.dataset.classes)
+    model = models.build(plan.model, classes, plan.seed)
+    if sides := recipe(plan, batches).sides:
+        model.multi_scale = sides
+    if plan.weights:
+        return model, pretrained.load_weights(model, plan.model, classes, plan.weights)
+    if plan.backbone:
+        return model, pretrained.load_backbone(model, plan.backbone)
+    return model, None
 
 
 def train(plan: Training) -> training.Outcome:
     """Train; the same plan again continues an interrupted run bit for bit."""
     batches = loader(plan)
     val = coco.load(coco.splits(plan.data)[1])
-    published = schedule.recipe(plan.model)
-    recipe = schedule.scaled(published, len(batches.dataset.images), batch=batches.batch,
-                             epochs=plan.epochs or published.epochs, rate=plan.rate)
-    model = models.build(plan.model, len(val.classes), plan.seed)
-    if plan.weights:
-        convert.load(model, plan.weights)
+    if batches.dataset.classes != val.classes:
+        raise UserError(f"{val.path}: its classes are not those of {batches.dataset.path}; make both from one data set")
+    model, origin = network(plan, batches)
+    if origin:
+        print(origin, flush=True)
 
     def numbers(averaged: backend.nn.Module) -> dict[str, float]:
         return inference.evaluate_model(averaged, plan.model, val, plan.size, workers=plan.workers)[0].numbers
 
     return training.train(
-        model, losses.build(plan.model, len(val.classes)), batches, recipe, plan.folder,
+        model, losses.build(plan.model, len(val.classes)), batches, recipe(plan, batches), plan.folder,
         groups=models.parameter_groups(plan.model, model), seed=plan.seed, evaluate=numbers,
-        evaluate_every=plan.evaluate_every,
-        identity={"model": plan.model, "data": plan.data, "size": list(plan.size), "seed": plan.seed},
+        evaluate_every=plan.evaluate_every, evaluate_before=origin is not None,
+        identity={"model": plan.model, "data": plan.data, "size": list(plan.size), "seed": plan.seed,
+                  "start": origin and origin.sha256},
     )
 
 
 def training_record(plan: Training, outcome: training.Outcome, overfit_steps: int = 0) -> Fields:
     """What the training record holds: proof of equal beginnings, curves, final numbers, cost, and the overfit self-check
     of at most `overfit_steps` (0: not run)."""
-    columns, evaluations = curves(training.read_log(outcome.log))
+    lines = read_log(outcome.log)
+    columns, evaluations = curves(lines)
     batches = loader(plan)
     first = next(iter(batches.iter_epoch(0)))
-    model = models.build(plan.model, len(batches.dataset.classes), plan.seed)
+    model, origin = network(plan, batches)
     names = [name for name in columns if "loss_" in name]
     learnt = overfit(plan.model, batches.dataset, plan.size, overfit_steps, plan.seed) if overfit_steps else None
+    seconds, waited = sum(columns["step_seconds"]), sum(columns["wait_seconds"])
     return {
         "overfit": learnt,
+        "start": asdict(origin) if origin else None,
         "initial_sha256": digest(convert.state(model)),
         "batches_sha256": hashlib.sha256(first.images.tobytes()).hexdigest(),
-        "first_step": {"float32": {name: columns[name][0] for name in names}, **_first_step(plan, first)},
+        "first_step": {"float32": {name: columns[name][0] for name in names}, **_first_step(plan, first, model)},
         "curves": columns,
-        "epochs": evaluations,
+        "before": next((line["evaluation"] for line in lines if line["epoch"] < 0), None),
+        "epochs": [numbers for numbers in evaluations if numbers["epoch"] >= 0],
         "final": outcome.best["evaluation"],
         "steps": outcome.steps,
-        "seconds": sum(columns["step_seconds"]),
-        "waiting_seconds": sum(columns["wait_seconds"]),
+        "seconds": seconds,
+        "waiting_seconds": waited,
+        "waiting_share": waited / seconds,
+        "images_per_second": outcome.steps * batches.batch / seconds,
+        "cost": [{"epoch": line["epoch"], **line["cost"]} for line in lines if "cost" in line],
         "checkpoint": {"path": str(outcome.weights), "sha256": sha256(outcome.weights)},
+        "last": {"path": str(outcome.last), "sha256": sha256(outcome.last)},
     }
 
 
-def _first_step(plan: Training, batch) -> dict[str, dict[str, float]]:
-    """The first step's losses in float64, where the backend computes wholly in it: the others' rounding noise."""
+def _first_step(plan: Training, batch: Any, model: backend.nn.Module) -> dict[str, dict[str, float]]:
+    """The first step's losses in float64, where the backend computes wholly in it: the others' rounding noise.
+
+    `model` is the plan's as it starts; it is of no use afterwards.
+    """
     if backend.FLOAT64 != "full":
         return {}
-    classes = len(coco.load(coco.splits(plan.data)[0]).classes)
-    model = backend.float64(models.build(plan.model, classes, plan.seed)).train()
+    model = backend.float64(model).train()
     model.step = Step(0, stream(plan.seed, "model", 0), batch.targets)
     outputs = model(backend.tensor(batch.images.astype(np.float64)))
-    parts = losses.build(plan.model, classes)(outputs, batch.targets, image_size=batch.images.shape[2:])
+    criterion = losses.build(plan.model, len(coco.load(coco.splits(plan.data)[0]).classes))
+    parts = criterion(outputs, batch.targets, image_size=batch.images.shape[2:])
     return {"float64": dict(zip(parts, backend.floats(list(parts.values())), strict=True))}
 
 

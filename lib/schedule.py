@@ -19,6 +19,7 @@ from lib.models.step import ParameterGroup
 
 WARMUP_SHARE = 0.05  # largest part of a run that warms up
 AVERAGE_RUN = 100_000  # steps from which on the average's published constants hold; below they shrink in proportion
+SIDE, STRIDE = 640, 32  # pixels: of the input around which `sides` are published, of which every side is a multiple
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Recipe:
     clip: float = math.inf  # largest global L2 norm of the gradient
     warmup_steps: int = 0
     nominal_batch: int = 0  # gradients of smaller batches are summed until as many images were seen; 0: never
+    sides: tuple[int, ...] = ()  # of the square inputs of which the model draws one per step; none: as they come
 
     def learning_rates(self, steps: int, groups: tuple[ParameterGroup, ...] = (ParameterGroup(),)) -> np.ndarray:
         """The learning rate of each step and group, float64 (epochs * steps, groups), for `steps` steps an epoch."""
@@ -127,7 +129,7 @@ _NANODET_PLUS = NanoDetPlus(
     weight_decay=0.05, clip=35.0, batch=96, epochs=300, warmup_steps=500, warmup_ratio=1e-4, average_decay=0.9998,
     average_steps=2000, average_start=1,
 )  # fmt: skip
-# One device with 32 images; the rate and the decay follow the batch, see `scaled`.
+# One device with 32 images; rate and decay follow the batch, see `scaled`.
 _GOLD_YOLO = GoldYolo(
     optimiser="SGD", options={"momentum": 0.937, "nesterov": True}, learning_rate=0.01, final_ratio=0.01,
     weight_decay=5e-4, batch=32, epochs=300, warmup_steps=1000, warmup_epochs=3, warmup_momentum=0.8, nominal_batch=64,
@@ -136,6 +138,7 @@ _GOLD_YOLO = GoldYolo(
 _RT_DETR = Recipe(
     optimiser="AdamW", options={"betas": (0.9, 0.999), "eps": 1e-8}, learning_rate=1e-4, weight_decay=1e-4, clip=0.1,
     batch=16, epochs=72, average_decay=0.9999, average_steps=2000,
+    sides=(480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800),
 )  # fmt: skip
 
 
@@ -150,13 +153,15 @@ def recipe(model: str) -> Recipe:
             return _RT_DETR
 
 
-def scaled(recipe: Recipe, images: int, *, batch: int, epochs: int, rate: float = 1.0) -> Recipe:
-    """The recipe for a run over `images` training images with its own batch and number of epochs.
+def scaled(recipe: Recipe, images: int, *, batch: int, epochs: int, rate: float = 1.0,
+           size: tuple[int, int] = (SIDE, SIDE)) -> Recipe:  # fmt: skip
+    """The recipe for a run over `images` training images with its own batch, number of epochs and input (height, width).
 
     Constants that count steps are the published ones in a run of AVERAGE_RUN steps or more. In a shorter one the warm-up
     is at most WARMUP_SHARE of the steps, every batch is followed by an update, and the average's ramp (2,000 steps) and
     window (1 / 0.0002 = 5,000 steps) are the same parts of the run as there, or the average would still hold the first
-    weights at its end. `rate` multiplies the learning rate. Gold-YOLO's rate is proportional to the batch, as published.
+    weights at its end. `rate` multiplies the learning rate. As published, Gold-YOLO's rate is proportional to the batch,
+    its decay to the images per update. `sides` become the same proportions of a square input, and none of another.
     """
     steps = epochs * steps_per_epoch(images, batch)
     part = min(1.0, steps / AVERAGE_RUN)
@@ -164,9 +169,14 @@ def scaled(recipe: Recipe, images: int, *, batch: int, epochs: int, rate: float 
     if isinstance(recipe, NanoDetPlus):
         changes["final_learning_rate"] = recipe.final_learning_rate * rate
     if isinstance(recipe, GoldYolo):
-        changes["learning_rate"] *= batch / recipe.batch
-    if isinstance(recipe, GoldYolo) and part < 1:
-        changes |= {"warmup_epochs": 0, "nominal_batch": batch}
+        together = batch if part < 1 else recipe.nominal_batch
+        per_update = batch * max(1, round(together / batch))
+        changes |= {"learning_rate": changes["learning_rate"] * batch / recipe.batch, "nominal_batch": together,
+                    "weight_decay": recipe.weight_decay * per_update / recipe.nominal_batch}
+        if part < 1:
+            changes["warmup_epochs"] = 0
+    if recipe.sides:
+        changes["sides"] = tuple(_multiple(side * size[0] / SIDE) for side in recipe.sides) if size[0] == size[1] else ()
     return replace(
         recipe,
         **changes,
@@ -176,6 +186,11 @@ def scaled(recipe: Recipe, images: int, *, batch: int, epochs: int, rate: float 
         average_steps=max(1, round(recipe.average_steps * part)),
         average_decay=recipe.average_decay if part == 1 else 1 - min(1.0, (1 - recipe.average_decay) / part),
     )
+
+
+def _multiple(side: float) -> int:
+    """The nearest multiple of STRIDE, at least one."""
+    return STRIDE * max(1, math.floor(side / STRIDE + 0.5))
 
 
 def steps_per_epoch(images: int, batch: int) -> int:

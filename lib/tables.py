@@ -20,7 +20,7 @@ CURVE_KEYS = ("step", "epoch")
 def curves(lines: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list], list[dict[str, Any]]]:
     """(columns per step, one dict per evaluation) from the lines of a training log, as the train record holds them."""
     lines = list(lines)
-    steps = [line for line in lines if "evaluation" not in line]
+    steps = [line for line in lines if "loss" in line]
     columns = {name: [line[name] for line in steps] for name in (steps[0] if steps else ())}
     return columns, [{**{key: line[key] for key in CURVE_KEYS}, **line["evaluation"]} for line in lines if "evaluation" in line]
 
@@ -200,3 +200,8 @@ def text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u2009")  # thin space
     return f"{value:.4g}"
+
+
+def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Named values, one column for each set of them."""
+    return pd.DataFrame({title: pd.Series(dict(named)) for title, named in columns.items()})

@@ -1,8 +1,12 @@
 """Training: one loop for every model, in both frameworks, from the same initial bytes and the same batches.
 
-A run's folder holds `log.jsonl` (a line per step, a line per evaluation), `checkpoint.safetensors` (all that a resumed
-run needs; its header holds the JSON part, so that one rename replaces both) and `weights.safetensors` (the averaged
-weights of the best evaluation, or of the last step where nothing evaluates).
+A run's folder holds `log.jsonl` (a line per step, per epoch and per evaluation; lib.log), `checkpoint.safetensors` (all
+that a resumed run needs; its header holds the JSON part, so that one rename replaces both), `weights.safetensors` (the
+averaged weights of the evaluation with the best AP) and `last.safetensors` (those of the last evaluation, or of the last
+step where nothing evaluates; both are the same then).
+
+Batches come from threads (lib.data.loader): nothing is forked, so nothing can hang where a framework's own threads were
+copied by half. Everything is computed in float32: mixed precision pays on a GPU only, where no run of ours was measured.
 
 Follows NanoDet-Plus be9b4a9 (nanodet/trainer/task.py, nanodet/model/weight_averager/ema.py). Deliberate difference:
 a loss or a gradient that is not finite ends the run.
@@ -10,6 +14,7 @@ a loss or a gradient that is not finite ends the run.
 
 import json
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +30,15 @@ from tqdm.auto import tqdm
 from lib import backend
 from lib.data import stream
 from lib.errors import UserError
+from lib.log import Log
 from lib.models.step import ParameterGroup, Step
 from lib.record import atomic
 from lib.schedule import Recipe
 
-LOG, CHECKPOINT, WEIGHTS = "log.jsonl", "checkpoint.safetensors", "weights.safetensors"
+LOG, CHECKPOINT, WEIGHTS, LAST = "log.jsonl", "checkpoint.safetensors", "weights.safetensors", "last.safetensors"
 HEADER = "training"  # the one key of the checkpoint's header: more than one have no fixed order, and bytes must not vary
 NORM = "gradient_norm"
+EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflow")  # what allocators say
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class Outcome:
 
     log: Path
     checkpoint: Path
-    weights: Path
+    weights: Path  # of the best evaluation
+    last: Path  # of the last one
     steps: int
     resumed_at: int  # steps that an earlier, interrupted call had done
     best: dict[str, Any] | None  # the best evaluation's line of the log
@@ -208,6 +216,7 @@ def train(
     seed: int = 0,
     evaluate: Callable[[backend.nn.Module], Mapping[str, float]] | None = None,
     evaluate_every: int = 10,
+    evaluate_before: bool = False,
     checkpoint_every: int = 0,
     identity: Mapping[str, Any] | None = None,
 ) -> Outcome:
@@ -215,8 +224,9 @@ def train(
 
     loader: `lib.data.loader.Loader` over the training images with recipe.batch.
     groups: how the optimiser divides the parameters. seed: of what the model draws at random in training.
-    evaluate: called with the averaged model in evaluation mode after each `evaluate_every` epochs and after the last;
-        "AP" of what it returns decides which weights are best.
+    evaluate: called with the averaged model in evaluation mode after the first epoch (what is wrong with the validation
+        data shows early), after each `evaluate_every` epochs and after the last; "AP" of what it returns decides which
+        weights are best. evaluate_before: also before the first step, as epoch -1; that one can't be the best.
     checkpoint_every: steps between two checkpoints inside an epoch; 0 leaves the one at each epoch's end.
     identity: plain values that tell this run from another (data, seed, size). An unfinished run of the same recipe and
         identity in `folder` continues where its checkpoint stands, bit for bit; anything else there is replaced.
@@ -226,27 +236,34 @@ def train(
     run = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": dict(identity or {})}
     best = _resume(trainer, folder, run)
     resumed_at = trainer.step
-    evaluates = set(range(evaluate_every - 1, recipe.epochs, evaluate_every)) | {recipe.epochs - 1} if evaluate else set()
-    with Log(folder / LOG, trainer.step) as log, _progress(trainer) as bar:
+    evaluates = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
+    with _memory_named(recipe.batch, folder), Log(folder / LOG, trainer.step) as log, _progress(trainer) as bar:
+        if evaluate and evaluate_before and not trainer.step:
+            log.write(_evaluate(trainer, evaluate, -1))
         for epoch in range(trainer.epoch, recipe.epochs):
             skip = trainer.step - epoch * len(loader)
+            lines = []
             for line in _epoch(trainer, loader.iter_epoch(epoch, skip=skip), folder):
                 log.write(line)
+                lines.append(line)
                 bar.update()
                 bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 ended = trainer.step % len(loader) == 0
                 if checkpoint_every and trainer.step % checkpoint_every == 0 and not ended:
                     _save(trainer, folder, run, best)
+            log.write(_cost(lines, recipe.batch))
             if epoch in evaluates:
-                line, better = _evaluate(trainer, evaluate, epoch, best)
+                line = _evaluate(trainer, evaluate, epoch)
                 log.write(line)
+                better = best is None or line["evaluation"]["AP"] > best["evaluation"]["AP"]
                 best = line if better else best
-                if better:
-                    _write(folder / WEIGHTS, trainer.average.state())
+                for name in (LAST, WEIGHTS) if better else (LAST,):
+                    _write(folder / name, trainer.average.state())
             _save(trainer, folder, run, best)
         if not evaluate:
-            _write(folder / WEIGHTS, trainer.average.state())
-    return Outcome(folder / LOG, folder / CHECKPOINT, folder / WEIGHTS, trainer.step, resumed_at, best)
+            for name in (LAST, WEIGHTS):
+                _write(folder / name, trainer.average.state())
+    return Outcome(folder / LOG, folder / CHECKPOINT, folder / WEIGHTS, folder / LAST, trainer.step, resumed_at, best)
 
 
 def _epoch(trainer: Trainer, batches: Iterator, folder: Path) -> Iterator[dict[str, Any]]:
@@ -277,45 +294,41 @@ def _check_finite(values: Mapping[str, float], step: int, epoch: int, rate: floa
             )
 
 
-def _evaluate(trainer: Trainer, evaluate: Callable, epoch: int, best: Mapping | None) -> tuple[dict[str, Any], bool]:
-    """The log's line of an evaluation of the averaged weights, and whether it beats the best one so far."""
+def _cost(lines: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
+    """The log's line of what an epoch took, of the part that this process ran; memory is its largest so far, in MiB."""
+    seconds, waited = (math.fsum(line[name] for line in lines) for name in ("step_seconds", "wait_seconds"))
+    cost = {
+        "seconds": round(seconds, 3), "images_per_second": round(len(lines) * batch / seconds, 3),
+        "waiting_share": round(waited / seconds, 6),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),  # Linux counts KiB
+    }  # fmt: skip
+    if (held := backend.peak_device_memory()) is not None:
+        cost["peak_device_mib"] = round(held / 2**20, 1)
+    return {"step": lines[-1]["step"], "epoch": lines[-1]["epoch"], "cost": cost}
+
+
+def _evaluate(trainer: Trainer, evaluate: Callable, epoch: int) -> dict[str, Any]:
+    """The log's line of an evaluation of the averaged weights."""
     clock = time.perf_counter()
     with trainer.average.in_use() as model:
         numbers = {name: float(value) for name, value in evaluate(model).items()}
-    line = {"step": trainer.step - 1, "epoch": epoch, "evaluation": numbers}
-    line["evaluation_seconds"] = round(time.perf_counter() - clock, 6)
-    return line, best is None or numbers["AP"] > best["evaluation"]["AP"]
+    seconds = round(time.perf_counter() - clock, 6)
+    return {"step": trainer.step - 1, "epoch": epoch, "evaluation": numbers, "evaluation_seconds": seconds}
 
 
-class Log:
-    """A JSONL file that continues at `step`: later lines, and one cut off in the middle, are dropped on entry."""
-
-    def __init__(self, path: Path, step: int):
-        self._path, self._step = path, step
-
-    def __enter__(self) -> "Log":
-        kept = [line for line in read_log(self._path) if line["step"] < self._step] if self._step else []
-        with atomic(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._stream = open(self._path, "a")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line, handed to the operating system at once: a killed process loses none."""
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
-
-
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last line without its end is left out. UserError if there is no log."""
+@contextmanager
+def _memory_named(batch: int, folder: Path) -> Iterator[None]:
+    """Turn an allocator's error into a UserError with its remedy."""
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); train first") from error
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).lower()
+        if not (isinstance(error, MemoryError) or any(words in said for words in EXHAUSTED)):
+            raise
+        raise UserError(
+            f"training: memory ran out at a batch of {batch} ({' '.join(str(error).split())[:120]}); take a smaller batch or "
+            f"input size and start again: {folder} keeps what its last checkpoint held"
+        ) from error
 
 
 def _progress(trainer: Trainer) -> tqdm:

@@ -1,4 +1,4 @@
-"""Schedule, average and optimiser against the published curves; checkpoints against a killed process. Both environments."""
+"""Average, optimiser and groups against the published numbers; whole runs against a killed process. Both environments."""
 import json
 import math
 import os
@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from lib import backend, losses, models
 from lib.alignment.seeded import seeded_input, seeded_state
+from lib.data import stream
 from lib.errors import UserError
+from lib.log import read_log
 from lib.models.step import ParameterGroup
-from lib.schedule import recipe, scaled
-from lib.training import NORM, Average, Trainer, clip, read_log, train
+from lib.schedule import GoldYolo, recipe
+from lib.training import NORM, Average, Trainer, clip, train
 
 PUBLISHED = recipe("nanodet-plus-m_320")
 SHORT = replace(PUBLISHED, batch=2, epochs=2, warmup_steps=2, average_steps=3)
@@ -85,52 +88,29 @@ def run(folder, fault=None, **options):
 
 
 def without_times(path):
-    return [{key: value for key, value in line.items() if not key.endswith("_seconds")} for line in read_log(path)]
+    """The log but for what a clock or the size of the process says."""
+    timed = ("_seconds", "cost")
+    return [{key: value for key, value in line.items() if not key.endswith(timed)} for line in read_log(path)]
 
 
-# -------------------------------------------------------------------------------------------------------- schedule
+def steps_of(path):
+    return [line for line in read_log(path) if "loss" in line]
+
+
+# Four batches of two until an update once warm: as many are summed as warmed up, 1, 2, 3, 4, 4, 4.
+SUMMING = GoldYolo(
+    optimiser="SGD", options={"momentum": 0.9, "nesterov": True}, learning_rate=0.05, weight_decay=1e-3, batch=2, epochs=2,
+    average_decay=0.9, average_steps=3, final_ratio=0.1, warmup_epochs=1, warmup_momentum=0.8, nominal_batch=8,
+)  # fmt: skip
+RECIPES = {"one by one": SHORT, "summing": SUMMING}
+
+
+# --------------------------------------------------------------------------------------------------------- average
 @pytest.fixture(scope="module")
 def curves(golden):
     return json.loads((golden / "schedule" / "schedule_ema.json").read_text())
 
 
-@pytest.mark.parametrize("steps", [1232, 172, 59])
-def test_learning_rates_are_the_published_ones(curves, steps):
-    case = next(case for name, case in curves["cases"].items() if name.split("_iters")[0].endswith(str(steps)) or f"_{steps}_" in name)
-    rates = PUBLISHED.learning_rates(steps)
-    assert rates.shape == (300 * steps, 1)
-    rates = rates[:, 0]
-    np.testing.assert_array_equal(rates[::steps], case["first_step_lr_per_epoch"])
-    np.testing.assert_array_equal(rates[steps - 1 :: steps], case["last_step_lr_per_epoch"])
-    for step, epoch, rate in case["some_steps[global_step,epoch,lr]"]:
-        assert step // steps == epoch and rates[step] == rate
-
-
-def test_first_rate_and_last_warm_up_step():
-    rates = PUBLISHED.learning_rates(1232)[:, 0]
-    assert rates[0] == pytest.approx(1e-7, rel=1e-12)
-    assert rates[500] == 1e-3 and rates[499] < 1e-3
-
-
-def test_weight_of_a_new_value_is_the_published_one(curves):
-    for update, weight in curves["ema_weight_of_new_value"].items():
-        assert PUBLISHED.average_weight(int(update)) == pytest.approx(weight, rel=1e-12)
-
-
-def test_scaling_keeps_the_published_recipe_where_the_run_is_long():
-    assert scaled(PUBLISHED, 118287, batch=96, epochs=300) == PUBLISHED
-    short = scaled(PUBLISHED, 160, batch=8, epochs=10, rate=2.0)
-    assert (short.warmup_steps, short.average_steps) == (10, 4)
-    assert 1 / (1 - short.average_decay) == pytest.approx(10)  # steps: the window is the same 5 % of the run
-    assert short.final_learning_rate == pytest.approx(1e-4) and short.weight_decay == PUBLISHED.weight_decay
-
-
-def test_a_batch_larger_than_the_data_set_is_refused():
-    with pytest.raises(UserError, match="smaller batch"):
-        scaled(PUBLISHED, 7, batch=8, epochs=1)
-
-
-# --------------------------------------------------------------------------------------------------------- average
 def test_average_follows_the_published_sequence(curves):
     model = toy()
 
@@ -230,7 +210,7 @@ def test_the_first_two_losses_are_the_published_ones(golden):
 # ------------------------------------------------------------------------------------------------------------ runs
 def test_log_holds_every_component_and_the_rate(tmp_path):
     outcome = run(tmp_path)
-    lines = read_log(outcome.log)
+    lines = steps_of(outcome.log)
     assert [line["step"] for line in lines] == list(range(6)) and [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1]
     assert [line["learning_rate"] for line in lines] == SHORT.learning_rates(3)[:, 0].tolist()
     for line in lines:
@@ -238,16 +218,50 @@ def test_log_holds_every_component_and_the_rate(tmp_path):
         assert line["step_seconds"] >= line["wait_seconds"] >= 0 and line[NORM] > 0
 
 
-def test_a_killed_run_continues_bit_for_bit(tmp_path):
-    straight = run(tmp_path / "straight")
-    script = f"import sys; sys.path[:0] = ['tests']; import test_training as t; t.run({str(tmp_path / 'killed')!r}, (4, 'kill'))"
+def test_every_epoch_says_what_it_took(tmp_path):
+    lines = read_log(run(tmp_path).log)
+    costs = [line for line in lines if "cost" in line]
+    assert [(line["step"], line["epoch"]) for line in costs] == [(2, 0), (5, 1)]
+    for epoch, line in enumerate(costs):
+        steps = [line for line in lines if "loss" in line and line["epoch"] == epoch]
+        seconds, waited = (sum(step[name] for step in steps) for name in ("step_seconds", "wait_seconds"))
+        cost = line["cost"]
+        assert cost["seconds"] == pytest.approx(seconds, abs=1e-3) and cost["waiting_share"] == pytest.approx(waited / seconds, abs=1e-5)
+        assert cost["images_per_second"] == pytest.approx(6 / seconds, rel=1e-3)
+        assert 10 < cost["peak_rss_mib"] < 1 << 20 and "peak_device_mib" not in cost  # these tests run on the CPU
+
+
+def test_gradients_are_summed_until_an_update_is_due():
+    model = Scaled().train()
+    named = list(model.named_parameters())
+    trainer = Trainer(model, criterion, SUMMING, 3, [ParameterGroup(tuple(name for name, _ in named))])
+    assert SUMMING.accumulations(3).tolist() == [1, 2, 3, 4, 4, 4]
+    updates, total = [], 0.0
+    for index in range(6):
+        images = seeded_input(f"toy:{index}", (2, 2, 4, 4))
+        losses = criterion(model(backend.tensor(images)), [], image_size=(4, 4))
+        alone = [backend.numpy(value).astype(np.float64) for value in backend.grad(sum(losses.values()), [p for _, p in named])]
+        trainer.issue(images, [])
+        updates.append(trainer.updates)
+        if index in (1, 2, 3):  # the parameters stand still
+            total = [before + new for before, new in zip(total or [0.0] * len(alone), alone, strict=True)]
+            for (name, _), held, expected in zip(named, trainer._sum, total, strict=True):
+                np.testing.assert_allclose(backend.numpy(held), expected, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert updates == [1, 1, 1, 1, 2, 2] and len(trainer._sum) == len(named)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_killed_run_continues_bit_for_bit(tmp_path, name):
+    straight = run(tmp_path / "straight", recipe=RECIPES[name])
+    call = f"t.run({str(tmp_path / 'killed')!r}, (4, 'kill'), recipe=t.RECIPES[{name!r}])"
+    script = f"import sys; sys.path[:0] = ['tests']; import test_training as t; {call}"
     # A shell in between: Jittor takes a child killed by a signal for its own end.
     shell = subprocess.run(["sh", "-c", '"$0" -c "$1"; echo "status $?"', sys.executable, script], capture_output=True, text=True)
     assert "status 137" in shell.stdout, shell.stderr
     with open(tmp_path / "killed" / "log.jsonl", "a") as log:
         log.write('{"step": 4, "epo')  # what a kill in the middle of a write leaves
     (tmp_path / "killed" / ".0badcafe.checkpoint.safetensors").write_bytes(b"half")  # and in the middle of a checkpoint
-    resumed = run(tmp_path / "killed")
+    resumed = run(tmp_path / "killed", recipe=RECIPES[name])
     assert resumed.resumed_at == 4
     assert resumed.checkpoint.read_bytes() == straight.checkpoint.read_bytes()
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
@@ -264,7 +278,7 @@ def test_another_run_in_the_same_folder_starts_from_the_beginning(tmp_path):
 def test_a_loss_that_is_not_finite_is_named_and_nothing_is_lost(tmp_path):
     with pytest.raises(UserError, match="loss_square is nan at step 4 .*epoch 1"):
         run(tmp_path, (4, "nan"))
-    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [0, 1, 2, 3]
+    assert [line["step"] for line in steps_of(tmp_path / "log.jsonl")] == [0, 1, 2, 3]
     whole = run(tmp_path)
     assert whole.resumed_at == 4
     assert whole.checkpoint.read_bytes() == run(tmp_path / "straight").checkpoint.read_bytes()
@@ -284,11 +298,72 @@ def test_the_best_averaged_weights_are_kept(tmp_path):
         seen.append({name: backend.numpy(value).copy() for name, value in backend.named_state(model)})
         return {"AP": [0.5, 0.25][len(seen) - 1]}
 
-    outcome = run(tmp_path, evaluate=evaluate, evaluate_every=1)
+    outcome = run(tmp_path, evaluate=evaluate, evaluate_every=10)  # and after the first and the last
     assert outcome.best["epoch"] == 0 and outcome.best["evaluation"] == {"AP": 0.5}
-    from safetensors.numpy import load_file
-    best = load_file(outcome.weights)
-    for name, value in seen[0].items():
-        np.testing.assert_array_equal(best[name], value, err_msg=name)
-    assert any((seen[1][name] != seen[0][name]).any() for name in best)
+    best, last = load_file(outcome.weights), load_file(outcome.last)
+    for held, values in zip((best, last), seen, strict=True):
+        for name, value in values.items():
+            np.testing.assert_array_equal(held[name], value, err_msg=name)
+    assert any((last[name] != best[name]).any() for name in best)
     assert [line["step"] for line in read_log(outcome.log) if "evaluation" in line] == [2, 5]
+
+
+def test_the_start_is_evaluated_where_asked_and_is_not_the_best(tmp_path):
+    before = toy_state(Scaled())
+    seen = []
+
+    def evaluate(model):
+        seen.append(toy_state(model))
+        return {"AP": 1.0 - 0.1 * len(seen)}
+
+    outcome = run(tmp_path, evaluate=evaluate, evaluate_before=True)
+    for name, value in before.items():
+        np.testing.assert_array_equal(seen[0][name], value, err_msg=name)
+    evaluations = [(line["step"], line["epoch"], line["evaluation"]["AP"]) for line in read_log(outcome.log) if "evaluation" in line]
+    assert evaluations == [(-1, -1, 0.9), (2, 0, 0.8), (5, 1, pytest.approx(0.7))] and outcome.best["epoch"] == 0
+    assert [line["epoch"] for line in read_log(outcome.log)][0] == -1
+
+
+def toy_state(model):
+    return {name: backend.numpy(value).copy() for name, value in backend.named_state(model)}
+
+
+@pytest.mark.parametrize("fault", [
+    lambda: np.empty(1 << 60, np.uint8),                              # NumPy, as the loader would
+    lambda: backend.numpy(backend.zeros((1 << 44, 4)) + 1.0),         # the framework
+])  # fmt: skip
+def test_exhausted_memory_is_named_with_its_remedy(tmp_path, fault):
+    class Greedy(Batches):
+        def iter_epoch(self, epoch, skip=0):
+            for number, batch in enumerate(super().iter_epoch(epoch, skip)):
+                yield batch
+                if number == 1:
+                    fault()
+
+    model = Scaled()
+    groups = [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
+    with pytest.raises(UserError, match=r"memory ran out at a batch of 2 .* smaller batch"):
+        train(model, criterion, Greedy(), SHORT, tmp_path, groups=groups, checkpoint_every=1)
+    assert [line["step"] for line in steps_of(tmp_path / "log.jsonl")] == [0, 1]
+    assert run(tmp_path, every=1).resumed_at == 2
+
+
+def test_another_fault_of_the_framework_is_not_taken_for_exhausted_memory(tmp_path):
+    class Broken(Batches):
+        def iter_epoch(self, epoch, skip=0):
+            raise RuntimeError("a kernel broke")
+
+    model = Scaled()
+    with pytest.raises(RuntimeError, match="a kernel broke"):
+        train(model, criterion, Broken(), SHORT, tmp_path, groups=[ParameterGroup(tuple(n for n, _ in model.named_parameters()))])
+
+
+def test_without_a_seed_the_model_draws_nothing():
+    model = Scaled()
+    names = tuple(name for name, _ in model.named_parameters())
+    drawn = []
+    for seed in (None, 7):
+        trainer = Trainer(model, criterion, SHORT, 3, [ParameterGroup(names)], seed)
+        trainer.issue(seeded_input("toy:0", (2, 2, 4, 4)), [])
+        drawn.append(model.step.random)
+    assert drawn[0] is None and drawn[1].random() == pytest.approx(stream(7, "model", 0).random())

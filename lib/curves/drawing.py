@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lib.curves.formats import Point, Progress
-from lib.figures import Picture, _canvas, _picture, _styled
+from lib.figures import Picture, canvas, picture, styled
 
 # Okabe and Ito's, darkest first; with the lines below no two of the first eight look alike, in colour or in grey.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e6e6e")
@@ -15,7 +15,7 @@ MANY = 200  # points from which on a running mean is drawn over faint ones
 WINDOW = 50  # parts of the run that the mean is taken over
 
 
-@_styled
+@styled
 def draw(trainings: Sequence[Progress], components: bool = False, dense: bool = False) -> Picture:
     """One panel per quantity that any training has; `components` adds a panel per component of the loss."""
     parts = dict.fromkeys(name for one in trainings for name in one.curves.losses if name != "loss")
@@ -26,7 +26,7 @@ def draw(trainings: Sequence[Progress], components: bool = False, dense: bool = 
     panels += [(name, "loss", [one.curves.losses.get(name, []) for one in trainings]) for name in (parts if components else ())]
     panels = [panel for panel in panels if any(panel[2])]
     rows = -(-len(panels) // 2)
-    figure, axes = _canvas(rows, 2, (8.0, 0.6 + 2.3 * rows), sharex=True)
+    figure, axes = canvas(rows, 2, (8.0, 0.6 + 2.3 * rows), sharex=True)
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
     for axis, (title, unit, lines) in zip(axes.flat, panels):
@@ -36,7 +36,7 @@ def draw(trainings: Sequence[Progress], components: bool = False, dense: bool = 
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(3, len(handles)))
     names = ", ".join(one.name for one in trainings)
-    return _picture(figure, f"Loss, average precision and learning rate over the epochs of {names}.", dense=dense)
+    return picture(figure, f"Loss, average precision and learning rate over the epochs of {names}.", dense=dense)
 
 
 def _line(axis: Axes, points: Sequence[Point], index: int, label: str) -> None:

@@ -3,16 +3,16 @@ import numpy as np
 
 from lib.evaluation.curves import Curves
 from lib.evaluation.errors import SIZES, Confusion, Errors
-from lib.figures import Picture, _canvas, _picture, _styled
+from lib.figures import Picture, canvas, picture, styled
 
 WRITTEN = 25  # classes up to which a confusion matrix has numbers and names
 COLUMNS = 6   # of the small pictures, one per class
 
 
-@_styled
+@styled
 def precision_recall(curves: Curves) -> Picture:
     """The mean over the classes at each IoU, from dark (.50) to light (.95)."""
-    figure, axes = _canvas(size=(6.0, 4.0))
+    figure, axes = canvas(size=(6.0, 4.0))
     axis = axes[0, 0]
     for index, iou in enumerate(curves.iou):
         precision = curves.mean(iou)
@@ -21,15 +21,15 @@ def precision_recall(curves: Curves) -> Picture:
             axis.plot(curves.recall, precision, color=f"{0.08 * index:.2f}", linestyle=("-", "--", ":")[index % 3], label=label)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
-    return _picture(figure, "Precision over recall, mean over the classes, at each of COCO's ten IoUs.")
+    return picture(figure, "Precision over recall, mean over the classes, at each of COCO's ten IoUs.")
 
 
-@_styled
+@styled
 def classes(curves: Curves) -> Picture:
     """Precision over recall of each class that has boxes, at IoU .50 and .75."""
     held = [index for index in range(len(curves.classes)) if curves.at(0.5)[0, index] > -1]
     rows = max(1, -(-len(held) // COLUMNS))
-    figure, axes = _canvas(rows, COLUMNS, (8.0, 0.5 + 1.3 * rows), sharex=True, sharey=True)
+    figure, axes = canvas(rows, COLUMNS, (8.0, 0.5 + 1.3 * rows), sharex=True, sharey=True)
     for axis in axes.flat[len(held):]:
         axis.set_visible(False)
     for axis, index in zip(axes.flat, held):
@@ -42,16 +42,16 @@ def classes(curves: Curves) -> Picture:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     figure.supxlabel("recall", fontsize=8)
     figure.supylabel("precision", fontsize=8)
-    return _picture(figure, "Precision over recall of each class at IoU .50 and .75.")
+    return picture(figure, "Precision over recall of each class at IoU .50 and .75.")
 
 
-@_styled
+@styled
 def confusion(found: Confusion) -> Picture:
     """Shares of each row: of the boxes of a class, and of the detections on background."""
     names = [*found.classes, "background"]
     shares = found.counts / np.maximum(found.counts.sum(1, keepdims=True), 1)
     side = float(np.clip(0.32 * len(names) + 2.0, 4.0, 9.0))
-    figure, axes = _canvas(size=(side, side))
+    figure, axes = canvas(size=(side, side))
     axis = axes[0, 0]
     axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
     axis.grid(False)
@@ -62,15 +62,15 @@ def confusion(found: Confusion) -> Picture:
         for row, column in np.argwhere(found.counts):
             axis.text(column, row, str(found.counts[row, column]), ha="center", va="center", fontsize=6,
                       color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
-    return _picture(figure, f"Confusion matrix at score {found.threshold:.2f} and IoU {found.iou}: darker is a larger share.",
+    return picture(figure, f"Confusion matrix at score {found.threshold:.2f} and IoU {found.iou}: darker is a larger share.",
                     dense=len(names) > WRITTEN)
 
 
-@_styled
+@styled
 def errors(found: Errors) -> Picture:
     """What each kind of mistake costs, and how many there are by size of the box."""
     kinds = list(found.cost)
-    figure, axes = _canvas(1, 2, (8.0, 2.8), sharey=True)
+    figure, axes = canvas(1, 2, (8.0, 2.8), sharey=True)
     cost, number = axes[0]
     cost.barh(kinds, [100 * found.cost[kind] for kind in kinds], color="#6e6e6e")
     cost.set(xlabel=f"AP lost at IoU {found.iou:g} (percent)")
@@ -82,4 +82,4 @@ def errors(found: Errors) -> Picture:
     number.set(xlabel=f"mistakes from score {found.threshold:.2f} on")
     number.legend()
     cost.invert_yaxis()
-    return _picture(figure, "What each kind of mistake costs in AP, and how many there are by size of box.")
+    return picture(figure, "What each kind of mistake costs in AP, and how many there are by size of box.")

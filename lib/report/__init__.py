@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -30,13 +31,17 @@ def render(
     The HTML is complete even where no PDF can be made, which is a UserError that says how to get one.
     """
     words = Messages(language)
-    out = Path(out_folder)
+    page = Page(records_folder, out_folder, models, profile, words)
+    return write(Path(out_folder), "index.html", "report.pdf", "report.html.j2", page, words)
+
+
+def write(out: Path, html: str, printed: str, template: str, page: Any, words: Messages) -> Rendered:
+    """Fill a template of this folder and print it."""
     # StrictUndefined: a key that no record fills is an error, not an empty place in the report.
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.get_template("report.html.j2")
-    text = template.render(page=Page(records_folder, models, profile, words), t=words, css=(HERE / "report.css").read_text())
-    with atomic(out / "index.html") as temporary:
+    text = environment.get_template(template).render(page=page, t=words, css=(HERE / "report.css").read_text())
+    with atomic(out / html) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    with atomic(out / "report.pdf") as temporary:
-        printer = pdf.write(out / "index.html", temporary)
-    return Rendered(out / "index.html", out / "report.pdf", printer)
+    with atomic(out / printed) as temporary:
+        printer = pdf.write(out / html, temporary)
+    return Rendered(out / html, out / printed, printer)

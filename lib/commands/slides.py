@@ -1,0 +1,25 @@
+"""The command line of the lectures: python -m lib slides."""
+import argparse
+from pathlib import Path
+
+EXAMPLES = """\
+  python -m lib slides                                       the tours and the migration lecture, into reports/slides
+  python -m lib slides notebooks/51_loss_and_gradient.ipynb --out talk
+Each deck is one HTML file for a browser without network: arrow keys step, s opens the speaker's view, and
+file.html?print-pdf prints. What `make report` has executed is taken; other notebooks are run first.
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of `slides` its arguments."""
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="notebook", help="the lectures by default")
+    parser.add_argument("--out", type=Path, default=Path("reports/slides"), help="folder (%(default)s)")
+    parser.add_argument("--profile", default="quick", help="whose executed notebooks may serve (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Write the decks and print their files."""
+    from lib import slides
+
+    print("\n".join(map(str, slides.make({path.stem: path for path in chosen.notebooks}, chosen.out, chosen.profile))))

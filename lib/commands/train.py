@@ -1,0 +1,42 @@
+"""The command line of training: python -m lib train."""
+import argparse
+from pathlib import Path
+
+EXAMPLES = """\
+  python -m lib train nanodet-plus-m_320 data/scenes runs/scenes --epochs 20 --batch 8
+  python -m lib train nanodet-plus-m_320 coco/ runs/coco     COCO's own layout, the published recipe
+  python -m lib train rtdetr_r18vd data/own runs/own --weights rtdetr_r18vd.pth --epochs 50 --batch 4
+                                                             fine-tuning; another number of classes is recognised
+  python -m lib train rtdetr_r50vd data/own runs/own --backbone ResNet50_vd.pth
+                                                             ImageNet weights of the backbone, entry by entry
+The same command again continues an interrupted run bit for bit. runs/scenes then holds log.jsonl (and the same numbers
+for TensorBoard), checkpoint.safetensors, and the averaged weights: weights.safetensors of the evaluation with the best
+AP, last.safetensors of the last. Images are prepared by threads, so that nothing can hang in a forked process.
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of `train` its arguments, but for those that every verb that runs a model has."""
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path, help="folder with train.json and val.json, or one COCO file")
+    parser.add_argument("folder", type=Path, help="of the run")
+    parser.add_argument("--epochs", type=int, help="the published number by default")
+    parser.add_argument("--batch", type=int, help="images per step; the published number by default")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the published learning rate (%(default)s)")
+    parser.add_argument("--evaluate-every", type=int, default=10, help="epochs, and after the first (%(default)s)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--weights", type=Path, help="start from this checkpoint instead of fresh weights")
+    start.add_argument("--backbone", type=Path, help="or only the backbone from these weights, strictly")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Train and say what came out."""
+    from lib import runs
+
+    outcome = runs.train(runs.Training(
+        chosen.model, str(chosen.data), str(chosen.folder), tuple(chosen.size) if chosen.size else None, chosen.batch,
+        chosen.epochs, chosen.rate, chosen.evaluate_every, chosen.seed, chosen.workers,
+        str(chosen.weights) if chosen.weights else None, str(chosen.backbone) if chosen.backbone else None,
+    ))  # fmt: skip
+    print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}")

@@ -1,0 +1,32 @@
+"""The command line of checking a report: python -m lib verify."""
+import argparse
+from pathlib import Path
+
+from lib.errors import UserError
+
+EXAMPLES = """\
+  python -m lib verify reports/quick
+Reads index.html and handin.html of the folder and the records behind them. Fails, and says where, if a number, a name,
+a verdict or a figure is not what its record holds, if a record is missing or was changed after it was compared, and if
+a digit belongs to no record.
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of `verify` its arguments."""
+    parser.add_argument("report", type=Path, help="folder of the report")
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Check; print what was looked at, and every fault."""
+    from lib.report import verify
+
+    checked = verify.verify(chosen.report)
+    for one in checked:
+        print(f"{one.page}: {one.numbers} numbers, {one.names} names and verdicts, {one.figures} figures, {one.records} records")
+        if one.without_arrays:
+            print(f"  the arrays of {one.without_arrays} records are not here: their numbers in JSON were checked, the arrays not")
+        print("\n".join(f"  {fault}" for fault in one.faults) or "  all as recorded")
+    if wrong := [one for one in checked if one.faults]:
+        raise UserError(f"{wrong[0].page}: {len(wrong[0].faults)} places are not as recorded, the first {wrong[0].faults[0]}; render it again")

@@ -1,0 +1,119 @@
+"""What ties the text of a page to the records: each number and each name stands in an element that says where it comes from.
+
+    <data value="…" data-ref="run_id#/json/pointer">…</data>          a number, or nothing ("–"), of a record
+    <span data-ref="run_id#/json/pointer">…</span>                    a text of a record: a name, a command, a version
+    <data value="…" data-ref="… …" data-count="PASS FAIL">…</data>    how many verdicts of such a kind are in these lists
+
+`lib.report.verify` reads the same elements back: text, value and record must agree by the rules of this module.
+"""
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from lib import tables
+from lib.errors import UserError
+from lib.record import Record
+from lib.alignment.evidence import pointer
+from lib.report.messages import Messages
+
+ABSENT = "–"
+COMMIT = 12  # characters of a commit that are shown
+
+
+def slug(text: str) -> str:
+    """An ASCII anchor for a heading."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def anchor(ref: str) -> str:
+    """Where a page says more about the record of a reference."""
+    return f"record-{slug(ref.partition('#')[0])}"
+
+
+def shown(value: Any, ref: str, words: Messages) -> str:
+    """The text that stands for the value of a field; the field's name says which values are moments and commits."""
+    key = ref.rpartition("/")[2]
+    if value is None:
+        return ABSENT
+    if key == "started":
+        return value.replace("T", " ").removesuffix("+00:00")
+    if key in ("git_commit", "published"):
+        return value[:COMMIT]
+    return words.term(value) if isinstance(value, str) else tables.text(value)
+
+
+def bound(value: Any, ref: str, words: Messages) -> Markup:
+    """The element for a value that stands at `ref`; a number leads to the line of its record."""
+    text = shown(value, ref, words)
+    if isinstance(value, str):
+        return Markup('<span data-ref="{}">{}</span>').format(ref, text)
+    return Markup('<a class="ref" href="#{}" title="{}"><data value="{}" data-ref="{}">{}</data></a>').format(
+        anchor(ref), ref, value, ref, text)
+
+
+def field(record: Record, words: Messages, *keys: str | int) -> Markup:
+    """A field of a record, bound: `field(record, words, "provenance", "machine", "cpu")`."""
+    value: Any = record.model_dump(mode="json")
+    for key in keys:
+        value = value[key]
+    return bound(value, pointer(record.run_id, *keys), words)
+
+
+def count(kinds: Sequence[str], verdicts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+    """How many verdicts are of these kinds. verdicts: reference of a list of verdicts -> the list."""
+    refs, number = " ".join(verdicts), counted(kinds, verdicts.values())
+    return Markup('<data value="{}" data-ref="{}" data-count="{}" title="{}">{}</data>').format(
+        number, refs, " ".join(kind.replace(" ", "_") for kind in kinds), refs, number)
+
+
+def counted(kinds: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> int:
+    return sum(verdict["verdict"] in kinds for verdicts in lists for verdict in verdicts)
+
+
+def badge(verdict: str, ref: str, words: Messages) -> Markup:
+    """A verdict as a word in a frame."""
+    return Markup('<span class="badge {}" data-ref="{}">{}</span>').format(badge_class(verdict), ref, words(verdict))
+
+
+def badge_class(verdict: str) -> str:
+    return verdict.lower().replace(" ", "-")
+
+
+class Fields:
+    """The records of a folder, looked up by reference."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.read = lru_cache(maxsize=None)(self._read)
+
+    def __getitem__(self, ref: str) -> Any:
+        """The value at a reference; UserError where there is no such record or no such field."""
+        run_id, _, path = ref.partition("#/")
+        value = self.read(run_id)
+        for key in path.split("/"):
+            key = key.replace("~1", "/").replace("~0", "~")
+            try:
+                value = value[int(key)] if isinstance(value, list) else value[key]
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                raise UserError(f"{run_id}: the record has no field /{path}") from error
+        return value
+
+    def path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+    def arrays(self, run_id: str) -> Path:
+        return self.path(run_id).with_suffix(".safetensors")
+
+    def _read(self, run_id: str) -> Any:
+        path = self.path(run_id)
+        if not re.fullmatch(r"[^/]+/[^/]+/[^/]+", run_id) or not path.is_file():
+            raise UserError(f"{run_id}: the record is missing")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{run_id}: not a readable record ({error})") from error

@@ -1,0 +1,218 @@
+"""Does a report say what the records say? Reads the pages as they lie there, and the records again.
+
+A page passes when each number, name, verdict and figure in it is what its record holds, no digit stands outside of
+these, no verdict of a model is left out, and the records are those that were compared. Arrays must be those of their
+record where they are there; a report may travel without the large ones, and is then told to.
+"""
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+from lib.alignment.evidence import Evidence, pointer
+from lib.errors import UserError
+from lib.record import load_arrays, sha256
+from lib.report import bound, pictures
+from lib.report.messages import LANGUAGES, Messages
+
+PAGES = ("index.html", "handin.html")
+VOID = {"meta", "img", "br", "hr", "input", "link", "col", "wbr"}
+UNSEEN = {"style", "title", "script"}
+DIGITS = re.compile(r"\S*\d\S*")
+
+
+@dataclass
+class Element:
+    """An element that says where its text comes from."""
+
+    tag: str
+    attributes: dict[str, str | None]
+    place: str  # the last anchor before it
+    link: dict[str, str | None] | None = None  # attributes of the reference around it
+    text: str = ""
+
+    @property
+    def refs(self) -> list[str]:
+        """What it refers to: a count refers to several lists."""
+        held = self.attributes.get("data-ref") or ""
+        return held.split(" ") if "data-count" in self.attributes else [held] if held else []
+
+
+@dataclass
+class Content(HTMLParser):
+    """What a page holds: bound elements, figures, and the text outside of them."""
+
+    elements: list[Element] = field(default_factory=list)
+    figures: list[tuple[str, str, str]] = field(default_factory=list)  # place, key, image element
+    free: list[tuple[str, str]] = field(default_factory=list)  # place, text
+    meta: dict[str, str] = field(default_factory=dict)
+    scripts: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._open: list[Element] = []
+        self._place = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        held = dict(attributes)
+        self._place = held.get("id") or self._place
+        element = Element(tag, held, self._place)
+        if tag == "html":
+            self.meta["lang"] = held.get("lang") or ""
+        if tag == "meta" and "name" in held:
+            self.meta[held["name"] or ""] = held.get("content") or ""
+        self.scripts += tag == "script"
+        if tag == "img":
+            figure = next((e.attributes.get("data-figure") for e in self._open if e.tag == "figure"), None)
+            self.figures.append((self._place, figure or "", self.get_starttag_text() or ""))
+        if "data-ref" in held or tag == "data":
+            element.link = next((e.attributes for e in reversed(self._open) if e.tag == "a" and e.attributes.get("class") == "ref"), None)
+            self.elements.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop().tag != tag:
+            pass
+
+    def handle_data(self, text: str) -> None:
+        holder = next((e for e in self._open if "data-ref" in e.attributes or e.tag == "data"), None)
+        if holder:
+            holder.text += text
+        elif not any(e.tag in UNSEEN for e in self._open):
+            self.free.append((self._place, text))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was looked at in a page, and what is wrong with it."""
+
+    page: Path
+    numbers: int
+    names: int
+    figures: int
+    records: int
+    without_arrays: int  # records whose arrays don't lie beside them: only their JSON could be checked
+    faults: tuple[str, ...]
+
+
+def verify(report: Path) -> list[Checked]:
+    """Check the pages of a report folder; UserError where there is none."""
+    found = [report / name for name in PAGES if (report / name).is_file()]
+    if not found:
+        raise UserError(f"{report}: holds no {' or '.join(PAGES)}; run `make report` first")
+    return [_page(path) for path in found]
+
+
+def _page(path: Path) -> Checked:
+    content = Content()
+    content.feed(path.read_text(encoding="utf-8"))
+    if content.meta.get("lang") not in LANGUAGES or "records" not in content.meta:
+        raise UserError(f"{path}: does not say its language and where its records lie; render it again")
+    words, fields = Messages(content.meta["lang"]), bound.Fields(path.parent / content.meta["records"])
+    ids = sorted({ref.partition("#")[0] for element in content.elements for ref in element.refs})
+    faults = [
+        *(fault for element in content.elements for fault in _element(element, fields, words)),
+        *_unbound(content, words, path), *_omitted(content, ids, fields), *_figures(content, fields), *_records(ids, fields),
+    ]  # fmt: skip
+    numbers = sum(element.tag == "data" for element in content.elements)
+    bare = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"] and not fields.arrays(one).is_file()]
+    return Checked(path, numbers, len(content.elements) - numbers, len(content.figures), len(ids), len(bare), tuple(dict.fromkeys(faults)))
+
+
+def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterator[str]:
+    """What is wrong with a bound element: text, value and record must say the same."""
+    where, held, ref = f"#{element.place}", element.attributes, element.attributes.get("data-ref") or ""
+    if not ref:
+        yield f"{where}: '{element.text}' is bound to no record"
+        return
+    try:
+        value, text = _expected(element, ref, fields, words)
+    except UserError as error:
+        yield f"{where}: '{element.text}': {error}"
+        return
+    if element.text != text:
+        yield f"{where}: the page says '{element.text}', {ref} says '{text}'"
+    if element.tag == "data" and held.get("value") != str(value):
+        yield f"{where}: the value of '{element.text}' is {held.get('value')}, {ref} holds {value}"
+    if element.link is not None and (element.link.get("title"), element.link.get("href")) != (ref, f"#{bound.anchor(ref)}"):
+        yield f"{where}: '{element.text}' leads to {element.link.get('href')}, not to the record of {ref}"
+    if "badge" in (held.get("class") or "") and held["class"] != f"badge {bound.badge_class(value)}":
+        yield f"{where}: '{element.text}' looks like another verdict ({held['class']})"
+
+
+def _expected(element: Element, ref: str, fields: bound.Fields, words: Messages) -> tuple[object, str]:
+    """What the records say should stand in the element: the value, and its text."""
+    if kinds := element.attributes.get("data-count"):
+        lists = [fields[one] for one in element.refs]
+        number = bound.counted([kind.replace("_", " ") for kind in kinds.split(" ")], lists)
+        return number, str(number)
+    value = fields[ref]
+    return value, words(value) if "badge" in (element.attributes.get("class") or "") else bound.shown(value, ref, words)
+
+
+def _unbound(content: Content, words: Messages, path: Path) -> Iterator[str]:
+    """Digits outside of bound elements: only the catalogue's own words (float64, …) and the report's folder may have some."""
+    allowed = {token for text in words.texts for token in _tokens(text)} | {path.parent.name}
+    for place, text in content.free:
+        for token in _tokens(text):
+            if token not in allowed:
+                yield f"#{place}: '{token}' is bound to no record"
+    if content.scripts:
+        yield "the page runs a script, which may change what it shows"
+
+
+def _tokens(text: str) -> list[str]:
+    return [token.strip(".,;:()。，；：（）") for token in DIGITS.findall(text)]
+
+
+def _omitted(content: Content, ids: Sequence[str], fields: bound.Fields) -> Iterator[str]:
+    """Verdicts of the page's models that no badge shows."""
+    shown = {element.attributes.get("data-ref") for element in content.elements}
+    for run_id in (one for one in ids if one.endswith("/compare")):
+        try:
+            verdicts = fields[pointer(run_id, "fields", "verdicts")]
+        except UserError:
+            continue  # said already, of the elements that refer to it
+        for i, verdict in enumerate(verdicts):
+            if pointer(run_id, "fields", "verdicts", i, "verdict") not in shown:
+                yield f"{run_id}: the page leaves out the verdict on {verdict['question']} ({verdict['pair']})"
+
+
+def _figures(content: Content, fields: bound.Fields) -> Iterator[str]:
+    """Figures that are not what the records draw."""
+    drawn: dict[str, str] = {}
+    for place, key, image in content.figures:
+        model, _, question = key.rpartition("/")[0].rpartition("/")
+        try:
+            if key not in drawn and model:
+                drawn |= {figure.key: figure.picture.html() for figure in pictures.draw(Evidence(fields.folder, model), question)}
+        except UserError as error:
+            yield f"#{place}: the figure can't be drawn again: {error}"
+            continue
+        if drawn.get(key) != image:
+            yield f"#{place}: the figure '{key}' is not what the records draw (edited, or drawn by another version of lib/figures.py)"
+
+
+def _records(ids: Sequence[str], fields: bound.Fields) -> Iterator[str]:
+    """Records whose arrays are not their own, and those that changed after they were compared."""
+    for run_id in ids:
+        if not fields.path(run_id).is_file():
+            continue  # said already, of the elements that refer to it
+        try:
+            if fields.arrays(run_id).is_file():
+                load_arrays(fields.path(run_id))
+        except UserError as error:
+            yield str(error)
+        if run_id.endswith("/compare"):
+            yield from _changed(run_id, fields)
+
+
+def _changed(run_id: str, fields: bound.Fields) -> Iterator[str]:
+    for name, digest in fields[pointer(run_id, "provenance", "inputs")].items():
+        other = "/".join(Path(name).with_suffix("").parts[-3:])
+        if not fields.path(other).is_file():
+            yield f"{other}: the record is missing, which {run_id} was made from"
+        elif sha256(fields.path(other)) != digest:
+            yield f"{other}: the record changed after {run_id} was made from it; compare again"

@@ -1,0 +1,111 @@
+"""The document to hand in: every item from records or NOT RUN, for the suite's models and for a port of the user's."""
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import synthetic_records as synthetic
+from lib import __main__ as command_line
+from lib.alignment import questions
+from lib.errors import UserError
+from lib.record import measure
+from lib.report import handin, pdf, verify
+from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, TESTING, TRAINING
+from lib.report.messages import LANGUAGES
+
+ITEMS = ("environment", "data", "training_script", "test_script", "alignment", "performance", "training_log", "curves", "results")
+
+
+@pytest.fixture(autouse=True)
+def no_printer(monkeypatch):
+    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A report folder with the records of a model, of a data set, and of a port that only ran forward."""
+    folder = tmp_path_factory.mktemp("held")
+    records = synthetic.write_all(folder / "records")
+    questions.judge_records(records, [synthetic.MODEL])
+    split = {"images": 8, "boxes": 31, "images_sha256": "e" * 64}
+    with measure("data", "all", records) as out:
+        out.fields |= {"name": "drawn", "splits": {"train": split, "val": {**split, "boxes": 29}}}
+    for name in ("json", "safetensors"):
+        target = records / "my_port" / "jittor" / f"forward.{name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(records / synthetic.MODEL / "jittor" / f"forward.{name}", target)
+    path = records / "my_port" / "jittor" / "forward.json"
+    path.write_text(path.read_text().replace('"synthetic', '"my_port'))
+    return folder
+
+
+@pytest.fixture
+def folder(held, tmp_path):
+    return Path(shutil.copytree(held, tmp_path / "quick"))
+
+
+def part(page: str, anchor: str) -> str:
+    """The text of a section, tags left out."""
+    found = re.search(rf'<section id="{anchor}">(.*?)</section>', page, re.S)
+    assert found, anchor
+    return " ".join(re.sub(r"<[^>]+>", " ", found[1]).split())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_item_is_there_and_believed(folder, language):
+    page = handin.render(folder, language=language).html.read_text()
+    for port in ("my-port", "synthetic"):
+        assert all(part(page, f"{port}-{item}") for item in (*ITEMS, "checklist"))
+    checked, = verify.verify(folder)
+    assert checked.faults == () and checked.numbers > 60 and checked.figures == 3
+
+
+def test_items_hold_what_the_records_hold(folder):
+    page = handin.render(folder).html.read_text()
+    assert "NOT RUN" not in part(page, "synthetic-test_script") + part(page, "synthetic-data")
+    assert "drawn" in part(page, "synthetic-data") and "29" in part(page, "synthetic-data")
+    assert "c" * 64 in part(page, "synthetic-training_script")
+    assert "pytest" in part(page, "synthetic-environment") or "0.0-synthetic" in part(page, "synthetic-environment")
+    assert "training step" in part(page, "synthetic-performance")
+    assert "PASS 26" in part(page, "synthetic-alignment")
+
+
+def test_what_was_not_run_says_so(folder):
+    page = handin.render(folder, ["my_port"]).html.read_text()
+    assert 'id="synthetic"' not in page
+    for item in ("alignment", "performance", "training_log", "curves", "results"):
+        assert "NOT RUN" in part(page, f"my-port-{item}"), item
+    assert part(page, "my-port-training_script").count("NOT RUN") == 2 * len(TRAINING)
+    assert "1.3" not in part(page, "my-port-environment") and part(page, "my-port-environment").count("NOT RUN") == len(ENVIRONMENT)
+
+
+def test_a_gap_on_one_side_is_a_gap(folder):
+    (folder / "records" / synthetic.MODEL / "jittor" / "train.json").unlink()
+    page = handin.render(folder, [synthetic.MODEL]).html.read_text()
+    assert part(page, "synthetic-training_script").count("NOT RUN") == len(TRAINING)
+    assert "NOT RUN" in part(page, "synthetic-checklist")
+
+
+def test_variation_over_runs_is_not_claimed_from_one_run(folder):
+    checklist = part(handin.render(folder, [synthetic.MODEL]).html.read_text(), "synthetic-checklist")
+    assert re.search(r"Variation over repeated runs is reported NOT RUN", checklist)
+
+
+def test_all_lines_have_their_words():
+    labels = {ask.label for asks in (ENVIRONMENT, DATA, TRAINING, TESTING, *filter(None, CHECKLIST.values())) for ask in asks}
+    for language in LANGUAGES.values():
+        assert labels | set(CHECKLIST) <= set(language.TEXTS)
+
+
+def test_users_mistakes_are_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match="no records"):
+        handin.render(tmp_path / "nothing")
+    with pytest.raises(UserError, match="there are my_port, synthetic"):
+        handin.render(folder, ["other"])
+
+
+def test_the_command_line_writes_it(folder, capsys):
+    assert command_line.main(["handin", str(folder), "my_port"]) == 0
+    assert "handin.html" in capsys.readouterr().out
+    assert command_line.main(["handin", str(folder), "--language", "xx"]) == 1

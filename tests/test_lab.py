@@ -1,0 +1,166 @@
+"""JupyterLab in a real browser: open a notebook, choose a kernel, run all, no error; widgets and progress bars are drawn.
+
+Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of the
+page is kept in reports/lab when a test fails.
+"""
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from lib import environment
+from lib.report.pdf import BROWSERS
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "reports" / "lab"
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+SECONDS = 90  # of two busy cores: the server takes ten, a kernel as many
+NAMES = {"torch": "PyTorch", "jittor": "Jittor"}  # as Jupyter shows the kernels
+WIDGETS = """\
+import ipywidgets
+from tqdm.auto import tqdm
+display(ipywidgets.IntSlider(description="threshold"))
+print(sum(tqdm(range(5))))
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """(address, folder) of a server on copies: saving there leaves the project's notebooks without outputs."""
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    if not all((ROOT / ".jupyter/data/kernels" / kernel).is_dir() for kernel in NAMES):
+        pytest.skip("the kernels are not installed: make envs")
+    folder, settings = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")
+    shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", folder)
+    cell = {"cell_type": "code", "id": "w", "metadata": {}, "source": WIDGETS, "outputs": [], "execution_count": None}
+    kernel = {"kernelspec": {"name": "torch", "display_name": NAMES["torch"]}}
+    (folder / "widgets.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(8)
+    python = environment.interpreter(environment.TORCH)
+    environ = environment.process_environment(environment.TORCH, python.parents[1])
+    command = [str(python), "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]  # fmt: skip
+    places = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings)}
+    with open(settings / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environ, **places}, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, settings / "server.log")
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset", folder
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(lab, browser, request):
+    """open(notebook) -> the page with it, its kernel idle; a picture is kept where the test fails."""
+    address, _ = lab
+    page = browser.new_page(viewport={"width": 1400, "height": 1600})
+    page.set_default_timeout(SECONDS * 1000)
+
+    def open_notebook(name: str) -> playwright.Page:
+        page.goto(address.format(name))
+        page.locator(".jp-NotebookPanel").wait_for()
+        _idle(page)
+        return page
+
+    failed = request.session.testsfailed
+    yield open_notebook
+    if request.session.testsfailed > failed:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURES / f"{request.node.name}.png")
+    page.close()
+
+
+def _idle(page) -> None:
+    """Run All does nothing, and says nothing, before the status bar shows an idle kernel."""
+    page.locator(".jp-StatusBar-Widget, #jp-main-statusbar").get_by_text("| Idle").first.wait_for()
+
+
+def _choose(page, kernel: str) -> None:
+    """The kernel's name in the toolbar opens the list of kernels."""
+    page.locator(".jp-KernelName").first.click()
+    page.locator(".jp-Dialog select").select_option(label=NAMES[kernel])
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.locator(".jp-Dialog").wait_for(state="detached")
+    page.locator(".jp-KernelName").get_by_text(NAMES[kernel]).first.wait_for()
+    _idle(page)
+
+
+def _run_all(page, notebook: Path) -> list[dict]:
+    """Run all cells, save, and give the saved code cells."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    page.locator(".lm-MenuBar-item, .lm-MenuBar-itemLabel").get_by_text("Run", exact=True).first.click()
+    page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(1000)
+        saved = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+        if all(cell["execution_count"] for cell in saved) or any(_errors(saved)):
+            return saved
+    raise AssertionError(f"{len(cells)} cells are not done after {SECONDS} s")
+
+
+def _errors(cells: list[dict]) -> list[str]:
+    return [f"{output['ename']}: {output['evalue']}" for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("kernel", ["torch", "jittor"])
+def test_a_notebook_opens_takes_a_kernel_and_runs_through(lab, opened, kernel):
+    page = opened("00_start_here.ipynb")
+    _choose(page, kernel)
+    cells = _run_all(page, lab[1] / "00_start_here.ipynb")
+    assert not _errors(cells)
+    assert page.locator(".jp-OutputArea table").count() == 2, "the two tables are drawn"
+    assert json.loads((lab[1] / "00_start_here.ipynb").read_text())["metadata"]["kernelspec"]["name"] == kernel
+
+
+def test_sliders_and_progress_bars_are_drawn(lab, opened):
+    page = opened("widgets.ipynb")
+    cells = _run_all(page, lab[1] / "widgets.ipynb")
+    assert not _errors(cells)
+    page.locator(".widget-slider").first.wait_for()
+    page.locator(".jupyter-widgets progress, .widget-hprogress, .progress-bar, .jupyter-widgets.widget-hprogress").first.wait_for()
+
+
+def test_an_error_is_seen(lab, opened):
+    """The tests above can fail: a cell that raises is found."""
+    path = lab[1] / "widgets.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"][0] |= {"source": "1 / 0", "outputs": [], "execution_count": None}
+    path.write_text(json.dumps(content))
+    assert _errors(_run_all(opened("widgets.ipynb"), path)) == ["ZeroDivisionError: division by zero"]

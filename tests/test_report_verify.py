@@ -1,0 +1,228 @@
+"""`python -m lib verify` believes a report that says what its records say, and finds one digit that does not."""
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import synthetic_records as synthetic
+from lib import __main__ as command_line
+from lib import record, report
+from lib.alignment import questions
+from lib.errors import UserError
+from lib.report import pdf, pictures, verify
+from lib.report.messages import LANGUAGES, Messages
+from lib.report.verify import DIGITS
+
+COMPARE = "synthetic/none/compare.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report in each language, with its records inside, made once and copied for each test."""
+    folder = tmp_path_factory.mktemp("made")
+    records = synthetic.write_all(folder / "en" / "records")
+    questions.judge_records(records, [synthetic.MODEL])
+    shutil.copytree(folder / "en", folder / "zh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+        for language in LANGUAGES:
+            report.render(folder / language / "records", folder / language, "quick", [synthetic.MODEL], language)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Every copy's figures are the same: they are drawn for the first and kept."""
+    draw = pictures.draw
+    kept = {}
+
+    def drawn(evidence, question):
+        if question not in kept:
+            kept[question] = draw(evidence, question)
+        return kept[question]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", drawn)
+        yield
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return Path(shutil.copytree(made / "en", tmp_path / "quick"))
+
+
+def faults(folder: Path) -> tuple[str, ...]:
+    return verify.verify(folder)[0].faults
+
+
+def edit(folder: Path, pattern: str, replacement: str) -> None:
+    page = folder / "index.html"
+    text, count = re.subn(pattern, replacement, page.read_text(), count=1)
+    assert count == 1, f"nothing to edit: {pattern}"
+    page.write_text(text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_report_as_rendered_is_believed(made, language):
+    checked, = verify.verify(made / language)
+    assert checked.faults == ()
+    assert checked.numbers > 200 and checked.names > 100 and checked.figures == 7
+    assert checked.records == len(list((made / language / "records").rglob("*.json")))
+
+
+def test_both_languages_show_the_same_numbers(made):
+    """The same references with the same values, in whatever order a sentence has them."""
+    def numbers(language: str) -> list[tuple[str, str]]:
+        return sorted(re.findall(r'<data value="([^"]*)" data-ref="([^"]*)"', (made / language / "index.html").read_text()))
+
+    assert numbers("en") == numbers("zh")
+
+
+@pytest.mark.parametrize("planted, pattern, replacement, seen", [
+    ("a digit of a shown number", r'(data-ref="[^"]*/error">\d*\.?\d*)\d(\D)', r"\g<1>7777\2", "the page says"),
+    ("the value behind a shown number", r'<data value="\d([^"]*" data-ref="[^"]*/error")', r'<data value="77\1', "the value of"),
+    ("a count of verdicts", r'(data-count="PASS FAIL"[^>]*>)\d+', r"\g<1>99", "the page says '99'"),
+    ("a reference to another field", r'data-ref="([^"]*/rows/\d+)/3"', r'data-ref="\1/4"', "leads to"),
+    ("a moment", r'(/started">20)\d\d', r"\g<1>99", "the page says '2099"),
+    ("a commit", r'(versions/published">)\w', r"\1#", "the page says"),
+    ("a name", r'(rows/\d+/0">)(\w)', r"\1x\2", "the page says"),
+    ("a verdict's word", r'(class="badge pass" data-ref="[^"]*">)PASS', r"\1FAIL", "says 'PASS'"),
+    ("a verdict's look", r'class="badge pass"', r'class="badge fail"', "looks like another verdict"),
+    ("a number in a sentence", r"How to read this</h2>\n<p>", "How to read this</h2>\n<p>On 42 machines. ", "'42' is bound to no record"),
+    ("a number beside a bound one", r"(</data></a>)", r"\g<1>5", "is bound to no record"),
+    ("a number bound to nothing", r'<data value="(\d+)" data-ref="[^"]*"', r'<data value="\1"', "is bound to no record"),
+    ("a record that is not there", r'data-ref="synthetic/torch/', 'data-ref="other/torch/', "the record is missing"),
+    ("a field that is not there", r'(data-ref="synthetic/torch/[^"]*)"', r'\1/more"', "no field"),
+    ("a link to another record", r'(class="ref" href="#record-synthetic-)none', r"\1torch", "leads to"),
+    ("a figure", r'(data:image/svg\+xml;base64,.{2000})\w', r"\1A", "not what the records draw"),
+    ("what stands for a figure", r'(<img alt=")', r"\1No. ", "not what the records draw"),
+    ("a figure of no question", r'data-figure="', 'data-figure="other-', "figure"),
+    ("a script", r"</main>", "<script>1</script></main>", "runs a script"),
+])  # fmt: skip
+def test_one_edit_is_found(copy, planted, pattern, replacement, seen):
+    edit(copy, pattern, replacement)
+    found = faults(copy)
+    assert found and any(seen in fault for fault in found), planted
+
+
+def test_a_verdict_that_is_left_out_is_found(copy):
+    page = copy / "index.html"
+    page.write_text(re.sub(r'<span class="badge \w+" data-ref="[^"]*/verdicts/7/verdict">\w+</span>', "", page.read_text()))
+    assert any("leaves out the verdict on forward" in fault for fault in faults(copy))
+
+
+@pytest.mark.parametrize("name", ["jittor/train", "torch/speed", "none/compare", "published/forward"])
+def test_a_missing_record_is_found(copy, name):
+    (copy / "records" / synthetic.MODEL / f"{name}.json").unlink()
+    assert any(f"synthetic/{name}" in fault and "missing" in fault for fault in faults(copy))
+
+
+def test_a_record_that_was_edited_later_is_found_though_nothing_of_it_is_shown(copy):
+    synthetic.edit(copy / "records", "jittor", "train", lambda fields, arrays: fields.update(batches_sha256="c" * 64))
+    assert faults(copy) == ("synthetic/jittor/train: the record changed after synthetic/none/compare was made from it; compare again",)
+
+
+def test_arrays_that_are_not_their_record_s_are_found(copy):
+    path = copy / "records" / synthetic.MODEL / "jittor" / "forward.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    assert any("forward.safetensors" in fault for fault in faults(copy))
+
+
+def test_arrays_left_behind_are_told_and_missed_where_a_figure_needs_them(copy, capsys):
+    (copy / "records" / synthetic.MODEL / "jittor" / "loss.safetensors").unlink()
+    assert command_line.main(["verify", str(copy)]) == 0
+    assert "the arrays of 1 records are not here" in capsys.readouterr().out
+
+
+def test_a_verdict_edited_in_its_record_is_found(copy):
+    path = copy / "records" / COMPARE
+    held = json.loads(path.read_text())
+    held["fields"]["verdicts"][0]["verdict"] = "FAIL"
+    path.write_text(json.dumps(held))
+    found = faults(copy)
+    assert any("says 'FAIL'" in fault for fault in found) and any("data-count" not in fault and "'1'" in fault for fault in found)
+
+
+def test_the_command_line_says_where(copy, capsys):
+    assert command_line.main(["verify", str(copy)]) == 0
+    assert "all as recorded" in capsys.readouterr().out
+    edit(copy, r'(data-count="PASS FAIL"[^>]*>)\d+', r"\g<1>99")
+    assert command_line.main(["verify", str(copy)]) == 1
+    printed = capsys.readouterr()
+    assert "#summary: the page says '99'" in printed.out and printed.err.count("\n") == 1
+
+
+def test_an_example_is_small_and_believed(copy, tmp_path):
+    from lib.report import example
+
+    example.copy(copy, tmp_path / "example")
+    assert (tmp_path / "example" / "report.pdf").is_file()
+    kept = {path.name for path in (tmp_path / "example").rglob("*.safetensors")}
+    assert kept == {"evaluate.safetensors"}, "what figures need, and no more"
+    (tmp_path / "example" / "old.html").write_text("of an earlier report")
+    example.copy(copy, tmp_path / "example")
+    assert not (tmp_path / "example" / "old.html").exists()
+
+
+def test_an_example_that_is_not_as_recorded_is_not_made(copy, tmp_path):
+    from lib.report import example
+
+    edit(copy, r'(data-count="PASS FAIL"[^>]*>)\d+', r"\g<1>99")
+    with pytest.raises(UserError, match="not as recorded"):
+        example.copy(copy, tmp_path / "example")
+    assert not (tmp_path / "example").exists()
+
+
+def test_a_folder_without_a_report_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="make report"):
+        verify.verify(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------- languages
+
+def placeholders(text: str) -> list[str]:
+    return sorted(set(re.findall(r"\{(\w+)\}", text)))
+
+
+def test_the_catalogues_have_the_same_keys_and_placeholders():
+    english, chinese = (LANGUAGES[name].TEXTS for name in ("en", "zh"))
+    assert list(english) == list(chinese)
+    assert not [key for key in english if placeholders(english[key]) != placeholders(chinese[key])]
+
+
+def test_every_question_has_its_words():
+    missing = [f"{name}: {key}" for name in LANGUAGES for question in questions.QUESTIONS for key in (question, f"{question}_ask")
+               if key not in LANGUAGES[name].TEXTS]  # fmt: skip
+    assert not missing
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_number_is_typed_into_a_catalogue(language):
+    """Only names have digits: a bare number in a text would be one that no record holds."""
+    tokens = {token for text in Messages(language).texts for token in DIGITS.findall(text)}
+    assert all(re.search(r"[A-Za-z]", token) for token in tokens), tokens
+
+
+def test_the_chinese_page_is_chinese(made):
+    page = (made / "zh" / "index.html").read_text()
+    assert '<html lang="zh">' in page and "对齐报告" in page and ">通过<" in page and ">PASS<" not in page
+    content = verify.Content()
+    content.feed(page)
+    said = " ".join(text for _, text in content.free)
+    assert not re.findall(r"\b(?:the|and|with|numbers|their)\b", said), "English sentences in the Chinese page"
+
+
+def test_terms_of_records_are_translated_and_others_stay():
+    words = Messages("zh")
+    assert words.term("every element") == "逐元素" and words.term("worst at (1, 2)") == "最差处 (1, 2)"
+    assert words.term("body.0.weight") == "body.0.weight" and Messages("en").term("every element") == "every element"
+
+
+def test_records_named_by_hand_do_not_lead_out_of_the_folder(made):
+    from lib.report.bound import Fields
+
+    with pytest.raises(UserError, match="missing"):
+        Fields(made / "en" / "records")["../../secret#/fields/x"]
+    assert record.read(made / "en" / "records" / COMPARE).fields["k"] == Fields(made / "en" / "records")[f"{COMPARE[:-5]}#/fields/k"]

@@ -1,0 +1,117 @@
+"""Decks work without a network and show every cell's result after its question. Needs reveal.js, which only the torch
+environment has."""
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("nbconvert")
+if importlib.util.find_spec("sphinx_revealjs") is None:
+    pytest.skip("reveal.js comes with sphinx-revealjs, in the torch environment", allow_module_level=True)
+
+from lib import __main__ as command_line  # noqa: E402
+from lib import slides  # noqa: E402
+from lib.errors import UserError  # noqa: E402
+from lib.report.pdf import BROWSERS  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = '<img alt="a" src="data:image/png;base64,iVBORw0KGgo=">'
+
+
+def notebook():
+    """A small lecture as a run leaves it."""
+    new = nbformat.v4
+    shown = new.new_output("execute_result", data={"text/html": PICTURE, "text/plain": "Picture"}, execution_count=3)
+    said = new.new_output("stream", name="stdout", text="forty-two </script> & more\n")
+    return new.new_notebook(cells=[
+        new.new_markdown_cell("# What is a kernel?\n\n**Question.** Which?"),
+        new.new_code_cell("classes = 80", metadata={"tags": ["parameters"]}, execution_count=1),
+        new.new_code_cell("import hidden_module", execution_count=2),
+        new.new_markdown_cell("**Predict first.** How many? 有几个？"),
+        new.new_code_cell("shown()", outputs=[shown, said], execution_count=3),
+        new.new_markdown_cell("For the speaker.", metadata={"slideshow": {"slide_type": "notes"}}),
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def deck():
+    return slides.deck(notebook())
+
+
+def test_a_deck_is_one_file_that_loads_nothing(deck):
+    outside = re.sub(r"<script>.*?</script>", "", deck, flags=re.S)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", outside), "refers to another file"
+    assert not re.search(r"@import|url\((?!data:)", outside)
+    assert "<script src" not in deck and "sourceMappingURL" not in deck
+    assert deck.startswith("<!DOCTYPE html>") and "<title>What is a kernel?</title>" in deck
+
+
+def test_questions_come_before_results_and_the_machinery_is_left_out(deck):
+    body = deck[deck.index('<div class="slides">'):]
+    assert "hidden_module" not in body and "classes = 80" not in re.sub(r"<[^>]+>", "", body)
+    question, result = body.index("Predict first"), body.index("data:image/png")
+    assert "</section><section" in re.sub(r"\s", "", body[question:result]), "the result shows with its question"
+    assert body.index('<aside class="notes">') > result and "有几个" in body
+
+
+def test_a_cell_s_own_type_wins():
+    held = notebook()
+    held.cells[2].metadata["slideshow"] = {"slide_type": "slide"}
+    kinds = [cell.metadata["slideshow"]["slide_type"] for cell in slides.typed(held).cells]
+    assert kinds == ["slide", "skip", "slide", "slide", "subslide", "notes"]
+
+
+def test_it_opens_in_a_browser(deck, tmp_path):
+    """reveal.js itself, started: it marks the page as ready and numbers the slides."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page = tmp_path / "deck.html"
+    page.write_text(deck)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000",
+               "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", page.as_uri()]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert re.search(r'<div class="reveal[^"]*\bready\b', shown), "reveal.js did not start"
+    assert shown.count('class="stack') == 2 and 'class="slide-number"' in shown
+
+
+@pytest.mark.parametrize("name", slides.LECTURES)
+def test_every_lecture_has_questions_and_slides(name):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    held = nbformat.read(path, as_version=4)
+    kinds = [cell.metadata["slideshow"]["slide_type"] for cell in slides.typed(held).cells]
+    assert kinds.count("slide") >= 4 and kinds.count("subslide") >= 4 and kinds[0] == "slide"
+    assert any("Predict first" in cell.source for cell in held.cells), "a lecture asks before it tells"
+
+
+def test_executed_copies_serve_while_their_cells_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(slides, "ROOT", tmp_path)
+    source, executed = tmp_path / "x.ipynb", tmp_path / "reports/quick/notebooks/m/torch/x.ipynb"
+    executed.parent.mkdir(parents=True)
+    nbformat.write(notebook(), source)
+    ran = notebook()
+    ran.cells.insert(2, nbformat.v4.new_code_cell("classes = 20", metadata={"tags": ["injected-parameters"]}))
+    nbformat.write(ran, executed)
+    monkeypatch.setattr(slides, "_run", lambda *_: pytest.fail("runs what was run"))
+    assert slides.make({"x": source}, tmp_path / "out", "quick") == [tmp_path / "out" / "x.html"]
+    changed = json.loads(source.read_text())
+    changed["cells"][4]["source"] = ["other()"]
+    source.write_text(json.dumps(changed))
+    monkeypatch.setattr(slides, "_run", lambda notebook, out, kernel: notebook)
+    slides.make({"x": source}, tmp_path / "out", "quick")
+    assert "other" in (tmp_path / "out" / "x.html").read_text()
+
+
+def test_without_reveal_there_is_one_line(monkeypatch, capsys, tmp_path):
+    nbformat.write(notebook(), tmp_path / "x.ipynb")
+    monkeypatch.setattr(slides.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(slides, "_run", lambda notebook, out, kernel: notebook)
+    with pytest.raises(UserError, match="sphinx-revealjs"):
+        slides.reveal()
+    assert command_line.main(["slides", str(tmp_path / "x.ipynb"), "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
