@@ -114,6 +114,12 @@ def gradient_norms(arrays: Mapping[str, np.ndarray], prefix: str) -> pd.DataFram
     return pd.Series({key: value**0.5 for key, value in squares.items()}).unstack(sort=False)
 
 
+def live(found: Mapping[str, Any] | None) -> pd.DataFrame:
+    """Each output of a live reference: its error beside our own, and the output's size; empty where none was run."""
+    frame = pd.DataFrame.from_dict(found["outputs"] if found else {}, orient="index", columns=["error", "floor", "scale"])
+    return frame.rename_axis(f"{found['name']} {found['version']}" if found else "no live reference here")
+
+
 def detections(rows: np.ndarray) -> pd.DataFrame:
     """Detections (m, 6) with their columns named."""
     return pd.DataFrame(rows, columns=["x1", "y1", "x2", "y2", "score", "label"]).astype({"label": int})

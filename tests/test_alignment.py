@@ -239,6 +239,12 @@ def test_a_planted_fault_fails_its_question_and_spares_the_rest(records, name, s
     assert found[question, f"published-{other}"].verdict is Verdict.PASS
 
 
+def test_a_live_reference_that_differs_fails_the_forward_question(records):
+    synthetic.edit(records, "torch", "forward", assign("live", "outputs", "preds", "error", value=6e-7))
+    answer = verdicts(records)["forward", "published-torch"]
+    assert answer.verdict is Verdict.FAIL and answer.values["name"] == "others 1, preds"
+
+
 @pytest.mark.parametrize("stage, change, question", [
     ("train", assign("first_step", "float32", "loss_bbox", value=1.61), "training"),
     ("train", assign("initial_sha256", value="0" * 64), "training"),

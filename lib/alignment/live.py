@@ -11,20 +11,21 @@ from lib import backend, convert, losses, models
 from lib.alignment import capture
 from lib.alignment.references.case import Case
 
-def compare(name: str, case: Case) -> dict[str, Any] | None:
-    """{"version", output: [largest difference from transformers', our float32 error]} on the forward case's image.
 
-    None for a model that transformers doesn't have, and where it is not installed (it needs PyTorch).
+def compare(name: str, case: Case) -> dict[str, Any] | None:
+    """{"name", "version", "outputs": {output: {"error", "floor", "scale"}}} on the forward case's image.
+
+    error: the largest difference of their float32 output from ours in float64; floor: of ours in float32 from it; scale:
+    the largest size of it. None for a model that transformers doesn't have, and where it isn't installed (it needs PyTorch).
     """
     if models.family(name) != "rt_detr" or importlib.util.find_spec("transformers") is None:
         return None
-    ours = {run: _ours(name, case, run) for run in ("float32", "float64")}
+    single, exact = (_ours(name, case, run) for run in ("float32", "float64"))
     theirs, version = _theirs(name, case)
-    found: dict[str, Any] = {"version": version}
-    for key, array in theirs.items():
-        single, double = (ours[run][f"final/{key}"].astype(np.float64) for run in ("float32", "float64"))
-        found[key] = [float(np.abs(array - single).max()), float(np.abs(single - double).max())]
-    return found
+    outputs = {key: {"error": float(np.abs(array - exact[f"final/{key}"]).max()),
+                     "floor": float(np.abs(single[f"final/{key}"] - exact[f"final/{key}"]).max()),
+                     "scale": float(np.abs(exact[f"final/{key}"]).max())} for key, array in theirs.items()}  # fmt: skip
+    return {"name": "transformers", "version": version, "outputs": outputs}
 
 
 def _ours(name: str, case: Case, run: str) -> dict[str, np.ndarray]:

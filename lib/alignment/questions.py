@@ -68,6 +68,9 @@ def forward(evidence: Evidence, a: str, b: str) -> Answer:
     found = [{side: kept.pop("detections") for side, kept in runs.items() if "detections" in kept} for runs in (single, double)]
     rows = tensors(evidence, "forward", a, b, single, double, "max_abs")
     rows += detections(a, b, *found, *(evidence.field(b, "forward", name) for name in ("score_threshold", "max_detections")))
+    if a == "published" and (live := evidence.field(b, "forward", "live")):
+        rows += [judge_value(f"{live['name']} {live['version']}, {name}", "max_abs, run live on our weights", *found.values())
+                 for name, found in live["outputs"].items()]  # fmt: skip
     return conclude("forward", f"{a}-{b}", rows, _sources(evidence, "forward", a, b))
 
 
