@@ -154,8 +154,8 @@ def main() -> int:
     runner = verbs.add_parser("run", help="run an environment's Python: run jt|torch ARGUMENTS")
     runner.add_argument("environment")
     runner.add_argument("arguments", nargs=argparse.REMAINDER)
-    tests = verbs.add_parser("test", help="run pytest in both environments")
-    tests.add_argument("arguments", nargs=argparse.REMAINDER)
+    tests = verbs.add_parser("test", help="run pytest in both environments", prefix_chars="\0", add_help=False)  # pytest's are its own
+    tests.add_argument("arguments", nargs="*")
     chosen = parser.parse_args()
     if chosen.verb == "envs":
         from lib import installation

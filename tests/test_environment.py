@@ -226,6 +226,13 @@ def test_system_installs_what_is_missing_and_goes_on_without_the_optional(monkey
         doctor.install(if_possible=False)
 
 
+def test_pytest_is_given_its_options_as_they_are(monkeypatch):
+    given = []
+    monkeypatch.setattr(environment, "test", lambda arguments: given.extend(arguments) or 0)
+    monkeypatch.setattr("sys.argv", ["environment", "test", "-k", "a and b", "--durations=4"])
+    assert environment.main() == 0 and given == ["-k", "a and b", "--durations=4"]
+
+
 def test_users_mistakes_are_one_line():
     command = [sys.executable, "-m", "lib.environment", "run", "tensorflow"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
