@@ -8,7 +8,8 @@ from lib import pipeline
 
 # snakemake reads the values of --config as YAML: an empty one is None, 2024 a number
 asked = {name: str(value or "") for name, value in config.items()}
-jobs = pipeline.plan(pipeline.Request(asked["report"], tuple(asked["models"].split()), asked["data"], workflow.cores, asked["language"]))
+jobs = pipeline.plan(pipeline.Request(asked["report"], tuple(asked["models"].split()), asked["data"], workflow.cores,
+                                      asked["language"], asked["weights"], asked["backbone"]))
 
 
 rule all:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.commands import curves, detect, handin, slides, train, verify
+from lib.commands import compare, curves, detect, exam, handin, slides, train, verify
 from lib.commands import evaluate as beyond
 from lib.data import commands
 from lib.errors import UserError
@@ -32,11 +32,6 @@ BENCHMARK = """\
   python -m lib benchmark nanodet-plus-m_320 reports/quick/records
   python -m lib benchmark nanodet-plus-m_320 records --batches 1 --train-batches 2 --sides jittor
 Times inference and training steps in envs/torch and envs/jt in turn; one record (stage "speed") per side.
-"""
-COMPARE = """\
-  python -m lib compare reports/quick/records reports/quick nanodet-plus-m_320
-Judges what the records hold, writes index.html and report.pdf, prints a verdict per question and pair. It runs no
-model; what has no record is NOT RUN. Fails when a verdict is FAIL, after the report is written.
 """
 
 
@@ -64,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_detect(_verb(verbs, "detect", "boxes on pictures, videos and a webcam", detect.EXAMPLES))
     curves.add(_verb(verbs, "curves", "draw the logs of trainings, ours and published ones", curves.EXAMPLES))
     _add_benchmark(_verb(verbs, "benchmark", "time both frameworks side by side", BENCHMARK))
-    _add_compare(_verb(verbs, "compare", "the alignment report of a folder of records", COMPARE))
+    compare.add(_verb(verbs, "compare", "the alignment report of recorded models, or of a port of your own", compare.EXAMPLES))
+    exam.add(_verb(verbs, "exam", "does the alignment engine find the faults that people make?", exam.EXAMPLES))
     handin.add(_verb(verbs, "handin", "the document that a port's author hands in", handin.EXAMPLES))
     slides.add(_verb(verbs, "slides", "lectures from the notebooks, for a browser without network", slides.EXAMPLES))
     verify.add(_verb(verbs, "verify", "does a report say what its records say?", verify.EXAMPLES))
@@ -127,15 +123,6 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=_benchmark)
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("records", type=Path, help="folder of the records")
-    parser.add_argument("folder", type=Path, help="of the report")
-    parser.add_argument("models", nargs="+", metavar="model")
-    parser.add_argument("--profile", default="quick", help="how the report is called (%(default)s)")
-    parser.add_argument("--language", default="en", help="of the report (%(default)s)")
-    parser.set_defaults(run=_compare)
 
 
 def _add_absent(parser: argparse.ArgumentParser) -> None:
@@ -209,21 +196,6 @@ def _benchmark(chosen: argparse.Namespace) -> None:
         rounds=chosen.rounds, threads=chosen.threads, seed=chosen.seed,
     ):
         print(path)
-
-
-def _compare(chosen: argparse.Namespace) -> None:
-    from lib import report
-    from lib.alignment.questions import judge_records
-
-    failing = 0
-    for record in judge_records(chosen.records, chosen.models):
-        for answer in record.fields["verdicts"]:
-            failing += answer["verdict"] == "FAIL"
-            print(f"{answer['verdict']:<8} {record.model}  {answer['question']}  {answer['pair']}")
-    written = report.render(chosen.records, chosen.folder, chosen.profile, chosen.models, chosen.language)
-    print(f"{written.html}\n{written.pdf}")
-    if failing:
-        raise UserError(f"{written.html}: {failing} verdicts are FAIL; the report names the numbers behind them")
 
 
 def _use(device: str) -> None:

@@ -6,6 +6,7 @@ A function takes plain data (records' fields, arrays) and returns a Picture, whi
 import base64
 import html
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,22 @@ def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = N
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def picture(figure: Figure, alt: str, dense: bool = False) -> Picture:
-    """SVG without a date, the same bytes every time; PNG where a figure holds images or thousands of marks."""
+def picture(figure: Figure, alt: str, dense: bool = False, photographs: bool = False) -> Picture:
+    """SVG without a date, the same bytes every time; PNG for thousands of marks (`dense`), JPEG for photographs."""
     buffer = io.BytesIO()
-    kind = "png" if dense else "svg"
-    figure.savefig(buffer, format=kind, metadata={"Software": None} if dense else {"Date": None})
-    return Picture(buffer.getvalue(), "image/png" if dense else "image/svg+xml", alt)
+    if photographs:  # a quarter of the bytes of a PNG; full chroma, since thin coloured frames are what is looked at
+        figure.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 80, "subsampling": 0})
+        return Picture(buffer.getvalue(), "image/jpeg", alt)
+    if dense:
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return Picture(buffer.getvalue(), "image/png", alt)
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return Picture(_short(buffer.getvalue()), "image/svg+xml", alt)
+
+
+def _short(svg: bytes) -> bytes:
+    """Without comments, and with coordinates of five digits: a hundredth of a point in a figure of 600, half the bytes."""
+    return re.sub(rb"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.5g}".encode(), re.sub(rb"<!--.*?-->\n?", b"", svg))
 
 
 def styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
@@ -84,13 +95,14 @@ def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -
     """
     figure, axes = canvas(2, 1, (8.0, 6.4), sharex=True)
     panels = (
-        (axes[0, 0], ("published-torch", "published-jittor"), "first values", "Against the published implementation: the recorded values of each feature"),
-        (axes[1, 0], ("torch-jittor",), "every element", "Jittor against PyTorch: every element"),
+        (axes[0, 0], ("published-torch", "published-jittor"), ("first values", "every element"),
+         "Against the published implementation: the recorded values of each feature"),
+        (axes[1, 0], ("torch-jittor",), ("every element",), "Jittor against PyTorch: every element"),
     )
-    for axis, pairs, what, title in panels:
-        held = {pair: {r["name"]: r for r in rows.get(pair, ()) if r["what"] == what} for pair in pairs}
+    for axis, pairs, kinds, title in panels:
+        held = {pair: {r["name"]: r for r in rows.get(pair, ()) if r["what"] in kinds} for pair in pairs}
         for pair in pairs:
-            _depth_line(axis, held[pair], depth, "error", PAIR_COLOURS[pair] if what == "first values" else "jittor", _pair(pair))
+            _depth_line(axis, held[pair], depth, "error", PAIR_COLOURS[pair] if len(pairs) > 1 else "jittor", _pair(pair))
         limits = next((held[pair] for pair in pairs if held[pair]), {})
         _depth_line(axis, limits, depth, "floor", "published", "noise floor")
         _depth_line(axis, limits, depth, "gate", None, "gate")
@@ -141,21 +153,23 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     """Each loss component over the steps, both sides in one panel. curves: side -> the train record's `curves`."""
     first = next(iter(curves.values()))
     names = [name for name in first if "loss" in name]
-    columns = min(3, len(names))
+    columns = min(3 if len(names) <= 9 else 6, len(names))
     count = -(-len(names) // columns)
-    figure, axes = canvas(count, columns, (8.0, 0.4 + 2.0 * count), sharex=True)
+    figure, axes = canvas(count, columns, (8.0, 0.4 + (2.0 if columns <= 3 else 1.3) * count), sharex=True)
     for axis, name in zip(axes.flat, names):
         for side, columns_of in curves.items():
-            axis.plot(columns_of["step"], columns_of[name], label=NAMES[side], **_look(side, marker=False))
-        axis.set_title(name)
+            axis.plot(columns_of["step"], columns_of[name], label=NAMES[side], linewidth=1.4 if columns <= 3 else 0.7, **_look(side, marker=False))
+        axis.set_title(name, fontsize=10 if columns <= 3 else 7)
+        axis.tick_params(labelsize=8 if columns <= 3 else 6)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("step")
     for axis in axes[:, 0]:
         axis.set_ylabel("loss")
-    axes[0, 0].legend()
-    return picture(figure, "Training loss by component over the steps, in both frameworks.")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    # Dashes along a thousand noisy points are a megabyte in a PDF.
+    return picture(figure, "Training loss by component over the steps, in both frameworks.", dense=columns > 3)
 
 
 @styled
@@ -169,16 +183,17 @@ def learning_rate(curves: Mapping[str, Sequence[float]]) -> Picture:
 
 @styled
 def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
-    """AP after each evaluation. epochs: side -> the train record's `epochs`."""
+    """AP after each evaluation; before the first step at 0. epochs: side, or any name -> the train record's `epochs`."""
     figure, axes = canvas(size=(8.0, 2.8))
     axis = axes[0, 0]
-    for side, found in epochs.items():
-        axis.plot([e["epoch"] + 1 for e in found], [100 * e["AP"] for e in found], label=NAMES[side], **_look(side))
+    for (name, found), line in zip(epochs.items(), ("-", "--", ":") * len(epochs)):
+        look = _look(name) if name in NAMES else {"color": "black", "linestyle": line, "marker": "."}
+        axis.plot([e["epoch"] + 1 for e in found], [100 * e["AP"] for e in found], label=NAMES.get(name, name), **look)
     axis.set(xlabel="epoch", ylabel="AP (percent)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper left")
-    return picture(figure, "COCO average precision after each evaluation, in both frameworks.")
+    return picture(figure, f"COCO average precision after each evaluation: {', '.join(NAMES.get(name, name) for name in epochs)}.")
 
 
 # -------------------------------------------------------------------------------------------------------- detections
@@ -191,7 +206,8 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
     """
     sides = list(samples[0]["found"])
     columns = 1 + len(sides)
-    figure, axes = canvas(len(samples), columns, (8.0, 8.0 / columns * len(samples)))
+    heights = [sample["image"].shape[0] / sample["image"].shape[1] for sample in samples]  # of a row, in widths of a panel
+    figure, axes = canvas(len(samples), columns, (8.0, 0.3 + 8.0 / columns * sum(heights)), gridspec_kw={"height_ratios": heights})
     for row, sample in zip(axes, samples):
         show_image(row[0], sample["image"])
         _boxes(row[0], sample["boxes"], [classes[int(label)] for label in sample["labels"]], "#009e73", "-")
@@ -201,7 +217,7 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
             _boxes(axis, found[:, :4], [f"{classes[int(d[5])]} {d[4]:.2f}" for d in found], COLOURS[side], LINES[side])
     for axis, title in zip(axes[0], ["ground truth", *(NAMES[side] for side in sides)]):
         axis.set_title(title)
-    return picture(figure, f"Sample images with ground truth and with each framework's detections above {threshold}.", dense=True)
+    return picture(figure, f"Sample images with ground truth and with each framework's detections above {threshold}.", photographs=True)
 
 
 @styled
@@ -259,7 +275,8 @@ def _boxes(axis: Axes, boxes: np.ndarray, labels: Sequence[str], colour: Any, li
     for (x1, y1, x2, y2), label in zip(boxes, labels):
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=line, linewidth=1.2))
         if label:
-            axis.text(x1, y1, label, fontsize=5, color="white", backgroundcolor=colour, verticalalignment="bottom", clip_on=True,
+            inside = y1 < 0.06 * axis.get_ylim()[0]  # no room above the box
+            axis.text(x1, y1, label, fontsize=5, color="white", verticalalignment="top" if inside else "bottom", clip_on=True,
                       bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip
 
 
@@ -350,24 +367,6 @@ def class_histogram(counts: Mapping[str, Sequence[int]], classes: Sequence[str])
     axis.set_xlabel("boxes")
     axis.legend()
     return picture(figure, "Number of boxes of each class, per split.")
-
-
-@styled
-def distributions(logits: np.ndarray) -> Picture:
-    """Distance distributions (k, 4, bins) as logits: one row per prior, one panel per side of its box, the mean marked."""
-    shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
-    shares, bins = shifted / shifted.sum(axis=2, keepdims=True), np.arange(logits.shape[2])
-    figure, axes = canvas(len(logits), 4, (8.0, 1.3 * len(logits) + 0.5), sharex=True, sharey=True)
-    for row, prior in zip(axes, shares):
-        for axis, share in zip(row, prior):
-            axis.bar(bins, share, color="#6e6e6e")
-            axis.axvline(share @ bins, color="black", linestyle="--", linewidth=1.0)
-        row[0].set_ylabel("probability")
-    for axis, side in zip(axes[0], ("left", "top", "right", "bottom")):
-        axis.set_title(side)
-    for axis in axes[-1]:
-        axis.set_xlabel("distance (strides)")
-    return picture(figure, "Distribution over distances for each side of a few priors' boxes; the dashed line is the mean.")
 
 
 # ------------------------------------------------------------------------------------------------------------- parts

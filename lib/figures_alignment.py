@@ -1,12 +1,16 @@
 """Figures of the alignment engine: error through the depth of a network, and a run in the band of its controls."""
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from lib.alignment.trajectory import Band
+from lib.alignment.divergence import localise
+from lib.alignment.trajectory import Band, band
 from lib.alignment.verdict import ROUNDING, K
 from lib.figures import COLOURS, LEAST, LINES, Picture, canvas, picture, styled
 
+KINDS = ("loss", "gradient", "clipped", "exp_avg", "exp_avg_sq", "momentum_buffer", "parameter", "statistics", "average")
+STROKES, DOTS = ("-", "--", ":", "-."), "os^vDx+"
 DIRECTIONS = {"forward": "outputs", "backward": "gradients at the inputs"}
 
 
@@ -68,3 +72,40 @@ def trajectory(name: str, band: Band, curves: Mapping[str, Sequence[float]]) -> 
     left = {label: band.exit(np.asarray(curve, float)) for label, curve in curves.items()}
     exits = "; ".join(f"{label} leaves at step {step}" for label, step in left.items() if step is not None)
     return picture(figure, f"Training curves of {name} against the band of the controls. {exits or 'No run leaves it'}.")
+
+
+def layers(fields: Mapping[str, Any]) -> Picture | str:
+    """`error_through_depth` of a divergence record's fields; a sentence for the reference's, which hold no errors."""
+    if "layers" not in fields:
+        return f"{fields['calls']} calls captured"
+    found = localise(fields)
+    return error_through_depth({direction: found.depth(direction) for direction in DIRECTIONS})
+
+
+def band_of_controls(curves: Mapping[str, Any], others: Mapping[str, Sequence[float]] | None = None) -> Picture | str:
+    """`trajectory` of the loss in the reference's longer runs, with `others` beside; a sentence where there are no controls."""
+    if "controls" not in curves:
+        return "the controls are the reference's"
+    held = band([run["loss"] for run in curves["controls"]])
+    return trajectory("the loss", held, {"PyTorch": curves["own"]["loss"], "rate 1 % off": curves["off"]["loss"], **(others or {})})
+
+
+@styled
+def noise_of_steps(modes: Mapping[str, Mapping[str, Any]]) -> Picture:
+    """Median relative deviation of float32 from float64, per quantity and step. modes: mode -> fields of its lock-step."""
+    figure, axes = canvas(1, len(modes), (8.0, 3.4), sharey=True)
+    for axis, (mode, fields) in zip(axes[0], modes.items(), strict=True):
+        for index, kind in enumerate(kind for kind in KINDS if kind in fields["steps"][0]["noise"]):
+            heights = [_typical(line["noise"][kind], line["norms"]["float64"][kind]) for line in fields["steps"]]
+            axis.plot(range(len(heights)), np.maximum(heights, LEAST), color=str(0.12 * (index % 6)), linestyle=STROKES[index % 4],
+                      marker=DOTS[index % 7], label=kind.replace("_", " "))
+        axis.set(title=mode, xlabel="step", yscale="log")
+        axis.set_xticks(range(len(fields["steps"])))
+    axes[0, 0].set_ylabel("relative float32 noise, median")
+    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return picture(figure, f"Rounding noise of each quantity of the training state over {len(fields['steps'])} steps, by mode.")
+
+
+def _typical(noise: Mapping[str, float], norms: Mapping[str, float]) -> float:
+    relative = [float(noise[name]) / abs(float(value)) for name, value in norms.items() if float(value)]
+    return float(np.median(relative)) if relative else 0.0

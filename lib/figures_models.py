@@ -1,4 +1,4 @@
-"""Figures of the tours through Gold-YOLO and RT-DETR, in the style of lib.figures."""
+"""Figures of the tours through the models, in the style of lib.figures."""
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -328,3 +328,20 @@ def costs(cost: np.ndarray, queries: np.ndarray, boxes: np.ndarray, gap: float, 
     figure.colorbar(image, ax=axis, label="cost")
     return picture(figure, f"Costs of the cheapest queries for each box; the {len(queries)} chosen pairs are framed.", dense=True)
 
+
+@styled
+def distributions(logits: np.ndarray) -> Picture:
+    """Distance distributions (k, 4, bins) as logits: one row per prior, one panel per side of its box, the mean marked."""
+    shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
+    shares, bins = shifted / shifted.sum(axis=2, keepdims=True), np.arange(logits.shape[2])
+    figure, axes = canvas(len(logits), 4, (8.0, 1.3 * len(logits) + 0.5), sharex=True, sharey=True)
+    for row, prior in zip(axes, shares):
+        for axis, share in zip(row, prior):
+            axis.bar(bins, share, color="#6e6e6e")
+            axis.axvline(share @ bins, color="black", linestyle="--", linewidth=1.0)
+        row[0].set_ylabel("probability")
+    for axis, side in zip(axes[0], SIDES):
+        axis.set_title(side)
+    for axis in axes[-1]:
+        axis.set_xlabel("distance (strides)")
+    return picture(figure, "Distribution over distances for each side of a few priors' boxes; the dashed line is the mean.")

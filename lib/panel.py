@@ -4,10 +4,10 @@ Detections come from evaluation records and from COCO result files, so that one 
 this kernel's own model join by `add`. Without a browser the panel is the figure of what is chosen, `picture`.
 """
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,6 +19,9 @@ from lib.detection.classes import Classes
 from lib.detection.drawing import Painter
 from lib.errors import UserError
 from lib.figures import NAMES, Picture, canvas, picture, show_image, styled
+
+if TYPE_CHECKING:
+    from lib.panel_live import Live
 
 SHOWN = 480  # pixels of an image's longer side at least, so that names are readable
 WEIGHTS = ("own", "common")  # of an evaluation record: trained by that side, and those of PyTorch that all sides run
@@ -38,16 +41,39 @@ class Choice:
 
 
 @dataclass
+class Asked:
+    """A side that detects when an image is shown, each once."""
+    detect: Callable[[np.ndarray], np.ndarray]  # image (h, w, 3) uint8 BGR -> (m, 6)
+    known: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def rows(self, id_: int, image: np.ndarray) -> np.ndarray:
+        """Detections (m, 7) on the image."""
+        if id_ not in self.known:
+            self.known[id_] = with_ids([id_], [self.detect(image)])
+        return self.known[id_]
+
+
+@dataclass
 class Panel:
     """Detections (m, 7) image id, x1, y1, x2, y2, score, label by (model, weights) and side; images as files or arrays."""
     dataset: coco.Dataset | None = None
     classes: Classes | None = None
-    found: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    found: dict[tuple[str, str], dict[str, np.ndarray | Asked]] = field(default_factory=dict)
     images: dict[int, np.ndarray] = field(default_factory=dict)  # (h, w, 3) uint8 RGB that records hold
 
     def add(self, model: str, weights: str, side: str, rows: np.ndarray) -> None:
         """Detections (m, 7) of a side; what was there under these names is replaced."""
         self.found.setdefault((model, weights), {})[side] = np.asarray(rows, np.float64).reshape(-1, 7)
+
+    def add_live(self, model: str, weights: str, side: str, detect: Callable[[np.ndarray], np.ndarray]) -> None:
+        """A side that detects when asked; what was there under these names is replaced."""
+        self.found.setdefault((model, weights), {})[side] = Asked(detect)
+
+    def names(self) -> tuple[str, ...]:
+        """The classes by label."""
+        if self.classes is None:
+            raise UserError("71_detect: the classes have no names; give the panel the data set's COCO file")
+        return self.classes.names
 
     def add_file(self, model: str, weights: str, side: str, path: str | Path) -> None:
         """Detections of a COCO result file on the panel's data set. UserError if it is none, or of other data."""
@@ -99,14 +125,16 @@ class Panel:
         about = f"image {choice.image}, {choice.model}, {choice.weights} weights, score from {choice.threshold}"
         return _side_by_side(panels, about)
 
-    def widget(self, choice: Choice):
-        """The panel as ipywidgets: what to choose above, the figure below."""
+    def widget(self, choice: Choice, live: "Live | None" = None):
+        """The panel as ipywidgets: what to choose above, the figure below; with `live` also a model to run here."""
         from lib.panel_widgets import assemble
 
-        return assemble(self, choice)
+        return assemble(self, choice, live)
 
     def _rows(self, choice: Choice, side: str) -> np.ndarray:
         rows = self.found[choice.model, choice.weights][side]
+        if isinstance(rows, Asked):
+            return rows.rows(choice.image, self._image(choice.image)[0])
         return rows[rows[:, 0] == choice.image]
 
     def _image(self, id_: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,8 +153,7 @@ class Panel:
         return np.ascontiguousarray(painted[:, :, ::-1])
 
     def _painter(self) -> Painter:
-        if self.classes is None:
-            raise UserError("71_detect: the classes have no names; give the panel the data set's COCO file")
+        self.names()
         return Painter(self.classes)
 
 

@@ -1,4 +1,5 @@
 """The controls of the panel: ipywidgets that change a choice and show its figure."""
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -7,10 +8,14 @@ from lib.errors import UserError
 
 if TYPE_CHECKING:
     from lib.panel import Choice, Panel
+    from lib.panel_live import Live
 
 
-def assemble(panel: "Panel", choice: "Choice") -> widgets.VBox:
-    """Menus for model, weights, both sides and the image, sliders for thresholds; the figure follows each change."""
+def assemble(panel: "Panel", choice: "Choice", live: "Live | None" = None) -> widgets.VBox:
+    """Menus for model, weights, both sides and the image, sliders for thresholds; the figure follows each change.
+
+    live: a row more, to run a model with weights of one's choice; it joins the menus.
+    """
     wide = widgets.Layout(width="auto")
     menus = {name: widgets.Dropdown(description=name, layout=wide) for name in ("model", "weights", "left", "right", "image")}
     sliders = {
@@ -40,8 +45,37 @@ def assemble(panel: "Panel", choice: "Choice") -> widgets.VBox:
 
     for control in (*menus.values(), *sliders.values()):
         control.observe(changed, "value")
+    def detect(model: str, path: str) -> None:
+        figure.value = f"{model} detects …"
+        try:
+            joined = live.join(panel, model, path)
+        except UserError as error:
+            figure.value = f"<b>{error}</b>"
+        else:
+            now = {name: menus[name].value for name in ("left", "image")} | {name: slider.value for name, slider in sliders.items()}
+            show(panel.choice(**now, **joined))
+
     show(choice)
-    return widgets.VBox([widgets.HBox(list(menus.values())), widgets.HBox(list(sliders.values())), figure])
+    rows = [widgets.HBox(list(menus.values())), widgets.HBox(list(sliders.values())), figure]
+    return widgets.VBox([*([_live_row(live, choice.model, detect)] if live else []), *rows])
+
+
+def _live_row(live: "Live", model: str, detect: Callable[[str, str], None]) -> widgets.HBox:
+    """Which model to run with which weights, and a button; a file that no menu offers is typed in."""
+    names = live.models()
+    which = widgets.Dropdown(options=names, value=model if model in names else names[0], description="run")
+    file = widgets.Combobox(description="weights", placeholder="path of a weights file", ensure_option=False)
+    button = widgets.Button(description="detect")
+
+    def offer(_: dict[str, Any] | None = None) -> None:
+        """The files that fit the model, the first of them chosen."""
+        file.options = tuple(live.weights(which.value))
+        file.value = next(iter(file.options), "")
+
+    which.observe(offer, "value")
+    button.on_click(lambda _: detect(which.value, file.value))
+    offer()
+    return widgets.HBox([which, file, button])
 
 
 def _options(panel: "Panel", choice: "Choice") -> dict[str, list]:

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from lib import environment
+from lib.alignment.evidence import REFERENCE
 from lib.errors import UserError
 from lib.notebook import BOTH, FAMILIES, execute, family, parameters, sources
 from lib.record import atomic
@@ -37,6 +38,7 @@ class Stage:
     needs: tuple[str, ...] = ()      # stages that must be done before, on every side
     writes: tuple[str, ...] = ()     # the sides whose records it writes
     per_model: bool = True           # else one run for all models
+    leads: str = ""                  # the side that must be done before the other starts
     alone: bool = False              # nothing may run beside it
     priority: int = 1                # of those that are ready the highest starts first
 
@@ -48,14 +50,21 @@ STAGES = (
     Stage("rosetta", "30_migration", writes=("own",), per_model=False),
     Stage("convert", "40_convert", writes=("own",)),
     Stage("forward", "50_forward", writes=("own",)),
+    Stage("divergence", "52_divergence", writes=("own",), leads=REFERENCE),
     Stage("loss", "51_loss_and_gradient", writes=("own",)),
+    Stage("lockstep", "61_lockstep", needs=("data",), writes=("own",)),
     Stage("train", "60_train", needs=("data",), writes=("own",), priority=2),  # the longest
     Stage("evaluate", "70_evaluate", needs=("data", "train"), writes=("own",)),
     Stage("detect", "71_detect", sides=("none",), needs=("data", "evaluate")),
     Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True, priority=0),  # others have compiled its kernels
     Stage("compare", "90_compare", sides=("none",), per_model=False,
-          needs=("data", "rosetta", "convert", "forward", "loss", "train", "evaluate", "speed")),
+          needs=("data", "rosetta", "convert", "forward", "divergence", "loss", "lockstep", "train", "evaluate", "speed")),
 )
+
+
+# What a profile may require of the request, and how to give it.
+REQUIRED = {"data": "DATA=… (a COCO folder or file)",
+            "start": "WEIGHTS=… (a checkpoint of the model) or BACKBONE=… (ImageNet weights of its backbone), or both"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class Request:
     data: str                        # folder or COCO JSON; empty: the built-in scenes
     cores: int
     language: str = "en"             # of the report
+    weights: str = ""                # trainings start from this checkpoint of the model
+    backbone: str = ""               # or from these weights of its backbone; with both, one training from each
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class Job:
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """profiles/<name>.yaml: seed, threads, and one section per stage with its notebook's parameters."""
+    """profiles/<name>.yaml: seed, threads, what it requires, and one section per stage with its notebook's parameters."""
     path = environment.ROOT / "profiles" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
@@ -95,7 +106,7 @@ def load_profile(name: str) -> dict[str, Any]:
         profile = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"profiles/{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
-    unknown = sorted(set(profile) - {stage.name for stage in STAGES} - {"seed", "threads"})
+    unknown = sorted(set(profile) - {stage.name for stage in STAGES} - {"seed", "threads", "requires"})
     if unknown:
         raise UserError(f"profiles/{path.name}: '{unknown[0]}' is no stage: choose from {', '.join(s.name for s in STAGES)}")
     return profile
@@ -112,14 +123,44 @@ def section(values: Mapping[str, Any], model: str) -> dict[str, Any]:
 def plan(request: Request) -> list[Job]:
     """All jobs of a report, in order; writes their descriptions, and drops the mark of those whose results are gone."""
     profile = load_profile(request.profile)
+    check(request, profile)
     jobs: list[Job] = []
     for stage in STAGES:
         if stage.name in profile:
             for model in request.models if stage.per_model else ("all",):
                 needed = [str(job.done) for job in jobs
                           if job.stage.name in stage.needs and (model == "all" or job.model in ("all", model))]
-                jobs += [make_job(stage, model, side, needed, describe(stage, model, side, request, profile)) for side in stage.sides]
+                leader: list[str] = []
+                for side in sorted(stage.sides, key=lambda side: side != stage.leads):
+                    jobs.append(make_job(stage, model, side, needed + leader, describe(stage, model, side, request, profile)))
+                    leader = [str(jobs[-1].done)] if side == stage.leads else leader
     return jobs
+
+
+def check(request: Request, profile: Mapping[str, Any]) -> None:
+    """UserError if the profile requires what was not given, or if a file that was given is not there."""
+    given = {"data": request.data, "start": request.weights or request.backbone}
+    for what in profile.get("requires", ()):
+        if not given[what]:
+            raise UserError(f"PROFILE={request.profile}: needs {REQUIRED[what]}")
+    for name, path in (("WEIGHTS", request.weights), ("BACKBONE", request.backbone)):
+        if path and not os.path.isfile(path):
+            raise UserError(f"{name}={path}: no such file")
+
+
+def dataset(request: Request, profile: Mapping[str, Any]) -> str:
+    """Where the report's data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes."""
+    if not request.data:
+        return f"data/scenes-{request.profile}"
+    if not is_subset(profile):
+        return request.data
+    choice = json.dumps([os.path.abspath(request.data), profile.get("seed", 0), profile["data"]], sort_keys=True)
+    return f"data/{request.profile}-{hashlib.sha256(choice.encode()).hexdigest()[:8]}"
+
+
+def is_subset(profile: Mapping[str, Any]) -> bool:
+    """Whether the data stage chooses images and classes of the user's data."""
+    return "subset_classes" in (profile.get("data") or {})
 
 
 def describe(stage: Stage, model: str, side: str, request: Request, profile: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +171,8 @@ def describe(stage: Stage, model: str, side: str, request: Request, profile: Map
     threads = request.cores if stage.alone else min(request.cores, profile.get("threads", 1))
     offered = {
         "model": model, "models": list(request.models), "seed": profile.get("seed", 0), "threads": threads,
-        "data": request.data or f"data/scenes-{request.profile}", "records": str(report / "records"),
+        "data": dataset(request, profile), "source": request.data if is_subset(profile) else "",
+        "start_weights": request.weights, "start_backbone": request.backbone, "records": str(report / "records"),
         "runs": str(report / "runs"), "report": str(report), "profile": request.profile,
         "language": request.language,
     }
@@ -138,6 +180,8 @@ def describe(stage: Stage, model: str, side: str, request: Request, profile: Map
     where = f"profiles/{request.profile}.yaml: {stage.name}"
     used = parameters(notebook, section(profile[stage.name] or {}, model), offered, where)
     last = stage.name == "compare"
+    reads_annotations = ("source" if is_subset(profile) else "data") in used
+    starts = [path for path in (request.weights, request.backbone) if path and "start_weights" in used]
     owners = [side if owner == "own" else owner for owner in stage.writes]
     return {
         "notebook": str(notebook),
@@ -147,7 +191,7 @@ def describe(stage: Stage, model: str, side: str, request: Request, profile: Map
         "threads": threads,
         "parameters": used,
         "inputs": [str(notebook), *sources(notebook, side, request.models if model == "all" else (model,), display=last),
-                   *(report_files() if last else ()), *(annotations(request.data) if "data" in used else ())],
+                   *(report_files() if last else ()), *(annotations(request.data) if reads_annotations else ()), *starts],
         "results": [*(str(report / "records" / model / owner / f"{stage.name}.json") for owner in owners),
                     *([str(report / "index.html")] if last else ())],
         "resumes": str(report / "runs" / model / side) if stage.name == "train" else None,
@@ -247,7 +291,8 @@ def report(request: Request, extra: list[str]) -> int:
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
         command = [sys.executable, "-m", "snakemake", "--cores", str(request.cores), "--nolock", "--rerun-incomplete",
                    "--keep-going", "--config", f"report={request.profile}",
-                   f"models={' '.join(request.models)}", f"data={request.data}", f"language={request.language}", *extra]
+                   f"models={' '.join(request.models)}", f"data={request.data}", f"language={request.language}",
+                   f"weights={request.weights}", f"backbone={request.backbone}", *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             code = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()]).returncode
     page = target / "index.html"
@@ -307,7 +352,9 @@ def main() -> int:
     whole.add_argument("--profile", default="quick")
     whole.add_argument("--models", default="nanodet-plus-m_320", help="names, separated by spaces")
     whole.add_argument("--data", default="", help="folder or COCO JSON; the built-in scenes by default")
-    whole.add_argument("--language", default="en", help="of the report: en or zh")
+    whole.add_argument("--weights", default="", help="checkpoint of the model that trainings start from")
+    whole.add_argument("--backbone", default="", help="weights of its backbone that they start from")
+    whole.add_argument("--language", choices=("en", "zh"), default="en", help="of the report (%(default)s)")
     whole.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     whole.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
     chosen = parser.parse_args()
@@ -318,13 +365,11 @@ def main() -> int:
             print(f"[report] FAILED: {error}", flush=True)
             return 1
         return 0
-    from lib.report.messages import Messages  # here: it brings what draws, which running a job does not need
-
-    Messages(chosen.language)  # a mistake shows now, not after the training
     models = tuple(dict.fromkeys(chosen.models.split()))
     if not models:
         raise UserError("MODELS: no model is named: for example MODELS=nanodet-plus-m_320")
-    return report(Request(chosen.profile, models, chosen.data, chosen.cores, chosen.language), chosen.snakemake)
+    request = Request(chosen.profile, models, chosen.data, chosen.cores, chosen.language, chosen.weights, chosen.backbone)
+    return report(request, chosen.snakemake)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from lib.errors import UserError
 from lib.record import sha256
 
 BACKBONE = "backbone."
+SHOWN = 6  # names that a message lists
 COUNTER = ".num_batches_tracked"  # of a norm; only some formats keep it, and nothing here depends on its value
 
 
@@ -23,9 +24,15 @@ class Origin:
     left_over: tuple[str, ...]  # entries of the file that are no part of the backbone
 
     def __str__(self) -> str:
-        kept = f"; first values stay in {', '.join(self.first_values)}" if self.first_values else ""
-        left = f"; not used: {', '.join(self.left_over)}" if self.left_over else ""
+        kept = f"; first values stay in {_some(self.first_values)}" if self.first_values else ""
+        left = f"; not used: {_some(self.left_over)}" if self.left_over else ""
         return f"{self.path}: {self.loaded} entries loaded{kept}{left}"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """The names, or the first few where they are many."""
+    rest = len(names) - SHOWN
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:SHOWN])} and {rest} more"
 
 
 def load_weights(model: nn.Module, name: str, classes: int, path: str | Path) -> Origin:

@@ -1,6 +1,8 @@
 """Whole runs on a data set, and what their records hold: training and evaluation. Notebooks and command line call these."""
 import hashlib
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,10 @@ from typing import Any
 import numpy as np
 
 from lib import backend, convert, inference, losses, models, postprocess, pretrained, schedule, training
+from lib.alignment import equivalence
+from lib.alignment.evidence import is_reference
+from lib.alignment.seeded import seeded_input
+from lib.alignment.verdict import REPEATS, ROUNDING
 from lib.data import coco, stream, transforms
 from lib.data.loader import Loader
 from lib.errors import UserError
@@ -39,6 +45,8 @@ class Training:
     workers: int = 2                    # threads that prepare images
     weights: str | None = None          # start from this checkpoint of the model, perhaps of another number of classes
     backbone: str | None = None         # or from these weights of its backbone alone
+    precision: str = "float32"          # or "mixed", on a GPU
+    teacher: str | None = None          # weights of the model that Gold-YOLO is distilled from
 
     def __post_init__(self) -> None:
         if self.weights and self.backbone:
@@ -52,7 +60,7 @@ class Training:
     @property
     def inputs(self) -> list[str]:
         """The files that the run reads, without images."""
-        return [*map(str, coco.splits(self.data)), *(path for path in (self.weights, self.backbone) if path)]
+        return [*map(str, coco.splits(self.data)), *(path for path in (self.weights, self.backbone, self.teacher) if path)]
 
 
 def loader(plan: Training) -> Loader:
@@ -84,6 +92,27 @@ def network(plan: Training, batches: Loader) -> tuple[backend.nn.Module, pretrai
     return model, None
 
 
+def criterion(plan: Training, batches: Loader) -> Callable:
+    """The model's criterion, or its distillation's where the plan has a teacher."""
+    classes = len(batches.dataset.classes)
+    if plan.teacher:
+        return losses.build_distillation(plan.model, classes, recipe(plan, batches).epochs)
+    return losses.build(plan.model, classes)
+
+
+def distillation(plan: Training, batches: Loader) -> tuple[backend.nn.Module | None, pretrained.Origin | None]:
+    """The plan's teacher and where its weights come from; UserError if they are of another model or other classes."""
+    if not plan.teacher:
+        return None, None
+    name, classes = losses.teacher(plan.model), len(batches.dataset.classes)
+    model = models.build(name, classes, plan.seed)
+    origin = pretrained.load_weights(model, name, classes, plan.teacher)
+    if origin.first_values:
+        raise UserError(f"{plan.teacher}: a teacher must know the {classes} classes of {batches.dataset.path}; train one on them, "
+                        f"as model {name}")
+    return model, origin
+
+
 def train(plan: Training) -> training.Outcome:
     """Train; the same plan again continues an interrupted run bit for bit."""
     batches = loader(plan)
@@ -91,19 +120,34 @@ def train(plan: Training) -> training.Outcome:
     if batches.dataset.classes != val.classes:
         raise UserError(f"{val.path}: its classes are not those of {batches.dataset.path}; make both from one data set")
     model, origin = network(plan, batches)
-    if origin:
-        print(origin, flush=True)
+    say_start(plan, model, origin)
+
+    teacher, taught = distillation(plan, batches)
 
     def numbers(averaged: backend.nn.Module) -> dict[str, float]:
         return inference.evaluate_model(averaged, plan.model, val, plan.size, workers=plan.workers)[0].numbers
 
     return training.train(
-        model, losses.build(plan.model, len(val.classes)), batches, recipe(plan, batches), plan.folder,
+        model, criterion(plan, batches), batches, recipe(plan, batches), plan.folder,
         groups=models.parameter_groups(plan.model, model), seed=plan.seed, evaluate=numbers,
         evaluate_every=plan.evaluate_every, evaluate_before=origin is not None,
         identity={"model": plan.model, "data": plan.data, "size": list(plan.size), "seed": plan.seed,
-                  "start": origin and origin.sha256},
+                  "start": origin and origin.sha256, "teacher": taught and taught.sha256},
+        precision=plan.precision, teacher=teacher,
     )
+
+
+def say_start(plan: Training, model: backend.nn.Module, origin: pretrained.Origin | None) -> None:
+    """Print what was loaded, or on stderr that a part which is never trained stays random.
+
+    No error: the checks at small sizes run such models too.
+    """
+    if origin:
+        print(origin, flush=True)
+    elif frozen := getattr(model, "frozen_names", ()):
+        print(f"warning: {plan.model}: the backbone's stem ({len(frozen)} parameters) and its norms are never trained and stay as "
+              "random as they are; give ImageNet weights of the backbone (--backbone) or a checkpoint (--weights)",
+              file=sys.stderr, flush=True)  # fmt: skip
 
 
 def training_record(plan: Training, outcome: training.Outcome, overfit_steps: int = 0) -> Fields:
@@ -139,18 +183,27 @@ def training_record(plan: Training, outcome: training.Outcome, overfit_steps: in
 
 
 def _first_step(plan: Training, batch: Any, model: backend.nn.Module) -> dict[str, dict[str, float]]:
-    """The first step's losses in float64, where the backend computes wholly in it: the others' rounding noise.
+    """The first step's losses in float64, where the backend computes wholly in it: the others' rounding noise; on the
+    reference's side also in float32 under images moved by one rounding: of a scalar, one run is a poor sample of that noise.
+    A distilled model's are not asked for.
 
     `model` is the plan's as it starts; it is of no use afterwards.
     """
-    if backend.FLOAT64 != "full":
+    if backend.FLOAT64 != "full" or plan.teacher:
         return {}
-    model = backend.float64(model).train()
-    model.step = Step(0, stream(plan.seed, "model", 0), batch.targets)
-    outputs = model(backend.tensor(batch.images.astype(np.float64)))
     criterion = losses.build(plan.model, len(coco.load(coco.splits(plan.data)[0]).classes))
-    parts = criterion(outputs, batch.targets, image_size=batch.images.shape[2:])
-    return {"float64": dict(zip(parts, backend.floats(list(parts.values())), strict=True))}
+
+    def values(images: np.ndarray) -> dict[str, float]:
+        model.train().step = Step(0, stream(plan.seed, "model", 0), batch.targets)
+        parts = criterion(model(backend.tensor(images)), batch.targets, image_size=images.shape[2:])
+        return dict(zip(parts, backend.floats(list(parts.values())), strict=True))
+
+    found = {}
+    if is_reference(backend.NAME):
+        noise = (seeded_input(f"repeat_{index}", batch.images.shape) for index in range(REPEATS))
+        found["repeats"] = [values((batch.images * (1 + ROUNDING * moved)).astype(np.float32)) for moved in noise]
+    model = backend.float64(model)
+    return found | {"float64": values(batch.images.astype(np.float64))}
 
 
 def digest(state: Mapping[str, np.ndarray]) -> str:
@@ -182,8 +235,11 @@ def evaluation_record(model: str, data: str, own: Path, common: Path, size: tupl
         ids = [image.id for image in dataset.images]
         arrays[f"{precision}/{name}/detections"] = _with_ids(ids, found, precision)
         if precision == "float32":
-            result = evaluate(dataset.path, published_form(ids, found, dataset.category_ids))
+            rows = published_form(ids, found, dataset.category_ids)
+            result = evaluate(dataset.path, rows)
             fields[name], fields[f"{name}_per_class"] = result.numbers, result.per_class
+            held = equivalence.matches(json.loads(Path(dataset.path).read_text(encoding="utf-8")), rows)
+            arrays |= {f"matches/{name}/{key}": array for key, array in equivalence.arrays(held).items()}
     samples = [image for image in dataset.images if len(image.boxes)][:SAMPLES]
     fields["samples"] = [image.id for image in samples]
     for image in samples:

@@ -148,7 +148,7 @@ def recipe(model: str) -> Recipe:
         case "nanodet_plus":
             return _NANODET_PLUS
         case "gold_yolo":
-            return replace(_GOLD_YOLO, learning_rate=0.02) if model == "gold-yolo-n" else _GOLD_YOLO
+            return replace(_GOLD_YOLO, learning_rate=0.02) if model.startswith("gold-yolo-n") else _GOLD_YOLO
         case "rt_detr":
             return _RT_DETR
 

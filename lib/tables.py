@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lib.alignment.compare import norm
+from lib.alignment.divergence import localise
 from lib.installation import requirements
 from lib.record import ROOT, Record
 
@@ -34,6 +35,20 @@ def losses(fields: Mapping[str, Any]) -> pd.DataFrame:
 def coco(records: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """The twelve COCO numbers (columns) of each run (rows)."""
     return pd.DataFrame(records).T
+
+
+def starts(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """COCO's numbers before (epoch 0) and after each training of a train record's `starts`; fresh weights have none before."""
+    rows = {(name, when): numbers[when] for name, numbers in found.items() for when in ("before", "after") if numbers[when]}
+    frame = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows)).drop(columns="step", errors="ignore")
+    return frame.assign(epoch=frame["epoch"] + 1)
+
+
+def costs(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """What each epoch of a train record's `cost` took; waiting is the share of its time spent waiting for images."""
+    frame = pd.DataFrame(list(epochs)).assign(epoch=lambda one: one["epoch"] + 1).set_index("epoch")
+    return frame.rename(columns={"images_per_second": "images/s", "waiting_share": "waiting", "peak_rss_mib": "peak MiB",
+                                 "peak_device_mib": "device peak MiB"})  # fmt: skip
 
 
 def speed(records: Iterable[Record]) -> pd.DataFrame:
@@ -206,6 +221,18 @@ def text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u2009")  # thin space
     return f"{value:.4g}"
+
+
+def closest_layers(fields: Mapping[str, Any], count: int = 8) -> pd.DataFrame:
+    """Of a divergence record the layers' own errors closest to their gates; empty for the reference's."""
+    rows = [row for row in localise(fields).rows() if row.passed is not None] if "layers" in fields else []
+    chosen = sorted(rows, key=lambda row: -row.ratio)[:count]
+    return pd.DataFrame([{"layer": row.name, "what": row.what, "error": row.error, "gate": row.gate, "ratio": row.ratio} for row in chosen])
+
+
+def stages(data: Iterable[tuple[str, Mapping[str, str]]]) -> pd.DataFrame:
+    """What a batch went through, with the beginning of each array's hash, from a lock-step record's `data`."""
+    return pd.DataFrame([{"stage": name, "array": key, "SHA-256": digest[:12]} for name, held in data for key, digest in held.items()])
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ averaged weights of the evaluation with the best AP) and `last.safetensors` (tho
 step where nothing evaluates; both are the same then).
 
 Batches come from threads (lib.data.loader): nothing is forked, so nothing can hang where a framework's own threads were
-copied by half. Everything is computed in float32: mixed precision pays on a GPU only, where no run of ours was measured.
+copied by half. Everything is computed in float32, or on a GPU in mixed precision (lib.precision).
 
 Follows NanoDet-Plus be9b4a9 (nanodet/trainer/task.py, nanodet/model/weight_averager/ema.py). Deliberate difference:
 a loss or a gradient that is not finite ends the run.
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lib.data import stream
 from lib.errors import UserError
 from lib.log import Log
 from lib.models.step import ParameterGroup, Step
+from lib.precision import LossScale, check_available, mixed_forward
 from lib.record import atomic
 from lib.schedule import Recipe
 
@@ -70,7 +72,10 @@ class Average:
                     mixed = np.float32(self._counters[name]) * (1 - new) + np.float32(backend.numpy(value)) * new
                     self._counters[name] = np.trunc(mixed).astype(self._counters[name].dtype)
                 else:
-                    self._values[name] = self._values[name] * (1 - new) + value * new
+                    held = self._values[name]
+                    # As tensors: a Python number in Jittor would be float32 among float64.
+                    kept, taken = (backend.tensor(np.full(1, share, str(held.dtype).rpartition(".")[2])) for share in (1 - new, new))
+                    self._values[name] = held * kept + value * taken
 
     def state(self) -> dict[str, np.ndarray]:
         """The averaged entries under the model's names."""
@@ -101,11 +106,15 @@ class Trainer:
     """Takes one training step after another; its state is the model, the optimiser, the average and the counts.
 
     A step is one batch; the optimiser updates after as many as the recipe accumulates, mostly one. `seed` is of what
-    the model draws at random; None: nothing.
+    the model draws at random; None: nothing. precision: "float32" or "mixed" (`lib.precision.check_available` says where).
+    teacher: a model whose outputs the criterion takes beside the trained one's: (own, the teacher's).
     """
 
     def __init__(self, model: backend.nn.Module, criterion: Callable, recipe: Recipe, steps_per_epoch: int,
-                 groups: Sequence[ParameterGroup], seed: int | None = 0):  # fmt: skip
+                 groups: Sequence[ParameterGroup], seed: int | None = 0, precision: str = "float32",
+                 teacher: backend.nn.Module | None = None):  # fmt: skip
+        self.teacher = teacher
+        self.scale = LossScale() if precision == "mixed" else None
         self.model, self.criterion, self.recipe = model, criterion, recipe
         self.steps_per_epoch, self.seed = steps_per_epoch, seed
         self.rates = recipe.learning_rates(steps_per_epoch, tuple(groups))
@@ -124,25 +133,51 @@ class Trainer:
     def issue(self, images: np.ndarray, targets: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
         """Ask for one step on images (n, 3, h, w); return the criterion's components and the gradient's norm.
 
-        They are tensors of one value, the norm is that before clipping. Nothing needs to have run when this returns:
-        `backend.floats` waits.
+        They are tensors of one value, the norm is that before clipping. Nothing needs to have run when this returns,
+        but an update in mixed precision, which must know whether the norm is finite: `backend.floats` waits.
         """
         self.model.train()
         random = None if self.seed is None else stream(self.seed, "model", self.step)
         self.model.step = Step(self.epoch, random, targets)
         self.criterion.epoch = self.epoch
-        losses = self.criterion(self.model(backend.tensor(images)), targets, image_size=images.shape[2:])
-        gradients = backend.grad(sum(losses.values()), self._parameters)
+        forward = self.model if self.scale is None else partial(mixed_forward, self.model)
+        inputs = backend.tensor(images)
+        outputs = forward(inputs) if self.teacher is None else (forward(inputs), self._taught(inputs))
+        losses = self.criterion(outputs, targets, image_size=images.shape[2:])
+        gradients = self._gradients(sum(losses.values()))
         if self._sum:
             gradients = [before + new for before, new in zip(self._sum, gradients, strict=True)]
         clipped, norm = clip(gradients, self.recipe.clip)
         self._summed += 1
-        if self._summed >= self._due[self.step]:
+        if self._summed < self._due[self.step]:
+            self._sum = gradients
+        elif self._is_usable(norm):
             self._update(clipped)
         else:
-            self._sum = gradients
+            self._summed, self._sum = 0, []
         self.step += 1
         return {name: value.detach() for name, value in losses.items()} | {NORM: norm}
+
+    def _taught(self, inputs: Any) -> list:
+        """The teacher's first two outputs, without gradient, in train() as Gold-YOLO's is; nothing of its state is used twice."""
+        self.teacher.train()
+        self.teacher.step = Step(self.epoch, None if self.seed is None else stream(self.seed, "teacher", self.step))
+        forward = self.teacher if self.scale is None else partial(mixed_forward, self.teacher)
+        with backend.no_grad():
+            return [output.detach() for output in forward(inputs)[:2]]
+
+    def _gradients(self, loss: Any) -> list:
+        if self.scale is None:
+            return backend.grad(loss, self._parameters)
+        return self.scale.unscaled(backend.grad(loss * self.scale.value, self._parameters))
+
+    def _is_usable(self, norm: Any) -> bool:
+        """Whether to update; only mixed precision asks."""
+        if self.scale is None:
+            return True
+        finite = math.isfinite(backend.floats([norm])[0])
+        self.scale.update(finite)
+        return finite
 
     def _update(self, gradients: list) -> None:
         self._optimiser.set_lr(self.rates[self.step].tolist())
@@ -153,19 +188,20 @@ class Trainer:
         self.average.update(self.updates)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Every array of the run, under "model/", "average/", "optimiser/", "sum/" and "count/"."""
+        """Every array of the run, under "model/", "average/", "optimiser/", "sum/", "count/" and in mixed precision "scale/"."""
         parts = {
             "model": {name: backend.numpy(value) for name, value in backend.named_state(self.model)},
             "average": self.average.state(),
             "optimiser": self._optimiser.state(),
             "sum": {name: backend.numpy(value) for name, value in zip(self._names, self._sum)},
             "count": {name: np.array(getattr(self, name), np.int64) for name in ("step", "updates", "_summed")},
+            "scale": self.scale.state() if self.scale else {},
         }
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from what `state` gave."""
-        parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "average": {}, "optimiser": {}, "sum": {}, "count": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in ("model", "average", "optimiser", "sum", "count", "scale")}
         for key, value in arrays.items():
             part, name = key.split("/", 1)
             parts[part][name] = value
@@ -175,6 +211,8 @@ class Trainer:
         self._sum = [backend.tensor(parts["sum"][name]) for name in self._names if parts["sum"]]
         for name, value in parts["count"].items():
             setattr(self, name, int(value))
+        if self.scale:
+            self.scale.load_state(parts["scale"])
 
 
 def optimiser(model: backend.nn.Module, groups: Sequence[ParameterGroup], recipe: Recipe, **changes: Any) -> tuple[Any, list]:
@@ -219,6 +257,8 @@ def train(
     evaluate_before: bool = False,
     checkpoint_every: int = 0,
     identity: Mapping[str, Any] | None = None,
+    precision: str = "float32",
+    teacher: backend.nn.Module | None = None,
 ) -> Outcome:
     """Train for recipe.epochs and return what the run left in `folder`.
 
@@ -228,12 +268,14 @@ def train(
         data shows early), after each `evaluate_every` epochs and after the last; "AP" of what it returns decides which
         weights are best. evaluate_before: also before the first step, as epoch -1; that one can't be the best.
     checkpoint_every: steps between two checkpoints inside an epoch; 0 leaves the one at each epoch's end.
+    teacher: see Trainer; `identity` must name its weights.
     identity: plain values that tell this run from another (data, seed, size). An unfinished run of the same recipe and
         identity in `folder` continues where its checkpoint stands, bit for bit; anything else there is replaced.
     """
     folder = Path(folder)
-    trainer = Trainer(model, criterion, recipe, len(loader), groups, seed)
-    run = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": dict(identity or {})}
+    check_available(precision)
+    trainer = Trainer(model, criterion, recipe, len(loader), groups, seed, precision, teacher)
+    run = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": dict(identity or {}) | {"precision": precision}}
     best = _resume(trainer, folder, run)
     resumed_at = trainer.step
     evaluates = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
@@ -250,6 +292,7 @@ def train(
                 bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 ended = trainer.step % len(loader) == 0
                 if checkpoint_every and trainer.step % checkpoint_every == 0 and not ended:
+                    log.flush()
                     _save(trainer, folder, run, best)
             log.write(_cost(lines, recipe.batch))
             if epoch in evaluates:
@@ -259,6 +302,7 @@ def train(
                 best = line if better else best
                 for name in (LAST, WEIGHTS) if better else (LAST,):
                     _write(folder / name, trainer.average.state())
+            log.flush()
             _save(trainer, folder, run, best)
         if not evaluate:
             for name in (LAST, WEIGHTS):
@@ -275,19 +319,23 @@ def _epoch(trainer: Trainer, batches: Iterator, folder: Path) -> Iterator[dict[s
         asked = trainer.issue(batch.images, batch.targets)
         # Reading waits for all of the step: an average that is never computed would keep every step's graph alive.
         values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
-        _check_finite(values, trainer.step - 1, epoch, rate, folder)
-        norm = values.pop(NORM)
+        extra: dict[str, Any] = {NORM: values.pop(NORM)}
+        if trainer.scale:
+            extra["loss_scale"] = trainer.scale.value
+            if not math.isfinite(extra[NORM]) and trainer.scale.value >= 1:
+                extra[NORM] = None  # the update was left out; the next has a smaller scale
+        _check_finite(values | extra, trainer.step - 1, epoch, rate, folder)
         now = time.perf_counter()
         yield {
             "step": trainer.step - 1, "epoch": epoch, "learning_rate": rate, "loss": math.fsum(values.values()), **values,
-            NORM: norm, "step_seconds": round(now - clock, 6), "wait_seconds": round(waited, 6),
+            **extra, "step_seconds": round(now - clock, 6), "wait_seconds": round(waited, 6),
         }  # fmt: skip
         clock = time.perf_counter()
 
 
-def _check_finite(values: Mapping[str, float], step: int, epoch: int, rate: float, folder: Path) -> None:
+def _check_finite(values: Mapping[str, float | None], step: int, epoch: int, rate: float, folder: Path) -> None:
     for name, value in values.items():
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise UserError(
                 f"training: {name} is {value} at step {step} (epoch {epoch}, learning rate {rate:.3g}); what {folder} "
                 "holds is from before: lower the learning rate or look for broken images and boxes"

@@ -15,6 +15,7 @@ from lib.evaluation import NUMBERS
 
 MODEL = "synthetic"
 NOISE = 1e-6
+IMAGES = 20  # evaluated; fewer can't show that two detectors are equivalent
 PARAMETERS = {"body.0.weight": (8, 3, 3, 3), "body.1.weight": (8,), "body.1.bias": (24,), "head.weight": (10, 8), "head.scale": ()}
 BUFFERS = {"body.1.running_mean": (8,), "body.1.running_var": (8,), "body.1.num_batches_tracked": ()}
 PHASES = ("joint_epoch0", "detached_epoch10")
@@ -162,8 +163,13 @@ def _evaluate(side: str) -> tuple[dict, dict]:
         mine = found[found[:, 0] == image]
         arrays |= {f"sample/{image}/image": pixels, f"sample/{image}/boxes": mine[:, 1:5].astype(np.float32),
                    f"sample/{image}/labels": mine[:, 6].astype(np.int64)}  # fmt: skip
+    for weights in ("own", "common"):
+        for label in (0, 1):  # every box is found on both sides
+            arrays |= {f"matches/{weights}/{label}/image": np.arange(IMAGES), f"matches/{weights}/{label}/hit": np.ones((10, IMAGES), bool),
+                       f"matches/{weights}/{label}/counts": np.ones((10, IMAGES), bool),
+                       f"matches/{weights}/{label}/boxes": np.ones(IMAGES, np.int64)}  # fmt: skip
     numbers = {name: 0.25 for name in NUMBERS}
-    return {"own": numbers, "common": numbers, "common_weights_sha256": "d" * 64, "images": 2, "score_threshold": 0.05,
+    return {"own": numbers, "common": numbers, "common_weights_sha256": "d" * 64, "images": IMAGES, "score_threshold": 0.05,
             "max_detections": 100, "classes": ["disc", "star"], "samples": [0, 1]}, arrays  # fmt: skip
 
 
@@ -191,4 +197,44 @@ def _detections(side: str, run: str) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-STAGES = {"convert": _convert, "forward": _forward, "loss": _loss, "train": _train, "evaluate": _evaluate, "speed": _speed}
+def _divergence(side: str) -> tuple[dict, dict]:
+    cost = {"seconds": 3.0, "plain_seconds": 1.5, "times_plain": 2.0, "bytes": 6e7, "gb_per_second": 0.02}
+    fields = {"case": "c", "size": [64, 64], "batch": 2, "captured": "e" * 64, "cost": cost}
+    if side == "torch":
+        return fields | {"calls": len(DEPTH), "bytes": 10**6}, {}
+    layers = []
+    for index, path in enumerate(DEPTH):
+        held = {"tensor": "output", "fault": None, "size": 64, "scale_max": 3.0, "scale_l2": 9.0, "worst": [0, 1], "discrete": False,
+                "floor_max": 3e-7, "floor_l2": 9e-7}  # fmt: skip
+        errors = {"float32": {way: {**held, "max_abs": 2e-7, "l2": 6e-7} for way in ("forward", "backward")},
+                  "float64": {way: {**held, "max_abs": 2e-16, "l2": 6e-16} for way in ("forward", "backward")}}
+        inherited = dict(zip(("input", "output", "input_gradient", "output_gradient"), (1e-7 * (index + 1),) * 4))
+        layers.append({"path": path, "call": 0, "kind": "Conv2d", "leaf": True, "repeat": 0.0, "replay": 0.0, "unable": None, "as": path,
+                       "noise": inherited, "inherited": inherited, "errors": errors, "fault": None})  # fmt: skip
+    return fields | {"layers": layers, "apart": {"reference": [], "candidate": []}, "mapped": False, "float64": "full",
+                     "precisions": ["float32", "float64"], "reproduction": None}, {}  # fmt: skip
+
+
+def _lockstep(side: str) -> tuple[dict, dict]:
+    kinds = ("gradient", "clipped", "parameter", "average")
+    size = {name: int(np.prod(shape)) for name, shape in PARAMETERS.items()}
+    true = {kind: {name: float(np.linalg.norm(exact(f"{kind}:{name}", shape))) for name, shape in PARAMETERS.items()} for kind in kinds}
+    noisy = {kind: {n: v * (1 + 1e-7 * float(exact(f"{side}:{kind}:{n}", ()))) for n, v in held.items()} for kind, held in true.items()}
+    line = {"norms": {"float32": noisy, "float64": true}, "noise": {kind: {n: 3e-7 * v for n, v in held.items()} for kind, held in true.items()}}
+    mode = {"groups": {name: [1.0, True, 0.0] for name in PARAMETERS}, "sizes": {kind: size for kind in kinds}, "steps": [line, line],
+            "precisions": ["float32", "float64"]}  # fmt: skip
+    steps = np.arange(6)
+
+    def curve(name: str, off: float = 0.0) -> dict[str, list[float]]:
+        return {key: (3 * np.exp(-steps / 9) * (1 + 1e-6 * exact(f"{name}:{key}", (6,))) + off * steps).tolist() for key in ("loss", "loss_qfl")}
+
+    curves = {"batches": ["b" * 64], "rate": 1e-3, "seeded": True, "own": curve(f"{side}:own")}
+    if side == "torch":
+        curves |= {"controls": [curve(f"control:{seed}") for seed in range(5)], "off": curve("off", 1e-3)}
+    data = [["image 0, decoded", {"image": "1" * 64}], ["image 0, 1: colours", {"result": "2" * 64}], ["targets", {"boxes 0": "3" * 64}]]
+    return {"data": data, "batches": ["b" * 64], "initial": {name: "a" * 64 for name in PARAMETERS}, "fed": mode, "native": mode,
+            "curves": curves}, {}  # fmt: skip
+
+
+STAGES = {"convert": _convert, "forward": _forward, "divergence": _divergence, "loss": _loss, "lockstep": _lockstep, "train": _train,
+          "evaluate": _evaluate, "speed": _speed}

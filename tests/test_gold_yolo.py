@@ -13,6 +13,7 @@ from gold_yolo_cases import (
 
 from lib import backend, boxes, models
 from lib.alignment.seeded import seeded_input
+from lib.errors import UserError
 from lib.models.gold_yolo import INTERMEDIATES, STRIDES, VARIANTS, build_variant, parameter_groups
 from lib.models.step import Step
 from lib.postprocess.gold_yolo import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD, per_image
@@ -94,7 +95,7 @@ def test_first_weights_have_the_published_distributions():
     state = {name: backend.numpy(value) for name, value in model.named_parameters()}
     for name, value in state.items():
         weight = state[name.rsplit(".", 1)[0] + ".weight"]
-        if "_preds." in name:
+        if "_preds" in name:
             expected = 0 if name.endswith("weight") else 1 if "reg_" in name else -4.59512
             assert np.abs(value - expected).max() < 1e-5, name
         elif weight.ndim < 4:
@@ -234,6 +235,12 @@ def test_one_class_other_size_and_batch_equals_single():
         both, second = (backend.numpy(model(backend.tensor(x))) for x in (images, images[1:]))
     assert both.shape == (2, len(boxes.priors((64, 96), STRIDES)), 6)
     assert error(both[1:], second) <= 1e-5 * np.abs(second).max()
+
+
+@pytest.mark.parametrize("size", [(64, 80), (33, 64), (32, 0)])
+def test_a_size_that_does_not_fit_is_refused(size):
+    with pytest.raises(UserError, match=f"the input is {size[0]} x {size[1]} pixels; .*multiples of 32"):
+        models.build("gold-yolo-n", 1)(backend.tensor(np.zeros((1, 3, *size), np.float32)))
 
 
 # ----------------------------------------------------------------------------------------------------- drop path

@@ -219,6 +219,20 @@ def test_no_positives_no_box_gradient():
     assert (backend.numpy(gradients[1]) == 0).all() and (backend.numpy(gradients[0]) > 0).all()
 
 
+@pytest.mark.parametrize("name", ["gold-yolo-n", "gold-yolo-s", "gold-yolo-s-fuse-ab"])
+@pytest.mark.parametrize("edge", [
+    [[8, 10, 50, 40]], [[8, 10, 50, 40]] * 130, [[-50, -20, -10, -5], [70, 90, 99, 99]], [[-9, -9, 99, 99]],
+    [[10, 10, 10, 10], [5, 5, 5, 30], [64, 64, 64, 64]]], ids=["one", "more than cells", "outside", "around", "no area"])
+def test_edge_cases_have_finite_losses_and_gradients(name, edge):
+    shapes = ((84, 3), (84, 4 if name == "gold-yolo-n" else 68), (252, 3), (252, 4))[:4 if name.endswith("ab") else 2]
+    rng = np.random.default_rng(0)
+    leaves = [backend.nn.Parameter(backend.tensor(rng.random((1, *shape), np.float32) + 1)) for shape in shapes]
+    target = {"boxes": np.asarray(edge, np.float32), "labels": np.ones(len(edge), np.int64)}
+    scalars = losses.build(name, 3)(leaves, [target], image_size=(64, 64))
+    assert all(np.isfinite(value) for value in values_of(scalars).values())
+    assert all(np.isfinite(backend.numpy(gradient)).all() for gradient in backend.grad(sum(scalars.values()), leaves))
+
+
 def test_phase_follows_the_epoch():
     criterion, shapes = criterion_of(TRAINING["n"], "atss"), ((1, 84, 80), (1, 84, 4))
     rng = np.random.default_rng(0)
@@ -239,4 +253,7 @@ def test_outputs_of_another_size_are_refused():
 
 def test_options_of_the_variants():
     chosen = {name: (c.reg_max, c.box_loss) for name in models.NAMES if name.startswith("gold") for c in [losses.build(name)]}
-    assert chosen == {"gold-yolo-n": (0, siou_loss), **{f"gold-yolo-{size}": (16, giou_loss) for size in "sml"}}
+    assert chosen == {
+        "gold-yolo-n": (0, siou_loss), "gold-yolo-n-fuse-ab": (16, siou_loss), "gold-yolo-n-distill": (16, siou_loss),
+        "gold-yolo-s-distill": (16, giou_loss), **{f"gold-yolo-{size}{head}": (16, giou_loss) for size in "sml"
+                                                   for head in ("", "-fuse-ab")}}

@@ -1,4 +1,5 @@
-"""JupyterLab in a real browser: open a notebook, choose a kernel, run all, no error; widgets and progress bars are drawn.
+"""JupyterLab in a real browser: every notebook opens by a double click in its kernel; one is run through in each kernel
+without an error; widgets and progress bars are drawn. (Papermill runs the others through: tests/test_pipeline.py.)
 
 Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of the
 page is kept in reports/lab when a test fails.
@@ -42,7 +43,7 @@ def lab(tmp_path_factory):
     if not all((ROOT / ".jupyter/data/kernels" / kernel).is_dir() for kernel in NAMES):
         pytest.skip("the kernels are not installed: make envs")
     folder, settings = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")
-    shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", folder)
+    shutil.copytree(ROOT / "notebooks", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "*.md"))
     cell = {"cell_type": "code", "id": "w", "metadata": {}, "source": WIDGETS, "outputs": [], "execution_count": None}
     kernel = {"kernelspec": {"name": "torch", "display_name": NAMES["torch"]}}
     (folder / "widgets.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
@@ -85,11 +86,22 @@ def browser():
 
 
 @pytest.fixture
-def opened(lab, browser, request):
-    """open(notebook) -> the page with it, its kernel idle; a picture is kept where the test fails."""
+def page(browser, request):
+    """A page of the browser; a picture of it is kept where the test fails."""
+    found = browser.new_page(viewport={"width": 1400, "height": 1600})
+    found.set_default_timeout(SECONDS * 1000)
+    failed = request.session.testsfailed
+    yield found
+    if request.session.testsfailed > failed:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        found.screenshot(path=PICTURES / f"{request.node.name}.png")
+    found.close()
+
+
+@pytest.fixture
+def opened(lab, page):
+    """open(notebook) -> the page with it, its kernel idle."""
     address, _ = lab
-    page = browser.new_page(viewport={"width": 1400, "height": 1600})
-    page.set_default_timeout(SECONDS * 1000)
 
     def open_notebook(name: str) -> playwright.Page:
         page.goto(address.format(name))
@@ -97,12 +109,7 @@ def opened(lab, browser, request):
         _idle(page)
         return page
 
-    failed = request.session.testsfailed
-    yield open_notebook
-    if request.session.testsfailed > failed:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURES / f"{request.node.name}.png")
-    page.close()
+    return open_notebook
 
 
 def _idle(page) -> None:
@@ -164,3 +171,32 @@ def test_an_error_is_seen(lab, opened):
     content["cells"][0] |= {"source": "1 / 0", "outputs": [], "execution_count": None}
     path.write_text(json.dumps(content))
     assert _errors(_run_all(opened("widgets.ipynb"), path)) == ["ZeroDivisionError: division by zero"]
+
+
+def _listed(page, name: str) -> playwright.Locator:
+    """The line of a file or folder in the file browser."""
+    return page.locator(".jp-DirListing-item").filter(has=page.get_by_text(name, exact=True))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The notebooks, without the copies that JupyterLab keeps of those it saved."""
+    return [path for path in sorted(folder.glob("**/[0-9]*.ipynb")) if path.parent.name != ".ipynb_checkpoints"]
+
+
+def test_every_notebook_opens_by_a_double_click_in_its_kernel(lab, page):
+    """In the panel that comes to the front: all its cells, its title as a heading, its kernel's name, no dialog."""
+    address, folder = lab
+    page.goto(address.format("").replace("/tree/", ""))
+    assert len(_numbered(folder)) > 15
+    for path in _numbered(folder):
+        if path.parent != folder:
+            _listed(page, path.parent.name).dblclick()
+        _listed(page, path.name).dblclick()
+        panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").filter(has=page.locator(".jp-RenderedMarkdown h1"))
+        held = json.loads(path.read_text())
+        title = "".join(held["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+        panel.locator("h1").get_by_text(title).first.wait_for()
+        panel.locator(".jp-KernelName").get_by_text(NAMES[held["metadata"]["kernelspec"]["name"]]).wait_for()
+        assert not page.locator(".jp-Dialog").count(), path.name
+        if path.parent != folder:
+            page.locator(".jp-BreadCrumbs-home").click()

@@ -2,6 +2,7 @@
 
 In the torch environment only, which orchestrates. A miniature project with stub notebooks stands in for the real one.
 """
+import itertools
 import json
 import os
 import shutil
@@ -135,10 +136,11 @@ def test_users_mistakes_are_one_line(project, options, words):
 def test_every_profile_section_fits_its_notebook():
     for path in (ROOT / "profiles").glob("*.yaml"):
         profile = pipeline.load_profile(path.stem)
-        for stage in pipeline.STAGES:
-            for name in [tour for _, tour in notebooks.FAMILIES.values()] if stage.notebook == "tour" else [stage.notebook]:
-                if stage.name in profile and (ROOT / "notebooks" / f"{name}.ipynb").exists():
-                    notebooks.parameters(ROOT / "notebooks" / f"{name}.ipynb", profile[stage.name] or {}, {}, f"{path.name}: {stage.name}")
+        for stage, model in itertools.product(pipeline.STAGES, (MODEL, "gold-yolo-n", "rtdetr_r18vd")):
+            if stage.name in profile:
+                name = notebooks.FAMILIES[notebooks.family(model)].tour if stage.notebook == "tour" else stage.notebook
+                values = pipeline.section(profile[stage.name] or {}, model)
+                notebooks.parameters(ROOT / "notebooks" / f"{name}.ipynb", values, {}, f"{path.name}: {stage.name}")
 
 
 def test_a_notebook_that_is_no_python_is_one_line(project):

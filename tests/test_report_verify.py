@@ -68,7 +68,7 @@ def edit(folder: Path, pattern: str, replacement: str) -> None:
 def test_a_report_as_rendered_is_believed(made, language):
     checked, = verify.verify(made / language)
     assert checked.faults == ()
-    assert checked.numbers > 200 and checked.names > 100 and checked.figures == 7
+    assert checked.numbers > 200 and checked.names > 100 and checked.figures >= 7
     assert checked.records == len(list((made / language / "records").rglob("*.json")))
 
 
@@ -109,7 +109,9 @@ def test_one_edit_is_found(copy, planted, pattern, replacement, seen):
 
 def test_a_verdict_that_is_left_out_is_found(copy):
     page = copy / "index.html"
-    page.write_text(re.sub(r'<span class="badge \w+" data-ref="[^"]*/verdicts/7/verdict">\w+</span>', "", page.read_text()))
+    verdicts = record.read(copy / "records" / COMPARE).fields["verdicts"]
+    left_out = next(i for i, verdict in enumerate(verdicts) if verdict["question"] == "forward")
+    page.write_text(re.sub(rf'<span class="badge \w+" data-ref="[^"]*/verdicts/{left_out}/verdict">\w+</span>', "", page.read_text()))
     assert any("leaves out the verdict on forward" in fault for fault in faults(copy))
 
 

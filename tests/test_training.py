@@ -16,7 +16,7 @@ from lib import backend, losses, models
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.data import stream
 from lib.errors import UserError
-from lib.log import read_log
+from lib.log import EVENTS, read_log
 from lib.models.step import ParameterGroup
 from lib.schedule import GoldYolo, recipe
 from lib.training import NORM, Average, Trainer, clip, train
@@ -91,6 +91,11 @@ def without_times(path):
     """The log but for what a clock or the size of the process says."""
     timed = ("_seconds", "cost")
     return [{key: value for key, value in line.items() if not key.endswith(timed)} for line in read_log(path)]
+
+
+def files_of(folder):
+    """What a run leaves but for TensorBoard's files, of which each start adds one."""
+    return sorted({path.name for path in folder.iterdir()} - {path.name for path in folder.glob(EVENTS)})
 
 
 def steps_of(path):
@@ -266,7 +271,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, name):
     assert resumed.checkpoint.read_bytes() == straight.checkpoint.read_bytes()
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
     assert without_times(resumed.log) == without_times(straight.log)
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(path.name for path in (tmp_path / "straight").iterdir())
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "straight")
 
 
 def test_another_run_in_the_same_folder_starts_from_the_beginning(tmp_path):
@@ -330,7 +335,8 @@ def toy_state(model):
 
 @pytest.mark.parametrize("fault", [
     lambda: np.empty(1 << 60, np.uint8),                              # NumPy, as the loader would
-    lambda: backend.numpy(backend.zeros((1 << 44, 4)) + 1.0),         # the framework
+    pytest.param(lambda: backend.numpy(backend.zeros((1 << 44, 4)) + 1.0), marks=pytest.mark.skipif(
+        backend.NAME == "jittor", reason="Jittor's kernels do not look whether an allocation failed: the process dies")),
 ])  # fmt: skip
 def test_exhausted_memory_is_named_with_its_remedy(tmp_path, fault):
     class Greedy(Batches):

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from lib import backend, checkpoints, convert, losses, models, postprocess, training
+from lib.alignment import divergence, layers, reproduction
+from lib.alignment.evidence import SIDES, is_reference
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array, seeded_input
-from lib.alignment.verdict import ROUNDING
+from lib.alignment.verdict import REPEATS, ROUNDING
 from lib.backend import nn
 from lib.errors import UserError
 from lib.schedule import recipe
@@ -25,7 +27,6 @@ from lib.schedule import recipe
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 
 FORMATS = ("safetensors", "npz", "pth", "pkl")
-REPEATS = 4  # runs under moved inputs
 
 
 def seeded_model(name: str, case: Case, precision: str = "float32") -> nn.Module:
@@ -104,6 +105,29 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
         arrays |= {f"{precision}/{key}": array for key, array in named.items()}
         arrays[f"{precision}/detections"] = postprocess.detections(name, output, image_size=case.size)[0]
     return fields, arrays
+
+
+# ------------------------------------------------------------------------------------------------- layer by layer
+def layer_by_layer(name: str, case: Case, folder: Path, side: str) -> Fields:
+    """The layers in evaluation mode: the reference's side captures them into `folder`, the other records its errors there.
+
+    Where a layer diverges, a script that runs the first one alone is left in `folder` ("reproduction").
+    """
+    def build(precision: str) -> nn.Module:
+        return seeded_model(name, case, precision).eval()
+
+    fields: Fields = {"case": case.name, "size": list(case.size), "batch": case.batch}
+    if is_reference(side):
+        return fields | layers.reference(build, [case.input()], folder)
+    fields |= layers.candidate(build, [case.input()], folder)
+    found = divergence.localise(fields)
+    first = found.first("forward") or found.first("backward")
+    script = None
+    if first and not any(call["unable"] for call in fields["layers"] if (call["path"], call["call"]) == (first.path, first.call)):
+        builders = {side: ("lib.models:build", first.path) for side in SIDES if side != "published"}
+        script = str(reproduction.write(folder, first.path, folder / "reproduction", builders, first.call,
+                                        arguments=(name, case.num_classes)))
+    return fields | {"reproduction": script}
 
 
 # ---------------------------------------------------------------------------------------------- loss and gradient

@@ -1,8 +1,9 @@
 """The first layer that diverges, forward and backward, from the errors that `lib.alignment.layers` recorded.
 
 A layer's own error is what it adds: its output on the reference's inputs against the exact one. It is gated by K times
-the reference's own float32 error there, and in float64 2^24 times sharper. Its inherited error is what its output shows
-inside the whole network; output over input is how much the layer amplifies what reaches it.
+the reference's own float32 error there, and in float64 by SHARP closer, where all of it is computed in float64. Its
+inherited error is what its output shows inside the whole network; output over input is how much the layer amplifies what
+reaches it.
 
 It says where two sides part, not which is right. PyTorch 2.13 on the CPU is wrong itself in a batch of one: the gradient
 of a batch norm whose output goes to tokens (reshape, permute) is not that of finite differences.
@@ -90,9 +91,9 @@ class Divergence:
 def localise(fields: Mapping[str, Any]) -> Divergence:
     """Judge the fields that `layers.candidate` gave, fresh or read from a record."""
     shared = {direction: _shared(fields["layers"], direction) for direction in DIRECTIONS}
-    sharp = "float64" in fields["precisions"]
+    factor = SHARP if fields["float64"] == "full" else 1.0
     layers = [
-        Layer(call["path"], call["call"], call["kind"], call["leaf"], _own(call, shared, sharp), _numbers(call["inherited"]),
+        Layer(call["path"], call["call"], call["kind"], call["leaf"], _own(call, shared, factor), _numbers(call["inherited"]),
               _numbers(call["noise"])) for call in fields["layers"]
     ]  # fmt: skip
     layers = [replace(layer, own=_held_to_the_largest(layer, _largest(layers))) for layer in layers]
@@ -126,7 +127,7 @@ def _held_to_the_largest(layer: Layer, largest: Mapping[str, float]) -> dict[tup
     return rows
 
 
-def _own(call: Mapping[str, Any], shared: Mapping[str, float], sharp: bool) -> dict[tuple[str, str], Row]:
+def _own(call: Mapping[str, Any], shared: Mapping[str, float], factor: float) -> dict[tuple[str, str], Row]:
     name = (call["path"] or ROOT) + (f" (call {call['call'] + 1})" if call["call"] else "")
     if call["fault"]:
         return {("forward", "float32"): fault(name, "own error, forward, float32", call["fault"])}
@@ -136,9 +137,9 @@ def _own(call: Mapping[str, Any], shared: Mapping[str, float], sharp: bool) -> d
             if entry is None:
                 continue
             # Where a composite holds a step or a kink, float32 noise inside it can flip a unit: then float64 judges.
-            kinked = precision == "float32" and not call["leaf"] and sharp and (direction == "backward" or entry["discrete"])
+            kinked = precision == "float32" and not call["leaf"] and "float64" in call["errors"] and (direction == "backward" or entry["discrete"])
             shown = unfit or ("judged in float64: noise inside it may flip a unit" if kinked else None)
-            rows[direction, precision] = _row(name, direction, precision, entry, shared[direction], shown)
+            rows[direction, precision] = _row(name, direction, precision, entry, shared[direction], shown, factor)
     return rows
 
 
@@ -154,8 +155,9 @@ def _unfit(call: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _row(name: str, direction: str, precision: str, entry: Mapping[str, Any], shared: float, shown: str | None) -> Row:
-    """Both metrics are gated, the worse in gates is shown."""
+def _row(name: str, direction: str, precision: str, entry: Mapping[str, Any], shared: float, shown: str | None,
+         factor: float) -> Row:  # fmt: skip
+    """Both metrics are gated, the worse in gates is shown; `factor`: how much closer a float64 run is held."""
     what = f"own error, {direction}, {precision}"
     entry = entry | {key: float(entry[key]) for key in ("max_abs", "l2", "scale_max", "scale_l2", "floor_max", "floor_l2")}
     floors = {"max_abs": entry["floor_max"], "l2": entry["floor_l2"]}
@@ -163,7 +165,7 @@ def _row(name: str, direction: str, precision: str, entry: Mapping[str, Any], sh
     if entry["fault"] and not shown:
         return fault(name, what, f"{entry['tensor']}: {entry['fault']}")
     least = max(ROUNDING, shared if entry["size"] < FEW else 0.0)
-    factor = SHARP if precision == "float64" else 1.0
+    factor = factor if precision == "float64" else 1.0
     gates = {m: 0.0 if entry["discrete"] else K * factor * max(floors[m], least * scales[m]) for m in floors}
     rows = [Row(name, what, entry[m], gates[m] / K, gates[m], scales[m], None if shown else bool(entry[m] <= gates[m]),
                 shown or f"{entry['tensor']}, worst at {tuple(entry['worst'])}") for m in gates]  # fmt: skip

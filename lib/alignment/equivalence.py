@@ -8,7 +8,7 @@ does not and the interval of level 1 - ALPHA excludes 0, otherwise UNDERPOWERED:
 are widened for few images by Student's t (Hesterberg, The American Statistician 69, 2015, "expanded percentile").
 """
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from statistics import NormalDist
 from typing import Any
@@ -83,6 +83,18 @@ def matches(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
         classes.append(ClassMatches(held.found.image[own], hit[:, own], counts[:, own],
                                     np.bincount(held.truth.image[boxes], minlength=images)))
     return Matches(images, tuple(classes))
+
+
+def arrays(held: Matches) -> dict[str, np.ndarray]:
+    """The matches as arrays for a record: "<class>/image", "<class>/hit", …"""
+    return {f"{label}/{name}": np.asarray(value) for label, entry in enumerate(held.classes) for name, value in vars(entry).items()}
+
+
+def restored(kept: Mapping[str, np.ndarray], images: int) -> Matches:
+    """The inverse of `arrays`."""
+    labels = sorted({int(name.split("/")[0]) for name in kept})
+    names = [field.name for field in fields(ClassMatches)]
+    return Matches(images, tuple(ClassMatches(**{name: kept[f"{label}/{name}"] for name in names}) for label in labels))
 
 
 # --------------------------------------------------------------------------------------------------- accumulation

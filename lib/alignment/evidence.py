@@ -8,7 +8,13 @@ from lib import record
 from lib.errors import UserError
 
 SIDES = ("published", "torch", "jittor")
+REFERENCE = "torch"  # of the two frameworks the one that the other is held against: it captures, and runs the controls
 PAIRS = (("published", "torch"), ("published", "jittor"), ("torch", "jittor"))
+
+
+def is_reference(side: str) -> bool:
+    """Whether the other framework is held against this side."""
+    return side == REFERENCE
 
 
 def pointer(run_id: str, *keys: str | int) -> str:

@@ -8,9 +8,13 @@ errors and the reference's own float32 error beside them; `lib.alignment.diverge
 Backward means the vector-Jacobian product of one call with a seeded cotangent: the gradient of sum(output * cotangent)
 with respect to the inputs and to the module's own parameters.
 """
+import operator
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,27 @@ Both = dict[str, Arrays]  # "forward": outputs; "backward": gradients of "input 
 Build = Callable[[str], nn.Module]  # the model in a precision, in the mode (training or evaluation) to be looked at
 DIRECTIONS = ("forward", "backward")
 SIDES = ("input", "output", "input_gradient", "output_gradient")  # of a call inside the whole network
+
+
+@dataclass
+class Cost:
+    """What looking at all layers takes, beside the plain runs that it is made of: each module alone, forward and backward."""
+
+    plain: float = 0.0  # seconds in those
+    bytes: int = 0      # of the tensors compared
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        clock = time.perf_counter()
+        yield
+        self.plain += time.perf_counter() - clock
+
+    def fields(self) -> dict[str, float]:
+        """For a record; GB are 10^9 bytes."""
+        seconds = time.perf_counter() - self.started
+        return {"seconds": seconds, "plain_seconds": self.plain, "times_plain": seconds / self.plain if self.plain else float("nan"),
+                "bytes": self.bytes, "gb_per_second": self.bytes / 1e9 / seconds}
 
 
 # ------------------------------------------------------------------------------------------------------ one module
@@ -51,27 +76,34 @@ def _run(module: nn.Module, structure: tree.Structure, arrays: Arrays, precision
         else:
             tensors[name] = backend.tensor(array)
     backend.sync()  # a deferring framework would fuse the copy with the module's own operators
-    _, outputs = tree.take_apart(module(*tree.put_together(structure, tensors)), _is_tensor, "output")
+    _, outputs = tree.take_apart(module(*tree.put_together(structure, tensors)), is_tensor, "output")
     return outputs, starts
 
 
 def _gradients(key: str, outputs: Mapping[str, Any], arrays: Arrays, starts: Mapping[str, Any]) -> dict[str, Any]:
     """Gradients of the outputs' sum, weighted by the seeded cotangents, with respect to `starts`; arrays: their values."""
-    ends = [name for name, value in outputs.items() if _differentiable(value)]
+    ends = {name: value for name, value in outputs.items() if differentiable(value)}
     if not ends or not starts:
         return {}
+    return dict(zip(starts, backend.grad(seeded_scalar(key, ends, arrays), list(starts.values())), strict=True))
+
+
+def seeded_scalar(key: str, outputs: Mapping[str, Any], arrays: Arrays) -> Any:
+    """The sum of the outputs, weighted by standard normal numbers that `key` and an output's name seed; arrays: their values."""
     parts = []
-    for name in ends:
+    for name, value in outputs.items():
         cotangent = seeded_input(f"cotangent:{key}:{name}", arrays[name].shape).astype(arrays[name].dtype)
-        parts.append(backend.sum(outputs[name] * backend.tensor(cotangent)))
-    return dict(zip(starts, backend.grad(sum(parts), list(starts.values())), strict=True))
+        parts.append(backend.sum(value * backend.tensor(cotangent)))
+    return reduce(operator.add, parts)  # sum() starts at 0, which Jittor takes for a float32
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of this framework."""
     return isinstance(value, type(backend.tensor(np.zeros(1, np.float32))))
 
 
-def _differentiable(value: Any) -> bool:
+def differentiable(value: Any) -> bool:
+    """Whether a gradient can start or end in this tensor."""
     return "float" in str(value.dtype) and value.requires_grad
 
 
@@ -90,7 +122,7 @@ def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
     first = {id(module): (path, module) for path, module in reversed(list(model.named_modules()))}
     with ExitStack() as stack:
         for path, module in first.values():
-            def call(module, inputs, output, path=path):
+            def call(module, inputs, output, *named, path=path):  # Jittor's own modules pass named arguments on
                 hook(path, module, inputs, output)
             handle = module.register_forward_hook(call)
             # Jittor's own modules give no handle.
@@ -105,8 +137,8 @@ def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer)
     counts: dict[str, int] = {}
 
     def keep(path: str, module: nn.Module, inputs: tuple, output: Any) -> None:
-        structure, given = tree.take_apart(inputs, _is_tensor)
-        _, found = tree.take_apart(output, _is_tensor, "output")
+        structure, given = tree.take_apart(inputs, is_tensor)
+        _, found = tree.take_apart(output, is_tensor, "output")
         counts[path] = counts.get(path, -1) + 1
         calls.append({
             "path": path, "call": counts[path], "kind": type(module).__name__, "structure": structure,
@@ -114,11 +146,11 @@ def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer)
         })  # fmt: skip
         live.append({"input": given, "output": found})
 
-    starts = {str(index): nn.Parameter(backend.tensor(array)) for index, array in enumerate(images)}
+    given = [backend.tensor(array) for array in images]
     with _hooked(model, keep):
-        output = model(*[value * 1.0 for value in starts.values()])
-    _, outputs = tree.take_apart(output, _is_tensor, "output")
-    inner = {id(value): value for sides in live for held in sides.values() for value in held.values() if _differentiable(value)}
+        output = model(*[nn.Parameter(value) * 1.0 if array.dtype.kind == "f" else value for value, array in zip(given, images)])
+    _, outputs = tree.take_apart(output, is_tensor, "output")
+    inner = {id(value): value for sides in live for held in sides.values() for value in held.values() if differentiable(value)}
     gradients = _gradients("#0", outputs, _numpy(outputs), inner)  # the cotangent of the whole model alone
     kept = {key: writer.put(backend.numpy(value)) for key, value in gradients.items()}
     for call, sides in zip(calls, live, strict=True):
@@ -137,27 +169,29 @@ def _get(reader: store.Reader, digests: Mapping[str, str]) -> Arrays:
 
 # ------------------------------------------------------------------------------------------------------- reference
 def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) -> dict[str, Any]:
-    """Capture the layers of build("float32") on these positional inputs (float32) into `folder`; what was captured.
+    """Capture the layers of build("float32") on these positional inputs (float32, or integers) into `folder`; what was captured.
 
     build("float64") gives the exact values of each module alone, and of the whole network for the noise that is inherited.
     """
-    folder = Path(folder)
+    folder, cost = Path(folder), Cost()
     with tempfile.TemporaryDirectory() as temporary:
         with store.writing(temporary) as writer:
-            exact = _whole(build("float64"), [array.astype(np.float64) for array in images], writer)
+            wide = [array.astype(np.float64) if array.dtype.kind == "f" else array for array in images]
+            exact = _whole(build("float64"), wide, writer)
         with store.writing(folder / "run") as writer:
             calls = _whole(build("float32"), images, writer)
         with store.reading(folder / "run") as run, store.reading(temporary) as double, store.writing(folder) as writer:
             models = {precision: dict(build(precision).named_modules()) for precision in ("float32", "float64")}
             for call, other in zip(calls, exact, strict=True):
-                call["noise"] = _inherited(_sides(double, other), _sides(run, call))
-                _exact(call, run, models, writer)
+                call["noise"] = _inherited(_sides(double, other), _sides(run, call), cost)
+                _exact(call, run, models, writer, cost)
             state = {name: writer.put(backend.numpy(value)) for name, value in backend.named_state(build("float32"))}
             writer.content |= {"calls": calls, "state": state}
-    return {"calls": len(calls), "bytes": writer.bytes}
+    return {"captured": sha256(folder / store.INDEX), "calls": len(calls), "bytes": writer.bytes, "cost": cost.fields()}
 
 
-def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping[str, nn.Module]], writer: store.Writer) -> None:
+def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping[str, nn.Module]], writer: store.Writer,
+           cost: Cost) -> None:  # fmt: skip
     """Add what the module gives alone in float64, its float32 error, and whether it gives the same alone each time
     ("repeat", in roundings) and as inside the model ("replay", in floors)."""
     call |= {"exact": {}, "floor": {}, "repeat": None, "replay": None, "unable": None}
@@ -166,13 +200,15 @@ def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping
         return
     given, path, key = _get(run, call["input"]), call["path"], _key(call)
     try:
-        single, double = (alone(models[p][path], call["structure"], given, key, p) for p in ("float32", "float64"))
-        again = _numpy(_run(models["float32"][path], call["structure"], given, "float32")[0])
+        with cost.running():
+            single, double = (alone(models[p][path], call["structure"], given, key, p) for p in ("float32", "float64"))
+            again = _numpy(_run(models["float32"][path], call["structure"], given, "float32")[0])
     except Exception as error:  # whatever a foreign module raises when it is called alone belongs into the record
         call["unable"] = f"{type(error).__name__}: {error}"
         return
     for direction in DIRECTIONS:
         call["exact"][direction] = {name: writer.put(array) for name, array in double[direction].items()}
+        cost.bytes += sum(array.nbytes for array in double[direction].values())
         found = [compare(name, array, single[direction][name], _dtype(array, "float32"))
                  for name, array in double[direction].items()]
         call["floor"][direction] = {c.name: [c.max_abs, c.l2] for c in found if c.fault is None}
@@ -188,13 +224,15 @@ def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping
 
 # ------------------------------------------------------------------------------------------------------- candidate
 def candidate(build: Build, images: Sequence[np.ndarray], folder: str | Path, names: Mapping[str, str] | None = None,
-              precisions: Sequence[str] = ("float32", "float64")) -> dict[str, Any]:  # fmt: skip
+              precisions: Sequence[str] = ("float32", "float64"), entries: Mapping[str, str] | None = None,
+              float64: str = "full") -> dict[str, Any]:  # fmt: skip
     """Errors of this side's layers against the reference captured in `folder`: fields for a record.
 
     names: path of the reference's module -> path of this side's, for the modules to look at; None: all, under equal paths.
-    precisions: those in which this side computes; float32 is always among them.
+    precisions: those in which this side computes; float32 is always among them. entries: the reference's state entries ->
+    this side's, where they have other names. float64: "partial" where some of it may be computed, or fail, in float32.
     """
-    folder = Path(folder)
+    folder, cost = Path(folder), Cost()
     with tempfile.TemporaryDirectory() as temporary:
         with store.writing(temporary) as writer:
             own = {(call["path"], call["call"]): call for call in _whole(build("float32"), images, writer)}
@@ -203,37 +241,57 @@ def candidate(build: Build, images: Sequence[np.ndarray], folder: str | Path, na
             known = {call["path"] for call in calls}
             mapped = {path: path for path in known} if names is None else names
             models = {precision: dict(build(precision).named_modules()) for precision in precisions}
-            layers = [_layer(call, mapped, models, own, exact, run, mine) for call in calls if call["path"] in mapped]
+            renamed = {theirs: reference for reference, theirs in (entries or {}).items()}
+            layers = [_layer(call, mapped, models, own, (exact, run, mine), renamed, float64 == "partial", cost)
+                      for call in calls if call["path"] in mapped]
     # Outside a map a port may be built as it likes; both lists are for the reader of the report.
     apart = {"reference": sorted(known - set(mapped)), "candidate": sorted({path for path, _ in own} - set(mapped.values()))}
     return {"captured": sha256(folder / store.INDEX), "layers": layers, "apart": apart, "mapped": names is not None,
-            "precisions": list(precisions)}
+            "precisions": list(precisions), "float64": float64, "cost": cost.fields()}
 
 
 def _layer(call: Mapping[str, Any], names: Mapping[str, str], models: Mapping[str, Mapping[str, nn.Module]], own: Mapping,
-           exact: store.Reader, run: store.Reader, mine: store.Reader) -> dict[str, Any]:  # fmt: skip
-    """Own and inherited errors of one call."""
-    path = names[call["path"]]
+           readers: tuple[store.Reader, store.Reader, store.Reader], renamed: Mapping[str, str], partial: bool,
+           cost: Cost) -> dict[str, Any]:  # fmt: skip
+    """Own and inherited errors of one call. readers: of what is exact, of the reference's run, of this side's; renamed: this
+    side's state entries -> the reference's."""
+    (exact, run, mine), path = readers, names[call["path"]]
     found = {name: call[name] for name in ("path", "call", "kind", "leaf", "repeat", "replay", "unable", "noise")}
     found |= {"as": path, "errors": {}, "inherited": None, "fault": None}
     if path not in models["float32"]:
         return found | {"fault": f"missing: there is no module {path}"}
     if (path, call["call"]) not in own:
         return found | {"fault": "missing: the module is not called as often as the reference's"}
-    found["inherited"] = _inherited(_sides(run, call), _sides(mine, own[path, call["call"]]))
+    found["inherited"] = _inherited(_sides(run, call), _sides(mine, own[path, call["call"]]), cost)
     if call["unable"]:
         return found
     truth = {direction: _get(exact, call["exact"][direction]) for direction in DIRECTIONS}
     given = _get(run, call["input"])
     for precision, modules in models.items():
         try:
-            got = alone(modules[path], call["structure"], given, _key(call), precision)
+            with cost.running():
+                got = alone(modules[path], call["structure"], given, _key(call), precision)
         except Exception as error:  # a port that fails alone on the reference's inputs: said by name, judged as a fault
-            return found | {"fault": f"{type(error).__name__}: {error}"}
+            said = f"{type(error).__name__}: {error}"
+            if partial and precision == "float64":
+                found["no_float64"] = said
+                continue
+            return found | {"fault": said}
+        got["backward"] = {_as_the_reference(name, call["path"], path, renamed): array for name, array in got["backward"].items()}
+        if partial and precision == "float64":
+            got = {way: {n: a.astype(precision) if a.dtype.kind == "f" else a for n, a in held.items()} for way, held in got.items()}
+        cost.bytes += sum(array.nbytes for arrays in truth.values() for array in arrays.values())
         found["errors"][precision] = {
             direction: _worst(truth[direction], got[direction], call["floor"][direction], precision) for direction in DIRECTIONS
         }
     return found
+
+
+def _as_the_reference(name: str, reference: str, own: str, renamed: Mapping[str, str]) -> str:
+    """The gradient "parameter <name>" of module `own` under the name that module `reference` has for it; others as they are."""
+    kind, _, entry = name.partition(" ")
+    known = renamed.get(f"{own}.{entry}" if own else entry) if kind == "parameter" else None
+    return f"parameter {known.removeprefix(f'{reference}.')}" if known else name
 
 
 def _worst(truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], precision: str) -> dict[str, Any] | None:
@@ -271,7 +329,7 @@ def _sides(reader: store.Reader, call: Mapping[str, Any]) -> Both:
     return {side: _get(reader, call[side]) for side in SIDES}
 
 
-def _inherited(truth: Both, got: Both) -> dict[str, float | None]:
+def _inherited(truth: Both, got: Both, cost: Cost) -> dict[str, float | None]:
     """Relative L2 error of the inputs and outputs of a call, and of the loss's gradients there, inside the whole network.
 
     The worst tensor's; infinite where one can't be compared, None where there is none.
@@ -281,6 +339,7 @@ def _inherited(truth: Both, got: Both) -> dict[str, float | None]:
         floats = {name: array for name, array in truth[side].items() if array.dtype.kind == "f"}
         kept = {name: array for name, array in got[side].items() if array.dtype.kind == "f"}
         comparisons = compare_sets(floats, kept, "float32") if floats or kept else []
+        cost.bytes += sum(array.nbytes for array in floats.values())
         found[side] = max((c.relative_l2 if c.fault is None else float("inf") for c in comparisons), default=None)
     return found
 

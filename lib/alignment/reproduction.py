@@ -1,5 +1,5 @@
 """One layer alone, to look at in each environment: a folder with its input, its weights, the exact output and a script."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -27,14 +27,18 @@ from lib.alignment import tree
 from lib.alignment.compare import compare
 
 BUILDERS = $builders  # by framework: module:function that gives the model, and the layer's path in it
+ARGUMENTS = $arguments  # of that function
 STRUCTURE = $structure  # of the layer's positional inputs
+NAMES = $names  # by framework: the reference's weights -> this layer's, where they have other names
 
 arrays = safetensors.numpy.load_file(Path(__file__).with_name("layer.safetensors"))
 part = {kind: {name.split(" ", 1)[1]: array for name, array in arrays.items() if name.startswith(kind + " ")}
         for kind in ("input", "weight", "exact")}
+names = NAMES.get(backend.NAME, {})
+part["weight"] = {names.get(name, name): array for name, array in part["weight"].items()}
 builder, path = BUILDERS[backend.NAME]
 module, function = builder.split(":")
-layer = dict(getattr(import_module(module), function)().$mode().named_modules())[path]
+layer = dict(getattr(import_module(module), function)(*ARGUMENTS).$mode().named_modules())[path]
 own = {name for name, _ in backend.named_state(layer)}
 print("weights of the reference that this layer has not:", sorted(part["weight"].keys() - own) or "none")
 print("weights of this layer that the reference has not:", sorted(own - part["weight"].keys()) or "none")
@@ -48,10 +52,12 @@ for name, exact in part["exact"].items():
 
 
 def write(captured: str | Path, path: str, folder: str | Path, builders: Mapping[str, tuple[str, str]], call: int = 0,
-          mode: str = "eval") -> Path:  # fmt: skip
+          mode: str = "eval", names: Mapping[str, Mapping[str, str]] | None = None,
+          arguments: Sequence[str | int] = ()) -> Path:  # fmt: skip
     """Write the folder for one call of the module at `path` from what `layers.reference` captured; the script's path.
 
-    builders: framework -> ("package.module:function" without arguments, path of the layer in what it builds).
+    builders: framework -> ("package.module:function", path of the layer in what it builds); arguments: of that function.
+    names: framework -> the layer's weights in the reference -> in what that framework's builder builds.
     """
     folder = Path(folder)
     with store.reading(captured) as exact, store.reading(Path(captured) / "run") as run:
@@ -68,7 +74,9 @@ def write(captured: str | Path, path: str, folder: str | Path, builders: Mapping
     with atomic(folder / ARRAYS) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays))
     text = _TEXT.substitute(layer=f"{path or 'The whole model'} ({entry['kind']})", folder=folder, mode=mode,
-                            builders={name: tuple(builder) for name, builder in builders.items()}, structure=entry["structure"])
+                            arguments=tuple(arguments),
+                            builders={name: tuple(builder) for name, builder in builders.items()}, structure=entry["structure"],
+                            names={name: dict(pairs) for name, pairs in (names or {}).items()})
     with atomic(folder / SCRIPT) as temporary:
         temporary.write_text(text)
     return folder / SCRIPT

@@ -13,6 +13,7 @@ import numpy as np
 
 from lib.alignment.verdict import ROUNDING, K, Row, fault
 
+TOO_WIDE = "the band is too wide at the first step: nothing can be judged"
 LEAST = 5       # control runs
 HORIZON = 0.01  # half-width of the band over the curve, from which on right runs tell nothing about one another
 
@@ -57,8 +58,7 @@ def band(controls: Sequence[Sequence[float]] | np.ndarray) -> Band:
     centre, spread, horizon = _band(runs)
     others = ((i, np.delete(runs, i, 0)) for i in range(len(runs)))
     unsteady = tuple(i for i, rest in others if _exit(*_band(rest), runs[i]) is not None)
-    too_wide = None if horizon else "the band is too wide at the first step: nothing can be judged"
-    return Band(centre, spread, horizon, unsteady, too_wide)
+    return Band(centre, spread, horizon, unsteady, None if horizon else TOO_WIDE)
 
 
 def _band(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

@@ -16,6 +16,7 @@ from lib.alignment.compare import Comparison, compare_sets
 # summation. The golden records' README asks for "a small multiple (3 to 5) of that floor"; the upper end, because the
 # worst of several hundred tensors is judged.
 K = 5
+REPEATS = 4  # runs of the reference under inputs moved by a rounding, where one run is a poor sample of its noise
 ROUNDING = 2.0**-24  # half a unit in the last place of float32, relative: no float32 run can be held to less
 # A float64 run has 29 bits more. Eight of them go to the order of summation: PyTorch's float64 batch norm adds the values
 # of a channel one by one, 51,200 of them in a batch of two at 320 pixels, and the rounding of n such sums grows like
@@ -29,12 +30,13 @@ TARGETS = {"forward": 1e-5, "losses": 1e-3, "gradients": 1e-4, "step": 1e-6}
 
 
 class Verdict(str, Enum):
-    """SHOWN: measured and shown, but no gate can be derived for it."""
+    """SHOWN: measured and shown, but no gate can be derived for it. UNDERPOWERED: what was measured can't tell."""
 
     PASS = "PASS"
     FAIL = "FAIL"
     NOT_RUN = "NOT RUN"
     SHOWN = "SHOWN"
+    UNDERPOWERED = "UNDERPOWERED"
 
 
 @dataclass(frozen=True)
@@ -156,15 +158,18 @@ def judge_value(name: str, what: str, error: float, floor: float, scale: float, 
 
 
 def judge_scalars(exact: Mapping[str, float], rounded: Mapping[str, float], candidate: Mapping[str, float],
-                  reference: Mapping[str, float] | None = None, factor: float = 1.0) -> list[Row]:  # fmt: skip
+                  reference: Mapping[str, float] | None = None, factor: float = 1.0,
+                  repeats: Sequence[Mapping[str, float]] = ()) -> list[Row]:  # fmt: skip
     """Rows for named scalars: candidate against `reference` (None: `exact`), floors from exact and rounded.
 
-    The floor is shared, as for any few numbers: the largest relative deviation among them.
+    The floor is shared, as for any few numbers: the largest relative deviation among them, and among those of `repeats`, other
+    runs like `rounded`.
     """
     # Records write NaN as a string; as a number it fails every gate.
     exact, rounded, candidate = ({n: float(v) for n, v in values.items()} for values in (exact, rounded, candidate))
     reference = exact if reference is None else {name: float(value) for name, value in reference.items()}
-    shared = max([abs(rounded[n] - exact[n]) / abs(exact[n]) for n in exact if n in rounded and exact[n]] + [ROUNDING])
+    runs = [rounded, *repeats]
+    shared = max([abs(float(run[n]) - exact[n]) / abs(exact[n]) for run in runs for n in exact if n in run and exact[n]] + [ROUNDING])
     rows = []
     for name in [*reference, *(n for n in candidate if n not in reference)]:
         if name not in candidate or name not in reference:

@@ -26,7 +26,8 @@ from .jittor_profile import profile
 
 __all__ = [
     "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
-    "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
+    "no_grad", "grad", "mixed_precision", "from_half", "sync", "named_state", "set_mode", "load_state", "profile", "peak_device_memory",
+    "nn", "AdamW", "SGD",
     "abs", "adaptive_avg_pool2d", "amax", "arange", "argmax", "asin", "binary_cross_entropy_with_logits", "cat", "chunk",
     "clamp", "cos", "exp", "floor_divide", "full", "gather", "grid_sample", "interpolate", "linear", "log", "log_softmax",
     "matmul", "maximum", "mean", "minimum", "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "sin", "softmax",
@@ -97,14 +98,34 @@ def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return [_scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(scalar, tensors), tensors)]
 
 
+def mixed_precision() -> _jt.flag_scope:
+    """A context in which operators prefer float16, on a GPU; not measured: none was at hand. Jittor's level 4 keeps sums,
+    exponentials and logarithms in float32, as PyTorch does, but not element-wise products. Our kernels know no float16;
+    on a GPU their plain formulations run."""
+    return _jt.flag_scope(auto_mixed_precision_level=4)
+
+
+def from_half(value):
+    """A float16 tensor as float32; anything else as it is."""
+    return value.float32() if isinstance(value, Tensor) and value.dtype == "float16" else value
+
+
 def sync() -> None:
     """Return when all work issued so far is done: execution is lazy, an unsynchronised clock measures nothing."""
     _jt.sync_all(True)
 
 
 def named_state(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under its published name, in published order."""
-    return list(model.named_state())
+    """Every parameter and buffer under its published name, in published order; of a module that is Jittor's own, not `nn`'s,
+    every tensor it keeps."""
+    return list(model.named_state() if isinstance(model, nn.Module) else model.state_dict().items())
+
+
+def set_mode(model: nn.Module, training: bool) -> nn.Module:
+    """Training or evaluation, here and below; gradients keep flowing (the eval() of Jittor's own modules stops them)."""
+    for module in model.modules():
+        module.is_train = training
+    return model
 
 
 def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:

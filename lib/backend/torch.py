@@ -14,7 +14,8 @@ from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_l
 
 __all__ = [
     "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
-    "no_grad", "grad", "sync", "named_state", "load_state", "profile", "peak_device_memory", "nn", "AdamW", "SGD",
+    "no_grad", "grad", "mixed_precision", "from_half", "sync", "named_state", "set_mode", "load_state", "profile", "peak_device_memory",
+    "nn", "AdamW", "SGD",
     "abs", "adaptive_avg_pool2d", "amax", "arange", "argmax", "asin", "binary_cross_entropy_with_logits", "cat", "chunk",
     "clamp", "cos", "exp", "floor_divide", "full", "gather", "grid_sample", "interpolate", "linear", "log", "log_softmax",
     "matmul", "maximum", "mean", "minimum", "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "sin", "softmax",
@@ -78,6 +79,16 @@ def grad(scalar: _torch.Tensor, tensors: list[_torch.Tensor]) -> list[_torch.Ten
     return [zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
 
 
+def mixed_precision() -> _torch.autocast:
+    """A context in which products and convolutions are computed in float16, on a GPU; not measured: none was at hand."""
+    return _torch.autocast("cuda", dtype=_torch.float16)
+
+
+def from_half(value):
+    """A float16 tensor as float32; anything else as it is."""
+    return value.float() if isinstance(value, _torch.Tensor) and value.dtype == _torch.float16 else value
+
+
 def sync() -> None:
     """Return when all work issued so far is done: what must precede every reading of a clock."""
     if _device == "cuda":
@@ -87,6 +98,11 @@ def sync() -> None:
 def named_state(model: nn.Module) -> list[tuple[str, _torch.Tensor]]:
     """Every parameter and buffer under its published name, in published order."""
     return list(model.state_dict().items())
+
+
+def set_mode(model: nn.Module, training: bool) -> nn.Module:
+    """Training or evaluation, here and below."""
+    return model.train(training)
 
 
 def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:

@@ -9,8 +9,13 @@ EXAMPLES = """\
                                                              fine-tuning; another number of classes is recognised
   python -m lib train rtdetr_r50vd data/own runs/own --backbone ResNet50_vd.pth
                                                              ImageNet weights of the backbone, entry by entry
+  python -m lib train rtdetr_r50vd coco/ runs/coco --device cuda --precision mixed
+                                                             on a GPU, float16 where it pays
+  python -m lib train gold-yolo-s-fuse-ab data/own runs/teacher
+  python -m lib train gold-yolo-s-distill data/own runs/student --teacher runs/teacher/weights.safetensors
+                                                             Gold-YOLO's own two steps (sizes M, L: gold-yolo-m, gold-yolo-l)
 The same command again continues an interrupted run bit for bit. runs/scenes then holds log.jsonl (and the same numbers
-for TensorBoard), checkpoint.safetensors, and the averaged weights: weights.safetensors of the evaluation with the best
+for TensorBoard: tensorboard --logdir runs), checkpoint.safetensors, and the averaged weights: weights.safetensors of the evaluation with the best
 AP, last.safetensors of the last. Images are prepared by threads, so that nothing can hang in a forked process.
 """
 
@@ -27,16 +32,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", type=Path, help="start from this checkpoint instead of fresh weights")
     start.add_argument("--backbone", type=Path, help="or only the backbone from these weights, strictly")
+    parser.add_argument("--teacher", type=Path, help="distil Gold-YOLO from these weights of its size's -fuse-ab model")
+    parser.add_argument("--precision", choices=("float32", "mixed"), default="float32",
+                        help="mixed: float16 where it pays, with a scaled loss; on a GPU (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Train and say what came out."""
     from lib import runs
+    from lib.log import read_log
 
     outcome = runs.train(runs.Training(
         chosen.model, str(chosen.data), str(chosen.folder), tuple(chosen.size) if chosen.size else None, chosen.batch,
         chosen.epochs, chosen.rate, chosen.evaluate_every, chosen.seed, chosen.workers,
-        str(chosen.weights) if chosen.weights else None, str(chosen.backbone) if chosen.backbone else None,
+        str(chosen.weights) if chosen.weights else None, str(chosen.backbone) if chosen.backbone else None, chosen.precision,
+        str(chosen.teacher) if chosen.teacher else None,
     ))  # fmt: skip
-    print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}")
+    before = next((line["evaluation"] for line in read_log(outcome.log) if line["epoch"] < 0), None)
+    started = f" (before the first step {before['AP']:.3f})" if before else ""
+    print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}{started}")

@@ -106,7 +106,8 @@ def splits(data: str | Path) -> tuple[Path, Path]:
              for split in ("train", "val")]
     if not all(found):
         raise UserError(f"{data}: neither a COCO JSON file nor a folder with train.json and val.json "
-                        "(or annotations/instances_train*.json and instances_val*.json); give one of these")
+                        "(or annotations/instances_train*.json and instances_val*.json); give one of these, or split one file "
+                        "with python -m lib data subset")
     return found[0][-1], found[1][-1]
 
 

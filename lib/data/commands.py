@@ -41,7 +41,7 @@ SHOW = """\
 SUBSET = """\
   python -m lib data subset coco/annotations/instances_train2017.json data/mini --classes 10      800 + 200 images
   python -m lib data subset coco/annotations/instances_val2017.json data/tiny --train 50 --val 50
-  python -m lib data subset voc2007-coco/train.json data/mini-voc --train 100 --val 50 --seed 1
+  python -m lib data subset voc2007-coco data/mini-voc --train 100 --val 50 --seed 1
 VOC and YOLO data go through data convert --to coco first. Writes train.json and val.json, and a link to the images.
 The same seed chooses the same images on every machine.
 """
@@ -91,7 +91,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_subset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="COCO JSON file")
+    parser.add_argument("source", type=Path, help="COCO JSON file, or a folder: its training file, or its only one")
     parser.add_argument("folder", type=Path, help="to make")
     parser.add_argument("--train", type=int, default=800, help="training images (%(default)s)")
     parser.add_argument("--val", type=int, default=200, help="validation images (%(default)s)")
@@ -152,7 +152,8 @@ def _convert(chosen: argparse.Namespace) -> None:
 def _subset(chosen: argparse.Namespace) -> None:
     from lib.data import subset
 
-    for split, path in subset.write(chosen.source, chosen.folder, train=chosen.train, val=chosen.val, classes=chosen.classes,
+    source = subset.source_file(chosen.source)
+    for split, path in subset.write(source, chosen.folder, train=chosen.train, val=chosen.val, classes=chosen.classes,
                                     seed=chosen.seed, images_dir=chosen.images).items():
         print(f"{split}: {path}")
 

@@ -48,6 +48,19 @@ def write(source: str | Path, folder: str | Path, *, train: int = 800, val: int 
     return {split: folder / f"{split}.json" for split in ("train", "val")}
 
 
+def source_file(data: str | Path) -> Path:
+    """The COCO file to choose from: the file itself, or a folder's for training, else its only one. UserError if none."""
+    folder = Path(data)
+    if folder.is_file():
+        return folder
+    for pattern in ("train.json", "annotations/instances_train*.json", "annotations/instances_*.json", "*.json"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1 or found and "train" in pattern:
+            return found[-1]
+    raise UserError(f"{data}: neither a COCO JSON file nor a folder with train.json, annotations/instances_*.json or one JSON "
+                    "file; give the file to choose from")
+
+
 def _drawn(ids: Iterable[int], what: str, seed: int) -> list[int]:
     """The ids in the order of the draw."""
     return sorted(ids, key=lambda number: sha256(f"{seed}/{what}/{number}".encode()).digest())

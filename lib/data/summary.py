@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.data import coco, scenes, transforms
+from lib.data import coco, scenes, subset, transforms
 from lib.data.loader import Loader
 from lib.notebook import family
 from lib.record import sha256
@@ -14,9 +14,16 @@ from lib.record import sha256
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 
 
-def prepare(data: str, seed: int, train_images: int, val_images: int) -> tuple[coco.Dataset, coco.Dataset]:
-    """The training and validation split of `data`, the built-in scenes drawn first where the folder is theirs."""
-    if scenes.is_theirs(data):
+def prepare(data: str, seed: int, train_images: int, val_images: int, source: str = "",
+            classes: int = 0) -> tuple[coco.Dataset, coco.Dataset]:  # fmt: skip
+    """The training and validation split of `data`, made first where it is not the user's own.
+
+    source: a COCO folder or file, out of which so many images and classes (0: all) are chosen by seed; without it the
+    built-in scenes are drawn where the folder is theirs.
+    """
+    if source:
+        subset.write(subset.source_file(source), data, train=train_images, val=val_images, classes=classes or None, seed=seed)
+    elif scenes.is_theirs(data):
         scenes.generate(data, seed, train_images, val_images)
     train, val = coco.splits(data)
     return coco.load(train), coco.load(val)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lib import models
 
-from . import gold_yolo, nanodet_plus, rt_detr
+from . import gold_yolo, gold_yolo_distillation, nanodet_plus, rt_detr
 
 _MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
@@ -21,6 +21,16 @@ def _module(name: str) -> ModuleType:
 def build(name: str, num_classes: int = 80):
     """The published criterion of the model."""
     return _module(name).build(name, num_classes)
+
+
+def teacher(name: str) -> str:
+    """The model from which `name` can be distilled; UserError if from none."""
+    return gold_yolo_distillation.teacher(name)
+
+
+def build_distillation(name: str, num_classes: int, epochs: int):
+    """The criterion of a model with a teacher, in a run of so many epochs; its outputs are (the model's, the teacher's)."""
+    return gold_yolo_distillation.build(name, num_classes, epochs)
 
 
 def named(name: str, outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

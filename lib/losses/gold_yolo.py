@@ -22,8 +22,10 @@ from lib import boxes
 from lib.backend import (abs, binary_cross_entropy_with_logits, clamp, exp, log_softmax, maximum, minimum, numpy, sigmoid,
                          sum, tensor, where)
 from lib.models.gold_yolo import STRIDES, VARIANTS
+from lib.models.gold_yolo_blocks import dtype_name
+from lib.models.gold_yolo_heads import ANCHORS
 
-from .gold_yolo_assigners import Assigned, atss, background, centres, task_aligned
+from .gold_yolo_assigners import TAL_TOP_K, Assigned, atss, background, centres, task_aligned
 
 CLASS_WEIGHT, BOX_WEIGHT, DFL_WEIGHT = 1.0, 2.5, 0.5
 FOCAL_WEIGHT = 0.75     # of the background's squared score
@@ -54,31 +56,43 @@ class Criterion:
 
     The first atss_epochs epochs (`epoch` is set by the training loop) assign by ATSS; every published configuration has
     none. targets: per image a dict with boxes (g, 4) xyxy in input pixels and labels (g,), arrays.
+    A third output, a distilled student's plain sides (n, p, 4), has a box loss of its own on the same positives.
+    anchors, top_k: the rows of a branch with several anchors per cell, and how many of them a box takes (0: as usual).
     """
 
     epoch = 0
 
-    def __init__(self, num_classes: int, reg_max: int, iou: str, atss_epochs: int = 0):
+    def __init__(self, num_classes: int, reg_max: int, iou: str, atss_epochs: int = 0, anchors: int = 1, top_k: int = 0):
         self.num_classes, self.reg_max, self.atss_epochs = num_classes, reg_max, atss_epochs
+        self.anchors, self.top_k = anchors, top_k
         self.box_loss = {"siou": siou_loss, "giou": giou_loss}[iou]
 
     def __call__(self, outputs, targets: list[dict], *, image_size: tuple[int, int]) -> dict:
-        logits, distances = outputs
-        values = [numpy(output) for output in outputs]
-        assignment = self.assign(values, targets, image_size)
-        positives = self.positives(assignment, targets, image_size)
-        losses = dict(zip(("loss_iou", "loss_dfl"), self._box_losses(distances, positives, values[1].dtype)))
-        return losses | {"loss_cls": self._class_loss(logits, assignment, positives, values[0].dtype)}
+        return self.losses(outputs, *self.matched(outputs, targets, image_size))
+
+    def matched(self, outputs, targets: list[dict], image_size: tuple[int, int]) -> tuple[Assignment, Positives]:
+        """What the outputs are compared with."""
+        assignment = self.assign([numpy(output) for output in outputs[:2]], targets, image_size)
+        return assignment, self.positives(assignment, targets, image_size)
+
+    def losses(self, outputs, assignment: Assignment, positives: Positives) -> dict:
+        """The losses of the outputs, in the outputs' precision."""
+        logits, distances, *sides = outputs
+        kind = np.dtype(dtype_name(logits))
+        losses = dict(zip(("loss_iou", "loss_dfl"), self._box_losses(distances, positives, kind)))
+        if sides:
+            losses["loss_iou_lrtb"] = self._box_losses(sides[0], positives, kind)[0]
+        return losses | {"loss_cls": self._class_loss(logits, assignment, positives, kind)}
 
     def decisions(self, outputs, targets: list[dict], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
         """The discrete choices behind the losses, (n, p): fg_mask, and target_labels, which are k for background."""
-        box = self.assign([numpy(output) for output in outputs], targets, image_size).box
+        box = self.assign([numpy(output) for output in outputs[:2]], targets, image_size).box
         labels = [np.append(t["labels"], self.num_classes)[own - 1] for t, own in zip(targets, box, strict=True)]
         return {"fg_mask": box > 0, "target_labels": np.stack(labels)}
 
     def assign(self, outputs: list[np.ndarray], targets: list[dict], image_size: tuple[int, int]) -> Assignment:
         """The assignment made by outputs (n, p, k) and (n, p, 4 * b) in this epoch."""
-        cells = boxes.priors(tuple(image_size), STRIDES).astype(np.float64)
+        cells = self._cells(image_size)
         expected = (len(cells), self.num_classes), (len(cells), 4 * (self.reg_max + 1))
         given = tuple(output.shape[1:] for output in outputs)
         assert given == expected, f"outputs are {given}; {len(cells)} cells and {self.num_classes} classes ask for {expected}"
@@ -94,7 +108,12 @@ class Criterion:
         predicted = predicted_boxes(distances, cells)
         if self.epoch < self.atss_epochs:
             return atss(predicted, cells, gt_boxes)
-        return task_aligned(boxes.sigmoid(logits), predicted, cells, gt_boxes, gt_labels)
+        return task_aligned(boxes.sigmoid(logits), predicted, cells, gt_boxes, gt_labels, self.top_k)
+
+    def _cells(self, image_size: tuple[int, int]) -> np.ndarray:
+        """(p, 3) float64: the corner and side of each row's cell."""
+        cells = boxes.priors(tuple(image_size), STRIDES).astype(np.float64)
+        return np.concatenate([np.tile(cells[cells[:, 2] == stride], (self.anchors, 1)) for stride in STRIDES])
 
     def positives(self, assignment: Assignment, targets: list[dict], image_size: tuple[int, int]) -> Positives:
         """The assignment's positives with their targets."""
@@ -105,7 +124,7 @@ class Criterion:
         first = np.cumsum([0] + [len(t["boxes"]) for t in targets])[image]     # of the image, among all boxes
         index = first + assignment.box[image, cell] - 1
         own, label = (np.concatenate([t[key] for t in targets])[index] for key in ("boxes", "labels"))
-        cells = boxes.priors(tuple(image_size), STRIDES)[cell].astype(np.float64)
+        cells = self._cells(image_size)[cell]
         points = centres(cells)
         sides = np.concatenate([points - own[:, :2], own[:, 2:] - points], 1) / cells[:, 2:]
         score = assignment.score[image, cell]
@@ -201,17 +220,30 @@ def area(extent):
     return extent[:, 0] * extent[:, 1]
 
 
+class TwoBranches(Criterion):
+    """The criterion of a head with an anchor-based branch: the branch has losses of its own, and never distributions."""
+
+    def __init__(self, num_classes: int, reg_max: int, iou: str):
+        super().__init__(num_classes, reg_max, iou)
+        self.branch = Criterion(num_classes, 0, iou, anchors=len(ANCHORS[0]), top_k=2 * TAL_TOP_K)
+
+    def __call__(self, outputs, targets: list[dict], *, image_size: tuple[int, int]) -> dict:
+        losses = super().__call__(outputs[:2], targets, image_size=image_size)
+        branch = self.branch(outputs[2:], targets, image_size=image_size)
+        return losses | {f"{name}_ab": branch[name] for name in ("loss_iou", "loss_cls")}
+
+
 def build(name: str, num_classes: int) -> Criterion:
-    """The variant's criterion: it decides about distributions and the box loss."""
+    """The variant's criterion: it decides about distributions and the box loss, its head about a second branch."""
     variant = VARIANTS[name]
-    return Criterion(num_classes, variant.reg_max, variant.iou)
+    return (TwoBranches if variant.head == "fuse-ab" else Criterion)(num_classes, variant.reg_max, variant.iou)
 
 
 def named(outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """In train() class scores and raw distances, in eval() boxes (centre and size) and scores; the features."""
     found = {f"features/{name}": array for name, array in features.items()}
     if isinstance(outputs, (tuple, list)):
-        logits, distances = (numpy(output) for output in outputs)
+        logits, distances = (numpy(output) for output in outputs[:2])
         return {**found, "scores": boxes.sigmoid(logits), "distances": distances}
     rows = numpy(outputs)
     return {**found, "boxes": rows[:, :, :4], "scores": rows[:, :, 5:]}

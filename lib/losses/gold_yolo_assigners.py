@@ -32,22 +32,23 @@ def background(cells: int) -> Assigned:
 
 
 def task_aligned(scores: np.ndarray, predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
-                 gt_labels: np.ndarray) -> Assigned:
+                 gt_labels: np.ndarray, top_k: int = 0) -> Assigned:
     """From scores (p, k), predicted boxes (p, 4) in pixels and cells (p, 3) for gt_boxes (g, 4), g > 0.
 
-    A box takes the TAL_TOP_K cells of the largest score * IoU^6 and keeps those whose centre it contains; there may be
-    cells with metric 0 among them. margin: between the last cell taken and the next.
+    A box takes the top_k (0: TAL_TOP_K) cells of the largest score * IoU^6 and keeps those whose centre it contains; there
+    may be cells with metric 0 among them. margin: between the last cell taken and the next.
     """
+    count = top_k or TAL_TOP_K
     overlap = iou(gt_boxes, predicted)                          # (g, p)
     square = overlap * overlap
     metric = scores[:, gt_labels].T * (square * square * square)
     inside = contains(gt_boxes, centres(cells))
     eligible = metric * inside
-    matched = settle(largest(eligible, TAL_TOP_K) & inside, overlap)
+    matched = settle(largest(eligible, count) & inside, overlap)
     metric = metric * matched
     best = (overlap * matched).max(1, keepdims=True)
     score = (metric * best / (metric.max(1, keepdims=True) + EPS)).max(0)
-    return Assigned(_numbers(matched), score, _gaps(eligible, TAL_TOP_K))
+    return Assigned(_numbers(matched), score, _gaps(eligible, count))
 
 
 def atss(predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray) -> Assigned:

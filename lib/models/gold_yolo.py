@@ -1,7 +1,7 @@
 """Gold-YOLO N, S, M, L: a RepVGG or CSP backbone, a gather-and-distribute neck, a decoupled anchor-free head.
 
 Follows github.com/huawei-noah/Efficient-Computing, Detection/Gold-YOLO at commit 225ddd2e (arXiv:2309.11331). Blocks are in
-`gold_yolo_blocks.py`, the neck in `gold_yolo_neck.py`. Deliberate differences:
+`gold_yolo_blocks.py`, the neck in `gold_yolo_neck.py`, the heads in `gold_yolo_heads.py`. Deliberate differences:
 * in train() the model returns class logits and raw distances only; published are the logits' sigmoids, and features that
   no loss reads;
 * detect.proj and detect.proj_conv.weight are buffers; published as parameters that are not trained;
@@ -15,19 +15,20 @@ Letters: n images, p cells of all levels, k classes, b bins.
 """
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lib import boxes
-from lib.backend import cat, load_state, named_state, nn, numpy, sigmoid, softmax, sum, tensor
+from lib.backend import cat, load_state, named_state, nn, numpy, sigmoid, tensor
+from lib.errors import UserError
 from lib.models.step import ParameterGroup, Step
 
-from .gold_yolo_blocks import SPPF, BepC3, Conv, ConvWrapper, RepBlock, RepVGGBlock, SimCSPSPPF, dtype_name
+from .gold_yolo_blocks import SPPF, BepC3, ConvWrapper, RepBlock, RepVGGBlock, SimCSPSPPF, dtype_name
+from .gold_yolo_heads import BINS, STRIDES, AnchorHead, Head, SidesHead
 from .gold_yolo_neck import Neck
 
-STRIDES = (8, 16, 32)
-BINS = 17     # of a side's distribution over 0 … 16 strides, where there is one
+HEADS = {"plain": Head, "fuse-ab": AnchorHead, "distill": SidesHead}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Variant:
     n5_from_p4: bool                 # see Neck
     reg_max: int                     # a side is the mean of a distribution over 0 … reg_max strides; 0: a plain number
     iou: str                         # box loss: "siou" or "giou"
+    head: str = "plain"              # one of HEADS
 
 
 VARIANTS = {
@@ -52,6 +54,10 @@ VARIANTS = {
     "gold-yolo-m": Variant((640, 640), 48, (2, 3, 5, 2), 3, 192, 2 / 3, False, False, (2, 4), False, 16, "giou"),
     "gold-yolo-l": Variant((640, 640), 64, (3, 6, 9, 3), 6, 192, 1 / 2, False, True, (3, 8), True, 16, "giou"),
 }
+# The published training has two steps: with a second, anchor-based branch, then distilled from what that gave. Both need
+# distributions; the students of sizes M and L are the plain models.
+VARIANTS |= {f"{name}-fuse-ab": replace(variant, reg_max=BINS - 1, head="fuse-ab") for name, variant in VARIANTS.items()} | {
+    f"{name}-distill": replace(VARIANTS[name], reg_max=BINS - 1, head="distill") for name in ("gold-yolo-n", "gold-yolo-s")}
 DROP_PATH = 0.1     # of the last transformer block
 
 # Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
@@ -90,54 +96,10 @@ class Backbone(nn.Module):
         return c2, c3, c4, self.ERBlock_5(c4)
 
 
-class Projection(nn.Module):
-    """Holds the published constant 0 … 16 under the name of a convolution's weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("weight", tensor(np.arange(BINS, dtype=np.float32).reshape(1, BINS, 1, 1)))
-
-
-class Head(nn.Module):
-    """Maps at strides 8, 16, 32 -> class logits (n, p, k) and distances (n, p, 4 * b); b is 1 without distributions."""
-
-    def __init__(self, channels: tuple[int, ...], num_classes: int, reg_max: int):
-        super().__init__()
-        self.register_buffer("proj", tensor(np.arange(BINS, dtype=np.float32)))
-        self.proj_conv = Projection()     # 17 bins even where reg_max is 0, as published
-        self.stems = nn.ModuleList([Conv(c, c, 1, nn.SiLU) for c in channels])
-        self.cls_convs = nn.ModuleList([Conv(c, c, 3, nn.SiLU) for c in channels])
-        self.reg_convs = nn.ModuleList([Conv(c, c, 3, nn.SiLU) for c in channels])
-        self.cls_preds = nn.ModuleList([nn.Conv2d(c, num_classes, 1) for c in channels])
-        self.reg_preds = nn.ModuleList([nn.Conv2d(c, 4 * (reg_max + 1), 1) for c in channels])
-
-    def forward(self, maps):
-        levels = [self._level(i, x) for i, x in enumerate(maps)]
-        return tuple(cat([self._flatten(x) for x in part], 1) for part in zip(*levels))
-
-    def _level(self, i: int, x):
-        x = self.stems[i](x)
-        classes = self.cls_preds[i](self.cls_convs[i](x))
-        return classes, self.reg_preds[i](self.reg_convs[i](x))
-
-    @staticmethod
-    def _flatten(x):
-        n, c, h, w = x.shape
-        return x.reshape(n, c, h * w).permute(0, 2, 1)
-
-    def sides(self, distances):
-        """Distances (n, p, 4 * b) -> (n, p, 4): left, top, right, bottom in strides from the cell's centre."""
-        n, p, width = distances.shape
-        if width == 4:
-            return distances
-        shares = softmax(distances.reshape(n, p, 4, width // 4), 3)
-        return sum(shares * self.proj_conv.weight.reshape(1, 1, 1, width // 4), 3)
-
-
 class GoldYolo(nn.Module):
     """images (n, 3, h, w), h and w multiples of 32, RGB in 0 … 1.
 
-    train(): class logits (n, p, k) and distances (n, p, 4 * b), left, top, right, bottom in strides.
+    train(): class logits (n, p, k), distances (n, p, 4 * b), left, top, right, bottom in strides, and what else its head has.
     eval(): (n, p, 5 + k): the box's centre x, y, width and height in input pixels, the constant 1, class scores.
     Cells are in order of level and row. `step.random`, set by the training loop, decides what drop path drops.
     """
@@ -154,17 +116,19 @@ class GoldYolo(nn.Module):
 
         self.backbone = Backbone(variant, block, stage, act)
         self.neck = Neck(variant.width, variant.fused, block, stage, *variant.transformer, DROP_PATH, variant.n5_from_p4)
-        self.detect = Head(self.neck.channels, num_classes, variant.reg_max)
+        self.detect = HEADS[variant.head](self.neck.channels, num_classes, variant.reg_max)
 
     def forward(self, images):
+        if any(side % STRIDES[-1] or not side for side in images.shape[2:]):
+            raise UserError(f"Gold-YOLO: the input is {images.shape[2]} x {images.shape[3]} pixels; give a size whose sides are "
+                            f"multiples of {STRIDES[-1]}")
         maps = self.neck(*self.backbone(images), self.step.random if self.training else None)
-        logits, distances = self.detect(maps)
-        return (logits, distances) if self.training else self._decode(logits, distances, tuple(images.shape[2:]))
+        outputs = self.detect(maps)
+        return outputs if self.training else self._decode(*outputs, tuple(images.shape[2:]))
 
-    def _decode(self, logits, distances, image_size: tuple[int, int]):
+    def _decode(self, logits, sides, image_size: tuple[int, int]):
         cells = boxes.priors(image_size, STRIDES).astype(dtype_name(logits))[None]
         points, stride = tensor(cells[..., :2] + cells[..., 2:] / 2), tensor(cells[..., 2:])    # (1, p, 2), (1, p, 1)
-        sides = self.detect.sides(distances)
         low, high = sides[:, :, :2], sides[:, :, 2:]
         certain = tensor(np.ones((logits.shape[0], logits.shape[1], 1), cells.dtype))
         return cat((points + (high - low) / 2 * stride, (low + high) * stride, certain, sigmoid(logits)), 2)
@@ -197,7 +161,7 @@ def initial_value(entry: str, shapes: dict[str, tuple[int, ...]], seed: int) -> 
     """
     shape, kind = shapes[entry], entry.rsplit(".", 1)[-1]
     weight = shapes.get(entry.removesuffix(kind) + "weight", ())
-    if "_preds." in entry:
+    if "_preds" in entry:
         return np.full(shape, 0 if kind == "weight" else 1 if "reg_" in entry else -np.log(99), np.float32)
     if len(weight) < 4:     # of a norm, or a shortcut's factor
         return np.full(shape, 0 if kind == "bias" or ".proj.1.bn." in entry else 1, np.float32)

@@ -9,15 +9,14 @@ TEXTS = {
     "models": "Models",
     "verdicts": "Verdicts",
     "headline_fail": "Not aligned: {failed} of {judged} judged verdicts fail.",
-    "headline_pass": "Aligned as far as it was asked: all {judged} judged verdicts pass.",
-    "headline_gaps": "Incomplete: all {judged} judged verdicts pass, {not_run} were not run.",
+    "headline_pass": "Aligned as far as it was asked: all {judged} judged verdicts pass; {open} can't tell.",
+    "headline_gaps": "Incomplete: all {judged} judged verdicts pass, {not_run} were not run, {open} can't tell.",
     "headline_none": "Nothing was judged: {not_run} verdicts were not run.",
-    "counts": "{passed} of {judged} pass, {failed} fail, {not_run} not run",
+    "counts": "{passed} of {judged} pass, {failed} fail, {not_run} not run, {open} can't tell",
     "failing": "What fails",
     "not_run_list": "What was not run",
     "and_more": "More of them stand below.",
-    "reference": "Reference",
-    "reference_value": "published implementation, commit {commit}",
+    "reference": "Reference: published implementation, commit",
     "reference_absent": "NOT RUN: no golden record of the published implementation",
     "machine": "Machine",
     "machine_value": "{cpu}, {cores} cores, {memory} GiB, {os}",
@@ -27,7 +26,6 @@ TEXTS = {
     "commit": "Commit",
     "commit_dirty": "with local changes",
     "commit_absent": "not in a git checkout",
-    "profile": "Profile",
     "question": "Question",
     "not_asked": "not asked: the published side has no such record",
     "how_title": "How to read this",
@@ -44,10 +42,11 @@ TEXTS = {
     "how_ref": "Point at a number to see the record and the field that hold it (record#/field); follow it to the line of that record "
                "at the end. This command reads the records again and fails if one digit here is not theirs:",
     "how_verify": "python -m lib verify FOLDER",
-    "PASS": "PASS", "FAIL": "FAIL", "NOT RUN": "NOT RUN", "SHOWN": "SHOWN",
+    "PASS": "PASS", "FAIL": "FAIL", "NOT RUN": "NOT RUN", "SHOWN": "SHOWN", "UNDERPOWERED": "UNDERPOWERED",
     "published": "Published", "torch": "PyTorch", "jittor": "Jittor", "none": "none",
     "pair": "{first} ↔ {second}",
-    "all_rows": "{count} numbers compared; the worst of each kind:",
+    "all_rows": "{pair}: of {count} numbers, in each kind of comparison the closest to its gate, or beyond it",
+    "evidence": "The numbers behind it",
     "apart": "Set apart by name",
     "apart_gradients": "true gradient zero, only noise is left: held to the largest noise among them",
     "apart_step": "true gradient zero: an adaptive optimiser turns its noise into a whole step, so the norm of the change is not compared",
@@ -65,6 +64,17 @@ TEXTS = {
     "device": "Device",
     "record": "Record", "command": "Command", "versions": "Versions", "seed": "Seed", "threads": "Threads", "started": "Started (UTC)",
     "wall_seconds": "Seconds", "peak_rss_mib": "Peak MiB",
+    # themes
+    "theme_parts": "Parts and data", "theme_answers": "Answers", "theme_learning": "Learning", "theme_result": "Result", "theme_cost": "Cost",
+    # the probes of both frameworks' own operators
+    "rosetta": "Where the frameworks differ",
+    "rosetta_ask": "Does the installed Jittor answer as PyTorch does, operator by operator?",
+    "rosetta_counts": "Of {total} probes of Jittor's own operators {same} answer as PyTorch, {mended} answer otherwise and are mended by the backend, "
+                      "{different} answer otherwise, {unknown} are unknown.",
+    "rosetta_absent": "No record of the probes.",
+    "rosetta_see": "Look at “different”: there a port has to follow the advice of the notebook:",
+    "rosetta_notebook": "30_migration",
+    "rosetta_topic": "Topic", "rosetta_same": "same", "rosetta_mended": "mended", "rosetta_different": "different", "rosetta_unknown": "unknown",
     # reasons: one sentence each
     "within_gate": "All {total} numbers lie within their gates; the closest is {name} ({what}) with {error} against {gate}.",
     "identical": "Identical: {total} of {total} comparisons.",
@@ -77,6 +87,20 @@ TEXTS = {
     "other_case": "The two records measured different cases: {first} and {second}.",
     "clock_fault": "The clock is at fault on side {side}: for {work}, batch {batch}, not waiting takes as long as waiting, "
                    "where calls return before the work is done.",
+    "diverges_nowhere": "No layer of {layers} is beyond its gate, forward or backward; the closest is {name} ({what}): {error} against "
+                        "{gate}. The error that reaches a layer is amplified most by {amplifier}: {amplification} times.",
+    "diverges_at": "First beyond its gate: forward {forward}, backward {backward}; {failing} of {total} numbers in all. The worst is {name} "
+                   "({what}): {error} where {gate} is allowed. The layer alone, in each environment: {script}",
+    "data_differs": "First different: {first}. {note}",
+    "first_apart": "First apart, mode {mode}: {tensor}, {kind}, {precision}. {failing} of {total} numbers exceed their gates; the worst is "
+                   "{name} ({what}): {error} where {gate} is allowed.",
+    "stays_in_band": "Inside the band of {controls} control runs for as long as they stay together, {horizon} of {steps} steps; the run "
+                     "whose learning rate is wrong on purpose leaves it at step {left}.",
+    "band_cannot_tell": "Neither a pass nor a fail: inside the band of {controls} control runs, {horizon} of {steps} steps long, but it can't "
+                        "tell a wrong run from a right one. The run whose learning rate is wrong on purpose leaves it at step {left}.",
+    "map_difference": "Common weights: {outcome}; mAP differs by {difference}, over draws of {images} images from {low} to {high}, against a margin "
+                      "of ± {margin}. Own weights, shown: {own}; {own_difference}, from {own_low} to {own_high}, where a repeated "
+                      "training's own variation comes on top.",
     "ratios": "Shown, not judged. Time of {second} over time of {first}: {ratios}.",
     # questions: title, what is asked, what to look for
     "structure": "Structure",
@@ -92,6 +116,22 @@ TEXTS = {
     "assignment_ask": "Is every place of the output made responsible for the same box?",
     "gradients": "Gradients",
     "gradients_ask": "Does every parameter receive the same gradient?",
+    "divergence": "First divergence",
+    "divergence_ask": "Which layer, given exactly the reference's inputs, is the first to give something else, forward or backward?",
+    "divergence_see": "Dots are own errors, lines what is inherited. Look for a dot above the grey line: that layer is to blame, however high "
+                      "the lines are.",
+    "initialisation": "Initialisation",
+    "initialisation_ask": "Do both frameworks start from the same fresh weights?",
+    "data": "Data, stage by stage",
+    "data_ask": "Do both environments decode, augment and batch the first images to the same bytes, and give the same targets?",
+    "lockstep": "Lock-step",
+    "lockstep_ask": "Step by step: the same gradients, clipped gradients, learning rates, moments, parameters, statistics and average, with the "
+                    "same gradients fed to both (fed) and with their own (native)?",
+    "trajectory": "Trajectory",
+    "trajectory_ask": "Is the training run one that PyTorch could have made, by the measure of PyTorch's runs among themselves?",
+    "trajectory_see": "Look for the line of Jittor leaving the grey band before the horizon; that of the wrong rate must leave it.",
+    "equivalence": "Equivalence of mAP",
+    "equivalence_ask": "Is the difference of mAP smaller than the margin, by more than the choice of images leaves open?",
     "gradients_see": "Look at the right end: marks above the line would be gradients beyond their gate.",
     "step": "One optimiser step",
     "step_ask": "Does one optimiser step, clipping included, change every parameter as the published rule says?",
@@ -102,7 +142,7 @@ TEXTS = {
     "training_see": "Look for the curves lying on each other at first and keeping the same course later: after the first updates "
                     "rounding alone separates any two runs, so curves and final AP are shown, not judged.",
     "training_map_see": "Look at the last point; differences between the lines are not judged.",
-    "evaluation": "Evaluation with common weights",
+    "evaluation": "Evaluation, common weights",
     "evaluation_ask": "Do the weights that PyTorch trained give the same detections and COCO numbers in both frameworks?",
     "evaluation_see": "Boxes from the PyTorch-trained weights, those with a fair score. Look for one that one framework draws and the other does not.",
     "speed": "Speed and memory",
@@ -111,6 +151,7 @@ TEXTS = {
     "memory_see": "Look for a bar that grows faster with the batch than its neighbour.",
     # numbers
     "parameters": "trainable parameters", "loaded": "entries loaded", "final_map": "final AP", "training_seconds": "training time (s)",
+    "times_plain": "comparison over plain runs:", "gb_per_second": "tensors compared (GB/s):",
     "coco": "COCO", "units": "time in matmul units:", "synchronised_ms": "median time (ms):",
     # the document to hand in
     "h_title": "Hand-in of a port",

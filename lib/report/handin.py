@@ -162,7 +162,7 @@ class Document:
             (escape(self.words(question)), *(cells.get((question, pair), escape("–")) for pair, _ in pairs))
             for question in dict.fromkeys(v["question"] for v in verdicts)
         ]
-        total = [(escape(self.words(kind)), count((kind,), {ref: verdicts})) for kind in ("PASS", "FAIL", "NOT RUN", "SHOWN")]
+        total = [(escape(self.words(kind)), count((kind,), {ref: verdicts})) for kind in ("PASS", "FAIL", "NOT RUN", "SHOWN", "UNDERPOWERED")]
         tables = [((escape(self.words("question")), *(escape(title) for _, title in pairs)), *rows),
                   ((escape(self.words("verdicts")), escape(self.words("h_number"))), *total)]
         return self._item(model, "alignment", all(v["verdict"] != "NOT RUN" for v in verdicts), tables)

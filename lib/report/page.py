@@ -10,34 +10,38 @@ from markupsafe import Markup, escape
 from lib import figures
 from lib.alignment.evidence import Evidence, pointer
 from lib.errors import UserError
+from lib.record import ROOT, read
 from lib.report import pictures, sources
 from lib.report.bound import badge, bound, field, slug
 from lib.report.messages import Messages
 from lib.report.summary import summary
+from lib.report.themes import grouped
 
-SHOWN_ROWS = 2  # of each kind, the worst first
+FAILING_ROWS = 5  # of each kind that are shown; of those that pass the one closest to its gate
 TEXTS = ("name", "what", "note")  # columns that hold a text, not a number
+NOTEBOOK = ROOT / "notebooks" / "30_migration.ipynb"
 
 
 @dataclass(frozen=True)
-class Block:
-    """One pair's part of a question: its verdict in a sentence, and the table below it."""
+class Judged:
+    """One pair's part of a question: its verdict in a sentence."""
 
-    title: str
+    pair: str
     verdict: Markup
     reason: Markup
     targets: Markup | None
     notes: tuple[Markup, ...]
-    header: tuple[str, ...]
-    rows: tuple[tuple[Markup, ...], ...]
-    count: Markup | None
 
 
 @dataclass(frozen=True)
 class Section:
+    """A question: the verdict of each pair, one table of the numbers behind them (a group of rows per pair), figures."""
+
     question: str
     anchor: str
-    blocks: tuple[Block, ...]
+    judged: tuple[Judged, ...]
+    header: tuple[str, ...]
+    groups: tuple[tuple[Markup, tuple[tuple[Markup, ...], ...]], ...]  # what the rows are, and the rows
     numbers: tuple[tuple[Markup, ...], ...]  # header, then rows
     pictures: tuple[pictures.Figure, ...]
 
@@ -46,7 +50,16 @@ class Section:
 class Model:
     name: Markup
     anchor: str
-    sections: tuple[Section, ...]
+    themes: Mapping[str, tuple[Section, ...]]
+
+
+@dataclass(frozen=True)
+class Rosetta:
+    """How Jittor's own operators answer beside PyTorch's: counts of probes."""
+
+    said: Markup
+    rows: tuple[tuple[Markup, ...], ...]  # header, then a row per topic
+    notebook: str
 
 
 class Page:
@@ -62,6 +75,7 @@ class Page:
         records = {model: sources.held(self.folder, model) for model in models}
         anchors = {model: slug(model) for model in models}
         self.models = tuple(self._model(model) for model in models)
+        self.rosetta = self._rosetta(out)
         self.summary = summary(self.evidence, records, anchors, self._reason, words)
         every = [*sources.held(self.folder, "all"), *(one for found in records.values() for one in found)]
         self.lines, self.columns = sources.lines(every, self.files, words), sources.COLUMNS
@@ -77,32 +91,38 @@ class Page:
     def _model(self, name: str) -> Model:
         questions = dict.fromkeys(verdict["question"] for verdict in self._verdicts(name))
         title = bound(name, pointer(self.evidence[name].run_id("none", "compare"), "model"), self.words)
-        return Model(title, slug(name), tuple(self._section(name, question) for question in questions))
+        themes = {theme: tuple(self._section(name, question) for question in asked) for theme, asked in grouped(questions).items()}
+        return Model(title, slug(name), themes)
 
     def _section(self, model: str, question: str) -> Section:
         own = [(i, verdict) for i, verdict in enumerate(self._verdicts(model)) if verdict["question"] == question]
+        shown = ("name", "what", "error", "floor", "gate", "ratio", *(["target"] if own[0][1]["target"] else []), "note")
+        groups = ((self._counted(model, i, verdict), self._rows(model, i, verdict, shown)) for i, verdict in own)
         return Section(
-            question, f"{slug(model)}-{question}", tuple(self._block(model, i, verdict) for i, verdict in own),
+            question, f"{slug(model)}-{question}", tuple(self._judged(model, i, verdict) for i, verdict in own),
+            tuple(self.words(f"column_{column}") for column in shown), tuple(group for group in groups if group[1]),
             self._numbers(model, own), pictures.draw(self.evidence[model], question),
         )  # fmt: skip
 
-    def _block(self, model: str, index: int, verdict: Mapping[str, Any]) -> Block:
+    def _judged(self, model: str, index: int, verdict: Mapping[str, Any]) -> Judged:
+        notes = (bound(note, self._address(model, index, "notes", i), self.words) for i, note in enumerate(verdict["notes"]))
+        return Judged(
+            self._pair(verdict), badge(verdict["verdict"], self._address(model, index, "verdict"), self.words),
+            self._reason(model, index), self._targets(model, index, verdict), tuple(notes))
+
+    def _counted(self, model: str, index: int, verdict: Mapping[str, Any]) -> Markup:
+        total = bound(verdict["values"].get("total"), self._address(model, index, "values", "total"), self.words)
+        return Markup(escape(self.words("all_rows"))).format(pair=self._pair(verdict), count=total)
+
+    def _rows(self, model: str, index: int, verdict: Mapping[str, Any], shown: Sequence[str]) -> tuple[tuple[Markup, ...], ...]:
         columns = self.evidence[model].field("none", "compare", "columns")
         rows = [(i, dict(zip(columns, row))) for i, row in enumerate(verdict["rows"])]
         # What is identical is said in the sentence; a row of zeros adds nothing.
         ranked = _worst([(i, row) for i, row in rows if row["gate"] != 0 or not row["passed"]])
-        shown = ("name", "what", "error", "floor", "gate", "ratio") + (("target",) if verdict["target"] else ()) + ("note",)
-        rows = tuple(
-            tuple(self._cell(row, c, self._address(model, index, "rows", i, columns.index(c))) for c in shown) for i, row in ranked
-        )
-        total = bound(verdict["values"].get("total"), self._address(model, index, "values", "total"), self.words)
-        notes = (bound(note, self._address(model, index, "notes", i), self.words) for i, note in enumerate(verdict["notes"]))
-        return Block(
-            self.words("pair").format(**self._sides(verdict)),
-            badge(verdict["verdict"], self._address(model, index, "verdict"), self.words), self._reason(model, index),
-            self._targets(model, index, verdict), tuple(notes), tuple(self.words(f"column_{c}") for c in shown), rows,
-            Markup(escape(self.words("all_rows"))).format(count=total) if rows else None,
-        )  # fmt: skip
+        return tuple(tuple(self._cell(row, c, self._address(model, index, "rows", i, columns.index(c))) for c in shown) for i, row in ranked)
+
+    def _pair(self, verdict: Mapping[str, Any]) -> str:
+        return self.words("pair").format(**self._sides(verdict))
 
     def _cell(self, row: Mapping[str, Any], column: str, ref: str) -> Markup:
         value = row[column]
@@ -159,9 +179,24 @@ class Page:
             (Markup("{} {}").format(self.words(label), about[more]), *(row.get(side, Markup("")) for side in sides))
             for (label, more), row in cells.items()))
 
+    def _rosetta(self, out: str | Path) -> Rosetta | None:
+        """From the record that the comparison writes of both sides' probes; None where there is none."""
+        path = self.folder / "all" / "none" / "rosetta.json"
+        if not path.is_file():
+            return None
+        held = read(path)
+        kinds = tuple(held.fields["counts"])
+        counts = {kind: field(held, self.words, "fields", "counts", kind) for kind in kinds}
+        rows = (
+            (field(held, self.words, "fields", "topics", i, "topic"), *(field(held, self.words, "fields", "topics", i, kind) for kind in kinds))
+            for i in range(len(held.fields["topics"])))
+        header = tuple(escape(self.words(f"rosetta_{key}")) for key in ("topic", *kinds))
+        said = Markup(escape(self.words("rosetta_counts"))).format(total=field(held, self.words, "fields", "total"), **counts)
+        return Rosetta(said, (header, *rows), os.path.relpath(NOTEBOOK, out))
+
 
 def _worst(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, Mapping[str, Any]]]:
-    """Of each kind of comparison the rows closest to, or farthest beyond, their gates."""
+    """Of each kind of comparison the row closest to its gate, or those farthest beyond theirs."""
     def rank(item: tuple[int, Mapping[str, Any]]) -> float:
         ratio = item[1]["ratio"]
         return float("-inf") if isinstance(ratio, str) else -ratio  # infinite: a fault
@@ -169,4 +204,4 @@ def _worst(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, Map
     kinds: dict[str, list] = {}
     for item in sorted(rows, key=rank):
         kinds.setdefault(item[1]["what"], []).append(item)
-    return [item for items in kinds.values() for item in items[:SHOWN_ROWS]]
+    return [item for items in kinds.values() for place, item in enumerate(items[:FAILING_ROWS]) if place == 0 or not item[1]["passed"]]

@@ -2,9 +2,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lib import figures, tables
+from lib import figures, figures_alignment, tables
 from lib.alignment.evidence import Evidence
 from lib.figures import Picture
+
+
+SAMPLES = 3  # images with detections that are shown: they are the largest part of a page
 
 
 class Figure(NamedTuple):
@@ -46,7 +49,7 @@ def _training(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
 def _evaluation(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
     if sides := present(evidence, "evaluate"):
         held = {side: (evidence.get(side, "evaluate").fields, evidence.arrays(side, "evaluate")) for side in sides}
-        yield figures.detections(tables.samples(held, "common"), held[sides[0]][0]["classes"]), "evaluation_see"
+        yield figures.detections(tables.samples(held, "common")[:SAMPLES], held[sides[0]][0]["classes"]), "evaluation_see"
 
 
 def _speed(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
@@ -56,7 +59,18 @@ def _speed(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
         yield figures.memory(cases), "memory_see"
 
 
-_DRAWN = {"forward": _forward, "gradients": _gradients, "training": _training, "evaluation": _evaluation, "speed": _speed}
+def _divergence(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
+    if evidence.get("torch", "divergence") and evidence.get("jittor", "divergence"):
+        yield figures_alignment.layers(evidence.get("jittor", "divergence").fields), "divergence_see"
+
+
+def _trajectory(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
+    if evidence.get("torch", "lockstep") and evidence.get("jittor", "lockstep"):
+        mine, other = (evidence.field(side, "lockstep", "curves") for side in ("torch", "jittor"))
+        yield figures_alignment.band_of_controls(mine, {"Jittor": other["own"]["loss"]}), "trajectory_see"
+
+
+_DRAWN = {"divergence": _divergence, "trajectory": _trajectory, "forward": _forward, "gradients": _gradients, "training": _training, "evaluation": _evaluation, "speed": _speed}
 
 
 def present(evidence: Evidence, stage: str) -> list[str]:

@@ -10,7 +10,7 @@ from lib.record import Record, read
 from lib.report.bound import anchor, bound, field
 from lib.report.messages import Messages
 
-STAGES = ("data", "convert", "forward", "loss", "train", "evaluate", "speed", "compare")
+STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss", "train", "lockstep", "evaluate", "speed", "compare")
 SIDES = ("published", "torch", "jittor", "none")
 COLUMNS = ("started", "wall_seconds", "peak_rss_mib", "threads", "seed", "device", "git_commit", "command")  # of the provenance
 

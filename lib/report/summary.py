@@ -8,6 +8,7 @@ from lib.alignment.evidence import PAIRS, Evidence, pointer
 from lib.record import Record
 from lib.report.bound import badge, bound, count, counted, field
 from lib.report.messages import Messages
+from lib.report.themes import grouped
 
 ABREAST = 3  # models beside each other in one table, as many as A4 holds
 LISTED = 6   # verdicts that fail, or were not run, that the first page names
@@ -29,8 +30,8 @@ class Column:
 class Summary:
     headline: Markup
     verdict: str  # the worst: FAIL, NOT RUN or PASS
-    facts: tuple[tuple[str, tuple[Markup, ...]], ...]
-    questions: tuple[str, ...]
+    facts: tuple[tuple[str, Markup], ...]
+    themes: Mapping[str, tuple[str, ...]]  # theme -> its questions
     pairs: tuple[tuple[str, str], ...]  # "published-torch", and what it is called
     tables: tuple[tuple[Column, ...], ...]
     failing: tuple[Markup, ...]
@@ -48,7 +49,7 @@ def summary(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Rec
     key = "headline_fail" if failed else "headline_none" if not judged else "headline_gaps" if not_run else "headline_pass"
     return Summary(
         _counts(key, lists, words), "FAIL" if failed else "NOT RUN" if not_run or not judged else "PASS",
-        tuple(_facts(evidence, records, words)), tuple(questions),
+        tuple(_facts(evidence, records, words)), grouped(questions),
         tuple((f"{a}-{b}", words("pair").format(first=words(a), second=words(b))) for a, b in PAIRS),
         tuple(tuple(columns[i:i + ABREAST]) for i in range(0, len(columns), ABREAST)),
         tuple(_named(evidence, anchors, "FAIL", reason, words)), tuple(_named(evidence, anchors, "NOT RUN", reason, words)),
@@ -68,7 +69,7 @@ def _name(evidence: Evidence, words: Messages) -> Markup:
 
 
 def _counts(key: str, lists: Mapping[str, Sequence[Mapping]], words: Messages) -> Markup:
-    kinds = {"passed": ("PASS",), "failed": ("FAIL",), "not_run": ("NOT RUN",), "judged": JUDGED}
+    kinds = {"passed": ("PASS",), "failed": ("FAIL",), "not_run": ("NOT RUN",), "open": ("UNDERPOWERED",), "judged": JUDGED}
     return Markup(escape(words(key))).format(**{name: count(kind, lists) for name, kind in kinds.items()})
 
 
@@ -99,19 +100,20 @@ def _named(evidence: Mapping[str, Evidence], anchors: Mapping[str, str], kind: s
 
 # ------------------------------------------------------------------------------------------------------------- facts
 
-def _facts(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Record]], words: Messages) -> Iterator[tuple[str, tuple[Markup, ...]]]:
-    """(label key, values); a value that not all models share says whose it is."""
-    for key, tell in (("reference", _reference), ("frameworks", _frameworks), ("machine", _machine), ("measured", _measured), ("commit", _commit)):
+def _facts(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Record]], words: Messages) -> Iterator[tuple[str, Markup]]:
+    """(label key, value); a value that not all models share says whose it is."""
+    for key, tell in (("reference", _reference), ("frameworks", _frameworks), ("machine", _machine), ("commit", _commit)):
         groups: dict[str, tuple[Markup, list[str]]] = {}
         for model in evidence:
             value = tell(records[model], words)
             groups.setdefault(value.striptags(), (value, []))[1].append(model)
         if len(groups) == 1:
-            yield key, tuple(value for value, _ in groups.values())
+            yield key, next(iter(groups.values()))[0]
         else:
-            yield key, tuple(
+            yield key, Markup("; ").join(
                 Markup("{} ({})").format(value, Markup(", ").join(_name(evidence[model], words) for model in models))
                 for value, models in groups.values())
+    yield "measured", _measured([one for found in records.values() for one in measured(found)], words)
 
 
 def measured(records: Sequence[Record]) -> list[Record]:
@@ -123,7 +125,7 @@ def _reference(records: Sequence[Record], words: Messages) -> Markup:
     found = next((one for one in records if one.side == "published"), None)
     if found is None:
         return escape(words("reference_absent"))
-    return Markup(escape(words("reference_value"))).format(commit=field(found, words, "provenance", "versions", "published"))
+    return field(found, words, "provenance", "versions", "published")
 
 
 def _frameworks(records: Sequence[Record], words: Messages) -> Markup:
@@ -144,7 +146,7 @@ def _machine(records: Sequence[Record], words: Messages) -> Markup:
 
 
 def _measured(records: Sequence[Record], words: Messages) -> Markup:
-    order = sorted(measured(records), key=lambda one: one.provenance.started)
+    order = sorted(records, key=lambda one: one.provenance.started)
     first, last = (field(one, words, "provenance", "started") for one in (order[0], order[-1]))
     return Markup(escape(words("measured_value"))).format(first=first, last=last)
 

@@ -17,5 +17,6 @@ RECIPES: dict[str, Recipe] = {  # by lib.models.family(name)
 
 
 def recipe(model: str, family: str) -> Recipe:
-    """The published recipe of a model: its own where its variant differs from its family's."""
-    return gold_yolo.VARIANTS.get(model, RECIPES[family])
+    """The published recipe of a model: its own where its size differs from its family's, with whatever head."""
+    size = model.removesuffix("-fuse-ab").removesuffix("-distill")
+    return gold_yolo.VARIANTS.get(size, RECIPES[family])

@@ -1,0 +1,94 @@
+"""The questions of the alignment report; each answers one pair of sides from their records, and runs no model.
+
+Pairs with the published side: error against its float64 numbers <= K x its own float32 error. Where it gives statistics
+instead of a tensor, the gate follows from the tensor's: |norm(a) - norm(b)| <= norm(a - b), and a mean deviates by at
+most norm(a - b) / sqrt(n). Pair torch-jittor: difference <= K x PyTorch's own float32 deviation from float64.
+"""
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lib.alignment import references
+from lib.alignment.evidence import PAIRS, SIDES, Evidence
+from lib.alignment.questions.inference import divergence, equivalence, evaluation, forward
+from lib.alignment.questions.learning import assignment, batch_norm, gradients, lockstep, losses, step
+from lib.alignment.questions.parts import holds
+from lib.alignment.questions.running import data, speed, training, trajectory
+from lib.alignment.questions.weights import conversion, initialisation, structure
+from lib.alignment.rosetta import counts
+from lib.alignment.verdict import TARGETS, Answer, K, Verdict, target_status
+from lib.record import Record, measure, read
+
+COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "scale", "passed", "note", "target")
+# What is asked, in the order of the report: question -> (stage its records come from, whether the published side has it, how).
+QUESTIONS: dict[str, tuple[str, bool, Callable[[Evidence, str, str], Answer]]] = {
+    "structure": ("convert", True, structure),
+    "conversion": ("convert", True, conversion),
+    "initialisation": ("lockstep", False, initialisation),
+    "data": ("lockstep", False, data),
+    "forward": ("forward", True, forward),
+    "divergence": ("divergence", False, divergence),
+    "losses": ("loss", True, losses),
+    "assignment": ("loss", True, assignment),
+    "gradients": ("loss", True, gradients),
+    "step": ("loss", True, step),
+    "batch_norm": ("loss", True, batch_norm),
+    "lockstep": ("lockstep", False, lockstep),
+    "trajectory": ("lockstep", False, trajectory),
+    "training": ("train", False, training),
+    "evaluation": ("evaluate", False, evaluation),
+    "equivalence": ("evaluate", False, equivalence),
+    "speed": ("speed", True, speed),
+}
+
+
+def answers(folder: str | Path, model: str) -> list[Answer]:
+    """One answer per question and pair that can have one; NOT RUN where a record is missing."""
+    evidence = Evidence(folder, model)
+    # A port that a user brings has no published numbers to miss.
+    known = references.module(model) is not None or any(evidence.get("published", stage) for stage, *_ in QUESTIONS.values())
+    found = []
+    for question, (stage, has_published, answer) in QUESTIONS.items():
+        for a, b in (pair for pair in PAIRS if "published" not in pair or has_published and known):
+            if missing := [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]:
+                found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", {"missing": ", ".join(missing)}))
+            elif not holds(evidence, stage, question, a, b):
+                found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", {"missing": question}))
+            else:
+                found.append(answer(evidence, a, b))
+    return found
+
+
+def judge_records(folder: str | Path, models: Iterable[str], golden: Path = references.GOLDEN) -> list[Record]:
+    """Write the published side's records of each model, answer all questions, and save the verdicts as records.
+
+    Returns these, `<model>/none/compare`; `all/none/rosetta` counts the verdicts on the probes, where they have run.
+    """
+    counts.write(folder)
+    return [_judge_model(Path(folder), model, golden) for model in models]
+
+
+def _judge_model(folder: Path, model: str, golden: Path) -> Record:
+    references.write(folder, model, golden)
+    inputs = sorted(path for side in SIDES for path in (folder / model / side).glob("*.json"))
+    with measure("compare", model, folder, inputs=inputs) as measurement:
+        measurement.fields |= {"k": K, "columns": list(COLUMNS)}
+        measurement.fields["verdicts"] = [_plain(answer) for answer in answers(folder, model)]
+    return read(measurement.path)
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    """The answer as JSON: rows as lists under COLUMNS, with the status of the quoted target where there is one."""
+    target = TARGETS.get(answer.question)
+    statuses = [target_status(row, target) if target and row.scale else None for row in answer.rows]
+    return {
+        "question": answer.question, "pair": answer.pair, "verdict": answer.verdict.value, "reason": answer.reason,
+        "values": answer.values, "target": target, "targets": dict(Counter(status for status in statuses if status)),
+        "sources": answer.sources, "notes": answer.notes, "numbers": [asdict(number) for number in answer.numbers],
+        "rows": [
+            [r.name, r.what, r.error, r.floor, r.gate, r.ratio, r.scale, r.passed, r.note, status]
+            for r, status in zip(answer.rows, statuses)
+        ],
+    }  # fmt: skip

@@ -1,0 +1,117 @@
+"""Questions about one step of training: losses, decisions, gradients, update, statistics."""
+from dataclasses import replace
+
+import numpy as np
+
+from lib.alignment import lockstep as engine
+from lib.alignment.compare import compare_sets, norm
+from lib.alignment.evidence import Evidence
+from lib.alignment.questions.parts import holds, identical, other_case, sources
+from lib.alignment.rows import (
+    chosen, excuse_flips, float64_factor, other_deviations, step_norms, step_residuals, tensors, true_zeros,
+)  # fmt: skip
+from lib.alignment.verdict import Answer, Verdict, conclude, decisions, fault, judge_scalars, judge_value
+
+
+def losses(evidence: Evidence, a: str, b: str) -> Answer:
+    """Every loss component in every phase, and the raw training outputs they come from."""
+    if other := other_case(evidence, "loss", a, b, "losses"):
+        return other
+    per_phase = {side: evidence.field(side, "loss", "losses") for side in (a, b)}
+    flat = {
+        side: {run: {f"{phase}/{name}": value for phase, runs in phases.items() for name, value in runs.get(run, {}).items()}
+               for run in ("float32", "float64")}
+        for side, phases in per_phase.items()
+    }  # fmt: skip
+    exact, rounded = flat[a]["float64"], flat[a]["float32"]
+    rows = judge_scalars(exact, rounded, flat[b]["float32"], exact if a == "published" else rounded)
+    if flat[b]["float64"]:
+        sharp = judge_scalars(exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b))
+        rows += [replace(row, what="scalar, float64") for row in sharp]
+    runs = [{s: evidence.arrays(s, "loss", f"{run}/output/") for s in (a, b)} for run in ("float32", "float64")]
+    rows += tensors(evidence, "loss", a, b, *runs, "max_abs", "output/")
+    return conclude("losses", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
+
+
+def assignment(evidence: Evidence, a: str, b: str) -> Answer:
+    """The assigner's decisions: which box, and which class, each prior is given."""
+    if other := other_case(evidence, "loss", a, b, "assignment"):
+        return other
+    theirs, ours = (evidence.arrays(side, "loss", "assignment/") for side in (a, b))
+    rows = identical(compare_sets(theirs, chosen(ours, tuple(theirs)) if a == "published" else ours))  # it records some phases
+    return conclude("assignment", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
+
+
+def gradients(evidence: Evidence, a: str, b: str) -> Answer:
+    """Every parameter's gradient in every phase."""
+    if other := other_case(evidence, "loss", a, b, "gradients"):
+        return other
+    single, double = ({s: evidence.arrays(s, "loss", f"{run}/gradient/") for s in (a, b)} for run in ("float32", "float64"))
+    deviations = other_deviations(evidence, double[a]) if a == "torch" else None
+    rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/", deviations)
+    zero = true_zeros(evidence, a, single[a], double[a])
+    noise = max(zero.values(), default=0.0)
+    rows = excuse_flips([row for row in rows if row.name not in zero])
+    # Where the true gradient is zero only noise is left, and its size varies more than a gradient's error: all such
+    # parameters share the largest noise.
+    for name in zero:
+        what, there = "noise, true gradient zero", name in single[b]
+        rows.append(judge_value(name, what, norm(single[b][name]), noise, 0.0) if there else fault(name, what, "missing"))
+    return conclude("gradients", f"{a}-{b}", rows, sources(evidence, "loss", a, b), notes=sorted(zero))
+
+
+def step(evidence: Evidence, a: str, b: str) -> Answer:
+    """One optimiser step: each side against the optimiser's rule applied to its own gradient, and the change's norms.
+
+    Where a gradient element is smaller than its noise, AdamW's first step turns the noise's sign into a whole step:
+    changes themselves can't be compared elementwise, the rule's residual can.
+    """
+    if other := other_case(evidence, "loss", a, b, "step"):
+        return other
+    gradients_of_a = (evidence.arrays(a, "loss", f"{run}/gradient/") for run in ("float32", "float64"))
+    zero = {name.split("/", 1)[1] for name in true_zeros(evidence, a, *gradients_of_a)}
+    rows = []
+    variants = [v for v in evidence.field(b, "loss", "optimiser") if v in evidence.field(a, "loss", "optimiser")]
+    for run in ("float32", "float64"):
+        residuals = {side: {v: step_residuals(evidence, side, v, run) for v in variants} for side in (a, b)}
+        # In roundings of the parameter, so that what a few tensors of one variant show holds for all. The rule itself,
+        # computed here in float64, leaves a few.
+        floor = max((value for found in residuals[a].values() for value in found.values()), default=float("nan"))
+        if run == "float64" and np.isnan(floor):
+            continue  # the reference has no float64 step
+        for variant, found in residuals[b].items():
+            what = f"roundings away from {evidence.field(b, 'loss', 'optimiser', variant, 'rule')}'s rule"
+            rows += [judge_value(f"{variant}/{name}", what + ", float64" * (run == "float64"), value, floor, 0.0)
+                     for name, value in found.items()]  # fmt: skip
+    for variant in variants:
+        rows += step_norms(evidence, a, b, variant, zero)
+    return conclude("step", f"{a}-{b}", rows, sources(evidence, "loss", a, b), notes=sorted(zero))
+
+
+def batch_norm(evidence: Evidence, a: str, b: str) -> Answer:
+    """Running statistics after one training forward, counters included."""
+    if other := other_case(evidence, "loss", a, b, "batch_norm"):
+        return other
+    single, double = ({s: evidence.arrays(s, "loss", f"{run}/bn/") for s in (a, b)} for run in ("float32", "float64"))
+    rows = tensors(evidence, "loss", a, b, single, double, "l2", "bn/")
+    theirs, ours = (evidence.arrays(side, "loss", "bn/") for side in (a, b))
+    if holds(evidence, "loss", "counters", a, b) and (theirs or a != "published"):  # not every golden record counts batches
+        rows += identical(compare_sets(theirs, chosen(ours, tuple(theirs)) if a == "published" else ours))
+    return conclude("batch_norm", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
+
+
+def lockstep(evidence: Evidence, a: str, b: str) -> Answer:
+    """Every quantity of every step of two trainings side by side: with the same gradients fed to both, and with their own."""
+    batches = [evidence.field(side, "lockstep", "batches") for side in (a, b)]
+    rows, first = [decisions("batches", int(batches[0] != batches[1]), 1)], None
+    for mode in ("fed", "native"):
+        mine, other = (evidence.field(side, "lockstep", mode) for side in (a, b))
+        result = engine.compare(mine, other, tuple(evidence.arrays(side, "lockstep", f"{mode}/") for side in (a, b)))
+        rows += [replace(row, name=f"{mode}, {row.name}") for row in result.rows()]
+        if first is None and (apart := result.first()):
+            first = {"mode": mode, "step": apart.step, "kind": apart.kind.replace("_", " "), "precision": apart.precision,
+                     "tensor": apart.rows[0].name}  # fmt: skip
+    answer = conclude("lockstep", f"{a}-{b}", rows, sources(evidence, "lockstep", a, b))
+    if answer.verdict is Verdict.FAIL and first:
+        return replace(answer, reason="first_apart", values=answer.values | first)
+    return answer

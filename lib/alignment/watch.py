@@ -1,0 +1,99 @@
+"""A model's training watched step by step in this framework: what 61_lockstep records.
+
+The training's batches, the same bytes in both frameworks. The first steps run by the plan's own recipe, in float32 and in
+float64: native ones, and ones in which the same gradients are fed to both sides. The curves run in float32 alone, at one
+rate; the reference's side adds the control runs that say what such a curve can tell.
+
+They must tell something: right runs part within two steps where near-ties decide the assignment, where AdamW makes whole
+steps of a gradient's noise, or where a norm sees four values. Seeded weights, a small rate and a large enough input keep
+NanoDet-Plus and RT-DETR together for longer; Gold-YOLO, whose seeded weights make its gradients explode, starts afresh.
+"""
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from lib import backend, convert, losses, models, runs
+from lib.alignment import datatrace, references, steps, trajectory
+from lib.alignment.evidence import is_reference
+from lib.alignment.store import digest
+from lib.data.loader import Batch, Loader
+from lib.schedule import Recipe
+from lib.training import Trainer
+
+WATCHED = 4   # tensors whose every element is kept
+OFF = 1.01    # learning rate of the run that is wrong on purpose
+MODES = ("fed", "native")
+
+
+def first_steps(plan: runs.Training, count: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode."""
+    loader = runs.loader(plan)
+    _, stages = datatrace.first_batch(loader)
+    batches = list(itertools.islice(_batches(loader), count))
+    recipe, model = runs.recipe(plan, loader), _network(plan, loader)
+    found: dict[str, Any] = {
+        "data": [[held.name, dict(held.digests)] for held in stages], "batches": _digests(batches),
+        "initial": {name: digest(array) for name, array in convert.state(model).items()},
+    }  # fmt: skip
+    arrays: dict[str, np.ndarray] = {}
+    for mode in MODES:
+        trainers = {"float32": _trainer(plan, loader, _network(plan, loader), recipe, steps.Watched),
+                    "float64": _trainer(plan, loader, backend.float64(_network(plan, loader)), recipe, steps.Watched)}
+        names = list(trainers["float32"].trained())
+        advance = steps.fed if mode == "fed" else steps.native(batches)
+        found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
+        arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
+    return found, arrays
+
+
+def curves(plan: runs.Training, count: int, side: str, seeded: bool) -> dict[str, Any]:
+    """`count` steps' losses at the plan's rate, without warm-up: "own"; on the reference's side "controls", from weights moved by
+    a rounding, and "off", with a learning rate that is wrong on purpose. seeded: from seeded weights, not fresh ones."""
+    loader = runs.loader(plan)
+    batches = list(itertools.islice(_batches(loader), count))
+    recipe = _constant(runs.recipe(plan, loader))
+
+    def run(seed: int | None = None, rate: float = 1.0) -> dict[str, list[float]]:
+        model = _network(plan, loader, seeded)
+        if seed is not None:
+            convert.load(model, trajectory.perturbed(convert.state(model), seed))
+        used = replace(recipe, learning_rate=rate * recipe.learning_rate)
+        return steps.curves(_trainer(plan, loader, model, used), batches)
+
+    found: dict[str, Any] = {"batches": _digests(batches), "rate": recipe.learning_rate, "seeded": seeded, "own": run()}
+    if is_reference(side):
+        found["controls"] = [run(seed) for seed in tqdm(range(trajectory.LEAST), unit="run", desc="controls")]
+        found["off"] = run(rate=OFF)
+    return found
+
+
+def _constant(recipe: Recipe) -> Recipe:
+    """The recipe at one learning rate."""
+    return Recipe(**{field.name: getattr(recipe, field.name) for field in fields(Recipe)})
+
+
+def _network(plan: runs.Training, loader: Loader, seeded: bool = False) -> backend.nn.Module:
+    model, _ = runs.network(plan, loader)
+    if seeded:
+        state = convert.state(model)
+        case = references.case(plan.model, "loss")
+        convert.load(model, state | case.weights({name: array.shape for name, array in state.items()}))
+    return model
+
+
+def _trainer(plan: runs.Training, loader: Loader, model: backend.nn.Module, recipe: Recipe, kind: type[Trainer] = Trainer) -> Any:
+    criterion = losses.build(plan.model, len(loader.dataset.classes))
+    return kind(model, criterion, recipe, len(loader), models.parameter_groups(plan.model, model), plan.seed)
+
+
+def _batches(loader: Loader) -> Iterator[Batch]:
+    return itertools.chain.from_iterable(map(loader.iter_epoch, itertools.count()))
+
+
+def _digests(batches: Sequence[Batch]) -> list[str]:
+    return [hashlib.sha256(batch.images.tobytes()).hexdigest() for batch in batches]

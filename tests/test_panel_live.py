@@ -1,0 +1,81 @@
+"""A model that is run from the panel: it joins the menus, its weights must fit, each image is asked for once. Both environments."""
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lib import convert, inference, models, panel
+from lib.data import coco, scenes
+from lib.detection.classes import Classes
+from lib.errors import UserError
+from lib.panel_live import FILE, SIDE, Live
+
+NAME = "nanodet-plus-m_320"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(panel with one side's "common" detections, what can be run)."""
+    folder = tmp_path_factory.mktemp("live")
+    dataset = coco.load(scenes.generate(folder / "data", train=1, val=3, size=64)["val"])
+    for side in ("torch", "jittor"):
+        (folder / "runs" / NAME / side).mkdir(parents=True)
+    model = models.build(NAME, len(dataset.classes), seed=3)
+    save_file(convert.state(model), folder / "runs" / NAME / "torch" / FILE)
+    save_file(convert.state(models.build(NAME, 3)), folder / "runs" / NAME / "jittor" / FILE)
+    shown = panel.Panel(dataset, Classes(dataset.classes, dataset.category_ids))
+    found = inference.detect(model, NAME, dataset, (64, 64))
+    shown.add(NAME, "common", "torch", panel.with_ids([image.id for image in dataset.images], found))
+    return shown, Live(folder / "runs", (64, 64))
+
+
+def test_models_with_weights_come_first(trained):
+    _, live = trained
+    assert live.models()[0] == NAME and set(live.models()) == set(models.NAMES)
+    assert [path.split("/")[-2] for path in live.weights(NAME)] == ["jittor", "torch"] and live.weights("gold-yolo-n") == []
+
+
+def test_common_weights_run_here_find_what_the_record_says(trained):
+    shown, live = trained
+    joined = live.join(shown, NAME, live.weights(NAME)[1])
+    assert joined == {"model": NAME, "weights": "common", "right": SIDE}
+    for image in shown.offered_images():
+        alt = shown.picture(shown.choice(**joined, left="torch", image=image, threshold=0.0, pixels=0.1)).alt
+        assert re.search(rf"PyTorch: (\d+) boxes, 0 without counterpart; {SIDE}: \1 boxes, 0 without", alt), alt
+
+
+def test_an_image_is_asked_for_once(trained):
+    shown, _ = trained
+    calls = []
+    shown.add_live("mine", "file", "here", lambda image: calls.append(image.shape) or np.array([[1, 2, 9, 9, 0.9, 0]]))
+    for threshold in (0.1, 0.5):
+        assert "here: 1 boxes" in shown.picture(shown.choice(model="mine", threshold=threshold)).alt
+    assert len(calls) == 1 and calls[0][2] == 3
+    del shown.found["mine", "file"]
+
+
+@pytest.mark.parametrize("model, path, message", [
+    ("yolo-x", "", "'yolo-x' is unknown"), (NAME, "nowhere.pth", "nowhere.pth: no such file"), (NAME, "", "weights: no such file"),
+])  # fmt: skip
+def test_what_can_not_be_run_is_named(trained, model, path, message):
+    with pytest.raises(UserError, match=message):
+        trained[1].join(trained[0], model, path)
+
+
+def test_the_button_brings_the_model_into_the_menus(trained):
+    pytest.importorskip("ipywidgets")
+    shown, live = trained
+    for side in [side for side in shown.found[NAME, "common"] if side == SIDE]:
+        del shown.found[NAME, "common"][side]
+    box = shown.widget(shown.choice(threshold=0.01), live)
+    row, menus, _ = ({control.description: control for control in row.children} for row in box.children[:3])
+    figure = box.children[3]
+    assert row["run"].value == NAME and len(row["weights"].options) == 2 and SIDE not in menus["right"].options
+    row["detect"].click()  # the first file has three classes, the data ten
+    assert "<b>" in figure.value and "shape" in figure.value and len(shown.found) == 1
+    row["weights"].value = row["weights"].options[1]
+    row["detect"].click()
+    assert menus["right"].value == SIDE and menus["left"].value == "torch" and f"{SIDE}: " in figure.value
+    row["run"].value = "gold-yolo-n"
+    assert row["weights"].options == () and row["weights"].value == ""
