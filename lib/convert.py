@@ -62,7 +62,10 @@ def load(
         not_finite=not_finite,
     )
     if strict and (faults := _faults(coverage, own, values)):
-        raise UserError(f"{source if given else mapping_or_path}: {'; '.join(faults)}; nothing was loaded")
+        parts = dict.fromkeys(name.split(".")[0] + "." for name in coverage.missing)
+        left_out = [part for part in parts if _whole(part, own, values)]
+        remedy = f" (where whole parts are left out on purpose: --absent {' '.join(left_out)})" if left_out else ""
+        raise UserError(f"{source if given else mapping_or_path}: {'; '.join(faults)}; nothing was loaded{remedy}")
     backend.load_state(model, {name: np.asarray(values[name]).astype(own[name].dtype) for name in coverage.loaded})
     return coverage
 

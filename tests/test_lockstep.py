@@ -93,6 +93,25 @@ def test_some_steps_are_clipped_and_some_are_not(sound):
     assert any(clipped) and (sound[0] == "native" or not all(clipped))
 
 
+def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
+    """From the step on at which the reference's own runs part; a wrong rate or a NaN is a fault wherever it stands."""
+    mode, fields, arrays = sound
+    parted = json.loads(json.dumps(record.plain(fields)))
+    noise = parted["steps"][2]["noise"]["gradient"]
+    noise.update({name: abs(value) / 50 for name, value in parted["steps"][2]["norms"]["float64"]["gradient"].items()})
+
+    def found(kind, factor, at):
+        other = json.loads(json.dumps(record.plain(fields)))
+        for run in other["steps"][at]["norms"].values():
+            run[kind] = {name: value * factor for name, value in run[kind].items()}
+        first = lockstep.compare(parted, other, ({}, {})).first()
+        return first and (first.step, first.kind)
+
+    assert found("parameter", 1.01, 1) == (1, "parameter") and found("parameter", 1.01, 3) is None
+    assert found("learning_rate", 1.01, 3) == (3, "learning_rate")
+    assert found("parameter", float("nan"), 3) == (3, "parameter")
+
+
 def shift_rates(trainer):
     trainer.rates = np.roll(trainer.rates, -1, 0)
 

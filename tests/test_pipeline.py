@@ -52,9 +52,9 @@ def notebook(path: Path, *sources: str, parameters: str = "") -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A checkout with stub notebooks and a stub library; both its kernels are this interpreter."""
-    for name in ("__init__", "errors", "record", "environment", "doctor", "notebook", "pipeline"):
-        (tmp_path / "lib").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib")
+    for name in ("__init__", "errors", "record", "environment", "doctor", "notebook", "pipeline", "alignment/__init__", "alignment/evidence"):
+        (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib" / f"{name}.py")
     shutil.copy(ROOT / "Snakefile", tmp_path)
     for name, text in {"models/__init__": "from . import nanodet_plus, gold_yolo", "models/nanodet_plus": "WIDTH = 1",
                        "models/gold_yolo": "", "tables": "from lib import models", "data": "",
