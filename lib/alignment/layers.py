@@ -24,7 +24,7 @@ from lib import backend
 from lib.alignment import store, tree
 from lib.alignment.compare import Comparison, compare, compare_sets
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import ROUNDING
+from lib.alignment.verdict import FEW, REPEATS, ROUNDING
 from lib.backend import nn
 from lib.record import sha256
 
@@ -212,6 +212,10 @@ def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping
         found = [compare(name, array, single[direction][name], _dtype(array, "float32"))
                  for name, array in double[direction].items()]
         call["floor"][direction] = {c.name: [c.max_abs, c.l2] for c in found if c.fault is None}
+    if any(array.size < FEW for array in double["backward"].values()):
+        with cost.running():
+            draws = [alone(models["float64"][path], call["structure"], given, f"{key}:{draw}", "float64")["backward"] for draw in range(REPEATS)]
+        _cancelling(call["floor"]["backward"], draws, sum(array.size for array in double["forward"].values()))
     if not again:
         call["unable"] = "it gives no tensor"
         return
@@ -220,6 +224,19 @@ def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping
     # Inside the model inputs may lie otherwise in memory and be summed in another order: noise as large as the layer's own.
     inside = compare_sets(_get(run, call["output"]), single["forward"])
     call["replay"] = max((_ratio(c, floors.get(c.name, (0.0, 0.0))) for c in inside), default=0.0)
+
+
+def _cancelling(floors: dict[str, list[float]], draws: Sequence[Arrays], summands: int) -> None:
+    """Raise the floors of gradients of a few elements to the noise of their sums.
+
+    Such an element is a sum of numbers that cancel, one for each element of the output, and what one run deviates says
+    little. Its size under other cotangents is that of sqrt(n) numbers. Added one by one in float32, partial sums grow like
+    the square root too, and their roundings together are ROUNDING sqrt(n / 2) times that size.
+    """
+    for name, array in draws[0].items():
+        if array.size < FEW and name in floors:
+            typical = np.sqrt(np.mean([draw[name] ** 2 for draw in draws], 0)) * ROUNDING * np.sqrt(summands / 2)
+            floors[name] = [max(floors[name][0], float(typical.max(initial=0.0))), max(floors[name][1], float(np.linalg.norm(typical)))]
 
 
 # ------------------------------------------------------------------------------------------------------- candidate

@@ -16,6 +16,7 @@ import numpy as _np
 from .jittor_import import jt as _jt
 from jittor import exp, log, no_grad, ones_like, sqrt, where, zeros_like  # after the guarded import
 from . import jittor_nn as nn
+from .jittor_elementwise import root as _root
 from .jittor_functions import (abs, adaptive_avg_pool2d, amax, arange, argmax, asin, binary_cross_entropy_with_logits, cat,
                                chunk, clamp, cos, floor_divide, full, gather, grid_sample, interpolate, linear, log_softmax,
                                matmul, maximum, mean, minimum, mul, one_hot, ones, remainder, sigmoid, sin, softmax, split,
@@ -95,7 +96,7 @@ def float64(model: nn.Module) -> nn.Module:
 def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept, and the
     gradients have none (Jittor's keep theirs: one that nobody uses would lead a later step back into this one)."""
-    return [_scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(scalar, tensors), tensors)]
+    return [_scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(_root(scalar), tensors), tensors)]
 
 
 def mixed_precision() -> _jt.flag_scope:

@@ -1,4 +1,4 @@
-"""C++ kernels for element-wise functions of Jittor on the CPU: activations and their gradients.
+"""C++ kernels for element-wise functions of Jittor on the CPU, activations and their gradients, and for sums.
 
 Built as in `jittor_normalise.py`: each beside its `plain_…` rule, one compiled kernel per dtype. A kernel of one's own
 for each function, rather than Jittor's operators, because Jittor fuses those with their neighbours and compiles each
@@ -198,6 +198,56 @@ def scale(x, factor):
 def plain_scale(x, factor):
     """`scale` by Jittor's own operators."""
     return x * factor
+
+
+# Accumulated in twice the precision of its values, at least nearly.
+_TOTAL = """
+    // kernel: sum;
+    std::conditional<sizeof(in0_type) == 8, long double, double>::type total = 0;
+    for (int64_t i = 0; i < in0->num; i++) total += in0_p[i];
+    out_p[0] = total;
+"""
+
+_TOTAL_GRADIENT = """
+    // kernel: sum, gradient;
+    std::fill(out_p, out_p + out->num, in0_p[0]);
+"""
+
+
+class _Total(jt.Function):
+    def execute(self, x):
+        self.of = x.shape, x.dtype
+        return jt.code([1], x.dtype, [x], cpu_header="#include <type_traits>", cpu_src=_TOTAL)
+
+    def grad(self, dy):
+        # A number that is float32 behind a float64 sum hands a float32 gradient back.
+        return jt.code(*self.of, [dy], cpu_header="#include <algorithm>", cpu_src=_TOTAL_GRADIENT)
+
+
+def total(x):
+    """The sum of all floating values; Jittor's own adds them one by one."""
+    if jt.flags.use_cuda:
+        return plain_total(x)
+    return _Total()(x)
+
+
+def plain_total(x):
+    """`total` by Jittor's own operators."""
+    return x.float64().sum().cast(x.dtype)
+
+
+class _Root(jt.Function):
+    def execute(self, x):
+        return x.clone()
+
+    def grad(self, dy):
+        return jt.code(dy.shape, dy.dtype, [], cpu_src="out_p[0] = 1;")
+
+
+def root(x):
+    """The scalar that gradients start from, where its own gradient, 1, is computed by a kernel. Jittor takes a constant,
+    which it fuses with what is computed from it; where another kernel reads that constant in float64, nobody has written it."""
+    return x if jt.flags.use_cuda else _Root()(x)
 
 
 _SOFTMAX = """

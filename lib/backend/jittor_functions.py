@@ -206,16 +206,11 @@ def sum(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
     Without `dim` a scalar; booleans and integers give int64.
     """
     floating = "float" in str(x.dtype)
-    wide = x.float64() if floating else x.int64()
     if dim is None:
-        total = wide
-        while floating and x.dtype == "float64" and total.ndim > 1:  # axis by axis: one by one, rounding would add up
-            total = total.sum(-1)
-        total = total.sum()
-    else:
-        dims = [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
-        total = wide.sum(dims, keepdims=keepdim)
-    return scalar(total.cast(x.dtype) if floating else total, dim is None or not keepdim and len(dims) == x.ndim)
+        return scalar(elementwise.total(x) if floating else x.int64().sum(), True)
+    dims = [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
+    wide = (x.float64() if floating else x.int64()).sum(dims, keepdims=keepdim)
+    return scalar(wide.cast(x.dtype) if floating else wide, not keepdim and len(dims) == x.ndim)
 
 
 def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
