@@ -156,13 +156,11 @@ def test_the_command_line_says_where(copy, capsys):
     assert "#summary: the page says '99'" in printed.out and printed.err.count("\n") == 1
 
 
-def test_an_example_is_small_and_believed(copy, tmp_path):
+def test_an_example_is_the_page_alone(copy, tmp_path):
     from lib.report import example
 
     example.copy(copy, tmp_path / "example")
-    assert (tmp_path / "example" / "report.pdf").is_file()
-    kept = {path.name for path in (tmp_path / "example").rglob("*.safetensors")}
-    assert kept == {"evaluate.safetensors"}, "what figures need, and no more"
+    assert (tmp_path / "example" / "index.html").read_bytes() == (copy / "index.html").read_bytes()
     (tmp_path / "example" / "old.html").write_text("of an earlier report")
     example.copy(copy, tmp_path / "example")
     assert not (tmp_path / "example" / "old.html").exists()
