@@ -7,6 +7,8 @@ rate; the reference's side adds the control runs that say what such a curve can 
 They must tell something: right runs part within two steps where near-ties decide the assignment, where AdamW makes whole
 steps of a gradient's noise, or where a norm sees four values. Seeded weights, a small rate and a large enough input keep
 NanoDet-Plus and RT-DETR together for longer; Gold-YOLO, whose seeded weights make its gradients explode, starts afresh.
+A fresh RT-DETR even ties exactly: its box heads begin at zero, so a denoising box is its noised one, and where that and the
+true box are both cut at the image's edge the sign of a rounding, in float64 too, decides the gradient of the GIoU.
 """
 import hashlib
 import itertools
@@ -30,20 +32,23 @@ OFF = 1.01    # learning rate of the run that is wrong on purpose
 MODES = ("fed", "native")
 
 
-def first_steps(plan: runs.Training, count: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode."""
+def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode.
+
+    seeded: from seeded weights, not fresh ones.
+    """
     loader = runs.loader(plan)
     _, stages = datatrace.first_batch(loader)
     batches = list(itertools.islice(_batches(loader), count))
-    recipe, model = runs.recipe(plan, loader), _network(plan, loader)
+    recipe, model = runs.recipe(plan, loader), _network(plan, loader, seeded)
     found: dict[str, Any] = {
         "data": [[held.name, dict(held.digests)] for held in stages], "batches": _digests(batches),
         "initial": {name: digest(array) for name, array in convert.state(model).items()},
     }  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for mode in MODES:
-        trainers = {"float32": _trainer(plan, loader, _network(plan, loader), recipe, steps.Watched),
-                    "float64": _trainer(plan, loader, backend.float64(_network(plan, loader)), recipe, steps.Watched)}
+        trainers = {"float32": _trainer(plan, loader, _network(plan, loader, seeded), recipe, steps.Watched),
+                    "float64": _trainer(plan, loader, backend.float64(_network(plan, loader, seeded)), recipe, steps.Watched)}
         names = list(trainers["float32"].trained())
         advance = steps.fed if mode == "fed" else steps.native(batches)
         found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
@@ -77,7 +82,7 @@ def _constant(recipe: Recipe) -> Recipe:
     return Recipe(**{field.name: getattr(recipe, field.name) for field in fields(Recipe)})
 
 
-def _network(plan: runs.Training, loader: Loader, seeded: bool = False) -> backend.nn.Module:
+def _network(plan: runs.Training, loader: Loader, seeded: bool) -> backend.nn.Module:
     model, _ = runs.network(plan, loader)
     if seeded:
         state = convert.state(model)
