@@ -152,6 +152,18 @@ def test_edge_cases_train_with_finite_losses_and_gradients(model, edge):
     assert [np.count_nonzero(row >= 0) for row in table] == [min(126, len(t["labels"])) for t in given_targets]
 
 
+def test_a_fresh_model_ties_where_truth_and_noise_are_cut_at_the_edge(model):
+    """Why lock-step starts from seeded weights: here the sign of a rounding decides the gradient of the GIoU."""
+    height, width = SIZE
+    at_the_edge = [target([[width / 2, height / 2, width, height]] * 4, [0, 1, 2, 0])] * 2
+    model.step = Step(random=np.random.default_rng(1), targets=at_the_edge)
+    found = model(backend.tensor(np.random.default_rng(2).random((2, 3, *SIZE), np.float32)))["dn_aux_outputs"]
+    for layer in found:
+        boxes = backend.numpy(layer["pred_boxes"])
+        right_and_bottom = boxes[..., :2] + boxes[..., 2:] / 2
+        assert 0.05 < np.mean(np.abs(right_and_bottom - 1) < 1e-6) < 0.95
+
+
 def test_two_boxes_without_area_give_no_nan():
     nothing = {"pred_logits": np.zeros((1, 2, 3)), "pred_boxes": np.asarray([[[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.0, 0.0]]])}
     leaves = {key: backend.nn.Parameter(backend.tensor(value)) for key, value in nothing.items()}
