@@ -40,8 +40,8 @@ def training(evidence: Evidence, a: str, b: str) -> Answer:
 def trajectory(evidence: Evidence, a: str, b: str) -> Answer:
     """The loss of b's run inside the band of a's controls, up to where right runs part; its parts are shown.
 
-    UNDERPOWERED where it stays inside but the band could not have told: it is too wide at the start, a control leaves the
-    band of the others, or the run with the wrong learning rate stays inside too.
+    UNDERPOWERED where it stays inside but the band could not have told: controls part at the first step, or the run with
+    the wrong learning rate stays inside too.
     """
     held = {side: evidence.field(side, "lockstep", "curves") for side in (a, b)}
     controls, off, own = held[a]["controls"], held[a]["off"], held[b]["own"]
@@ -49,7 +49,7 @@ def trajectory(evidence: Evidence, a: str, b: str) -> Answer:
     rows = [decisions("batches", int(held[a]["batches"] != held[b]["batches"]), 1), bands.judge("loss", band, own["loss"])]
     inside = rows[-1].passed is not False or band.fault == bands.TOO_WIDE
     rows.append(bands.sensitivity("loss", band, off["loss"]))
-    telling = rows[-1].passed and not band.unsteady and not band.fault
+    telling = rows[-1].passed and not band.fault
     parts = {name: bands.band([run[name] for run in controls]) for name in controls[0] if name != "loss"}
     rows += [replace(bands.judge(name, part, own.get(name, ())), passed=None) for name, part in parts.items() if not part.fault]
     if inside and not telling:
