@@ -299,7 +299,10 @@ def _check_size(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load(path.read_bytes())
+    arrays = safetensors.numpy.load(path.read_bytes())
+    if any(name.startswith("average/") for name in arrays):
+        raise UserError(f"{path}: is the state of a training, to go on with; its weights are in weights.safetensors beside it")
+    return arrays
 
 
 def _published(entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -65,6 +65,10 @@ def load(
         parts = dict.fromkeys(name.split(".")[0] + "." for name in coverage.missing)
         left_out = [part for part in parts if _whole(part, own, values)]
         remedy = f" (where whole parts are left out on purpose: --absent {' '.join(left_out)})" if left_out else ""
+        if not coverage.loaded:
+            remedy = " (no entry fits: they are another model's)"
+        elif len(coverage.misshapen) == len(own) - len(coverage.loaded) - len(coverage.absent) and not coverage.left_over:
+            remedy = " (all but shapes fit: they may be of another number of classes)"
         raise UserError(f"{source if given else mapping_or_path}: {'; '.join(faults)}; nothing was loaded{remedy}")
     backend.load_state(model, {name: np.asarray(values[name]).astype(own[name].dtype) for name in coverage.loaded})
     return coverage

@@ -8,7 +8,21 @@ from lib.backend import nn
 from lib.data import transforms
 from lib.data.coco import Dataset
 from lib.data.loader import Loader
+from lib.errors import UserError
 from lib.evaluation import Evaluation, evaluate, published_form
+
+MULTIPLE = 32  # the largest stride that every network has
+
+
+def checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The size, if a network can take it. UserError otherwise.
+
+    Of other sizes NanoDet-Plus as published pads its images, Gold-YOLO takes the next multiple, RT-DETR fails.
+    """
+    if any(side < 1 or side % MULTIPLE for side in size):
+        near = " ".join(str(max(1, -(-side // MULTIPLE)) * MULTIPLE) for side in size)
+        raise UserError(f"input of {size[0]}x{size[1]}: height and width must be multiples of {MULTIPLE}; take {near}")
+    return size
 
 
 def detect(

@@ -20,17 +20,20 @@ EVENTS = "events.out.tfevents.*"  # what tensorboardX calls its files, beside th
 
 
 class Log:
-    """`path` and the TensorBoard files beside it, continued at `step`: lines from there on, and half a line, are dropped.
+    """`path` and the TensorBoard files beside it, continued at `step`: lines from there on, and half a line, are dropped;
+    where the evaluation after the step before is `pending`, that one's line too.
 
     TensorBoard's files stay as they are, each start adds one that says from which step on the earlier ones are void; a
     run from its beginning (`step` 0) removes those of the run before it.
     """
 
-    def __init__(self, path: Path, step: int):
-        self._path, self._step = path, step
+    def __init__(self, path: Path, step: int, pending: bool = False):
+        self._path, self._step, self._pending = path, step, pending
 
     def __enter__(self) -> "Log":
         lines = [line for line in read_log(self._path) if line["step"] < self._step] if self._step else []
+        if self._pending:
+            lines = [line for line in lines if "evaluation" not in line or line["step"] < self._step - 1]
         with atomic(self._path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         for old in self._path.parent.glob(EVENTS) if not self._step else ():

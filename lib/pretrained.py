@@ -35,19 +35,23 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names) if rest <= 0 else f"{', '.join(names[:SHOWN])} and {rest} more"
 
 
-def load_weights(model: nn.Module, name: str, classes: int, path: str | Path) -> Origin:
+def load_weights(model: nn.Module, name: str, classes: int, path: str | Path, absent: tuple[str, ...] = ()) -> Origin:
     """Load a checkpoint of the model `name`, built for `classes`, strictly.
 
     A checkpoint of another number of classes is recognised by the shape of an entry that depends on that number: all
-    these entries keep the model's first values, and nothing else may be missing, left over or misshapen.
+    these entries keep the model's first values, as do the `absent` parts (see convert.load); nothing else may be missing,
+    left over or misshapen.
     """
     values = checkpoints.read(path)
     own = convert.state(model)
     others = class_entries(name, classes)
     fresh = others if any(entry in values and values[entry].shape != own[entry].shape for entry in others) else ()
     found = {entry: value for entry, value in values.items() if entry not in fresh}
-    coverage = convert.load(model, found, absent=fresh, source=path)
-    return Origin("weights", str(path), sha256(path), len(coverage.loaded), fresh, ())
+    coverage = convert.load(model, found, absent=(*fresh, *absent), source=path)
+    lacking = [entry for entry in coverage.absent if entry not in fresh]
+    parts = tuple(part for part in absent if any(entry.startswith(part) or entry.endswith(part) for entry in lacking))
+    first = (*(entry for entry in fresh if not entry.startswith(parts)), *parts)
+    return Origin("weights", str(path), sha256(path), len(coverage.loaded), first, ())
 
 
 def class_entries(name: str, classes: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Whole runs on a data set, and what their records hold: training and evaluation. Notebooks and command line call these."""
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -47,8 +48,18 @@ class Training:
     backbone: str | None = None         # or from these weights of its backbone alone
     precision: str = "float32"          # or "mixed", on a GPU
     teacher: str | None = None          # weights of the model that Gold-YOLO is distilled from
+    absent: tuple[str, ...] = ()        # parts that `weights` may lack, see convert.load: they start fresh
 
     def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("epochs", 1), ("evaluate_every", 1), ("workers", 1), ("seed", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"training: {name} is {value}; give at least {least}")
+        if not 0 < self.rate < math.inf:
+            raise UserError(f"training: rate is {self.rate:g}, a factor of the published one; give a number above 0")
+        if self.input_size:
+            inference.checked_size(self.input_size)
+        if self.absent and not self.weights:
+            raise UserError(f"training: {' '.join(self.absent)} may be absent from weights, but none are given; name them too")
         if self.weights and self.backbone:
             raise UserError(f"training: {self.weights} holds a backbone already; give either weights or a backbone")
 
@@ -86,7 +97,7 @@ def network(plan: Training, batches: Loader) -> tuple[backend.nn.Module, pretrai
     if sides := recipe(plan, batches).sides:
         model.multi_scale = sides
     if plan.weights:
-        return model, pretrained.load_weights(model, plan.model, classes, plan.weights)
+        return model, pretrained.load_weights(model, plan.model, classes, plan.weights, plan.absent)
     if plan.backbone:
         return model, pretrained.load_backbone(model, plan.backbone)
     return model, None
@@ -113,8 +124,8 @@ def distillation(plan: Training, batches: Loader) -> tuple[backend.nn.Module | N
     return model, origin
 
 
-def train(plan: Training) -> training.Outcome:
-    """Train; the same plan again continues an interrupted run bit for bit."""
+def train(plan: Training, replace: bool = True) -> training.Outcome:
+    """Train; the same plan again continues an interrupted run bit for bit. replace: see training.train."""
     batches = loader(plan)
     val = coco.load(coco.splits(plan.data)[1])
     if batches.dataset.classes != val.classes:
@@ -133,7 +144,7 @@ def train(plan: Training) -> training.Outcome:
         evaluate_every=plan.evaluate_every, evaluate_before=origin is not None,
         identity={"model": plan.model, "data": plan.data, "size": list(plan.size), "seed": plan.seed,
                   "start": origin and origin.sha256, "teacher": taught and taught.sha256},
-        precision=plan.precision, teacher=teacher,
+        precision=plan.precision, teacher=teacher, replace=replace,
     )
 
 

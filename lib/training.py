@@ -40,6 +40,7 @@ from lib.schedule import Recipe
 LOG, CHECKPOINT, WEIGHTS, LAST = "log.jsonl", "checkpoint.safetensors", "weights.safetensors", "last.safetensors"
 HEADER = "training"  # the one key of the checkpoint's header: more than one have no fixed order, and bytes must not vary
 NORM = "gradient_norm"
+CHECKPOINT_SECONDS = 600  # of training that an interrupt may lose
 EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflow")  # what allocators say
 
 
@@ -259,6 +260,7 @@ def train(
     identity: Mapping[str, Any] | None = None,
     precision: str = "float32",
     teacher: backend.nn.Module | None = None,
+    replace: bool = True,
 ) -> Outcome:
     """Train for recipe.epochs and return what the run left in `folder`.
 
@@ -267,35 +269,42 @@ def train(
     evaluate: called with the averaged model in evaluation mode after the first epoch (what is wrong with the validation
         data shows early), after each `evaluate_every` epochs and after the last; "AP" of what it returns decides which
         weights are best. evaluate_before: also before the first step, as epoch -1; that one can't be the best.
-    checkpoint_every: steps between two checkpoints inside an epoch; 0 leaves the one at each epoch's end.
+    checkpoint_every: steps between two checkpoints inside an epoch; 0: after CHECKPOINT_SECONDS. One is at each epoch's end.
     teacher: see Trainer; `identity` must name its weights.
     identity: plain values that tell this run from another (data, seed, size). An unfinished run of the same recipe and
-        identity in `folder` continues where its checkpoint stands, bit for bit; anything else there is replaced.
+        identity in `folder` continues where its checkpoint stands, bit for bit.
+    replace: any other run there is replaced, a finished one too; else it is a UserError.
     """
     folder = Path(folder)
     check_available(precision)
     trainer = Trainer(model, criterion, recipe, len(loader), groups, seed, precision, teacher)
     run = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": dict(identity or {}) | {"precision": precision}}
-    best = _resume(trainer, folder, run)
+    held = _resume(trainer, folder, run, replace)
+    best, pending = held.get("best"), held.get("pending", False)
     resumed_at = trainer.step
     evaluates = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
-    with _memory_named(recipe.batch, folder), Log(folder / LOG, trainer.step) as log, _progress(trainer) as bar:
+    with _memory_named(recipe.batch, folder), Log(folder / LOG, trainer.step, pending) as log, _progress(trainer) as bar:
         if evaluate and evaluate_before and not trainer.step:
             log.write(_evaluate(trainer, evaluate, -1))
-        for epoch in range(trainer.epoch, recipe.epochs):
+        for epoch in range(trainer.epoch - pending, recipe.epochs):
             skip = trainer.step - epoch * len(loader)
-            lines = []
+            lines, saved = [], time.monotonic()
             for line in _epoch(trainer, loader.iter_epoch(epoch, skip=skip), folder):
                 log.write(line)
                 lines.append(line)
                 bar.update()
                 bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
                 ended = trainer.step % len(loader) == 0
-                if checkpoint_every and trainer.step % checkpoint_every == 0 and not ended:
+                due = trainer.step % checkpoint_every == 0 if checkpoint_every else time.monotonic() - saved >= CHECKPOINT_SECONDS
+                if due and not ended:
                     log.flush()
                     _save(trainer, folder, run, best)
-            log.write(_cost(lines, recipe.batch))
+                    saved = time.monotonic()
+            if lines:
+                log.write(_cost(lines, recipe.batch))
             if epoch in evaluates:
+                log.flush()
+                _save(trainer, folder, run, best, pending=True)  # a broken validation image does not cost the epoch
                 line = _evaluate(trainer, evaluate, epoch)
                 log.write(line)
                 better = best is None or line["evaluation"]["AP"] > best["evaluation"]["AP"]
@@ -389,26 +398,37 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], header: dict[str, str] 
         temporary.write_bytes(safetensors.numpy.save({n: np.asarray(a, order="C") for n, a in arrays.items()}, header))
 
 
-def _save(trainer: Trainer, folder: Path, run: dict[str, Any], best: Mapping | None) -> None:
-    state = {**run, "step": trainer.step, "epoch": trainer.epoch, "best": best}
+def _save(trainer: Trainer, folder: Path, run: dict[str, Any], best: Mapping | None, pending: bool = False) -> None:
+    """`pending`: the epoch that has just ended is still to be evaluated."""
+    state = {**run, "step": trainer.step, "epoch": trainer.epoch, "best": best, "pending": pending}
     _write(folder / CHECKPOINT, trainer.state(), {HEADER: json.dumps(state, sort_keys=True)})
 
 
-def _resume(trainer: Trainer, folder: Path, run: dict[str, Any]) -> Mapping | None:
-    """Bring the trainer to the unfinished run that `folder` holds, if it is this run; return its best evaluation."""
+def _differences(state: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """What two runs have otherwise, by the names of their recipe and identity."""
+    before, now = ({"steps_per_epoch": held["steps_per_epoch"], **held["recipe"], **held["identity"]} for held in (state, run))
+    return [name for name in before | now if before.get(name) != now.get(name)]
+
+
+def _resume(trainer: Trainer, folder: Path, run: dict[str, Any], replace: bool) -> Mapping[str, Any]:
+    """Bring the trainer to the unfinished run that `folder` holds, if it is this run; return what `_save` said, or nothing."""
     path = folder / CHECKPOINT
     for stray in folder.glob(f".*.{CHECKPOINT}"):  # what a process killed while it wrote has left
         stray.unlink()
     if not path.exists():
-        return None
+        return {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             state = json.loads(file.metadata()[HEADER])
-            same = all(state[key] == json.loads(json.dumps(value)) for key, value in run.items())
-            if not same or state["step"] == len(trainer.rates):
-                return None
+            others = _differences(state, json.loads(json.dumps(run)))
+            complete = state["step"] == len(trainer.rates) and not state.get("pending")
+            if (others or complete) and not replace:
+                which = f"another run (of another {', '.join(others)})" if others else f"this run, complete, its weights in {WEIGHTS}"
+                raise UserError(f"{folder}: holds {which}; give another folder, or remove this one to train anew")
+            if others or complete:
+                return {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
         trainer.load_state(arrays)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint of this run ({error}); remove it to start from the beginning") from error
-    return state["best"]
+    return state

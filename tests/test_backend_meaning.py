@@ -4,10 +4,13 @@ Kernels of ours are also compared with the same rule in Jittor's own operators.
 """
 import ast
 import importlib
+import os
 import random
 import signal
 import ssl
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import math
@@ -352,6 +355,21 @@ def test_import_leaves_the_process_as_it_was():
     before = random.getstate()[1][:3]
     import lib.backend  # noqa: F401
     assert random.getstate()[1][:3] == before
+
+
+def test_a_terminals_ctrl_c_ends_the_process():
+    """It reaches every process of the group: the import's own children may not die holding what their parent waits for."""
+    program = "import time\nfrom lib import backend\nprint('on', flush=True)\ntime.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1], start_new_session=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "on\n"
+        time.sleep(0.2)  # until the child sleeps
+        os.killpg(child.pid, signal.SIGINT)
+        _, error = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    assert child.returncode == -signal.SIGINT and error.endswith("KeyboardInterrupt\n")
 
 
 def test_twins_have_the_same_names():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lib import checkpoints
-from lib.__main__ import main
+from lib.__main__ import VERBS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "nanodet-plus-m_320"
@@ -32,9 +32,7 @@ def weights(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("verb", [
-    [], ["data"], ["data", "scenes"], ["data", "verify"], ["convert"], ["train"], ["evaluate"],
-    ["benchmark"], ["compare"]])
+@pytest.mark.parametrize("verb", [[], *([verb.__name__.rpartition(".")[2]] for verb in VERBS)], ids=" ".join)
 def test_help_shows_examples(capsys, verb):
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
@@ -89,8 +87,8 @@ def test_data_and_convert_need_no_framework(tmp_path, weights):
 
 
 def test_ctrl_c_is_one_line(tmp_path):
-    program = ("import sys\nfrom lib import __main__ as m\nfrom lib.data import commands\n"
-               "commands._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))")
+    program = ("import sys\nfrom lib import __main__ as m\nfrom lib.commands import data\n"
+               "data._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))")
     child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "on\n"
@@ -98,6 +96,22 @@ def test_ctrl_c_is_one_line(tmp_path):
     child.send_signal(signal.SIGINT)
     _, error = child.communicate(timeout=30)
     assert child.returncode == 130 and error == "interrupted; what was complete is kept\n"
+
+
+def test_a_reader_that_has_enough_is_no_crash():
+    child = subprocess.Popen([sys.executable, "-m", "lib", "data", "verify", "nowhere.json"], cwd=ROOT, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+    child.stdout.close()
+    assert "Error" not in child.stderr.read() and child.wait(30) in (1, 141)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--epochs", "0"], "epochs is 0"), (["--batch", "0"], "batch is 0"), (["--rate", "-1"], "rate is -1"), (["--rate", "nan"], "rate is nan"),
+    (["--evaluate-every", "0"], "evaluate_every is 0"), (["--seed", "-1"], "seed is -1"),
+    (["--size", "50", "64"], "take 64 64"), (["--size", "0", "64"], "take 32 64"), (["--absent", "aux_fpn."], "none are given")])
+def test_a_training_that_can_not_be_meant_is_one_line(capsys, tmp_path, options, message):
+    assert message in fails(capsys, "train", MODEL, tmp_path / "data", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_compare_without_records_says_not_run_and_a_failing_record_fails(capsys, monkeypatch, tmp_path):
@@ -136,6 +150,9 @@ def test_from_scenes_to_numbers(capsys, tmp_path):
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert len(shown) == 12 + 10 and float(shown["AP"]) == pytest.approx(steps[-1]["evaluation"]["AP"], abs=1e-4)
     assert isinstance(json.loads(found.read_text()), list)
+    assert "this run, complete" in fails(capsys, *train) and "another batch" not in fails(capsys, *train)
+    assert "another run (of another epochs" in fails(capsys, *train, "--epochs", "2")
+    assert [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] == steps
     target = tmp_path / "weights.pth"
     line = fails(capsys, "convert", run / "weights.safetensors", target, "--model", MODEL)
     assert "of the wrong shape" in line and not target.exists()  # ten classes, not eighty

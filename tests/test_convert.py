@@ -302,8 +302,23 @@ def test_strict_loading_names_every_fault_and_changes_nothing(fault, message):
 
 
 def test_faults_are_counted_and_the_first_three_named():
-    with pytest.raises(UserError, match=r"^the given weights: \d+ missing: (\S+, ){3}…; 1 left over: x; nothing"):
+    with pytest.raises(UserError, match=r"^the given weights: \d+ missing: (\S+, ){3}…; 1 left over: x; nothing was loaded .no entry fits: they are "):
         convert.load(Toy(), {"x": np.ones(1)})
+
+
+def test_what_differs_in_shapes_alone_may_have_other_classes():
+    weights = seeded(Toy())
+    reshaped("aux_head.bias")(weights)
+    with pytest.raises(UserError, match="they may be of another number of classes"):
+        convert.load(Toy(), weights)
+    with pytest.raises(UserError, match=r"1 left over: x; .*nothing was loaded$"):
+        convert.load(Toy(), weights | {"x": np.ones(1)})
+
+
+def test_the_state_of_a_training_is_no_weights_file(tmp_path):
+    checkpoints.write(tmp_path / "checkpoint.safetensors", {"average/a": np.ones(1), "model/a": np.ones(1)})
+    with pytest.raises(UserError, match="its weights are in weights.safetensors beside it"):
+        checkpoints.read(tmp_path / "checkpoint.safetensors")
 
 
 def test_an_absent_branch_is_allowed_by_name_as_a_whole():

@@ -75,6 +75,7 @@ FAULTS = {  # name: (change, what the message names)
     "a number as text": (edit("annotations", 0, bbox=["1", 2, 3, 4]), ["annotation 1", "four"]),
     "no box": (lambda d: d["annotations"][0].pop("bbox"), ["annotation 1", "bbox None"]),
     "an area without end": (edit("annotations", 0, area=10**400), ["annotation 1", "area"]),
+    "a crowd that is text": (edit("annotations", 0, iscrowd="0"), ["annotation 1", "iscrowd", "0 or 1"]),
     "annotation without id": (lambda d: d["annotations"][1].pop("id"), ["annotation number 2", "id"]),
     "annotation id twice": (edit("annotations", 1, id=1), ["annotation id 1", "twice"]),
     "image id twice": (edit("images", 1, id=7), ["image id 7", "twice"]),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lib import checkpoints, convert, inference, models
+from lib import checkpoints, convert, inference, models, postprocess
 from lib.__main__ import main
 from lib.data import coco, images, scenes
 
@@ -58,10 +58,13 @@ def test_mistakes_are_one_line(capsys, tmp_path, made):
     for arguments, message in (
         ([weights, "nowhere.jpg", *classes], "nothing to write"),
         ([weights, "nowhere.jpg", "-o", "x.png", *classes], "there is no such file"),
+        ([weights, "nowhere.jpg", "-o", "x.png", "--limit", "0"], "--limit is 0"),
+        ([weights, "nowhere.jpg", "-o", "x.png", "--threshold", "nan"], "--threshold is nan"),
+        ([weights, "nowhere.jpg", "-o", "x.png", *classes, "--size", "50", "64"], "take 64 64"),
         ([weights, "nowhere.jpg", "-o", "x.png"], "wrong shape"),  # ten classes, not COCO's eighty
         ([weights, str(tmp_path / "in"), "-o", str(tmp_path / "out"), *classes], "1 images could not be read"),
     ):
-        assert main(["detect", MODEL, *arguments, *SIZE]) == 1
+        assert main(["detect", MODEL, *SIZE, *arguments]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and message in line
 
@@ -87,8 +90,26 @@ def test_evaluate_says_more(capsys, tmp_path, made):
         assert [row["class"] for row in csv.DictReader(stream)] == ["all", *dataset.classes]
 
 
-@pytest.mark.parametrize("verb", ["detect", "curves", "evaluate"])
-def test_help_shows_examples(capsys, verb):
-    with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
-    assert ended.value.code == 0 and capsys.readouterr().out.count(f"python -m lib {verb} ") >= 3
+def test_what_detect_wrote_is_evaluated_as_the_model_itself(capsys, tmp_path, made, monkeypatch):
+    folder, weights = made
+    monkeypatch.setattr(postprocess.settings(MODEL), "SCORE_THRESHOLD", 0.001)  # it has learnt nothing: its scores are low
+    truth, out, rows = str(folder / "val.json"), str(tmp_path / "found.json"), str(tmp_path / "rows.json")
+    assert main(["detect", MODEL, weights, str(folder / "images"), "--json", out, "--classes", truth, "--threshold", "0.001", *SIZE]) == 0
+    assert main(["evaluate", MODEL, weights, truth, "--batch", "1", "--detections", rows, *SIZE]) == 0
+    numbers = capsys.readouterr().out.splitlines()[-12:]
+    assert numbers[0].split()[1] != "0.0000"
+    for file in (rows, out):
+        assert main(["evaluate", "-", file, truth]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said[-12:] == numbers and len(said) == (12 if file == rows else 13)
+    assert said[0] == f"note: 1 images of {out} are not the ground truth's and left out, such as train/000000.png"
+
+
+def test_boxes_to_ignore_are_said(capsys, tmp_path, made):
+    truth = json.loads((made[0] / "val.json").read_text())
+    truth["annotations"][0]["ignore"] = 1
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text("[]")
+    for file, notes in ((tmp_path / "val.json", 1), (made[0] / "val.json", 0)):
+        assert main(["evaluate", "-", str(tmp_path / "found.json"), str(file)]) == 0
+        assert capsys.readouterr().out.count("note: 1 boxes are difficult") == notes

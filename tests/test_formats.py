@@ -85,6 +85,16 @@ def test_there_and_back_is_the_same(make, tmp_path, kind, to, splits):
     assert all(line.startswith(("pixels", "image ids")) for line in done.lost)
 
 
+def test_train_and_val_are_trained_on_and_test_is_evaluated_on_where_asked(make, tmp_path):
+    folder = make("voc", {"train": PLAIN, "val": {"a.png": PLAIN["a.png"], "c.png": []}, "test": {"d.png": PLAIN["a.png"]}})
+    done = formats.convert(folder, tmp_path / "there", "coco", trainval=True)
+    assert done.counts == {"train": (3, 2), "val": (1, 2)}
+    assert sorted(contents(tmp_path / "there", "coco")[1]["train"]) == ["a.png", "c.png", "sub/b c.jpg"]
+    with pytest.raises(UserError, match="only train, val; leave --trainval out"):
+        formats.convert(tmp_path / "there", tmp_path / "again", "voc", trainval=True)
+    assert not (tmp_path / "again").exists()
+
+
 decimals = st.decimals(0, 50, places=6).map(float)
 extents = st.decimals("1.5", 9, places=6).map(float)
 some_boxes = st.lists(st.tuples(decimals, st.decimals(0, 30, places=6).map(float), extents, extents), max_size=4, unique=True)

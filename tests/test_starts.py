@@ -51,6 +51,19 @@ def test_a_checkpoint_that_lacks_an_entry_is_refused(held, tmp_path):
         pretrained.load_weights(models.build(NAME, 3), NAME, 3, saved(tmp_path, {n: v for n, v in held[0].items() if n != name}))
 
 
+def test_whole_parts_may_be_absent_and_are_named(held, tmp_path):
+    values, _ = held
+    lean = saved(tmp_path, {name: value for name, value in values.items() if not name.startswith(("aux_fpn.", "aux_head."))})
+    with pytest.raises(UserError, match="aux_fpn. aux_head."):
+        pretrained.load_weights(models.build(NAME, 5), NAME, 5, lean)
+    model = models.build(NAME, 5)
+    first = convert.state(model)
+    origin = pretrained.load_weights(model, NAME, 5, lean, ("aux_fpn.", "aux_head.", "fpn."))
+    assert set(origin.first_values) == {"aux_fpn.", "aux_head.", *(e for e in pretrained.class_entries(NAME, 5) if e[:4] == "head")}
+    for name, value in convert.state(model).items():
+        np.testing.assert_array_equal(value, first[name] if name.startswith(origin.first_values) else values[name], err_msg=name)
+
+
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_a_backbone_is_loaded_entry_by_entry_and_a_classifier_is_named(held, tmp_path, prefix):
     own = {name: value for name, value in held[0].items() if name.startswith("backbone.")}

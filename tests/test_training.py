@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lib import backend, losses, models
+from lib import backend, losses, models, training
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.data import stream
 from lib.errors import UserError
@@ -274,10 +274,55 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, name):
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("where", ["evaluation", "its weights"])
+def test_an_epoch_whose_evaluation_fails_is_not_trained_again(tmp_path, monkeypatch, epoch, where):
+    def evaluate(model):
+        calls.append(where)
+        if len(calls) == epoch + 1:
+            if where == "evaluation":
+                raise UserError("a broken image")
+            monkeypatch.setattr(training, "_write", full)  # the line is in the log, its weights are not
+        return {"AP": 0.5}
+
+    def full(path, *_):
+        raise UserError(f"{path}: disk full")
+
+    calls = []
+    whole = run(tmp_path / "whole", evaluate=lambda model: {"AP": 0.5})
+    with pytest.raises(UserError, match="broken|last.safetensors: disk full"):
+        run(tmp_path / "failed", evaluate=evaluate)
+    monkeypatch.undo()
+    resumed = run(tmp_path / "failed", evaluate=evaluate)
+    assert resumed.resumed_at == 3 * (epoch + 1) and len(calls) == 3
+    assert without_times(resumed.log) == without_times(whole.log)
+    for name in ("weights", "last"):
+        assert getattr(resumed, name).read_bytes() == getattr(whole, name).read_bytes()
+
+
+def test_a_long_epoch_has_checkpoints_too(tmp_path, monkeypatch):
+    for seconds, resumed_at in ((0, 5), (3600, 3)):
+        monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
+        with pytest.raises(UserError):
+            run(tmp_path / str(seconds), (5, "nan"), every=0)
+        assert run(tmp_path / str(seconds), every=0).resumed_at == resumed_at
+
+
 def test_another_run_in_the_same_folder_starts_from_the_beginning(tmp_path):
     with pytest.raises(UserError):
         run(tmp_path, (4, "nan"), identity={"data": "a"})
     assert run(tmp_path, identity={"data": "b"}).resumed_at == 0
+
+
+def test_another_run_or_a_complete_one_is_refused_where_it_may_not_be_replaced(tmp_path):
+    run(tmp_path, identity={"data": "a"})
+    held = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(UserError, match="another run .of another epochs, data.;"):
+        run(tmp_path, recipe=replace(SHORT, epochs=3), identity={"data": "b"}, replace=False)
+    with pytest.raises(UserError, match="this run, complete"):
+        run(tmp_path, identity={"data": "a"}, replace=False)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == held
+    assert run(tmp_path / "new", replace=False).resumed_at == 0
 
 
 def test_a_loss_that_is_not_finite_is_named_and_nothing_is_lost(tmp_path):

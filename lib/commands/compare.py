@@ -9,6 +9,7 @@ from lib.errors import UserError
 if TYPE_CHECKING:
     from lib.port import Port, Result
 
+PURPOSE = "the alignment report of recorded models, or of a port of your own"
 EXAMPLES = """\
   python -m lib compare reports/quick/records reports/quick nanodet-plus-m_320
 Judges what the records hold, writes index.html and report.pdf, prints a verdict per question and pair. It runs no

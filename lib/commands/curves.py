@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lib.errors import UserError
 
+PURPOSE = "draw the logs of trainings, ours and published ones"
 EXAMPLES = """\
   python -m lib curves runs/scenes -o curves.png                       our own log.jsonl
   python -m lib curves runs/jittor runs/torch nanodet/logs.txt -o curves.svg --names Jittor PyTorch published

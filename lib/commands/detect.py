@@ -2,8 +2,10 @@
 import argparse
 from pathlib import Path
 
+from lib.commands import arguments
 from lib.errors import UserError
 
+PURPOSE = "boxes on pictures, videos and a webcam"
 EXAMPLES = """\
   python -m lib detect nanodet-plus-m_320 weights.pth street.jpg -o found.png
   python -m lib detect rtdetr_r18vd weights.pth pictures/ -o drawn/ --json found.json
@@ -15,7 +17,7 @@ The source is a picture, a folder, a video, or a webcam's number; Ctrl-C ends a 
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `detect` its arguments, but for those that every verb with a model has."""
+    """Give the parser of `detect` its arguments."""
     parser.add_argument("model")
     parser.add_argument("weights", type=Path)
     parser.add_argument("source", help="picture, folder, video, or a webcam's number")
@@ -24,22 +26,28 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=Path, help="COCO file, or a text file with a name per line; COCO's 80 by default")
     parser.add_argument("--threshold", type=float, default=0.35, help="lowest score that is shown (%(default)s)")
     parser.add_argument("--limit", type=int, help="stop after so many images or frames")
+    arguments.add_absent(parser)
+    arguments.add_network(parser)
+    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Detect, and say what was written. UserError after the run if a picture could not be read."""
     if not (chosen.output or chosen.json):
         raise UserError("detect: nothing to write; give -o for a drawn picture, folder or video, --json for a COCO file")
+    if not 0 <= chosen.threshold <= 1:
+        raise UserError(f"detect: --threshold is {chosen.threshold}; scores lie between 0 and 1")
+    if chosen.limit is not None and chosen.limit < 1:
+        raise UserError(f"detect: --limit is {chosen.limit}; give at least 1, or leave it out")
     from tqdm import tqdm
 
     from lib import convert, detection, inference, models
     from lib.detection import classes
 
+    size = arguments.use(chosen)
     names = classes.read(chosen.classes) if chosen.classes else classes.coco()
     model = models.build(chosen.model, len(names.names))
     convert.load(model, chosen.weights, absent=tuple(chosen.absent))
-    size = tuple(chosen.size) if chosen.size else None
-
     summary = detection.run(
         chosen.source, lambda image: inference.detect_image(model, chosen.model, image, size, chosen.threshold), names,
         chosen.output, chosen.json, chosen.limit,

@@ -1,21 +1,34 @@
-"""What `python -m lib evaluate` says beyond COCO's twelve numbers."""
+"""The command line of evaluation: python -m lib evaluate."""
 import argparse
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lib.commands import arguments
 
 if TYPE_CHECKING:
     from lib.evaluation import Evaluation
     from lib.evaluation.errors import Confusion, Errors
     from lib.evaluation.voc import Voc
 
+Rows = Sequence[Mapping[str, Any]]  # COCO's result form
+
 LARGEST = 10  # confusions that are printed
+NO_MODEL = "-"
+PURPOSE = "COCO numbers of trained weights, or of detections"
 EXAMPLES = """\
+  python -m lib evaluate nanodet-plus-m_320 runs/scenes/weights.safetensors data/scenes/val.json
+  python -m lib evaluate nanodet-plus-m_320 fused.npz coco/val.json --absent aux_fpn. aux_head. --detections found.json
+  python -m lib evaluate - found.json coco/val.json           any detector's detections; no model is run
   python -m lib evaluate nanodet-plus-m_320 weights.pth voc/val.json --voc --per-class
   python -m lib evaluate nanodet-plus-m_320 weights.pth coco/val.json --errors --confusion --curves evaluation/
+Prints the twelve COCO numbers; --detections keeps what was found in COCO's result format. - reads that format, or what
+detect --json wrote: its images and classes are found by their names. Low scores count: give detect the --threshold of
+the published evaluation (NanoDet-Plus 0.05, Gold-YOLO 0.03, RT-DETR 0).
 --voc: VOC's average precision of 2007 and 2012. --errors: which kinds of mistakes cost how much AP. --confusion: what is
 taken for what. --curves: precision-recall curves and the best threshold of each class, as figures and CSV in a folder,
 with what --errors and --confusion show.
@@ -23,21 +36,69 @@ with what --errors and --confusion show.
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `evaluate` the arguments of this module."""
+    """Give the parser of `evaluate` its arguments."""
+    parser.add_argument("model", help="- where the next is a file of detections")
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("data", type=Path, help="COCO file")
+    parser.add_argument("--images", type=Path, help="folder of the images, where it is not beside the COCO file")
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (%(default)s)")
+    parser.add_argument("--per-class", action="store_true", help="also the average precision of each class")
+    parser.add_argument("--detections", type=Path, help="file to write")
     parser.add_argument("--voc", action="store_true", help="also VOC's average precision of 2007 and 2012, at IoU .5")
     parser.add_argument("--errors", action="store_true", help="also kinds of mistakes and what they cost")
     parser.add_argument("--confusion", action="store_true", help="also what is taken for what most often")
     parser.add_argument("--curves", type=Path, metavar="FOLDER", help="write precision-recall curves and best thresholds")
+    arguments.add_absent(parser)
+    arguments.add_workers(parser)
+    arguments.add_network(parser)
+    parser.set_defaults(run=run)
 
 
-def show(chosen: argparse.Namespace, ground_truth: Path, detections: Sequence[Mapping], result: "Evaluation") -> None:
-    """Print and write what was asked for; `detections` are those that gave `result`."""
+def run(chosen: argparse.Namespace) -> None:
+    """Print COCO's numbers and what else was asked for."""
+    from lib.evaluation import evaluate, found, read_truth
+    from lib.record import atomic
+
+    truth = read_truth(chosen.data)
+    if chosen.model == NO_MODEL:
+        rows, others = found.read(chosen.weights, truth)
+        result = evaluate(chosen.data, rows)
+        if others:
+            print(f"note: {len(others)} images of {chosen.weights} are not the ground truth's and left out, such as {others[0]}")
+    else:
+        rows, result = _detected(chosen)
+    if chosen.detections:
+        with atomic(chosen.detections) as temporary:
+            temporary.write_text(json.dumps(rows))
+    for name, value in [*result.numbers.items(), *(result.per_class.items() if chosen.per_class else ())]:
+        print(f"{name:<12} {value:.4f}")
+    _show_more(chosen, truth, rows, result)
+    if aside := sum(bool(a.get("ignore") or a.get("difficult")) and not a.get("iscrowd") for a in truth["annotations"]):
+        print(f"note: {aside} boxes are difficult or to be ignored; COCO's numbers and curves count them as boxes to find, as "
+              "pycocotools does, VOC's numbers, best thresholds and kinds of mistakes leave them out")
+
+
+def _detected(chosen: argparse.Namespace) -> tuple[Rows, "Evaluation"]:
+    """What the model finds on the data set, and its numbers."""
+    from lib import convert, inference, models
+    from lib.data import coco
+    from lib.evaluation import published_form
+
+    dataset = coco.load(chosen.data, chosen.images)
+    size = arguments.use(chosen)
+    model = models.build(chosen.model, len(dataset.classes))
+    convert.load(model, chosen.weights, absent=tuple(chosen.absent))
+    result, boxes = inference.evaluate_model(model, chosen.model, dataset, size, chosen.batch, chosen.workers)
+    return published_form([image.id for image in dataset.images], boxes, dataset.category_ids), result
+
+
+def _show_more(chosen: argparse.Namespace, truth: Mapping[str, Any], detections: Rows, result: "Evaluation") -> None:
+    """Print and write what was asked for beyond COCO's numbers; `detections` are those that gave `result`."""
     from lib.evaluation import voc
     from lib.evaluation.curves import best_thresholds
     from lib.evaluation.errors import BACKGROUND, confusion, errors
     from lib.evaluation.table import match, overlaps, table
 
-    truth = json.loads(Path(ground_truth).read_text(encoding="utf-8"))
     if chosen.voc:
         _show_voc(voc.evaluate(truth, detections), chosen.per_class)
     if not (chosen.errors or chosen.confusion or chosen.curves):
@@ -47,7 +108,8 @@ def show(chosen: argparse.Namespace, ground_truth: Path, detections: Sequence[Ma
     matching = match(held, pairs)
     best = best_thresholds(held, matching)
     threshold = best["all"].threshold if best["all"].correct else 0.0
-    print(f"{'best F1':<12} {best['all'].f1:.4f}  at score {threshold:.3f}: precision {best['all'].precision:.4f}, "
+    typed = math.floor(1e4 * threshold) / 1e4  # rounded up it would leave out the detection that it names
+    print(f"{'best F1':<12} {best['all'].f1:.4f}  at score {typed:.4f}: precision {best['all'].precision:.4f}, "
           f"recall {best['all'].recall:.4f}")
     files: dict[str, Any] = {"best_thresholds.csv": [{"class": name, **vars(one)} for name, one in best.items()]}
     if chosen.errors:

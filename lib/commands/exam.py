@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lib.errors import UserError
 
+PURPOSE = "does the alignment engine find the faults that people make?"
 EXAMPLES = """\
   python -m lib exam                                          every fault and 20 clean runs, in this environment's framework
   python -m lib exam --only "BN eps" "EMA off by one"         some of them

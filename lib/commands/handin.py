@@ -2,6 +2,7 @@
 import argparse
 from pathlib import Path
 
+PURPOSE = "the document that a port's author hands in"
 EXAMPLES = """\
   python -m lib handin reports/quick                         every model that has records there
   python -m lib handin reports/quick my_port --language zh   a port of your own: its records in reports/quick/records/my_port

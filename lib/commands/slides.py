@@ -2,6 +2,7 @@
 import argparse
 from pathlib import Path
 
+PURPOSE = "lectures from the notebooks, for a browser without network"
 EXAMPLES = """\
   python -m lib slides                                       the tours and the migration lecture, into reports/slides
   python -m lib slides notebooks/51_loss_and_gradient.ipynb --out talk

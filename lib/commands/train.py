@@ -1,7 +1,12 @@
 """The command line of training: python -m lib train."""
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
+from lib.commands import arguments
+
+PURPOSE = "train a model in this environment's framework"
 EXAMPLES = """\
   python -m lib train nanodet-plus-m_320 data/scenes runs/scenes --epochs 20 --batch 8
   python -m lib train nanodet-plus-m_320 coco/ runs/coco     COCO's own layout, the published recipe
@@ -14,14 +19,16 @@ EXAMPLES = """\
   python -m lib train gold-yolo-s-fuse-ab data/own runs/teacher
   python -m lib train gold-yolo-s-distill data/own runs/student --teacher runs/teacher/weights.safetensors
                                                              Gold-YOLO's own two steps (sizes M, L: gold-yolo-m, gold-yolo-l)
-The same command again continues an interrupted run bit for bit. runs/scenes then holds log.jsonl (and the same numbers
-for TensorBoard: tensorboard --logdir runs), checkpoint.safetensors, and the averaged weights: weights.safetensors of the evaluation with the best
-AP, last.safetensors of the last. Images are prepared by threads, so that nothing can hang in a forked process.
+The same command again continues an interrupted run bit for bit; an interrupt loses the epoch that was running, or of a long
+one at most ten minutes. A folder with another run, or a complete one, is refused. runs/scenes then holds log.jsonl (and the
+same numbers for TensorBoard: tensorboard --logdir runs), checkpoint.safetensors, and the averaged weights:
+weights.safetensors of the evaluation with the best AP, last.safetensors of the last. Images are prepared by threads, so
+that nothing can hang in a forked process.
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `train` its arguments, but for those that every verb that runs a model has."""
+    """Give the parser of `train` its arguments."""
     parser.add_argument("model")
     parser.add_argument("data", type=Path, help="folder with train.json and val.json, or one COCO file")
     parser.add_argument("folder", type=Path, help="of the run")
@@ -36,19 +43,30 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("float32", "mixed"), default="float32",
                         help="mixed: float16 where it pays, with a scaled loss; on a GPU (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    arguments.add_absent(parser)
+    arguments.add_workers(parser)
+    arguments.add_network(parser)
+    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Train and say what came out."""
     from lib import runs
+    from lib.data import coco
     from lib.log import read_log
 
+    size = arguments.use(chosen)
+    if chosen.model.endswith("-distill") and not chosen.teacher:
+        print(f"warning: {chosen.model}: trains alone, without distillation; its teacher's weights are --teacher",
+              file=sys.stderr)
     outcome = runs.train(runs.Training(
-        chosen.model, str(chosen.data), str(chosen.folder), tuple(chosen.size) if chosen.size else None, chosen.batch,
+        chosen.model, str(chosen.data), str(chosen.folder), size, chosen.batch,
         chosen.epochs, chosen.rate, chosen.evaluate_every, chosen.seed, chosen.workers,
         str(chosen.weights) if chosen.weights else None, str(chosen.backbone) if chosen.backbone else None, chosen.precision,
-        str(chosen.teacher) if chosen.teacher else None,
-    ))  # fmt: skip
+        str(chosen.teacher) if chosen.teacher else None, tuple(chosen.absent),
+    ), replace=False)  # fmt: skip
     before = next((line["evaluation"] for line in read_log(outcome.log) if line["epoch"] < 0), None)
     started = f" (before the first step {before['AP']:.3f})" if before else ""
     print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}{started}")
+    again = [chosen.model, outcome.weights, coco.splits(chosen.data)[1], *(["--size", *size] if size else [])]
+    print(f"again: python -m lib evaluate {shlex.join(map(str, again))}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lib.errors import UserError
 
+PURPOSE = "does a report say what its records say?"
 EXAMPLES = """\
   python -m lib verify reports/quick
 Reads index.html and handin.html of the folder and the records behind them. Fails, and says where, if a number, a name,

@@ -107,7 +107,7 @@ def splits(data: str | Path) -> tuple[Path, Path]:
     if not all(found):
         raise UserError(f"{data}: neither a COCO JSON file nor a folder with train.json and val.json "
                         "(or annotations/instances_train*.json and instances_val*.json); give one of these, or split one file "
-                        "with python -m lib data subset")
+                        "with python -m lib data subset, after data convert --to coco where it is VOC or YOLO")
     return found[0][-1], found[1][-1]
 
 
@@ -220,6 +220,9 @@ def _annotation_fault(annotation: dict) -> str | None:
         return f"has bbox {_quote(box)}; give four finite numbers x, y, width, height"
     if "area" in annotation and not _is_finite(annotation["area"]):
         return f"has area {_quote(annotation['area'])}; give its object's area in square pixels"
+    for flag in ("iscrowd", "ignore"):
+        if isinstance(annotation.get(flag), str):  # "0" would count as 1
+            return f"has {flag} {_quote(annotation[flag])}; give the number 0 or 1"
     return None
 
 

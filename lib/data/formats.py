@@ -70,18 +70,19 @@ def verify(source: Path, images_dir: Path | None = None, kind: str | None = None
 
 def convert(source: Path, target: Path, to: str, images_dir: Path | None = None, kind: str | None = None,
             link: bool = False, keep_difficult: bool = False, skip_faults: bool = False,
-            workers: int | None = None) -> Conversion:
+            workers: int | None = None, trainval: bool = False) -> Conversion:
     """Write the data set in `source` to the new folder `target` in the format `to`; it appears whole or not at all.
 
     A fault that would lose an entry is a UserError; with `skip_faults` the entry is left out and named instead.
     `keep_difficult`: YOLO text gets difficult boxes as ordinary ones instead of losing them. `link`: images are
-    hard-linked where the file system can, so they take no space; an edit in place then shows in both sets.
+    hard-linked where the file system can, so they take no space; an edit in place then shows in both sets. `trainval`: the
+    splits train and val become train, and test becomes val, as VOC's tables are made.
     """
     kind = kind or detect(source)
     if kind == to:
         raise UserError(f"{source}: is {to} already; convert to another format")
     with whole.folder(target) as temporary:
-        collection = measured(read(source, images_dir, kind), workers)
+        collection = measured(_joined(read(source, images_dir, kind)) if trainval else read(source, images_dir, kind), workers)
         faults = [*collection.faults, *(_turned(collection) if to == "yolo" else ())]
         losing = [fault.message for fault in faults if fault.loses]
         if losing and not skip_faults:
@@ -101,6 +102,16 @@ def convert(source: Path, target: Path, to: str, images_dir: Path | None = None,
         FORMATS[to].write(temporary, collection.classes, splits)
     counts = {split: (len(pictures), sum(len(picture.annotations) for picture in pictures)) for split, pictures in splits.items()}
     return Conversion(counts, tuple(losses(collection, to, keep_difficult)), tuple(fault.message for fault in faults))
+
+
+def _joined(collection: Collection) -> Collection:
+    """With train and val as one split, and test as val."""
+    held = collection.splits
+    if not {"train", "test"} <= held.keys():
+        raise UserError(f"{collection.path}: has no splits train and test to train and evaluate on, only "
+                        f"{', '.join(filter(None, held)) or 'one set'}; leave --trainval out")
+    train = {picture.file: picture for picture in (*held["train"], *held.get("val", ()))}
+    return replace(collection, splits={"train": tuple(train.values()), "val": held["test"]})
 
 
 def losses(collection: Collection, to: str, keep_difficult: bool = False) -> list[str]:

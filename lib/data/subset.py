@@ -58,7 +58,7 @@ def source_file(data: str | Path) -> Path:
         if len(found) == 1 or found and "train" in pattern:
             return found[-1]
     raise UserError(f"{data}: neither a COCO JSON file nor a folder with train.json, annotations/instances_*.json or one JSON "
-                    "file; give the file to choose from")
+                    "file; give the file to choose from, after python -m lib data convert --to coco where it is VOC or YOLO")
 
 
 def _drawn(ids: Iterable[int], what: str, seed: int) -> list[int]:

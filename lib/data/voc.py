@@ -54,6 +54,8 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
             pictures[own] = _picture(path, own, pool, faults, others)
         except UserError as error:
             faults.append(Fault(str(error)))
+            for name in pool.of(own):  # it has an XML, if a faulty one
+                pool.unclaimed.pop(name, None)
     pictures = _one_an_image(pictures, faults)
     splits = _splits(root, pictures, pool, faults, others)
     classes = _classes(root, splits, faults)

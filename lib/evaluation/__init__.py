@@ -53,7 +53,7 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     Annotations without `area` count with their box's, without `iscrowd` as no crowd. UserError for a detection of an
     image or category that the ground truth does not have, or with numbers that are not finite.
     """
-    truth = ground_truth if isinstance(ground_truth, Mapping) else _read(Path(ground_truth))
+    truth = _complete(ground_truth, "the ground truth") if isinstance(ground_truth, Mapping) else read_truth(ground_truth)
     where = "the ground truth" if isinstance(ground_truth, Mapping) else ground_truth
     _check(truth, detections, where)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every phase
@@ -69,19 +69,29 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class, curves)
 
 
-def _read(path: Path) -> Mapping:
+def read_truth(path: str | os.PathLike) -> Mapping[str, Any]:
+    """The content of a COCO file with its three lists. UserError if it is none."""
+    return _complete(read(path), path)
+
+
+def read(path: str | os.PathLike) -> Any:
+    """The content of a JSON file. UserError if it has none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch or make it again") from error
 
 
-def _check(truth: Mapping, detections: Sequence[Mapping], where: Any) -> None:
+def _complete(truth: Any, where: Any) -> Mapping[str, Any]:
     for key in ("images", "annotations", "categories"):
-        if key not in truth:
+        if not isinstance(truth, Mapping) or not isinstance(truth.get(key), Sequence):
             raise UserError(f"{where}: has no {key!r}; a COCO ground truth needs images, annotations and categories")
+    return truth
+
+
+def _check(truth: Mapping, detections: Sequence[Mapping], where: Any) -> None:
     known = {"image_id": {image["id"] for image in truth["images"]},
              "category_id": {category["id"] for category in truth["categories"]}}
     for index, found in enumerate(detections):

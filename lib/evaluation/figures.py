@@ -1,5 +1,6 @@
 """Figures of an evaluation: precision over recall, the confusion matrix, what mistakes cost."""
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lib.evaluation.curves import Curves
 from lib.evaluation.errors import SIZES, Confusion, Errors
@@ -28,8 +29,9 @@ def precision_recall(curves: Curves) -> Picture:
 def classes(curves: Curves) -> Picture:
     """Precision over recall of each class that has boxes, at IoU .50 and .75."""
     held = [index for index in range(len(curves.classes)) if curves.at(0.5)[0, index] > -1]
-    rows = max(1, -(-len(held) // COLUMNS))
-    figure, axes = canvas(rows, COLUMNS, (8.0, 0.5 + 1.3 * rows), sharex=True, sharey=True)
+    columns = min(COLUMNS, max(2, len(held)))  # two: room for the legend
+    rows = max(1, -(-len(held) // columns))
+    figure, axes = canvas(rows, columns, (0.2 + 1.3 * columns, 0.5 + 1.3 * rows), sharex=True, sharey=True)
     for axis in axes.flat[len(held):]:
         axis.set_visible(False)
     for axis, index in zip(axes.flat, held):
@@ -80,6 +82,7 @@ def errors(found: Errors) -> Picture:
         number.barh(kinds, counts, left=left, color=grey, hatch=hatch, edgecolor="black", linewidth=0.5, label=size)
         left += counts
     number.set(xlabel=f"mistakes from score {found.threshold:.2f} on")
-    number.legend()
+    number.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    figure.legend(*number.get_legend_handles_labels(), loc="outside right upper")
     cost.invert_yaxis()
     return picture(figure, "What each kind of mistake costs in AP, and how many there are by size of box.")

@@ -1,11 +1,12 @@
 """The command line of data sets: python -m lib data <kind>. No framework is imported."""
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from lib.commands.arguments import verb
 from lib.errors import UserError
 
+PURPOSE = "get, make, convert, check and show data sets"
 FORMATS = ("voc", "coco", "yolo")
 PICTURE_SUFFIX = ".png"
 
@@ -22,6 +23,7 @@ The same command again continues a half-written download. The set appears whole 
 """
 CONVERT = """\
   python -m lib data convert data/voc2007 data/voc2007-coco --to coco       then: python -m lib train MODEL data/...
+  python -m lib data convert data/voc2007 data/voc07 --to coco --trainval   to train on train + val, evaluate on test
   python -m lib data convert coco/annotations/instances_val2017.json val-yolo --to yolo --images coco/val2017
   python -m lib data convert my-labels my-coco --to coco --skip-faults      leave out what is at fault, each named
 The format of the source is found out. What the target format can't hold is said, with how often; images are copied
@@ -47,11 +49,9 @@ The same seed chooses the same images on every machine.
 """
 EXAMPLES = "".join(examples.splitlines(keepends=True)[0] for examples in (SCENES, FETCH, CONVERT, SUBSET, VERIFY, SHOW))
 
-Verb = Callable[[argparse._SubParsersAction, str, str, str], argparse.ArgumentParser]
 
-
-def add(parser: argparse.ArgumentParser, verb: Verb) -> None:
-    """Give the parser of `data` its kinds; `verb` makes a parser whose help ends in examples."""
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of `data` its kinds."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="scenes|fetch|convert|subset|verify|show")
     _add_scenes(verb(kinds, "scenes", "draw the built-in data set", SCENES))
     _add_fetch(verb(kinds, "fetch", "get VOC 2007, VOC 2012 or COCO 2017, checked and unpacked", FETCH))
@@ -86,6 +86,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_reading(parser)
     parser.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
     parser.add_argument("--keep-difficult", action="store_true", help="YOLO: write difficult boxes as ordinary ones")
+    parser.add_argument("--trainval", action="store_true",
+                        help="train and val become train, test becomes val, as in VOC's tables")
     parser.add_argument("--skip-faults", action="store_true", help="leave out entries at fault and name them, instead of failing")
     parser.set_defaults(run=_convert)
 
@@ -140,7 +142,7 @@ def _convert(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
     done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, chosen.link,
-                           chosen.keep_difficult, chosen.skip_faults, chosen.workers)
+                           chosen.keep_difficult, chosen.skip_faults, chosen.workers, chosen.trainval)
     for fault in done.faults:
         print(f"fault: {fault}")
     for lost in done.lost:
@@ -164,7 +166,8 @@ def _verify(chosen: argparse.Namespace) -> None:
     faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers)
     print("\n".join(faults or [f"{chosen.source}: no fault"]))
     if faults:
-        raise UserError(f"{chosen.source}: {len(faults)} faults, listed above; mend the annotations or the images")
+        raise UserError(f"{chosen.source}: {len(faults)} fault{'s' * (len(faults) > 1)}, listed above; mend the annotations or "
+                        "the images")
 
 
 def _show(chosen: argparse.Namespace) -> None:
