@@ -8,8 +8,8 @@ step where nothing evaluates; both are the same then).
 Batches come from threads (lib.data.loader): nothing is forked, so nothing can hang where a framework's own threads were
 copied by half. Everything is computed in float32, or on a GPU in mixed precision (lib.precision).
 
-Follows NanoDet-Plus be9b4a9 (nanodet/trainer/task.py, nanodet/model/weight_averager/ema.py). Deliberate difference:
-a loss or a gradient that is not finite ends the run.
+Follows NanoDet-Plus be9b4a9 (nanodet/trainer/task.py). Deliberate difference: a loss or a gradient that is not finite
+ends the run.
 """
 
 import json
@@ -29,6 +29,7 @@ import safetensors.numpy
 from tqdm.auto import tqdm
 
 from lib import backend
+from lib.average import Average
 from lib.data import stream
 from lib.errors import UserError
 from lib.log import Log
@@ -55,52 +56,6 @@ class Outcome:
     steps: int
     resumed_at: int  # steps that an earlier, interrupted call had done
     best: dict[str, Any] | None  # the best evaluation's line of the log
-
-
-class Average:
-    """The moving average of every parameter and buffer; integer entries are truncated, as published."""
-
-    def __init__(self, model: backend.nn.Module, recipe: Recipe):
-        self._model, self._recipe = model, recipe
-        self.load_state({name: backend.numpy(value) for name, value in backend.named_state(model)})
-
-    def update(self, count: int) -> None:
-        """Take in the model's present values; `count` is the number of optimiser steps done (from 1)."""
-        new = self._recipe.average_weight(count)
-        with backend.no_grad():
-            for name, value in backend.named_state(self._model):
-                if name in self._counters:
-                    mixed = np.float32(self._counters[name]) * (1 - new) + np.float32(backend.numpy(value)) * new
-                    self._counters[name] = np.trunc(mixed).astype(self._counters[name].dtype)
-                else:
-                    held = self._values[name]
-                    # As tensors: a Python number in Jittor would be float32 among float64.
-                    kept, taken = (backend.tensor(np.full(1, share, str(held.dtype).rpartition(".")[2])) for share in (1 - new, new))
-                    self._values[name] = held * kept + value * taken
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The averaged entries under the model's names."""
-        values = {name: backend.numpy(value).reshape(self._shapes[name]) for name, value in self._values.items()}
-        return values | self._counters
-
-    def load_state(self, values: Mapping[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
-        integer = {name for name, value in values.items() if value.dtype.kind in "iu"}
-        self._shapes = {name: value.shape for name, value in values.items()}  # arithmetic may lose a scalar's shape ()
-        self._counters = {name: values[name].copy() for name in integer}
-        self._values = {name: backend.tensor(value) for name, value in values.items() if name not in integer}
-
-    @contextmanager
-    def in_use(self) -> Iterator[backend.nn.Module]:
-        """Lend the model with the averaged values, in evaluation mode; afterwards it is as it was, in training mode."""
-        own = {name: backend.numpy(value).copy() for name, value in backend.named_state(self._model)}
-        backend.load_state(self._model, self.state())
-        self._model.eval()
-        try:
-            yield self._model
-        finally:
-            backend.load_state(self._model, own)
-            self._model.train()
 
 
 class Trainer:

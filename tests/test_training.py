@@ -14,12 +14,13 @@ from safetensors.numpy import load_file
 
 from lib import backend, losses, models, training
 from lib.alignment.seeded import seeded_input, seeded_state
+from lib.average import Average
 from lib.data import stream
 from lib.errors import UserError
 from lib.log import EVENTS, read_log
 from lib.models.step import ParameterGroup
 from lib.schedule import GoldYolo, recipe
-from lib.training import NORM, Average, Trainer, clip, train
+from lib.training import NORM, Trainer, clip, train
 
 PUBLISHED = recipe("nanodet-plus-m_320")
 SHORT = replace(PUBLISHED, batch=2, epochs=2, warmup_steps=2, average_steps=3)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lib import backend, models, schedule, training
+from lib import average, backend, models, schedule, training
 from lib.backend import nn
 from lib.exam.planting import Change, Fault, attribute, built
 from lib.models.step import ParameterGroup
@@ -192,7 +192,7 @@ FAULTS = (
     Fault("EMA before the step", "average the weights before they are updated", "average and schedule", NANODET, r"average",
           (Change(training.Trainer, "_update", _before_the_step),)),
     Fault("EMA without buffers", "copy running statistics instead of averaging them", "average and schedule", NANODET, r"average",
-          (Change(training.Average, "update", _parameters_only),)),
+          (Change(average.Average, "update", _parameters_only),)),
     Fault("warm-up off by one", "set the rate of the next step", "average and schedule", NANODET, r"learning_rate",
           (Change(schedule.NanoDetPlus, "learning_rates", _one_step_early),)),
     Fault("learning rate 1 % off", "scale the rate by a batch that is 1 % larger", "average and schedule", NANODET,
