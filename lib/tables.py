@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 
 from lib.alignment.compare import norm
+from lib.alignment.decisions import FLIP, judge, restored
 from lib.alignment.divergence import localise
 from lib.installation import requirements
 from lib.record import ROOT, Record
 
 CURVE_KEYS = ("step", "epoch")
+NEARNESS = ("decisions", "flipped", "within", "nearest", "nearest_name")  # what an answer about decisions says
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list], list[dict[str, Any]]]:
@@ -109,15 +111,41 @@ def overfit(check: Mapping[str, Any] | None) -> pd.DataFrame:
     return pd.DataFrame(check["looks"] if check else [], columns=["step", "AP50"]).set_index("step")
 
 
-def decisions(arrays: Mapping[str, np.ndarray], prefix: str = "assignment/") -> pd.DataFrame:
-    """Per discrete choice "<prefix><phase>/<name>": how many places, how many leave the commonest value, how many values."""
+def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Per discrete choice "assignment/<phase>/<name>": places, how many leave the commonest value, how many values.
+
+    Where there are exact scores: the smallest margin in floors, how many lie below the gate, and each score's largest floor.
+    """
     rows = {}
-    for name in sorted(name for name in arrays if name.startswith(prefix)):
-        _, number = np.unique(arrays[name], return_counts=True)
-        rows[tuple(name.removeprefix(prefix).split("/", 1))] = {
-            "places": arrays[name].size, "chosen": arrays[name].size - number.max(), "values": len(number)}
+    for name in sorted(name.removeprefix("assignment/") for name in arrays if name.startswith("assignment/")):
+        chosen, margins = arrays[f"assignment/{name}"], restored(name, arrays)
+        _, number = np.unique(chosen, return_counts=True)
+        judged = judge(name, chosen, chosen, margins)
+        rows[tuple(name.split("/", 1))] = {
+            "places": chosen.size, "chosen": chosen.size - number.max(), "values": len(number), "nearest, floors": judged.nearest,
+            "below the gate": judged.within if margins else None,
+            "floors of": ", ".join(f"{score} {text(floor)}" for score, floor in noise.get(name, {}).items())}  # fmt: skip
     frame = pd.DataFrame.from_dict(rows, orient="index")
     return frame.rename_axis(index=["phase", "decision"])
+
+
+def flips(records: Iterable[Record]) -> pd.DataFrame:
+    """Every discrete decision that flipped, from compare records, with its margin in floors; illegal ones first."""
+    found = [
+        {"model": held.model, "question": verdict["question"], "pair": verdict["pair"], "decision": row["name"], "chosen": row["note"],
+         "margin, floors": float(row["error"]), "gate, floors": row["gate"], "legal": row["passed"]}
+        for held in records for verdict in held.fields["verdicts"]
+        for row in (dict(zip(held.fields["columns"], values)) for values in verdict["rows"]) if row["what"] == FLIP
+    ]  # fmt: skip
+    columns = ["model", "question", "pair", "decision", "chosen", "margin, floors", "gate, floors", "legal"]
+    return pd.DataFrame(found, columns=columns).sort_values(["legal", "margin, floors"], ascending=[True, False], ignore_index=True)
+
+
+def nearness(records: Iterable[Record]) -> pd.DataFrame:
+    """How near to a toss-up each model's decisions were: how many, how many flipped, lie below the gate, and the nearest."""
+    rows = {(held.model, verdict["question"], verdict["pair"]): {name: verdict["values"][name] for name in NEARNESS}
+            for held in records for verdict in held.fields["verdicts"] if "nearest_name" in verdict["values"]}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(NEARNESS))
 
 
 def gradient_norms(arrays: Mapping[str, np.ndarray], prefix: str) -> pd.DataFrame:

@@ -5,6 +5,7 @@ can be compared. Each computation runs in float32 and, where the backend compute
 that run is what the rounding noise of the others is measured against. Nothing is compared here.
 """
 import hashlib
+import itertools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,16 +17,20 @@ import numpy as np
 
 from lib import backend, checkpoints, convert, losses, models, postprocess, training
 from lib.alignment import divergence, layers, reproduction
+from lib.alignment.compare import norm
 from lib.alignment.evidence import SIDES, is_reference
 from lib.alignment.references.case import Case, Phase
-from lib.alignment.seeded import seeded_array, seeded_input
-from lib.alignment.verdict import REPEATS, ROUNDING
+from lib.alignment.seeded import seeded_array
+from lib.alignment.trajectory import perturbed
+from lib.alignment.verdict import REPEATS, K
 from lib.backend import nn
 from lib.errors import UserError
+from lib.margins import Margins
 from lib.schedule import recipe
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 
+NEAR = 10 * K  # floors up to which a detection's other fate is recorded: what may flip, and how near the others are
 FORMATS = ("safetensors", "npz", "pth", "pkl")
 
 
@@ -95,15 +100,21 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     settings = postprocess.settings(name)
     fields: Fields = {"case": case.name, "score_threshold": settings.SCORE_THRESHOLD,
                       "max_detections": settings.MAX_DETECTIONS, "float64": backend.FLOAT64}
-    arrays: Arrays = {}
+    arrays, runs, outputs = {}, {}, {}
     for precision in precisions():
         model = seeded_model(name, case, precision).eval()
         with backend.no_grad(), features(model, models.intermediates(name)) as found:
-            output = model(backend.tensor(case.input().astype(precision)))
+            runs[precision] = found
+            output = outputs[precision] = model(backend.tensor(case.input().astype(precision)))
         named = losses.named(name, output, found)
         fields["depth"] = [key.removeprefix("features/") for key in named if key.startswith("features/")]
         arrays |= {f"{precision}/{key}": array for key, array in named.items()}
         arrays[f"{precision}/detections"] = postprocess.detections(name, output, image_size=case.size)[0]
+    arrays |= {f"assignment/{key}": array for key, array in losses.decisions(name, runs["float32"]).items()}
+    if "float64" in runs:
+        _margins(losses.margins(name, runs["float64"], runs["float32"]), "", fields, arrays)
+        arrays["near/detections"], noise = postprocess.near_misses(name, outputs["float64"], outputs["float32"], case.size, NEAR)
+        fields.setdefault("noise", {})["detections"] = noise
     return fields, arrays
 
 
@@ -140,17 +151,22 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
     fields: Fields = {"case": case.name, "float64": backend.FLOAT64,
                       "losses": {phase: {} for phase in case.phases}, "optimiser": {}}
     arrays: Arrays = {}
-    for precision in precisions():
-        for phase in case.phases:
-            _phase(name, case, phase, precision, fields, arrays)
-    if not case.has_golden():
-        _repeats(name, case, arrays)
+    for phase in case.phases:
+        runs = {precision: _phase(name, case, phase, precision, fields, arrays) for precision in precisions()}
+        if "float64" in runs:
+            criterion = _criterion(name, case, case.phases[phase])
+            _margins(criterion.margins(runs["float64"], runs["float32"], case.targets, case.size), f"{phase}/", fields, arrays)
+    if not case.has_golden() and "float64" in precisions():
+        fields["jumps"] = _jumps(name, case, arrays)
     return fields, arrays
 
 
-def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, arrays: Arrays) -> None:
-    """One training forward and backward from the seeded state; the first phase also gives what does not depend on it."""
-    criterion = losses.build(name, case.num_classes)
+def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, arrays: Arrays) -> Any:
+    """One training forward and backward from the seeded state; the first phase also gives what does not depend on it.
+
+    Returns the outputs.
+    """
+    criterion = _criterion(name, case, case.phases[phase])
     model = seeded_model(name, case, precision).train()
     outputs, parts, gradients = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
     values = dict(zip(parts, backend.floats(list(parts.values())), strict=True))
@@ -164,13 +180,30 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
         arrays |= _batch_norm(model, precision)
     if case.update and case.update.phase == phase:
         _step(name, case, gradients, precision, fields, arrays)
+    return outputs
+
+
+def _criterion(name: str, case: Case, phase: Phase) -> Any:
+    """The criterion as it is in a phase of training."""
+    criterion = losses.build(name, case.num_classes)
+    for attribute, value in phase.criterion.items():
+        setattr(criterion, attribute, value)
+    return criterion
+
+
+def _margins(found: Mapping[str, Margins], phase: str, fields: Fields, arrays: Arrays) -> None:
+    """The choices' margins under "margin/<phase><name>", what may be chosen under "option/…", and the scores' noise."""
+    for name, margins in found.items():
+        with np.errstate(over="ignore"):  # what float32 can't hold is far enough to be infinite
+            arrays[f"margin/{phase}{name}"] = margins.floors.astype(np.float32)
+        arrays[f"option/{phase}{name}"] = np.asarray(margins.options, np.int64)
+        fields.setdefault("noise", {})[phase + name] = dict(margins.noise)
+        fields.setdefault("follows", {})[phase + name] = phase + margins.follows if margins.follows else ""
 
 
 def _backward(model: nn.Module, criterion, phase: Phase, images: np.ndarray, case: Case) -> tuple[Any, dict, dict]:
     """(outputs, loss components, gradient of their sum by parameter) in a phase of training."""
     model.step = phase.step
-    for attribute, value in phase.criterion.items():
-        setattr(criterion, attribute, value)
     outputs = model(backend.tensor(images))
     parts = criterion(outputs, case.targets, image_size=images.shape[2:])
     named = list(model.named_parameters())
@@ -189,18 +222,30 @@ def _batch_norm(model: nn.Module, precision: str) -> Arrays:
     return found
 
 
-def _repeats(name: str, case: Case, arrays: Arrays) -> None:
-    """Float32 gradients under inputs moved by one rounding: how far this framework lies from itself.
+def _jumps(name: str, case: Case, arrays: Arrays) -> dict[str, list[float]]:
+    """By how much gradients jump ("phase/parameter" -> [largest, L2]) where an activation's input lies within noise of zero.
 
-    One run is a poor sample of that: an activation whose input lies within noise of zero takes one slope in some runs and
-    the other in others. Only where there is no published float32 run of the case, which is another sample.
+    Each pair of float64 runs starts from weights and input moved by K roundings, one run there, the other back. What responds
+    smoothly moves by as much back as there, and falls out of g(there) + g(back) - 2 g; an activation flips in one of the two,
+    and the difference is its jump alone. Only where there is no published float32 run of the case, which is another sample.
     """
-    for index in range(REPEATS):
-        moved = case.input() * (1 + ROUNDING * seeded_input(f"repeat_{index}", case.input().shape))
-        for label, phase in case.phases.items():
-            model, criterion = seeded_model(name, case).train(), losses.build(name, case.num_classes)
-            gradients = _backward(model, criterion, phase, moved.astype(np.float32), case)[2]
-            arrays |= {f"repeat/{index}/gradient/{label}/{entry}": backend.numpy(g) for entry, g in gradients.items()}
+    found: dict[str, list[float]] = {}
+    for label, draw in itertools.product(case.phases, range(REPEATS // 2)):
+        there, back = (_moved(name, case, case.phases[label], draw, roundings) for roundings in (K, -K))
+        for entry, array in there.items():
+            jump = np.abs(array + back[entry] - 2 * arrays[f"float64/gradient/{label}/{entry}"])
+            largest, size = found.get(f"{label}/{entry}", (0.0, 0.0))
+            found[f"{label}/{entry}"] = [max(largest, float(jump.max(initial=0.0))), max(size, norm(jump))]
+    return found
+
+
+def _moved(name: str, case: Case, phase: Phase, draw: int, roundings: float) -> Arrays:
+    """Float64 gradients from weights and input moved by so many roundings."""
+    model = seeded_model(name, case, "float64").train()
+    convert.load(model, perturbed(convert.state(model), draw, roundings))
+    images = perturbed({"images": case.input().astype(np.float64)}, draw, roundings)["images"]
+    gradients = _backward(model, _criterion(name, case, phase), phase, images, case)[2]
+    return {entry: backend.numpy(gradient) for entry, gradient in gradients.items()}
 
 
 def _step(name: str, case: Case, gradients: Mapping[str, Any], precision: str, fields: Fields, arrays: Arrays) -> None:

@@ -1,16 +1,19 @@
 """Discrete decisions of two sides: which differ, and whether rounding may have flipped them.
 
-The margin of a flipped decision is the smallest error that explains it: how far every score (cost, IoU, value) would have
-to move for the other choice. It is computed from the reference's exact scores. A flip is legal only where its margin is
-below the floor, the measured noise of one such score.
+A flip's margin says how far the scores behind it would have to move for it, from the reference's exact scores, in floors:
+multiples of their measured noise (lib.margins). A flip is legal only where its margin is below the gate, K floors.
 """
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from lib.alignment.verdict import Row, fault
-from lib.boxes import iou
+from lib.alignment.compare import compare
+from lib.alignment.verdict import K, Row, fault
+from lib.margins import Margins
+
+FLIP = "flipped decision"  # what a row of one flip says it is
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,13 @@ class Flip:
     where: tuple[int, ...]  # which decision
     reference: str  # what the reference chose
     candidate: str
-    margin: float
-    floor: float
+    margin: float  # floors
+    follows: bool = False  # it is excused by another flip, whose margin this is
 
     @property
     def legal(self) -> bool:
-        """NaN is never below a floor."""
-        return bool(self.margin < self.floor)
+        """NaN is below no gate."""
+        return bool(self.margin <= K)
 
 
 @dataclass(frozen=True)
@@ -37,128 +40,107 @@ class Decisions:
     total: int
     flips: tuple[Flip, ...]
     fault: str | None = None  # why they can't be compared
+    nearest: float = float("nan")  # the smallest margin of any decision to become another, in floors; NaN: nobody measured it
+    within: int = 0  # decisions with a margin below the gate
+    astray: tuple[float, ...] = ()  # per image (the first axis) how far the farthest choice of either side is from the exact one
 
-    def row(self) -> Row:
-        """Passes where every flip is legal; the note names the worst flip."""
+    @property
+    def illegal(self) -> list[Flip]:
+        """The flips that rounding does not excuse."""
+        return [flip for flip in self.flips if not flip.legal]
+
+    def rows(self) -> list[Row]:
+        """One for all, which passes where every flip is legal and names the worst, and one for each flip."""
         if self.fault or not self.total:
-            return fault(self.name, "decisions", self.fault or "empty comparison: no decision was taken")
-        illegal = [flip for flip in self.flips if not flip.legal]
-        legal = len(self.flips) - len(illegal)
-        note = f"{legal} flipped within rounding" if legal else ""
-        if illegal:
-            worst = max(illegal, key=lambda flip: flip.margin if flip.margin == flip.margin else np.inf)
-            note = (f"at {worst.where}: {worst.reference} became {worst.candidate}, margin {worst.margin:.3g}, "
-                    f"floor {worst.floor:.3g}; {len(illegal)} such, {legal} within rounding")  # fmt: skip
-        return Row(self.name, "decisions", float(len(illegal)), 0.0, 0.0, float(self.total), not illegal, note)
+            return [fault(self.name, "decisions", self.fault or "empty comparison: no decision was taken")]
+        note = ""
+        if self.illegal:
+            worst = max(self.illegal, key=lambda flip: np.nan_to_num(flip.margin, nan=np.inf))
+            how = f"margin {worst.margin:.4g} floors" if not np.isnan(self.nearest) else "no exact scores on record"
+            note = f"flipped at {worst.where}: {worst.reference} → {worst.candidate}, {how}"
+        whole = Row(self.name, "decisions", float(len(self.illegal)), 0.0, 0.0, float(self.total), not self.illegal, note)
+        return [whole, *(self._row(flip) for flip in self.flips)]
+
+    def _row(self, flip: Flip) -> Row:
+        note = "after an earlier flip: " * flip.follows + f"{flip.reference} → {flip.candidate}"
+        return Row(f"{self.name} at {flip.where}", FLIP, flip.margin, 1.0, float(K), 0.0, flip.legal, note)
 
 
-def choices(name: str, reference: np.ndarray, candidate: np.ndarray, margin: np.ndarray, floor: np.ndarray | float) -> Decisions:
-    """Decisions with one chosen id each (a class, a box, kept or not); margin, floor: of their shape, or one floor for all."""
-    reference, candidate = np.asarray(reference), np.asarray(candidate)
-    if why := _incomparable(reference, candidate, np.asarray(margin)):
-        return Decisions(name, reference.size, (), why)
-    floors = np.broadcast_to(np.asarray(floor, float), reference.shape)
-    flips = [Flip(tuple(map(int, at)), str(reference[*at]), str(candidate[*at]), float(margin[*at]), float(floors[*at]))
-             for at in np.argwhere(reference != candidate)]
-    return Decisions(name, reference.size, tuple(flips))
+def judge(name: str, reference: np.ndarray, candidate: np.ndarray, margins: Margins | None = None,
+          before: Decisions | None = None) -> Decisions:  # fmt: skip
+    """Choices of two sides of the same shape; without margins no flip is legal.
 
-
-def argmax(name: str, scores: np.ndarray, reference: np.ndarray, candidate: np.ndarray, floor: float) -> Decisions:
-    """The largest along the last axis of scores (…, n); both sides' choices have shape (…)."""
-    if why := _out_of_range(candidate, scores.shape[-1]) or _unusable(scores):
-        return Decisions(name, int(np.size(reference)), (), why)
-    first, second = (np.take_along_axis(scores, np.asarray(ids)[..., None], -1)[..., 0] for ids in (reference, candidate))
-    # Two scores meet where each moves half the way.
-    return choices(name, reference, candidate, (first - second) / 2, floor)
-
-
-def threshold(name: str, values: np.ndarray, limit: float, reference: np.ndarray, candidate: np.ndarray, floor: float) -> Decisions:
-    """Which values pass the limit: booleans of the values' shape."""
-    return choices(name, reference, candidate, np.abs(values - limit), floor)
-
-
-def topk(name: str, scores: np.ndarray, reference: np.ndarray, candidate: np.ndarray, floor: float) -> Decisions:
-    """The k best of each row: scores (rows, n), ids (rows, k) in any order. One decision per chosen id.
-
-    One that was dropped has lost to each that came in: its margin is half the largest of these gaps.
+    A flip's margin is that of the choice that is farther from the exact one. before: of what both chose from here; where a
+    decision of it flipped, in the same image (the first axis), that flip's margin counts, if it is smaller.
     """
-    if why := _incomparable(reference, candidate) or _out_of_range(candidate, scores.shape[1]) or _unusable(scores):
-        return Decisions(name, int(np.size(reference)), (), why)
+    if why := compare(name, reference, candidate).fault or (margins and _unusable(reference, margins)):
+        return Decisions(name, np.size(reference), (), why)
+    places = [tuple(map(int, at)) for at in np.argwhere(reference != candidate)]
+    if margins is None:
+        return Decisions(name, reference.size, tuple(Flip(at, str(reference[at]), str(candidate[at]), np.inf) for at in places))
+    ordered, far = np.sort(margins.floors, -1), np.maximum(_of(margins, reference), _of(margins, candidate))
+    nearest = ordered[..., 1] if ordered.shape[-1] > 1 else np.full(reference.shape, np.inf)
     flips = []
-    for row, (ours, theirs) in enumerate(zip(reference, candidate, strict=True)):
-        if len(set(theirs.tolist())) < len(theirs):
-            return Decisions(name, reference.size, (), f"row {row}: an id is chosen twice")
-        dropped, entered = np.setdiff1d(ours, theirs), np.setdiff1d(theirs, ours)
-        if not len(dropped):
-            continue
-        least = entered[np.argmin(scores[row, entered])]
-        gaps = scores[row, dropped] - scores[row, least]
-        flips += [Flip((row, int(out)), str(out), str(least), float(gap) / 2, floor) for out, gap in zip(dropped, gaps)]
-    return Decisions(name, reference.size, tuple(flips))
+    for at in places:
+        earlier = _earlier(before, at[0])
+        flips.append(Flip(at, str(reference[at]), str(candidate[at]), min(float(far[at]), earlier), bool(earlier < far[at])))
+    astray = tuple(float(one.max(initial=0.0)) for one in far)
+    return Decisions(name, reference.size, tuple(flips), None, float(nearest.min()), int(np.count_nonzero(nearest <= K)), astray)
 
 
-def matching(name: str, cost: np.ndarray, reference: np.ndarray, candidate: np.ndarray, floor: float) -> Decisions:
-    """A matching of least cost: cost (n, m), the column of each row (n,) or −1. One decision per row.
-
-    The candidate's matching is at most as dear as the reference's on its own costs. So errors explain it where each of the
-    entries in which the two differ may move by the gap over their number.
-    """
-    if why := _incomparable(reference, candidate) or _out_of_range(candidate, cost.shape[1], -1) or _unusable(cost):
-        return Decisions(name, int(np.size(reference)), (), why)
-    taken = candidate[candidate >= 0]
-    if len(set(taken.tolist())) < len(taken) or len(taken) != np.count_nonzero(reference >= 0):
-        return Decisions(name, reference.size, (), "not one to one, or another number of pairs")
-    changed = np.flatnonzero(reference != candidate)
-    entries = [(row, ids[row], sign) for ids, sign in ((reference, -1), (candidate, 1)) for row in changed if ids[row] >= 0]
-    gap = sum(sign * cost[row, column] for row, column, sign in entries)
-    margin = float(gap) / max(len(entries), 1)
-    flips = [Flip((int(row),), str(reference[row]), str(candidate[row]), margin, floor) for row in changed]
-    return Decisions(name, reference.size, tuple(flips))
+def _of(margins: Margins, chosen: np.ndarray) -> np.ndarray:
+    """The margin of each choice; infinite for what could not be chosen."""
+    own = margins.options == chosen[..., None]
+    return np.where(own.any(-1), np.where(own, margins.floors, 0).sum(-1), np.inf)
 
 
-def suppression(name: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: float,
-                reference: np.ndarray, candidate: np.ndarray, floors: Mapping[str, float]) -> Decisions:  # fmt: skip
-    """Boxes that NMS keeps: boxes (n, 4) xyxy, scores, labels (n,), kept (n,) bool on both sides; floors: "iou", "score".
-
-    A box's margin, in floors, is its nearest way to another fate: an overlap of its class about to pass the limit, or a
-    better score about to change places with its own. One whose better neighbour flipped follows that flip.
-    """
-    if why := _incomparable(reference, candidate) or _unusable(scores) or _unusable(boxes):
-        return Decisions(name, int(np.size(reference)), (), why)
-    overlap = np.where(labels[:, None] == labels[None], iou(boxes, boxes), 0.0)
-    np.fill_diagonal(overlap, 0.0)
-    gap = np.abs(scores[:, None] - scores[None]) / 2
-    near = np.minimum(np.abs(overlap - limit) / floors["iou"], np.where(overlap > limit, gap / floors["score"], np.inf))
-    near[overlap == 0] = np.inf
-    margin = near.min(1)
-    flipped = reference != candidate
-    for box in np.argsort(-scores, kind="stable"):
-        causes = flipped & (overlap[box] > limit) & (scores > scores[box])
-        if flipped[box] and causes.any():
-            margin[box] = min(margin[box], margin[causes].min())
-    fate = np.array(["dropped", "kept"])
-    return choices(name, fate[reference.astype(int)], fate[candidate.astype(int)], margin, 1.0)
+def _earlier(before: Decisions | None, image: int) -> float:
+    """The largest margin of what was chosen otherwise before in this image, as all of it has to be excused; inf: nothing."""
+    if before is None:
+        return np.inf
+    found = [flip.margin for flip in before.flips if flip.where[0] == image]
+    found += [before.astray[image]] if before.astray and before.astray[image] > 0 else []
+    return max(found, default=np.inf)
 
 
-def _incomparable(reference: np.ndarray, candidate: np.ndarray, *others: np.ndarray) -> str | None:
-    for array in (candidate, *others):
-        if np.shape(array) != np.shape(reference):
-            return f"shape {np.shape(array)} where the reference has {np.shape(reference)}"
+def _unusable(reference: np.ndarray, margins: Margins) -> str | None:
+    expected = (*reference.shape, len(margins.options))
+    if margins.floors.shape != expected:
+        return f"margins of shape {margins.floors.shape} where {expected} is expected"
+    if np.isnan(margins.floors).any():
+        return "NaN in the reference's margins"
     return None
 
 
-def _out_of_range(ids: np.ndarray, count: int, least: int = 0) -> str | None:
-    wrong = np.asarray(ids)[(np.asarray(ids) < least) | (np.asarray(ids) >= count)]
-    return f"id {wrong[0]} of {count}" if wrong.size else None
+def nearness(held: Sequence[Decisions]) -> dict[str, Any]:
+    """How near to a toss-up the decisions are that have margins; empty where none has."""
+    measured = [kind for kind in held if kind.fault is None and not np.isnan(kind.nearest)]
+    if not measured:
+        return {}
+    nearest = min(measured, key=lambda kind: kind.nearest)
+    return {"decisions": sum(kind.total for kind in measured), "flipped": sum(len(kind.flips) for kind in measured),
+            "within": sum(kind.within for kind in measured), "nearest": nearest.nearest, "nearest_name": nearest.name}
 
 
-def _unusable(scores: np.ndarray) -> str | None:
-    bad = np.argwhere(~np.isfinite(scores))
-    return f"{scores[*bad[0]]} in the reference's scores at {tuple(map(int, bad[0]))}" if len(bad) else None
+def restored(name: str, arrays: Mapping[str, np.ndarray]) -> Margins | None:
+    """The margins that a record holds of a choice, as `capture` writes them; None where it holds none."""
+    return Margins(arrays[f"option/{name}"], arrays[f"margin/{name}"]) if f"margin/{name}" in arrays else None
 
 
-def listing(held: Sequence[Decisions]) -> list[dict]:
-    """Every flip of every kind as a table's rows, illegal ones first, then by margin."""
-    rows = [{"decision": kind.name, "where": list(flip.where), "reference": flip.reference, "candidate": flip.candidate,
-             "margin": flip.margin, "floor": flip.floor, "legal": flip.legal} for kind in held for flip in kind.flips]
-    return sorted(rows, key=lambda row: (row["legal"], -row["margin"]))
+def excuse(rows: Sequence[Row], held: Sequence[Decisions], belongs: Callable[[Row], str]) -> list[Row]:
+    """Rows of what is computed from decisions: after a legal flip float32 results differ by more than their noise, rightly.
+
+    Such a row is shown, not judged, where the float64 run of the same name, which no rounding flips, passes. belongs: of a
+    row, how the names of the decisions behind it begin.
+    """
+    doubles = [row for row in rows if "float64" in row.what]
+    sound = {row.name for row in doubles} - {row.name for row in doubles if not row.passed}
+    return [replace(row, passed=None, note=f"behind a legal flip of {flipped}")
+            if row.passed is False and "float64" not in row.what and row.name in sound
+            and (flipped := _excused(held, belongs(row))) else row for row in rows]
+
+
+def _excused(held: Sequence[Decisions], beginning: str) -> str:
+    """The kind of decision that flipped, where all that flipped did so legally; else ""."""
+    behind = [kind for kind in held if kind.name.startswith(beginning) and (kind.flips or kind.fault)]
+    return behind[0].name if behind and not any(kind.fault or kind.illegal for kind in behind) else ""

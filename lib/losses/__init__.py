@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from lib import models
+from lib.margins import Margins
 
 from . import gold_yolo, gold_yolo_distillation, nanodet_plus, rt_detr
 
@@ -31,6 +32,16 @@ def teacher(name: str) -> str:
 def build_distillation(name: str, num_classes: int, epochs: int):
     """The criterion of a model with a teacher, in a run of so many epochs; its outputs are (the model's, the teacher's)."""
     return gold_yolo_distillation.build(name, num_classes, epochs)
+
+
+def decisions(name: str, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The discrete choices that inference takes on its way, from its features: RT-DETR's selection, and none elsewhere."""
+    return rt_detr.selection(features) if _module(name) is rt_detr else {}
+
+
+def margins(name: str, exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> dict[str, Margins]:
+    """How far these choices are from others: `exact` features in float64, `rounded` ones for the noise."""
+    return rt_detr.selection_margins(exact, rounded) if _module(name) is rt_detr else {}
 
 
 def named(name: str, outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -21,11 +21,12 @@ import numpy as np
 from lib import boxes
 from lib.backend import (abs, binary_cross_entropy_with_logits, clamp, exp, log_softmax, maximum, minimum, numpy, sigmoid,
                          sum, tensor, where)
+from lib.margins import Margins, of_images
 from lib.models.gold_yolo import STRIDES, VARIANTS
 from lib.models.gold_yolo_blocks import dtype_name
 from lib.models.gold_yolo_heads import ANCHORS
 
-from .gold_yolo_assigners import TAL_TOP_K, Assigned, atss, background, centres, task_aligned
+from .gold_yolo_assigners import TAL_TOP_K, Assigned, atss, background, centres, fixed, task_aligned, task_aligned_margins
 
 CLASS_WEIGHT, BOX_WEIGHT, DFL_WEIGHT = 1.0, 2.5, 0.5
 FOCAL_WEIGHT = 0.75     # of the background's squared score
@@ -37,7 +38,6 @@ EPS = 1e-10             # of the box losses
 class Assignment:
     box: np.ndarray                     # (n, p) int64: 0 background, j the image's j-th box
     score: np.ndarray                   # (n, p) float64: the target of that box's class score; 0 for background
-    margins: tuple[np.ndarray, ...]     # per image (g,): how close each box's choice of cells was, see Assigned
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,33 @@ class Criterion:
         return losses | {"loss_cls": self._class_loss(logits, assignment, positives, kind)}
 
     def decisions(self, outputs, targets: list[dict], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """The discrete choices behind the losses, (n, p): fg_mask, and target_labels, which are k for background."""
+        """The discrete choices behind the losses, (n, p): gt_inds, see Assignment.box, and target_labels, which are k for
+        background."""
         box = self.assign([numpy(output) for output in outputs[:2]], targets, image_size).box
-        labels = [np.append(t["labels"], self.num_classes)[own - 1] for t, own in zip(targets, box, strict=True)]
-        return {"fg_mask": box > 0, "target_labels": np.stack(labels)}
+        return {"gt_inds": box, "target_labels": np.stack([self._labels(t)[own] for t, own in zip(targets, box, strict=True)])}
+
+    def _labels(self, target: dict) -> np.ndarray:
+        """(1 + g,) the label of no box, which is k, and of each."""
+        return np.append(self.num_classes, target["labels"])
+
+    def margins(self, exact, rounded, targets: list[dict], image_size: tuple[int, int]) -> dict[str, Margins]:
+        """How far `decisions` are from others: `exact` outputs in float64, `rounded` ones for the noise."""
+        cells, runs = self._cells(image_size), [[numpy(output) for output in outputs[:2]] for outputs in (exact, rounded)]
+        images = [self._margins(rows[:2], rows[2:], t, cells) for *rows, t in zip(*runs[0], *runs[1], targets, strict=True)]
+        labels = np.unique(np.concatenate([self._labels(t) for t in targets]))
+        by_label = [np.stack([np.min(floors[:, :len(own)][:, own == label], 1, initial=np.inf) for label in labels], 1)
+                    for (floors, _), own in zip(images, map(self._labels, targets))]
+        by_box = of_images(images)
+        return {"gt_inds": by_box, "target_labels": Margins(labels, np.stack(by_label), by_box.noise)}
+
+    def _margins(self, exact: list[np.ndarray], rounded: list[np.ndarray], target: dict,
+                 cells: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """One image's, from its logits (p, k) and distances (p, 4 * b)."""
+        gt_boxes, gt_labels = target["boxes"].astype(np.float64), target["labels"]
+        if len(gt_boxes) == 0 or self.epoch < self.atss_epochs:
+            return fixed(self._assign(*exact, target, cells).box, len(gt_boxes)), {}
+        runs = [(boxes.sigmoid(logits), predicted_boxes(distances, cells)) for logits, distances in (exact, rounded)]
+        return task_aligned_margins(*runs, cells, gt_boxes, gt_labels, self.top_k)
 
     def assign(self, outputs: list[np.ndarray], targets: list[dict], image_size: tuple[int, int]) -> Assignment:
         """The assignment made by outputs (n, p, k) and (n, p, 4 * b) in this epoch."""
@@ -97,8 +120,7 @@ class Criterion:
         given = tuple(output.shape[1:] for output in outputs)
         assert given == expected, f"outputs are {given}; {len(cells)} cells and {self.num_classes} classes ask for {expected}"
         images = [self._assign(*rows, t, cells) for *rows, t in zip(*outputs, targets, strict=True)]
-        return Assignment(np.stack([image.box for image in images]), np.stack([image.score for image in images]),
-                          tuple(image.margin for image in images))
+        return Assignment(np.stack([image.box for image in images]), np.stack([image.score for image in images]))
 
     def _assign(self, logits: np.ndarray, distances: np.ndarray, target: dict, cells: np.ndarray) -> Assigned:
         """One image's assignment from logits (p, k) and distances (p, 4 * b)."""

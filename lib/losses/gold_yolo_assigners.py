@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib import boxes
+from lib.margins import among, noise, settled_by
 
 ATSS_TOP_K = 9          # candidates of a box on each level
 ATSS_SIDE = 5           # of a cell's square, in strides
@@ -23,12 +24,11 @@ class Assigned:
     """One image's assignment."""
     box: np.ndarray       # (p,) int64: 0 background, j the image's j-th box
     score: np.ndarray     # (p,) what the score of that box's class should be; 0 for background
-    margin: np.ndarray    # (g,) how far, relatively, the closest rejected candidate was from being taken, or conversely
 
 
 def background(cells: int) -> Assigned:
     """The assignment of an image without boxes."""
-    return Assigned(np.zeros(cells, np.int64), np.zeros(cells), np.zeros(0))
+    return Assigned(np.zeros(cells, np.int64), np.zeros(cells))
 
 
 def task_aligned(scores: np.ndarray, predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
@@ -36,19 +36,41 @@ def task_aligned(scores: np.ndarray, predicted: np.ndarray, cells: np.ndarray, g
     """From scores (p, k), predicted boxes (p, 4) in pixels and cells (p, 3) for gt_boxes (g, 4), g > 0.
 
     A box takes the top_k (0: TAL_TOP_K) cells of the largest score * IoU^6 and keeps those whose centre it contains; there
-    may be cells with metric 0 among them. margin: between the last cell taken and the next.
+    may be cells with metric 0 among them.
     """
     count = top_k or TAL_TOP_K
-    overlap = iou(gt_boxes, predicted)                          # (g, p)
-    square = overlap * overlap
-    metric = scores[:, gt_labels].T * (square * square * square)
+    overlap, metric = _aligned(scores, predicted, gt_boxes, gt_labels)
     inside = contains(gt_boxes, centres(cells))
     eligible = metric * inside
     matched = settle(largest(eligible, count) & inside, overlap)
     metric = metric * matched
     best = (overlap * matched).max(1, keepdims=True)
     score = (metric * best / (metric.max(1, keepdims=True) + EPS)).max(0)
-    return Assigned(_numbers(matched), score, _gaps(eligible, count))
+    return Assigned(_numbers(matched), score)
+
+
+def _aligned(scores: np.ndarray, predicted: np.ndarray, gt_boxes: np.ndarray,
+             gt_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What task-aligned assignment goes by, (g, p) each: the predicted boxes' IoU, and the metric."""
+    overlap = iou(gt_boxes, predicted)
+    square = overlap * overlap
+    return overlap, scores[:, gt_labels].T * (square * square * square)
+
+
+def task_aligned_margins(exact: tuple[np.ndarray, np.ndarray], rounded: tuple[np.ndarray, np.ndarray], cells: np.ndarray,
+                         gt_boxes: np.ndarray, gt_labels: np.ndarray, top_k: int = 0) -> tuple[np.ndarray, dict[str, float]]:
+    """Margins (p, 1 + g) of `task_aligned`'s choice of no box and of each, and the noise; exact, rounded: scores, predicted."""
+    count, inside = top_k or TAL_TOP_K, contains(gt_boxes, centres(cells))
+    (overlap, metric), (other_overlap, other_metric) = (_aligned(*one, gt_boxes, gt_labels) for one in (exact, rounded))
+    floor = noise(metric * inside, other_metric * inside, count), noise(overlap, other_overlap, count)     # (g, 1) each
+    claims = np.where(inside[:, :, None], among(metric * inside, floor[0], count), [0.0, np.inf])          # (g, p, 2)
+    found = settled_by(claims.transpose(1, 0, 2), overlap.T, floor[1].T)
+    return found, {"alignment metric": float(floor[0].max()), "IoU": float(floor[1].max())}
+
+
+def fixed(box: np.ndarray, count: int) -> np.ndarray:
+    """Margins (p, 1 + count) of choices (p,) that no score decides: nothing but geometry."""
+    return np.where(box[:, None] == np.arange(count + 1), 0.0, np.inf)
 
 
 def atss(predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray) -> Assigned:
@@ -56,7 +78,7 @@ def atss(predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray) -> Assi
 
     Candidates are each level's ATSS_TOP_K cells closest to the box's centre; taken are those whose square overlaps the
     box by more than the candidates' mean plus standard deviation and whose centre it contains. The target score is the
-    predicted box's IoU. margin: the smallest distance of a candidate's overlap from that threshold, in parts of it.
+    predicted box's IoU.
     """
     points, half = centres(cells), ATSS_SIDE / 2 * cells[:, 2:]
     overlap = boxes.iou(gt_boxes, np.concatenate([points - half, points + half], 1))       # (g, p)
@@ -69,8 +91,7 @@ def atss(predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray) -> Assi
     of_candidates = overlap[candidate].reshape(len(gt_boxes), -1)
     threshold = of_candidates.mean(1, keepdims=True) + of_candidates.std(1, keepdims=True, ddof=1)
     matched = settle(candidate & (overlap > threshold) & contains(gt_boxes, points), overlap)
-    margin = np.abs(of_candidates - threshold).min(1) / np.maximum(threshold[:, 0], EPS)
-    return Assigned(_numbers(matched), (iou(gt_boxes, predicted) * matched).max(0), margin)
+    return Assigned(_numbers(matched), (iou(gt_boxes, predicted) * matched).max(0))
 
 
 def centres(cells: np.ndarray) -> np.ndarray:
@@ -115,11 +136,3 @@ def settle(matched: np.ndarray, overlap: np.ndarray) -> np.ndarray:
 def _numbers(matched: np.ndarray) -> np.ndarray:
     """(p,): 0, or the number, from 1, of the one row that is set."""
     return np.where(matched.any(0), matched.argmax(0) + 1, 0)
-
-
-def _gaps(values: np.ndarray, count: int) -> np.ndarray:
-    """(g,): how much smaller, relatively, the value after the `count` largest is than the last of them; 0 for 0 after 0."""
-    if values.shape[1] <= count:
-        return np.ones(len(values))
-    after, last = np.partition(values, -count - 1, 1)[:, [-count - 1]], np.partition(values, -count, 1)[:, [-count]]
-    return ((last - after) / np.maximum(last, np.finfo(values.dtype).tiny))[:, 0]

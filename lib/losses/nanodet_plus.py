@@ -19,6 +19,7 @@ import numpy as np
 from lib import boxes
 from lib.backend import (binary_cross_entropy_with_logits, clamp, exp, log_softmax, maximum, minimum, numpy, sigmoid,
                          sum, tensor)
+from lib.margins import ROUNDING, Margins, among, noise, of_images, settled_by, whole
 from lib.models.nanodet_plus import BINS, REG_MAX, STRIDES
 
 TOP_K = 13             # candidates whose IoU decides how many priors a box gets
@@ -59,17 +60,54 @@ def assign(output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
     valid = np.flatnonzero(_inside(cells, gt_boxes).any(1))
     if valid.size == 0:
         return box, quality
+    iou, cost = _scores(output[valid], cells[valid], gt_boxes, gt_labels)
+    matched = _settled(iou, cost)
+    row, column = matched.nonzero()
+    box[valid[row]], quality[valid[row]] = column + 1, iou[row, column]
+    return box, quality
+
+
+def _scores(output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the assignment goes by, (v, g) each: the predicted boxes' IoU, and the cost."""
     num_classes = output.shape[1] - BINS
-    predicted = boxes.decode(output[valid, num_classes:], cells[valid])
-    iou = boxes.iou(predicted, gt_boxes.astype(output.dtype))                                # (v, g)
-    cost = _classification_cost(output[valid, :num_classes], gt_labels, iou) - IOU_FACTOR * np.log(iou + 1e-7)
+    iou = boxes.iou(boxes.decode(output[:, num_classes:], cells), gt_boxes.astype(output.dtype))
+    return iou, _classification_cost(output[:, :num_classes], gt_labels, iou) - IOU_FACTOR * np.log(iou + 1e-7)
+
+
+def _settled(iou: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """(v, g) bool, one box at most for each prior."""
     matched = _cheapest(cost, _dynamic_k(iou))
     contested = np.flatnonzero(matched.sum(1) > 1)
     matched[contested] = False
     matched[contested, cost[contested].argmin(1)] = True     # over all boxes, not only those that claimed the prior
-    row, column = matched.nonzero()
-    box[valid[row]], quality[valid[row]] = column + 1, iou[row, column]
-    return box, quality
+    return matched
+
+
+def margins(exact: np.ndarray, rounded: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
+            gt_labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """One image's margins (p, 1 + g) of no box and of each, and the noise of its scores, from logits as in `assign`."""
+    found = np.tile(np.append(0.0, np.full(len(gt_boxes), np.inf)), (len(cells), 1))
+    valid = np.flatnonzero(_inside(cells, gt_boxes).any(1))
+    if valid.size == 0:
+        return found, {}
+    runs = [_scores(output[valid], cells[valid], gt_boxes, gt_labels) for output in (exact, rounded)]
+    (iou, cost), (other_iou, other_cost) = runs
+    floor = noise(-cost.T, -other_cost.T, TOP_K)                                             # (g, 1)
+    total = max(np.abs(_best_ious(iou) - _best_ious(other_iou)).max(), ROUNDING)
+    found[valid] = settled_margins(iou, cost, floor, total)
+    return found, {"cost": float(floor.max()), "sum of IoUs": float(total)}
+
+
+def settled_margins(iou: np.ndarray, cost: np.ndarray, floor: np.ndarray, total: float) -> np.ndarray:
+    """(v, 1 + g) margins of `_settled`: floor (g, 1) of the boxes' costs, total of the sum of a box's best IoUs.
+
+    A box claims a prior if some number of priors is its own and the prior is among so many cheapest ones.
+    """
+    most = min(TOP_K, len(cost))
+    claims = np.full((*cost.T.shape, 2), np.inf)                                             # (g, v, 2) not, and claimed
+    for count, reached in enumerate(whole(_best_ious(iou), total, most).T, 1):
+        claims = np.minimum(claims, np.maximum(reached[:, None, None], among(-cost.T, floor, count)))
+    return settled_by(claims.transpose(1, 0, 2), -cost, floor.T)
 
 
 def _inside(cells: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
@@ -90,8 +128,13 @@ def _classification_cost(logits: np.ndarray, gt_labels: np.ndarray, iou: np.ndar
 
 def _dynamic_k(iou: np.ndarray) -> np.ndarray:
     """(g,): how many priors each box gets, the whole part of its best TOP_K IoUs' sum, at least 1."""
+    return np.maximum(_best_ious(iou).astype(np.int64), 1)
+
+
+def _best_ious(iou: np.ndarray) -> np.ndarray:
+    """(g,) the sum of each box's best TOP_K IoUs."""
     best = min(TOP_K, len(iou))
-    return np.maximum(np.partition(iou, -best, 0)[-best:].sum(0).astype(np.int64), 1)
+    return np.partition(iou, -best, 0)[-best:].sum(0)
 
 
 def _cheapest(cost: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -131,6 +174,12 @@ class Criterion:
     def decisions(self, outputs, targets: list[dict], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
         """The discrete choices behind the losses: gt_inds (n, p), see Assignment.box."""
         return {"gt_inds": self.assign(numpy(outputs[-1]), targets, image_size).box}
+
+    def margins(self, exact, rounded, targets: list[dict], image_size: tuple[int, int]) -> dict[str, Margins]:
+        """How far `decisions` are from others: `exact` outputs in float64, `rounded` ones for the noise."""
+        cells = boxes.priors(tuple(image_size), STRIDES)
+        rows = zip(numpy(exact[-1]), numpy(rounded[-1]), targets, strict=True)
+        return {"gt_inds": of_images([margins(*heads, cells, t["boxes"], t["labels"]) for *heads, t in rows])}
 
     def assign(self, output: np.ndarray, targets: list[dict], image_size: tuple[int, int]) -> Assignment:
         """The assignment made by logits (n, p, k + 32): the auxiliary head's while there is one."""

@@ -8,7 +8,7 @@ Deliberate differences:
 * a batch without a pair keeps one at weight 0, which gives the published zero loss and zero gradient;
 * two boxes without area have IoU 0, where the published code divides 0 by 0.
 
-Letters: n images, q queries, k classes, g boxes of an image, m pairs of the batch.
+Letters: n images, t tokens of all levels, q queries, k classes, g boxes of an image, s of the fullest one, m pairs of the batch.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ import numpy as np
 
 from lib import boxes as geometry
 from lib.backend import abs, binary_cross_entropy_with_logits, clamp, maximum, minimum, numpy, sum, sync, tensor
-from lib.losses.rt_detr_matcher import TINY, Matching, costs, iou, match, second_best_gap
+from lib.losses.rt_detr_matcher import TINY, Matching, costs, iou, match, matched, second_best_gap
+from lib.margins import Margins, among, largest_noise, noise
 from lib.models.rt_detr_denoising import Truth, corners, truths
 
 ALPHA = 0.75                              # varifocal weight of what is no object
@@ -67,15 +68,31 @@ class Criterion:
         return found
 
     def decisions(self, outputs: Mapping, targets: Sequence[Mapping], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """The discrete choices behind the losses: which tokens became queries (n, q), as a rising list since near-ties
-        leave their order to rounding; and per ordinary prediction the token of each image's boxes (n, s), -1 for none."""
-        tokens = numpy(outputs["selected_tokens"])
-        slots, found = max((len(t["labels"]) for t in targets), default=0), {"selected_tokens": np.sort(tokens, 1)}
+        """The discrete choices behind the losses: which tokens became queries (n, t), 1 where one did; and per ordinary
+        prediction the token of each image's boxes (n, s), -1 for none."""
+        tokens = numpy(outputs[SELECTION])
+        slots, found = _slots(targets), {SELECTION: chosen(tokens, outputs["token_scores"].shape[1])}
         for suffix, images in self.match(outputs, targets, image_size).items():
             table = np.full((len(images), slots), -1)
             for row, own, (matching, _) in zip(table, tokens, images):
                 row[matching.boxes] = own[matching.queries]
             found[f"matched_tokens/{label(suffix)}"] = table
+        return found
+
+    def margins(self, exact: Mapping, rounded: Mapping, targets: Sequence[Mapping],
+                image_size: tuple[int, int]) -> dict[str, Margins]:  # fmt: skip
+        """How far `decisions` are from others: `exact` outputs in float64, `rounded` ones for the noise."""
+        true = truths(targets, image_size, self.num_classes)
+        tokens, scores = ([numpy(outputs[key]) for outputs in (exact, rounded)] for key in (SELECTION, "token_scores"))
+        found, count = {SELECTION: selected(*scores, tokens[0].shape[1])}, scores[0].shape[1]
+        for suffix, prediction in ordinary(exact).items():
+            sides = zip(tokens[0], *values(prediction)), zip(tokens[1], *values(ordinary(rounded)[suffix]))
+            costed = [[(own, costs(logits, boxes, t.labels, t.boxes)) for (own, logits, boxes), t in zip(side, true, strict=True)]
+                      for side in sides]
+            images = [matched(*pair, count, _slots(targets)) for pair in zip(*costed)]
+            floors, noises = zip(*images)
+            found[f"matched_tokens/{label(suffix)}"] = Margins(
+                np.arange(-1, count), np.stack(floors), largest_noise(noises), SELECTION)  # fmt: skip
         return found
 
     def _losses(self, suffix: str, prediction: Mapping, paired: Pairs) -> dict:
@@ -95,6 +112,11 @@ class Criterion:
 def ordinary(outputs: Mapping) -> dict[str, Mapping]:
     """Suffix of the losses' names -> prediction, for all that is matched; denoising queries are in none of them."""
     return {"": outputs, **{f"_aux_{index}": aux for index, aux in enumerate(outputs.get("aux_outputs", ()))}}
+
+
+def _slots(targets: Sequence[Mapping]) -> int:
+    """Places for the boxes of the fullest image."""
+    return max((len(t["labels"]) for t in targets), default=0)
 
 
 def label(suffix: str) -> str:
@@ -177,6 +199,32 @@ def named(outputs: Mapping, features: Mapping[str, np.ndarray]) -> dict[str, np.
     return found
 
 
+def chosen(tokens: np.ndarray, count: int) -> np.ndarray:
+    """(n, t) 1 where one of so many tokens is among the selected ones (n, q), 0 elsewhere."""
+    found = np.zeros((len(tokens), count), np.int64)
+    np.put_along_axis(found, tokens, 1, 1)
+    return found
+
+
+def selected(exact: np.ndarray, rounded: np.ndarray, count: int) -> Margins:
+    """How far the choice of the `count` tokens of largest scores (n, t) is from others."""
+    floor = noise(exact, rounded, count)
+    return Margins(np.arange(2), among(exact, floor, count), {"class logit": float(np.max(floor))})
+
+
+def selection(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """That choice in inference, from named features."""
+    return {SELECTION: chosen(features[SELECTED], features[SCORES].shape[1])}
+
+
+def selection_margins(exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> dict[str, Margins]:
+    """How far it is from others."""
+    scores = (np.max(features[SCORES], 2) for features in (exact, rounded))
+    return {SELECTION: selected(*scores, exact[SELECTED].shape[1])}
+
+
+SELECTION = "selected_tokens"            # the name of the choice
+SCORES = "decoder.enc_score_head"        # among the features: by what tokens are selected
 SELECTED = "decoder.selected_tokens"     # among the features: which tokens the queries are
 BY_QUERY = ("decoder.decoder.", "decoder.dec_", "decoder.init_", "decoder.enc_topk_")     # features with a row per query
 

@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from lib import boxes as geometry
 from lib.errors import UserError
+from lib.margins import cheapest, noise
 from lib.models.rt_detr_denoising import corners
 
 CLASS_COST, BOX_COST, GIOU_COST = 2.0, 5.0, 2.0
@@ -50,6 +51,25 @@ def second_best_gap(cost: np.ndarray) -> float:
         without[pair] = np.inf
         others.append(without[linear_sum_assignment(without)].sum())
     return float(min(others) - best)
+
+
+def matched(exact: tuple[np.ndarray, np.ndarray], rounded: tuple[np.ndarray, np.ndarray], count: int,
+            slots: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Margins (slots, 1 + count) of an image's boxes to be given no token and each of all, and the noise of the costs.
+
+    exact, rounded: which tokens the queries are (q,), and costs (q, g), g <= q. Tokens that are no queries can't be given.
+    Slots beyond the boxes are given none.
+    """
+    (tokens, cost), (others, other) = exact, rounded
+    boxes = cost.shape[1]
+    found = np.full((slots, 1 + count), np.inf)
+    found[boxes:, 0] = 0
+    if not boxes:
+        return found, {}
+    _, ours, theirs = np.intersect1d(tokens, others, return_indices=True)
+    floor = noise(-cost[ours].T, -other[theirs].T, boxes)
+    found[:boxes, 1 + tokens] = cheapest(cost.T, np.broadcast_to(floor, cost.T.shape))
+    return found, {"cost": float(floor.max())}
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -79,7 +79,8 @@ class RTDETR(nn.Module):
 
     Boxes are centre, width, height as parts of the image. In train() also "aux_outputs", those of the earlier layers and
     of the encoder, and with denoising "dn_aux_outputs", those of all layers for the denoising queries, and "dn_meta";
-    "selected_tokens" (n, q) says which tokens the queries are, to tell queries apart whose order is nearly a tie.
+    "selected_tokens" (n, q) says which tokens the queries are, to tell queries apart whose order is nearly a tie, and
+    "token_scores" (n, m) by what they were chosen.
     `step` says what training draws from and what it denoises; `multi_scale` holds sides, one of which each training
     batch is resized to, drawn first from `step.random`; none: no resizing.
     """
@@ -112,10 +113,10 @@ class RTDETR(nn.Module):
             side = self.multi_scale[int(random.integers(len(self.multi_scale)))]
             images = interpolate(images, size=(side, side), mode="nearest")
         noised = denoising(truths(self.step.targets, size, self.num_classes), self.num_classes, random)
-        layers, encoder, tokens = self._predict(images, noised)
+        layers, encoder, (tokens, scores) = self._predict(images, noised)
         count = 0 if noised is None else noised.labels.shape[1]
         *aux, last = [_form(logits[:, count:], boxes[:, count:]) for logits, boxes in layers]
-        outputs = {**last, "aux_outputs": [*aux, _form(*encoder)], "selected_tokens": tokens}
+        outputs = {**last, "aux_outputs": [*aux, _form(*encoder)], "selected_tokens": tokens, "token_scores": scores}
         if noised is not None:
             outputs["dn_aux_outputs"] = [_form(logits[:, :count], boxes[:, :count]) for logits, boxes in layers]
             outputs["dn_meta"] = noised.meta(last["pred_logits"].shape[1])

@@ -117,17 +117,18 @@ class Selection(nn.Module):
     """The tokens that become queries: those with the largest class logit, in falling order.
 
     features (n, m, d), class logits (n, m, k), anchors' logits (m, 4), the module that predicts boxes ->
-    features, boxes' logits, boxes, class logits of the q chosen tokens, and which they are (n, q).
+    features, boxes' logits, boxes, class logits of the q chosen tokens, which they are (n, q), and what was chosen by (n, m).
     """
 
     def forward(self, features, logits, anchor_logits, box_head):
         n, m, k = logits.shape
         q = min(QUERIES, m)
-        _, tokens = topk(amax(logits.detach(), 2), q, 1)
+        scores = amax(logits.detach(), 2)
+        _, tokens = topk(scores, q, 1)
         rows = (tokens + tensor(np.arange(n)[:, None] * m)).reshape(n * q)
         chosen = features.reshape(n * m, features.shape[2])[rows].reshape(n, q, features.shape[2])
         box_logits = box_head(chosen) + anchor_logits[tokens.reshape(n * q)].reshape(n, q, 4)
-        return chosen, box_logits, sigmoid(box_logits), logits.reshape(n * m, k)[rows].reshape(n, q, k), tokens
+        return chosen, box_logits, sigmoid(box_logits), logits.reshape(n * m, k)[rows].reshape(n, q, k), tokens, scores
 
 
 class RTDETRTransformer(nn.Module):
@@ -152,20 +153,20 @@ class RTDETRTransformer(nn.Module):
         self.selection = Selection()
 
     def forward(self, maps, noised: Denoising | None):
-        """-> (predictions per layer, the selection's own, its tokens); a prediction is (class logits, boxes).
+        """-> (predictions per layer, the selection's own, its tokens and all tokens' scores).
 
-        `noised` puts denoising queries in front of the others.
+        A prediction is (class logits, boxes). `noised` puts denoising queries in front of the others.
         """
         maps = [layer(x) for layer, x in zip(self.input_proj, maps)]
         sizes = tuple((x.shape[2], x.shape[3]) for x in maps)
         memory = cat([x.reshape(x.shape[0], WIDTH, h * w) for x, (h, w) in zip(maps, sizes)], 2).permute(0, 2, 1)
-        content, reference, boxes, logits, tokens = self._select(memory, sizes)
+        content, reference, boxes, logits, tokens, scores = self._select(memory, sizes)
         content, reference, mask = content.detach(), reference.detach(), None
         if noised is not None:
             mask = constant(noised.blocks(content.shape[1]), memory)
             content = cat((self._noised_content(noised), content), 1)
             reference = cat((constant(noised.boxes, memory), reference), 1)
-        return self._decode(content, sigmoid(reference), memory, sizes, mask), (logits, boxes), tokens
+        return self._decode(content, sigmoid(reference), memory, sizes, mask), (logits, boxes), (tokens, scores)
 
     def _select(self, memory, sizes):
         logits, valid = anchors(sizes)

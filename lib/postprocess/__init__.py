@@ -6,7 +6,7 @@ import numpy as np
 from lib import boxes, models
 from lib.backend import numpy
 
-from . import gold_yolo, nanodet_plus, rt_detr
+from . import candidates, gold_yolo, nanodet_plus, rt_detr
 
 _MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
@@ -34,6 +34,18 @@ def detections(name: str, outputs, *, image_size: tuple[int, int], warps=None, o
         for rows, matrix, size in zip(found, warps, original_sizes, strict=True):
             rows[:, :4] = boxes.clip(boxes.warp(rows[:, :4], np.linalg.inv(matrix)), size)
     return found
+
+
+def near_misses(name: str, exact, rounded, image_size: tuple[int, int], most: float) -> tuple[np.ndarray, dict[str, float]]:
+    """Of one image what suppression and the last place might decide otherwise, see candidates.near_misses.
+
+    exact, rounded: outputs in float64 and in float32. Nothing for RT-DETR, which suppresses nothing: there scores alone decide.
+    """
+    family = settings(name)
+    if family is rt_detr:
+        return np.zeros((0, 7)), {}
+    runs = [family.candidates(_images(outputs)[0], image_size, family.SCORE_THRESHOLD) for outputs in (exact, rounded)]
+    return candidates.near_misses(*runs, family.NMS_IOU, family.MAX_DETECTIONS, most)
 
 
 def _images(outputs) -> list:

@@ -6,29 +6,48 @@ import numpy as np
 from lib.alignment import divergence as depth
 from lib.alignment import equivalence as bootstrap
 from lib.alignment.compare import compare_sets
+from lib.alignment.decisions import FLIP, Decisions, excuse, nearness
 from lib.alignment.equivalence import Equivalence, Outcome
 from lib.alignment.evidence import Evidence
-from lib.alignment.questions.parts import holds, identical, number, other_case, sources
-from lib.alignment.rows import detections, tensors
-from lib.alignment.verdict import Answer, Row, Verdict, conclude, decisions, fault, judge_value
+from lib.alignment.questions.parts import decided, exact_arrays, holds, identical, number, other_case, sources
+from lib.alignment.rows import NOTHING, detections, tensors
+from lib.alignment.verdict import Answer, K, Row, Verdict, conclude, decisions, fault, judge_value
 
 
 def forward(evidence: Evidence, a: str, b: str) -> Answer:
-    """Raw outputs and named features in evaluation mode, and the detections they give."""
+    """Raw outputs and named features in evaluation mode, the decisions on their way, and the detections they give."""
     if other := other_case(evidence, "forward", a, b, "forward"):
         return other
     single = {side: evidence.arrays(side, "forward", "float32/") for side in (a, b)}
     double = {side: evidence.arrays(side, "forward", "float64/") for side in (a, b)}
     found = [{side: kept.pop("detections") for side, kept in runs.items() if "detections" in kept} for runs in (single, double)]
     whole, _ = ({side: _integers(kept) for side, kept in runs.items()} for runs in (single, double))
-    rows = tensors(evidence, "forward", a, b, single, double, "max_abs")
+    held = decided(evidence, "forward", a, b)
+    rows = [row for kind in held for row in kind.rows()]
+    rows += excuse(tensors(evidence, "forward", a, b, single, double, "max_abs"), held, lambda row: "")
     rows += identical(compare_sets(whole[a], whole[b])) if any(whole.values()) else []
     if holds(evidence, "forward", "detections", a, b):
-        rows += detections(a, b, *found, *(evidence.field(b, "forward", name) for name in ("score_threshold", "max_detections")))
+        near = exact_arrays(evidence, "forward", b).get("near/detections", NOTHING)
+        limits = (evidence.field(b, "forward", name) for name in ("score_threshold", "max_detections"))
+        rows += detections(a, b, *found, *limits, near)
+        held += _nearest(len(found[0].get(b, ())), near)
     if a == "published" and (live := evidence.field(b, "forward", "live")):
         rows += [judge_value(f"{live['name']} {live['version']}, {name}", "max_abs, run live on our weights", *found.values())
                  for name, found in live["outputs"].items()]  # fmt: skip
-    return conclude("forward", f"{a}-{b}", rows, sources(evidence, "forward", a, b))
+    answer = conclude("forward", f"{a}-{b}", rows, sources(evidence, "forward", a, b))
+    if not (values := nearness(held)):
+        return answer
+    values["flipped"] = sum(row.what == FLIP for row in rows)
+    reason = "within_gate_decided" if answer.reason == "within_gate" else answer.reason
+    return replace(answer, reason=reason, values=answer.values | values)
+
+
+def _nearest(total: int, near: np.ndarray) -> list[Decisions]:
+    """How near detections came to suppression, or to the last place; nothing where no exact scores say so."""
+    margins = near[:, 6]
+    if not len(near):
+        return []
+    return [Decisions("detections", total, (), None, float(margins.min()), int(np.count_nonzero(margins <= K)))]
 
 
 def _integers(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

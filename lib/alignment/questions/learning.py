@@ -5,12 +5,13 @@ import numpy as np
 
 from lib.alignment import lockstep as engine
 from lib.alignment.compare import compare_sets, norm
+from lib.alignment.decisions import excuse, nearness
 from lib.alignment.evidence import Evidence
-from lib.alignment.questions.parts import holds, identical, other_case, sources
+from lib.alignment.questions.parts import decided, holds, identical, other_case, sources
 from lib.alignment.rows import (
-    chosen, excuse_flips, float64_factor, other_deviations, step_norms, step_residuals, tensors, true_zeros,
+    chosen, excuse_flips, float64_factor, gradient_jumps, other_deviations, step_norms, step_residuals, tensors, true_zeros,
 )  # fmt: skip
-from lib.alignment.verdict import Answer, Verdict, conclude, decisions, fault, judge_scalars, judge_value
+from lib.alignment.verdict import Answer, Row, Verdict, conclude, decisions, fault, judge_scalars, judge_value
 
 
 def losses(evidence: Evidence, a: str, b: str) -> Answer:
@@ -29,17 +30,29 @@ def losses(evidence: Evidence, a: str, b: str) -> Answer:
         sharp = judge_scalars(exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b))
         rows += [replace(row, what="scalar, float64") for row in sharp]
     runs = [{s: evidence.arrays(s, "loss", f"{run}/output/") for s in (a, b)} for run in ("float32", "float64")]
-    rows += tensors(evidence, "loss", a, b, *runs, "max_abs", "output/")
+    outputs = tensors(evidence, "loss", a, b, *runs, "max_abs", "output/")
+    held, first = decided(evidence, "loss", a, b), next(iter(per_phase[a]))  # whose outputs they are
+    rows = excuse(rows, held, _phase) + excuse(outputs, held, lambda row: f"{first}/")
     return conclude("losses", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
 
 
 def assignment(evidence: Evidence, a: str, b: str) -> Answer:
-    """The assigner's decisions: which box, and which class, each prior is given."""
+    """The discrete decisions of a training step: the assigner's or the matcher's, and the selection of queries.
+
+    Each that flipped has a row with its margin; what is legal follows from the reference's exact scores.
+    """
     if other := other_case(evidence, "loss", a, b, "assignment"):
         return other
-    theirs, ours = (evidence.arrays(side, "loss", "assignment/") for side in (a, b))
-    rows = identical(compare_sets(theirs, chosen(ours, tuple(theirs)) if a == "published" else ours))  # it records some phases
-    return conclude("assignment", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
+    held = decided(evidence, "loss", a, b)
+    answer = conclude("assignment", f"{a}-{b}", [row for kind in held for row in kind.rows()], sources(evidence, "loss", a, b))
+    values = answer.values | nearness(held)
+    decided_so = answer.verdict is Verdict.PASS and "nearest" in values
+    return replace(answer, reason="decided" if decided_so else answer.reason, values=values)
+
+
+def _phase(row: Row) -> str:
+    """How the names of what belongs to a row's phase begin."""
+    return f"{row.name.split('/')[0]}/"
 
 
 def gradients(evidence: Evidence, a: str, b: str) -> Answer:
@@ -47,11 +60,11 @@ def gradients(evidence: Evidence, a: str, b: str) -> Answer:
     if other := other_case(evidence, "loss", a, b, "gradients"):
         return other
     single, double = ({s: evidence.arrays(s, "loss", f"{run}/gradient/") for s in (a, b)} for run in ("float32", "float64"))
-    deviations = other_deviations(evidence, double[a]) if a == "torch" else None
-    rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/", deviations)
+    known = (other_deviations(evidence, double[a], single[a]), gradient_jumps(evidence)) if a == "torch" else ()
+    rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/", *known)
     zero = true_zeros(evidence, a, single[a], double[a])
     noise = max(zero.values(), default=0.0)
-    rows = excuse_flips([row for row in rows if row.name not in zero])
+    rows = excuse(excuse_flips([row for row in rows if row.name not in zero]), decided(evidence, "loss", a, b), _phase)
     # Where the true gradient is zero only noise is left, and its size varies more than a gradient's error: all such
     # parameters share the largest noise.
     for name in zero:
@@ -83,8 +96,10 @@ def step(evidence: Evidence, a: str, b: str) -> Answer:
             what = f"roundings away from {evidence.field(b, 'loss', 'optimiser', variant, 'rule')}'s rule"
             rows += [judge_value(f"{variant}/{name}", what + ", float64" * (run == "float64"), value, floor, 0.0)
                      for name, value in found.items()]  # fmt: skip
+    held = decided(evidence, "loss", a, b)
     for variant in variants:
-        rows += step_norms(evidence, a, b, variant, zero)
+        phase = evidence.field(b, "loss", "optimiser", variant, "phase")
+        rows += excuse(step_norms(evidence, a, b, variant, zero), held, lambda row, phase=phase: f"{phase}/")
     return conclude("step", f"{a}-{b}", rows, sources(evidence, "loss", a, b), notes=sorted(zero))
 
 

@@ -1,8 +1,9 @@
 """What the answers are put together from."""
-from typing import Any
+import numpy as np
 
 from lib.alignment.compare import Comparison
-from lib.alignment.evidence import Evidence, pointer
+from lib.alignment.decisions import Decisions, judge, restored
+from lib.alignment.evidence import REFERENCE, Evidence, pointer
 from lib.alignment.verdict import Answer, Number, Row, Verdict, decisions, fault
 
 
@@ -13,6 +14,32 @@ def identical(comparisons: list[Comparison]) -> list[Row]:
         else decisions(c.name, c.differing, c.size, f"first at {c.worst}" if c.differing else "")
         for c in comparisons
     ]  # fmt: skip
+
+
+def decided(evidence: Evidence, stage: str, a: str, b: str) -> list[Decisions]:
+    """Each kind of discrete decision in two records, judged by the reference framework's exact scores.
+
+    The published record keeps what was chosen, of some kinds; how near that was is PyTorch's to say, where it ran the case.
+    """
+    theirs, ours = (evidence.arrays(side, stage, "assignment/") for side in (a, b))
+    arrays = exact_arrays(evidence, stage, b)
+    follows = evidence.get(REFERENCE, stage).fields.get("follows", {}) if arrays else {}
+
+    def one(name: str) -> Decisions:
+        reference = theirs.get(name, arrays.get(f"assignment/{name}"))
+        if reference is None or name not in ours:
+            return Decisions(name, 0, (), "missing" if name in theirs else "left over: the reference has no such entry")
+        before = follows.get(name)
+        return judge(name, reference, ours[name], restored(name, arrays), one(before) if before else None)
+
+    return [one(name) for name in (theirs if a == "published" else dict.fromkeys([*theirs, *ours]))]
+
+
+def exact_arrays(evidence: Evidence, stage: str, side: str) -> dict[str, np.ndarray]:
+    """What the reference framework's record of a stage holds, with its exact scores; nothing where it ran another case."""
+    held = evidence.get(REFERENCE, stage)
+    same = held is not None and held.fields["case"] == evidence.field(side, stage, "case")
+    return evidence.arrays(REFERENCE, stage) if same else {}
 
 
 def other_case(evidence: Evidence, stage: str, a: str, b: str, question: str) -> Answer | None:

@@ -15,6 +15,7 @@ from lib.models.step import Step
 COMMIT = "068dfde"
 FLOAT64 = "float32 constants"  # position embedding and anchors stay as float32 rounds them
 SIZE = 320
+STRIDES = (8, 16, 32)  # of the levels that tokens come from
 STEP = "clip0.1_lr1e-4"
 # Targets of the training case, per image: label, then centre x, centre y, width, height as parts of the image.
 ROWS = (((17, 0.45, 0.55, 0.4, 0.5),),
@@ -111,6 +112,7 @@ def _forward(content: Mapping, stored: Arrays, case: Case) -> Found:
     found = stored["post_boxes"] * np.tile(np.float32([SIZE / width, SIZE / height]), 2)
     arrays["float32/detections"] = np.column_stack([found, stored["post_scores"], stored["post_labels"]]).astype(np.float32)
     tokens = stored["topk_ind"][None]
+    arrays["assignment/selected_tokens"] = _selection(tokens)
     statistics: dict[str, Any] = {
         f"features/{entry['name']}": {"shape": entry["shape"], "l2": entry["l2"], "rounded": True}
         for entry in content["intermediates"] if not entry["name"].startswith(OTHERWISE) and f"full/{entry['name']}" not in stored}
@@ -152,13 +154,20 @@ def _loss(content: Mapping, stored: Arrays, case: Case) -> Found:
     arrays |= {f"weights/{name}": array for name, array in case.weights(changed).items()}
     for phase, run in runs.items():
         arrays |= {f"assignment/{phase}/matched_tokens/{name}": array for name, array in _matched(run).items()}
-    arrays["assignment/dn/selected_tokens"] = np.sort(stored["dn/topk_ind"], 1)
+    arrays["assignment/dn/selected_tokens"] = _selection(stored["dn/topk_ind"])
     return fields, arrays
 
 
 @cache
 def _spec(name: str) -> dict[str, Any]:
     return content_of(GOLDEN / f"rt_detr/spec_{name}.json")
+
+
+def _selection(tokens: np.ndarray) -> np.ndarray:
+    """(n, t) 1 where a token is among the selected ones (n, q), 0 elsewhere."""
+    found = np.zeros((len(tokens), sum((SIZE // stride) ** 2 for stride in STRIDES)), np.int64)
+    np.put_along_axis(found, tokens, 1, 1)
+    return found
 
 
 def _matched(run: Mapping) -> Arrays:
