@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 STYLE = Path(__file__).parent / "report" / "align.mplstyle"
 SIDES = ("published", "torch", "jittor")
@@ -29,6 +30,8 @@ MARKERS = {"published": "^", "torch": "o", "jittor": "s"}
 HATCHES = {"published": "..", "torch": "", "jittor": "///"}
 PAIR_COLOURS = {"published-torch": "torch", "published-jittor": "jittor", "torch-jittor": "published"}
 WORKS = {"forward": "inference", "train": "training step"}  # operations of the speed records
+POINTS = 6000  # of curves that are drawn as vectors
+COLOURED = 64  # colours of a drawing, its edges smoothed
 LEAST = 1e-18  # stands for an error of exactly zero on a logarithmic axis
 
 
@@ -55,14 +58,17 @@ def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = N
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def picture(figure: Figure, alt: str, dense: bool = False, photographs: bool = False) -> Picture:
-    """SVG without a date, the same bytes every time; PNG for thousands of marks (`dense`), JPEG for photographs."""
+def picture(figure: Figure, alt: str, dense: bool = False, photographs: bool = False, colours: int = 0) -> Picture:
+    """SVG without a date, the same bytes every time; PNG for thousands of marks (`dense`; `colours`, if few do), JPEG for photographs."""
     buffer = io.BytesIO()
     if photographs:  # a quarter of the bytes of a PNG; full chroma, since thin coloured frames are what is looked at
         figure.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 80, "subsampling": 0})
         return Picture(buffer.getvalue(), "image/jpeg", alt)
     if dense:
         figure.savefig(buffer, format="png", metadata={"Software": None})
+        if colours:
+            drawn, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
+            drawn.quantize(colours, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
         return Picture(buffer.getvalue(), "image/png", alt)
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return Picture(_short(buffer.getvalue()), "image/svg+xml", alt)
@@ -143,7 +149,8 @@ def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
     axis.set(yscale="log", xlabel="judged gradients, sorted (percent)", ylabel="error / gate")
     _lift_floor(axis)
     axis.legend(loc="lower right")
-    return picture(figure, "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail.", dense=True)
+    return picture(figure, "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail.",
+                   dense=True, colours=COLOURED)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -163,13 +170,15 @@ def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
         axis.tick_params(labelsize=8 if columns <= 3 else 6)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(names) - columns) : len(names)]:  # the lowest that is drawn in each column
         axis.set_xlabel("step")
+        axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("loss")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    # Dashes along a thousand noisy points are a megabyte in a PDF.
-    return picture(figure, "Training loss by component over the steps, in both frameworks.", dense=columns > 3)
+    # Dashes along thousands of noisy points are a megabyte in a PDF.
+    points = sum(len(held[name]) for held in curves.values() for name in names)
+    return picture(figure, "Training loss by component over the steps, in both frameworks.", dense=points > POINTS, colours=COLOURED)
 
 
 @styled
@@ -215,7 +224,7 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
             found = sample["found"][side][sample["found"][side][:, 4] > threshold]
             show_image(axis, sample["image"])
             _boxes(axis, found[:, :4], [f"{classes[int(d[5])]} {d[4]:.2f}" for d in found], COLOURS[side], LINES[side])
-    for axis, title in zip(axes[0], ["ground truth", *(NAMES[side] for side in sides)]):
+    for axis, title in zip(axes[0], ["ground truth", *(f"{NAMES[side]}, score > {threshold:g}" for side in sides)]):
         axis.set_title(title)
     return picture(figure, f"Sample images with ground truth and with each framework's detections above {threshold}.", photographs=True)
 

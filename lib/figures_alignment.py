@@ -3,11 +3,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lib.alignment.divergence import localise
 from lib.alignment.trajectory import Band, band
 from lib.alignment.verdict import ROUNDING, K
-from lib.figures import COLOURS, LEAST, LINES, Picture, canvas, picture, styled
+from lib.figures import COLOURS, LEAST, LINES, NAMES, Picture, canvas, picture, styled
 
 KINDS = ("loss", "gradient", "clipped", "exp_avg", "exp_avg_sq", "momentum_buffer", "parameter", "statistics", "average")
 STROKES, DOTS = ("-", "--", ":", "-."), "os^vDx+"
@@ -16,35 +17,44 @@ DIRECTIONS = {"forward": "outputs", "backward": "gradients at the inputs"}
 
 @styled
 def error_through_depth(depth: Mapping[str, Mapping[str, Sequence]]) -> Picture:
-    """Own and inherited error of every call of a module, relative, in order of execution.
+    """Of every call of a module, in order of execution: its own error over its gate, and below the relative error inherited.
 
     depth: "forward" and "backward", as `lib.alignment.divergence.Divergence.depth` gives them.
     """
-    figure, axes = canvas(2, 1, (8.0, 6.4), sharex=True)
+    figure, axes = canvas(2, 2, (8.0, 6.0), sharex="col", sharey="row")
     blamed = []
-    for axis, (direction, columns) in zip(axes[:, 0], depth.items(), strict=True):
+    for (own, inherited), (direction, columns) in zip(axes.T, depth.items(), strict=True):
         leaf = np.array(columns["leaf"], bool)
-        place = np.arange(len(leaf))
-        _points(axis, place, columns["inherited"], leaf, color=COLOURS["jittor"], linestyle=LINES["jittor"], label="inherited")
-        _points(axis, place, columns["noise"], leaf, color=COLOURS["published"], linestyle=LINES["published"],
-                label="inherited, reference's own rounding")
+        place, every = np.arange(len(leaf)), np.ones(len(leaf), bool)
+        ratios = [None if None in pair else _over(*pair) for pair in zip(columns["own"], columns["gate"], strict=True)]
         dots = {"color": "black", "linestyle": "", "markersize": 3}
-        _points(axis, place, columns["own"], leaf, marker=".", label="own, leaves", **dots)
-        _points(axis, place, columns["own"], ~leaf, marker="+", label="own, composites", **dots)
-        _points(axis, place, columns["gate"], leaf, color="0.75", linestyle="-", label="gate of the own error, leaves")
+        _points(own, place, ratios, leaf, marker=".", label="leaves", **dots)
+        _points(own, place, ratios, ~leaf, marker="+", label="modules that hold others", **dots)
+        own.axhline(1, color="0.5", linestyle="-.", label="gate")
         for index in np.flatnonzero(columns["blamed"]):
-            axis.axvline(index, color=COLOURS["torch"], linewidth=0.8)
-            axis.annotate(columns["name"][index], (index, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=6,
-                          horizontalalignment="right", verticalalignment="top")
+            own.axvline(index, color="0.5", linewidth=0.8)
+            own.annotate(columns["name"][index], (index, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=6,
+                         horizontalalignment="right", verticalalignment="top")
             blamed.append(f"{direction} {columns['name'][index]}")
-        lines = [line.get_ydata() for line in axis.lines if len(line.get_xdata()) > 1]
-        drawn = [height for heights in lines for height in heights if height > 10 * LEAST]
-        axis.set_ylim(bottom=min(drawn, default=ROUNDING) / 3)  # exact zeros leave at the bottom
-        axis.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", ylabel="relative error", yscale="log")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=7)
-    axes[-1, 0].set_xlabel("call of a module, in order of execution")
+        _points(inherited, place, columns["inherited"], every, color=COLOURS["jittor"], linestyle=LINES["jittor"], label="inherited")
+        _points(inherited, place, columns["noise"], every, color=COLOURS["published"], linestyle=LINES["published"],
+                label="PyTorch's own rounding")
+        own.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", yscale="log")
+        inherited.set(xlabel="call of a module", yscale="log")
+    for axis, label, least in zip(axes[:, 0], ("own error / gate", "inherited relative error"), (0.5, ROUNDING), strict=True):
+        drawn = [height for one in axis.figure.axes if one.get_subplotspec().rowspan == axis.get_subplotspec().rowspan
+                 for line in one.lines for height in line.get_ydata() if height > 10 * LEAST]
+        axis.set(ylabel=label)
+        axis.set_ylim(bottom=min(drawn, default=least) / 3)  # exact zeros leave at the bottom
+    handles, labels = (own + inherited for own, inherited in zip(*(axis.get_legend_handles_labels() for axis in axes[:, 0])))
+    figure.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=5)
     said = f"Beyond their gates: {', '.join(blamed)}." if blamed else "No layer is beyond its gate."
-    return picture(figure, f"Own and inherited error of each layer through the depth of the network. {said}")
+    return picture(figure, f"Own error over its gate and inherited error of each layer through the depth of the network. {said}")
+
+
+def _over(error: float, gate: float) -> float:
+    """The error in gates; an error that none is allowed is far beyond."""
+    return error / gate if gate else 0.0 if not error else 1 / ROUNDING
 
 
 def _points(axis, place: np.ndarray, values: Sequence[float | None], chosen: np.ndarray, **look) -> None:
@@ -56,19 +66,25 @@ def _points(axis, place: np.ndarray, values: Sequence[float | None], chosen: np.
 
 @styled
 def trajectory(name: str, band: Band, curves: Mapping[str, Sequence[float]]) -> Picture:
-    """Distance of runs from the median of the controls, with the band and its horizon; curves: label -> (steps,)."""
-    figure, axes = canvas(size=(7.0, 3.6))
+    """Distance of runs from the median of the controls, with the band and its horizon; curves: label -> (steps,).
+
+    A framework's name as label gives its colour; any other run is black.
+    """
+    figure, axes = canvas(size=(8.0, 3.6))
     axis, step = axes[0, 0], np.arange(len(band.centre))
-    axis.fill_between(step, LEAST, K * band.spread, color="0.88", label=f"band: {K} x the controls' spread")
+    axis.fill_between(step, LEAST, K * band.spread, facecolor="0.88", edgecolor="0.6", label=f"band: {K} x the controls' spread")
     if band.horizon < len(step):
         axis.axvline(band.horizon, color=COLOURS["published"], linestyle=LINES["published"], label="horizon")
-    for index, (label, curve) in enumerate(curves.items()):
+    for label, curve in curves.items():
         distance = np.abs(np.asarray(curve, float) - band.centre)
-        axis.plot(step, np.maximum(distance, LEAST), color=("black", COLOURS["torch"], COLOURS["jittor"])[index % 3], label=label)
+        side = next((side for side, known in NAMES.items() if known == label), None)
+        look = {"color": COLOURS[side], "linestyle": LINES[side]} if side else {"color": "black", "linestyle": "-."}
+        axis.plot(step, np.maximum(distance, LEAST), label=label, **look)
     lowest = band.spread[band.spread > 0].min(initial=1.0)
-    axis.set(xlabel="step", ylabel=f"distance of {name} from the controls' median", yscale="log")
+    axis.set(xlabel="step", ylabel=f"distance of {name}\nfrom the controls' median", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(bottom=lowest / 100)
-    axis.legend()
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     left = {label: band.exit(np.asarray(curve, float)) for label, curve in curves.items()}
     exits = "; ".join(f"{label} leaves at step {step}" for label, step in left.items() if step is not None)
     return picture(figure, f"Training curves of {name} against the band of the controls. {exits or 'No run leaves it'}.")

@@ -11,7 +11,8 @@ from lib.alignment import questions
 from lib.errors import UserError
 from lib.record import measure, read
 from lib.report import handin, pdf, verify
-from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, TESTING, TRAINING
+from lib.report.beside import REPORTED
+from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, TESTING, TRAINING, Told
 from lib.report.messages import LANGUAGES
 
 ITEMS = ("environment", "data", "training_script", "test_script", "alignment", "performance", "training_log", "curves", "results")
@@ -75,8 +76,11 @@ def test_items_hold_what_the_records_hold(folder):
 def test_what_was_not_run_says_so(folder):
     page = handin.render(folder, ["my_port"]).html.read_text()
     assert 'id="synthetic"' not in page
-    for item in ("alignment", "performance", "training_log", "curves", "results"):
+    for item in ("data", "alignment", "performance", "training_log", "curves", "results"):
         assert "NOT RUN" in part(page, f"my-port-{item}"), item
+    assert "drawn" not in part(page, "my-port-data"), "a data set that the port has not seen"
+    for demand in ("c_settings", "c_assumptions"):
+        assert f"{LANGUAGES['en'].TEXTS[demand]} NOT RUN" in part(page, "my-port-checklist")
     assert part(page, "my-port-training_script").count("NOT RUN") == 2 * len(TRAINING)
     assert "1.3" not in part(page, "my-port-environment") and part(page, "my-port-environment").count("NOT RUN") == len(ENVIRONMENT)
 
@@ -84,7 +88,7 @@ def test_what_was_not_run_says_so(folder):
 def test_a_gap_on_one_side_is_a_gap(folder):
     (folder / "records" / synthetic.MODEL / "jittor" / "train.json").unlink()
     page = handin.render(folder, [synthetic.MODEL]).html.read_text()
-    assert part(page, "synthetic-training_script").count("NOT RUN") == len(TRAINING)
+    assert part(page, "synthetic-training_script").count("NOT RUN") == len(TRAINING) + len(REPORTED)
     assert "NOT RUN" in part(page, "synthetic-checklist")
 
 
@@ -94,9 +98,11 @@ def test_variation_over_runs_is_not_claimed_from_one_run(folder):
 
 
 def test_all_lines_have_their_words():
-    labels = {ask.label for asks in (ENVIRONMENT, DATA, TRAINING, TESTING, *filter(None, CHECKLIST.values())) for ask in asks}
+    told = {f"{key}_answer" for key, asks in CHECKLIST.items() if isinstance(asks, Told)}
+    listed = (asks for asks in CHECKLIST.values() if not isinstance(asks, Told))
+    labels = {ask.label for asks in (ENVIRONMENT, DATA, TRAINING, TESTING, *listed) for ask in asks}
     for language in LANGUAGES.values():
-        assert labels | set(CHECKLIST) <= set(language.TEXTS)
+        assert labels | told | set(CHECKLIST) <= set(language.TEXTS)
 
 
 def test_users_mistakes_are_one_line(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The report shows what the records hold, binds every number to its field, and needs no network."""
 import html
+import io
 import json
 import re
 import shutil
@@ -9,14 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import synthetic_records as synthetic
-from lib import figures, figures_models, record, report, tables
+from lib import figures, figures_alignment, figures_models, record, report, tables
 from lib.alignment import questions
 from lib.alignment.rosetta import counts, topics
 from lib.alignment.rosetta.listing import Listing
+from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
-from lib.report import messages, pdf, pictures, themes
+from lib.report import messages, pdf, pictures, themes, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "90_compare.ipynb"
@@ -114,6 +117,26 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.parametrize("language, said", [("en", "flipped, none beyond rounding"), ("zh", "均在舍入范围之内")])
+def test_a_flipped_decision_is_listed_with_its_margin(judged, tmp_path, monkeypatch, language, said):
+    folder = Path(shutil.copytree(judged, tmp_path / "records"))
+
+    def flip(fields, arrays):
+        chosen = arrays[f"assignment/{synthetic.CHOICES[0]}"].copy()
+        chosen[synthetic.NEAR] = 1 - chosen[synthetic.NEAR]
+        arrays[f"assignment/{synthetic.CHOICES[0]}"] = chosen
+    synthetic.edit(folder, "jittor", "loss", flip)
+    compared = questions.judge_records(folder, [synthetic.MODEL])
+    flips = tables.flips(compared)
+    assert flips["decision"].tolist() == [f"{synthetic.CHOICES[0]} at (1, 7)"] * 2 and flips["legal"].all()
+    assert tables.nearness(compared)["flipped"].max() == 1
+    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
+    page = report.render(folder, tmp_path / "out", "quick", [synthetic.MODEL], language).html
+    assert f"{synthetic.CHOICES[0]} at (1, 7)" in page.read_text() and said in page.read_text()
+    assert not [fault for checked in verify.verify(tmp_path / "out") for fault in checked.faults if "figure" not in fault]
+
+
 def test_failures_and_gaps_are_on_the_first_page(judged, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
     (folder / synthetic.MODEL / "jittor" / "train.json").unlink()
@@ -124,7 +147,7 @@ def test_failures_and_gaps_are_on_the_first_page(judged, tmp_path, monkeypatch):
     ]
     page = rendered(folder, tmp_path / "out", monkeypatch)
     summary = page.split('id="how"')[0]
-    assert summary.count(">FAIL<") == 4 and summary.count(">NOT RUN<") == 1
+    assert summary.count('class="badge fail" data-ref') == 4 and summary.count('class="badge not-run" data-ref') == 1
     assert "head.weight</span>: <span" in page and ">missing</span>" in page and "synthetic/jittor/train" in page
 
 
@@ -153,7 +176,8 @@ def test_three_models_stand_beside_each_other(judged, tmp_path, monkeypatch):
     page = rendered(folder, tmp_path / "out", monkeypatch, [synthetic.MODEL, *names])
     first = page.split('id="how"')[0]
     assert [table.count('scope="colgroup"') for table in first.split('<table class="matrix">')[1:]] == [3, 1]
-    assert first.count(">NOT RUN<") == 1 and first.index('href="#second-training"') < first.index(">NOT RUN<")
+    gap = 'class="badge not-run" data-ref'
+    assert first.count(gap) == 1 and first.index('href="#second-training"') < first.index(gap)
     assert all(f'id="{name}-theme_cost"' in page for name in names)
 
 
@@ -244,6 +268,26 @@ def test_sides_differ_without_colour():
         assert len({look[side] for side in figures.SIDES}) == 3
 
 
+def test_long_curves_become_a_small_picture():
+    """Vectors while they are few, else a PNG of few colours: a report of three models stays below five megabytes."""
+    def drawn(steps: int) -> figures.Picture:
+        held = {"step": np.arange(steps), "loss": np.linspace(3, 1, steps) + np.sin(np.arange(steps))}
+        return figures.loss_curves({"torch": held, "jittor": held})
+
+    few, many = drawn(100), drawn(figures.POINTS)
+    assert (few.kind, many.kind) == ("image/svg+xml", "image/png") and many == drawn(figures.POINTS)
+    image = Image.open(io.BytesIO(many.data))
+    assert image.mode == "P" and len(image.getcolors()) <= figures.COLOURED and len(many.data) < 60_000
+
+
+def test_a_framework_has_its_colour_in_every_figure():
+    """The band's runs too: the run that is wrong on purpose is black."""
+    runs = [1.0 + 1e-6 * np.random.default_rng(seed).standard_normal(8) for seed in range(LEAST)]
+    drawn = figures_alignment.trajectory("the loss", band(runs), {"PyTorch": runs[0], "rate off": 1.1 * runs[0], "Jittor": runs[1]})
+    shown = drawn.data.decode()
+    assert all(figures.COLOURS[side] in shown for side in ("torch", "jittor"))
+
+
 def test_curves_from_a_log():
     lines = [{"step": 0, "epoch": 0, "loss": 2.0}, {"step": 1, "epoch": 0, "loss": 1.0},
              {"step": 1, "epoch": 0, "evaluation": {"AP": 0.1}, "evaluation_seconds": 1.0}]  # fmt: skip
@@ -256,8 +300,11 @@ def test_tables_against_numpy():
     arrays = {"p/one/body.a": np.array([3.0]), "p/one/body.b": np.array([4.0]), "p/two/head.a": np.array([2.0])}
     norms = tables.gradient_norms(arrays, "p/")
     assert norms.loc["body", "one"] == 5.0 and norms.loc["head", "two"] == 2.0 and np.isnan(norms.loc["head", "one"])
-    found = tables.decisions({"assignment/joint/box": np.array([0, 0, 2, 2, 0, 1]), "bn/x": np.zeros(3)})
-    assert found.loc[("joint", "box")].to_dict() == {"places": 6, "chosen": 3, "values": 3}
+    held = {"assignment/joint/box": np.array([0, 0, 2, 2, 0, 1]), "option/joint/box": np.arange(3), "bn/x": np.zeros(3)}
+    held["margin/joint/box"] = np.where(held["assignment/joint/box"][:, None] == np.arange(3), 0, np.array([40, 3, 40.0]))
+    found = tables.decisions(held, {"joint/box": {"cost": 1e-6}})
+    assert found.loc[("joint", "box")].to_dict() == {"places": 6, "chosen": 3, "values": 3, "nearest, floors": 3,
+                                                     "below the gate": 5, "floors of": "cost 1e-06"}
     fields = {"state": [["body.w", [2, 3], "float32", "param", ""], ["body.m", [3], "float32", "buffer", ""], ["head.w", [], "float32", "param", ""]]}
     assert tables.state(fields).loc["body", ["entries", "param", "buffer"]].tolist() == [2, 6, 3]
     assert tables.state(fields).loc["head", ["entries", "param", "buffer"]].tolist() == [1, 1, 0]

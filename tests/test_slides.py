@@ -1,6 +1,5 @@
 """Decks work without a network and show every cell's result after its question. Needs reveal.js, which only the torch
 environment has."""
-import importlib.util
 import json
 import re
 import shutil
@@ -11,13 +10,14 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbconvert")
-if importlib.util.find_spec("sphinx_revealjs") is None:
-    pytest.skip("reveal.js comes with sphinx-revealjs, in the torch environment", allow_module_level=True)
 
 from lib import __main__ as command_line  # noqa: E402
-from lib import slides  # noqa: E402
+from lib import backend, slides  # noqa: E402
 from lib.errors import UserError  # noqa: E402
 from lib.report.pdf import BROWSERS  # noqa: E402
+
+if backend.NAME != "torch":
+    pytest.skip("reveal.js comes with sphinx-revealjs, in the torch environment", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = '<img alt="a" src="data:image/png;base64,iVBORw0KGgo=">'
@@ -102,15 +102,48 @@ def test_executed_copies_serve_while_their_cells_are_the_same(tmp_path, monkeypa
     changed = json.loads(source.read_text())
     changed["cells"][4]["source"] = ["other()"]
     source.write_text(json.dumps(changed))
-    monkeypatch.setattr(slides, "_run", lambda notebook, out, kernel: notebook)
+    monkeypatch.setattr(slides, "_run", lambda notebook, out: notebook)
     slides.make({"x": source}, tmp_path / "out", "quick")
     assert "other" in (tmp_path / "out" / "x.html").read_text()
+
+
+def test_a_lecture_that_reads_both_kernels_records_has_both(tmp_path, monkeypatch):
+    """Jittor's probes run before PyTorch's, whose copy shows both; their records stay out of the reports."""
+    ran = []
+    monkeypatch.setattr(slides, "execute", lambda source, executed, kernel, values: ran.append((kernel, values)))
+    monkeypatch.setattr(slides.environment, "location", lambda environment: tmp_path)
+    assert slides._run(ROOT / "notebooks" / "30_migration.ipynb", tmp_path) == tmp_path / ".executed" / "30_migration.ipynb"
+    records = {"records": str(tmp_path / ".executed" / "records")}
+    assert ran == [("jittor", records), ("torch", records)]
+    ran.clear()
+    slides._run(ROOT / "notebooks" / "20_nanodet_plus.ipynb", tmp_path)
+    assert ran == [("torch", {})]
+
+
+def test_a_text_taller_than_its_slide_gets_smaller(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    long = notebook()
+    long.cells[0].source += "\n\n" + "\n\n".join(["Many words that go on for longer than a line of a slide is wide, and then on."] * 9)
+    page = tmp_path / "deck.html"
+    page.write_text(slides.deck(long))
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        shown = chromium.new_page(viewport={"width": 1120, "height": 700})
+        shown.goto(page.as_uri())
+        shown.wait_for_selector(".reveal.ready")
+        bottom = shown.evaluate("Reveal.getCurrentSlide().getBoundingClientRect().bottom")
+        zoom = shown.evaluate("Reveal.getCurrentSlide().querySelector('.jp-MarkdownCell').style.zoom")
+        chromium.close()
+    assert 0.4 < float(zoom) < 1 and bottom <= 700
 
 
 def test_without_reveal_there_is_one_line(monkeypatch, capsys, tmp_path):
     nbformat.write(notebook(), tmp_path / "x.ipynb")
     monkeypatch.setattr(slides.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(slides, "_run", lambda notebook, out, kernel: notebook)
+    monkeypatch.setattr(slides, "_run", lambda *_: pytest.fail("runs a notebook that can't become a deck"))
     with pytest.raises(UserError, match="sphinx-revealjs"):
         slides.reveal()
     assert command_line.main(["slides", str(tmp_path / "x.ipynb"), "--out", str(tmp_path)]) == 1

@@ -2,17 +2,19 @@
 
 TEXTS = {
     "title": "Alignment report",
-    "lead": "Jittor against PyTorch against the published implementation: every number below was measured, and is judged "
-            "by the rounding noise measured beside it.",
+    "lead": "Is the port the same detector? Jittor, PyTorch and the published implementation side by side: every number was measured, "
+            "and differences are judged by rounding noise that was measured too.",
     "summary": "Summary",
     "contents": "Contents",
     "models": "Models",
     "verdicts": "Verdicts",
-    "headline_fail": "Not aligned: {failed} of {judged} judged verdicts fail.",
-    "headline_pass": "Aligned as far as it was asked: all {judged} judged verdicts pass; {open} can't tell.",
-    "headline_gaps": "Incomplete: all {judged} judged verdicts pass, {not_run} were not run, {open} can't tell.",
-    "headline_none": "Nothing was judged: {not_run} verdicts were not run.",
-    "counts": "{passed} of {judged} pass, {failed} fail, {not_run} not run, {open} can't tell",
+    "headline_fail": "Not aligned: {counts}", "headline_pass": "Aligned as far as it was asked: {counts}",
+    "headline_gaps": "Incomplete: {counts}", "headline_none": "Nothing was judged: {counts}",
+    "counted": "{number} {verdict}", "listed": ", ",
+    "highlights": "Shown, not judged", "highlight_final_map": "AP, each its own training", "highlight_time_ratio": "Time, Jittor / PyTorch",
+    "legend": "What the verdicts mean", "legend_PASS": "identical, or within its gate", "legend_FAIL": "beyond its gate",
+    "legend_NOT RUN": "no record, which is never a pass", "legend_SHOWN": "measured, not judged",
+    "legend_UNDERPOWERED": "what was measured can't tell a right port from a wrong one",
     "failing": "What fails",
     "not_run_list": "What was not run",
     "and_more": "More of them stand below.",
@@ -21,6 +23,9 @@ TEXTS = {
     "machine": "Machine",
     "machine_value": "{cpu}, {cores} cores, {memory} GiB, {os}",
     "frameworks": "Frameworks",
+    "data_set": "Trained and evaluated on",
+    "data_set_value": "{name}: {train} images to train on, {val} to evaluate on",
+    "data_set_absent": "NOT RUN: no record of the data set",
     "measured": "Measured (UTC)",
     "measured_value": "{first} to {last}",
     "commit": "Commit",
@@ -31,10 +36,12 @@ TEXTS = {
     "how_title": "How to read this",
     "how_floor": "A noise floor is how far the reference's own float32 run lies from its float64 run on the same bytes. "
                  "A gate is {k} times that floor: the published code's floor where the published side is the reference, "
-                 "PyTorch's own where the frameworks are compared with each other.",
+                 "PyTorch's own where the frameworks are compared with each other; one floor more where the published numbers are "
+                 "float32 themselves.",
     "how_flips": "For gradients the floor is the largest among PyTorch's float32 runs on record, the published code's included: "
                  "an activation whose input lies within noise of zero takes one slope in some runs and the other in others, "
-                 "and the gradients behind it jump.",
+                 "and the gradients behind it jump. A discrete decision may flip only where its margin lies below the gate: "
+                 "how far the scores behind it must move for the other choice, from their exact values, in floors of their own.",
     "how_statistics": "Where the published side gives a tensor's norm, mean and first values instead of all its elements, "
                       "each is held to the bound that the tensor's floor implies.",
     "how_targets": "Quoted targets are what people state as tolerances. They are not judged. Where the floor itself lies "
@@ -43,14 +50,15 @@ TEXTS = {
                "at the end. This command reads the records again and fails if one digit here is not theirs:",
     "how_verify": "python -m lib verify FOLDER",
     "PASS": "PASS", "FAIL": "FAIL", "NOT RUN": "NOT RUN", "SHOWN": "SHOWN", "UNDERPOWERED": "UNDERPOWERED",
-    "published": "Published", "torch": "PyTorch", "jittor": "Jittor", "none": "none",
+    "published": "Published", "torch": "PyTorch", "jittor": "Jittor", "none": "none", "no_framework": "No framework",
     "pair": "{first} ↔ {second}",
-    "all_rows": "{pair}: of {count} numbers, in each kind of comparison the closest to its gate, or beyond it",
+    "all_rows": "{pair}, numbers compared: {count}; of each kind the one closest to its gate, or those farthest beyond it",
     "evidence": "The numbers behind it",
     "apart": "Set apart by name",
     "apart_gradients": "true gradient zero, only noise is left: held to the largest noise among them",
     "apart_step": "true gradient zero: an adaptive optimiser turns its noise into a whole step, so the norm of the change is not compared",
-    "targets": "Quoted target {target} relative: met by {met}, missed by {missed}, below rounding here for {below} of the numbers.",
+    "targets": "Quoted target {target} relative: {counts}.", "targets_met": "met by {number}", "targets_missed": "missed by {number}",
+    "targets_below rounding": "below rounding here for {number}",
     "column_name": "Tensor or number", "column_what": "Compared", "column_error": "Error", "column_floor": "Noise floor",
     "column_gate": "Gate", "column_ratio": "Error / gate", "column_target": "Quoted target", "column_note": "Note",
     "column_quantity": "Quantity",
@@ -78,6 +86,11 @@ TEXTS = {
     # reasons: one sentence each
     "within_gate": "All {total} numbers lie within their gates; the closest is {name} ({what}) with {error} against {gate}.",
     "identical": "Identical: {total} of {total} comparisons.",
+    "decided": "{flipped} of {decisions} decisions flipped, none beyond rounding. {within} have a margin below the gate, so that "
+               "rounding may flip them. The nearest, in {nearest_name}, is {nearest} floors away from another choice.",
+    "within_gate_decided": "All {total} numbers lie within their gates; the closest is {name} ({what}) with {error} against {gate}. "
+                           "{flipped} of {decisions} decisions on the way flipped, none beyond rounding, and {within} have a margin "
+                           "below the gate; the nearest, in {nearest_name}, is {nearest} floors away from another choice.",
     "beyond_gate": "{failing} of {total} numbers exceed their gates; the worst is {name} ({what}): {error} where {gate} is allowed. {note}",
     "differs": "{failing} of {total} comparisons differ; the worst: {name}, {error} differences. {note}",
     "fault": "{failing} of {total} comparisons fail; {name}: {note}.",
@@ -96,11 +109,13 @@ TEXTS = {
                    "{name} ({what}): {error} where {gate} is allowed.",
     "stays_in_band": "Inside the band of {controls} control runs for as long as they stay together, {horizon} of {steps} steps; the run "
                      "whose learning rate is wrong on purpose leaves it at step {left}.",
-    "band_cannot_tell": "Neither a pass nor a fail: inside the band of {controls} control runs, {horizon} of {steps} steps long, but it can't "
-                        "tell a wrong run from a right one. The run whose learning rate is wrong on purpose leaves it at step {left}.",
-    "map_difference": "Common weights: {outcome}; mAP differs by {difference}, over draws of {images} images from {low} to {high}, against a margin "
-                      "of ± {margin}. Own weights, shown: {own}; {own_difference}, from {own_low} to {own_high}, where a repeated "
-                      "training's own variation comes on top.",
+    "band_cannot_tell": "Neither a pass nor a fail: inside the band of {controls} control runs, {horizon} of {steps} steps long, but that "
+                        "proves nothing here: the controls themselves part at the first step, or the run whose learning rate is wrong "
+                        "on purpose stays inside (it leaves at step {left}).",
+    "map_difference": "Common weights: {outcome}: mAP differs by {difference} ({low} to {high} over other draws of the {images} images; margin "
+                      "± {margin}). Own weights, not judged: {own}: by {own_difference} ({own_low} to {own_high}); how far two trainings of "
+                      "one framework lie apart was not measured.",
+    "no_common_case": "no case was timed on both sides",
     "ratios": "Shown, not judged. Time of {second} over time of {first}: {ratios}.",
     # questions: title, what is asked, what to look for
     "structure": "Structure",
@@ -118,8 +133,8 @@ TEXTS = {
     "gradients_ask": "Does every parameter receive the same gradient?",
     "divergence": "First divergence",
     "divergence_ask": "Which layer, given exactly the reference's inputs, is the first to give something else, forward or backward?",
-    "divergence_see": "Dots are own errors, lines what is inherited. Look for a dot above the grey line: that layer is to blame, however high "
-                      "the lines are.",
+    "divergence_see": "Look for a dot above the gate: that layer is to blame, however high the error is that it inherits. Crosses are modules "
+                      "that hold others; in the backward they are judged in float64, which is not drawn.",
     "initialisation": "Initialisation",
     "initialisation_ask": "Do both frameworks start from the same fresh weights?",
     "data": "Data, stage by stage",
@@ -140,19 +155,37 @@ TEXTS = {
     "training": "Training",
     "training_ask": "From the same weights and batches, do both frameworks start with the same losses, and where do they end?",
     "training_see": "Look for the curves lying on each other at first and keeping the same course later: after the first updates "
-                    "rounding alone separates any two runs, so curves and final AP are shown, not judged.",
-    "training_map_see": "Look at the last point; differences between the lines are not judged.",
+                    "rounding alone separates any two runs, so curves and AP are shown, not judged.",
+    "training_map_see": "Look at the highest point of each line: the weights of that epoch are kept. Differences between the lines are not judged.",
     "evaluation": "Evaluation, common weights",
     "evaluation_ask": "Do the weights that PyTorch trained give the same detections and COCO numbers in both frameworks?",
-    "evaluation_see": "Boxes from the PyTorch-trained weights, those with a fair score. Look for one that one framework draws and the other does not.",
+    "evaluation_see": "Boxes from the PyTorch-trained weights. Look for one that one framework draws and the other does not.",
     "speed": "Speed and memory",
-    "speed_ask": "How long do inference and a training step take, and how much memory, by one meter for both?",
+    "speed_ask": "How long do inference and a training step take, and how much memory, by one meter for both frameworks? The published code "
+                 "was timed on another machine, in units of a matrix product there.",
     "speed_see": "Look at the bars, not the crosses: a cross is what a clock shows that doesn't wait for the work to be done.",
     "memory_see": "Look for a bar that grows faster with the batch than its neighbour.",
     # numbers
-    "parameters": "trainable parameters", "loaded": "entries loaded", "final_map": "final AP", "training_seconds": "training time (s)",
-    "times_plain": "comparison over plain runs:", "gb_per_second": "tensors compared (GB/s):",
+    "parameters": "trainable parameters", "loaded": "entries loaded", "final_map": "AP of the best epoch", "training_seconds": "training time (s)",
+    "times_plain": "time of the comparison over that of its plain runs", "gb_per_second": "GB of tensors compared per second",
     "coco": "COCO", "units": "time in matmul units:", "synchronised_ms": "median time (ms):",
+    # beside the verdicts
+    "beside_absent": "no record.", "before": "before", "after": "after",
+    "starts": "Trainings by their start", "starts_start": "Start",
+    "starts_lead": "COCO's numbers on the images to evaluate on: before the first step, and after, at the best epoch. Shown, not judged.",
+    "starts_absent": "{names}. A start needs its weights: make report WEIGHTS=checkpoint BACKBONE=ImageNet-weights; without both, fresh "
+                     "weights are trained.",
+    "start_fresh": "fresh weights", "start_imagenet": "ImageNet start", "start_fine_tuned": "fine-tuned",
+    "loader": "Input pipeline",
+    "loader_lead": "Images per second of reading and augmentation alone: {alone}. A training that takes fewer need not wait for them.",
+    "loader_absent": "Whether the trainings waited for their images. The speed of reading and augmentation alone was not measured.",
+    "loader_images_per_second": "training (images per second)", "loader_waiting_seconds": "waiting for images (s)",
+    "loader_waiting_share": "share of the training's time spent waiting",
+    "engine": "Alignment engine",
+    "engine_lead": "What finding the first diverging layer costs, forward and backward. Its plain runs are each module's own, in float32 and "
+                   "float64; PyTorch captures them, Jittor is compared with what was captured. Target: at most five times the plain runs.",
+    "engine_times_plain": "time of the comparison over that of its plain runs", "engine_seconds": "comparison (s)",
+    "engine_plain_seconds": "plain runs (s)", "engine_gb_per_second": "GB of tensors compared per second of the comparison",
     # the document to hand in
     "h_title": "Hand-in of a port",
     "h_lead": "What the author of a port hands in. Every entry is read from the records; what has no record says NOT RUN.",
@@ -163,7 +196,8 @@ TEXTS = {
     "h_test_script": "Test script", "h_test_script_note": "The command that evaluated; common weights are those that PyTorch trained, run in both frameworks.",
     "h_alignment": "Alignment log", "h_alignment_note": "The verdicts; index.html has the evidence behind each.",
     "h_performance": "Performance log", "h_performance_note": "Medians with quartiles, read after a synchronisation; beside them what a clock without one claims.",
-    "h_training_log": "Training log", "h_training_log_note": "First and last step, and every evaluation. The whole log lies beside the weights, in log.jsonl.",
+    "h_training_log": "Training log", "h_training_log_note": "First and last step, and every evaluation; steps and epochs are counted from zero. The whole log lies beside the weights, in "
+                            "log.jsonl.",
     "h_curves": "Loss curves", "h_curves_note": "Drawn from the same log.",
     "h_results": "Visual results", "h_results_note": "Detections on the first images of the validation split.",
     "h_checklist": "Checklist of reproducible machine learning",
@@ -173,8 +207,8 @@ TEXTS = {
     "h_os": "operating system", "h_device": "device", "h_threads": "threads", "h_commit": "commit of this project",
     "h_dataset": "data set", "h_train_images": "images to train on", "h_train_boxes": "boxes to train on", "h_val_images": "images to evaluate on",
     "h_val_boxes": "boxes to evaluate on", "h_train_sha256": "training images, SHA-256", "h_val_sha256": "validation images, SHA-256",
-    "h_command": "command", "h_seed": "seed", "h_steps": "steps", "h_seconds": "training time (s)", "h_final_ap": "final AP",
-    "h_final_ap50": "final AP50", "h_weights": "weights", "h_weights_sha256": "weights, SHA-256", "h_peak": "peak memory (MiB)",
+    "h_command": "command", "h_seed": "seed", "h_steps": "steps", "h_seconds": "training time (s)", "h_final_ap": "AP of the best epoch",
+    "h_final_ap50": "AP50 of the best epoch", "h_weights": "weights", "h_weights_sha256": "weights, SHA-256", "h_peak": "peak memory (MiB)",
     "h_images": "images", "h_own_ap": "AP of its own weights", "h_own_ap50": "AP50 of its own weights", "h_common_ap": "AP of the common weights",
     "h_common_sha256": "common weights, SHA-256", "h_wall": "wall time (s)", "h_parameters": "trainable parameters",
     "h_batch": "batch", "h_median": "median (ms)", "h_low": "first quartile (ms)", "h_high": "third quartile (ms)",
@@ -192,5 +226,6 @@ TEXTS = {
     "c_variation": "Variation over repeated runs is reported", "c_time": "Run times are given", "c_machine": "The machine is described",
 }  # fmt: skip
 
-# What records say in English anyway.
-TERMS: dict[str, str] = {}
+# What records say in English anyway; a term that ends in a space stands for the beginning of a text.
+TERMS = {"forward, batch ": "inference, batch ", "train, batch ": "training step, batch "}
+PATTERNS: tuple[tuple[str, str], ...] = ()

@@ -5,7 +5,7 @@ visual results, and the checklist of reproducible machine learning. A port broug
 """
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from markupsafe import Markup, escape
 from lib.alignment.evidence import PAIRS, Evidence, pointer
 from lib.errors import UserError
 from lib.record import Record
-from lib.report import Rendered, pictures, sources, write
+from lib.report import Rendered, beside, pictures, sources, write
 from lib.report.bound import badge, bound, count, slug
 from lib.report.messages import Messages
 
 BOTH = ("torch", "jittor")
 SHARED = ("none",)  # records that no framework wrote
+READERS = ("train", "evaluate")  # stages that read the data set
 RAN = ("train", "evaluate", "loss", "forward", "convert", "speed")  # any of these says what the framework ran on
 ORIGIN, MACHINE = "provenance", ("provenance", "machine")
 
@@ -32,6 +33,14 @@ class Ask:
     stages: tuple[str, ...]
     keys: tuple[str, ...]  # "SIDE" stands for the side's name
     sides: tuple[str, ...] = BOTH
+
+
+@dataclass(frozen=True)
+class Told:
+    """A demand that the catalogue's text meets, where there is such a record."""
+
+    side: str
+    stage: str
 
 
 def _asks(stages: Sequence[str], sides: tuple[str, ...], **keys: tuple[str, ...]) -> tuple[Ask, ...]:
@@ -55,10 +64,10 @@ TESTING = _asks(
     ("evaluate",), BOTH, command=(ORIGIN, "command"), images=("fields", "images"), own_ap=("fields", "own", "AP"),
     own_ap50=("fields", "own", "AP50"), common_ap=("fields", "common", "AP"), common_sha256=("fields", "common_weights_sha256"),
     wall=(ORIGIN, "wall_seconds"))
-# The checklist: a demand, and the lines that meet it; no line: NOT RUN. None: no record can; the text says where it is met.
-CHECKLIST: dict[str, tuple[Ask, ...] | None] = {
+# The checklist: a demand, and the lines that meet it; no line: NOT RUN.
+CHECKLIST: dict[str, tuple[Ask, ...] | Told] = {
     "c_model": _asks(("convert",), BOTH, parameters=("fields", "parameters")),
-    "c_assumptions": None,
+    "c_assumptions": Told("none", "compare"),
     "c_cost": _asks(("train",), BOTH, seconds=("fields", "seconds"), peak=(ORIGIN, "peak_rss_mib")),
     "c_data": DATA[:5],
     "c_splits": DATA[5:7],
@@ -67,7 +76,7 @@ CHECKLIST: dict[str, tuple[Ask, ...] | None] = {
     "c_training": TRAINING[:1],
     "c_testing": TESTING[:1],
     "c_weights": TRAINING[6:8],
-    "c_settings": None,
+    "c_settings": Told("torch", "train"),
     "c_runs": TRAINING[1:2],
     "c_measure": TESTING[1:4],
     "c_variation": (),  # no stage repeats a training with other seeds
@@ -110,23 +119,26 @@ class Document:
         self.lines, self.columns, self.software = sources.lines(every, self.files, words), sources.COLUMNS, sources.software(every, words)
 
     def _port(self, model: str, records: Sequence[Record]) -> Port:
-        held = {(one.side, one.stage): one for one in (*self.shared, *records)}
+        held = {(one.side, one.stage): one for one in records}
+        if any(stage in READERS for _, stage in held):  # else the port has not seen the report's data set
+            held |= {(one.side, one.stage): one for one in self.shared}
         evidence = Evidence(self.folder, model)
         title = bound(model, pointer(records[0].run_id, "model"), self.words)
         items = (
             self._asked(model, "environment", ENVIRONMENT, held), self._asked(model, "data", DATA, held),
-            self._asked(model, "training_script", TRAINING, held), self._asked(model, "test_script", TESTING, held),
-            self._alignment(model, evidence), self._performance(model, held), self._log(model, held),
+            self._more(self._asked(model, "training_script", TRAINING, held), evidence, "training"),
+            self._asked(model, "test_script", TESTING, held),
+            self._alignment(model, evidence), self._more(self._performance(model, held), evidence, "speed"), self._log(model, held),
             self._figure(model, "curves", evidence, "training"), self._figure(model, "results", evidence, "evaluation"),
         )  # fmt: skip
         checklist = tuple((self.words(key), self._answer(key, asks, held)) for key, asks in CHECKLIST.items())
         return Port(model, title, slug(model), items, checklist)
 
-    # ------------------------------------------------------------------------------------------------------- fields
+    def _more(self, item: Item, evidence: Evidence, question: str) -> Item:
+        """The item with the tables that stand beside this question's verdicts; it is done, or not, as it was."""
+        return replace(item, tables=(*item.tables, *(table.rows for table in beside.tables(evidence, question, self.words) if table.rows)))
 
-    @property
-    def _gap(self) -> Markup:
-        return Markup('<span class="badge not-run">{}</span>').format(self.words("NOT RUN"))
+    # ------------------------------------------------------------------------------------------------------- fields
 
     def _value(self, ask: Ask, side: str, held: dict[tuple[str, str], Record]) -> Markup | None:
         """The bound field, or None where no record holds it."""
@@ -141,7 +153,7 @@ class Document:
         sides = asks[0].sides
         cells = [[self._value(ask, side, held) for side in sides] for ask in asks]
         header = (self.words("column_quantity"), *(self.words(side) for side in sides)) if sides == BOTH else ("", self.words("h_all"))
-        rows = [(escape(self.words(ask.label)), *(cell or self._gap for cell in line)) for ask, line in zip(asks, cells)]
+        rows = [(escape(self.words(ask.label)), *(cell or beside.not_run(self.words) for cell in line)) for ask, line in zip(asks, cells)]
         done = all(cell is not None for line in cells for cell in line)
         return self._item(model, key, done, [(tuple(map(escape, header)), *rows)])
 
@@ -218,19 +230,20 @@ class Document:
 
     # ----------------------------------------------------------------------------------------------------- checklist
 
-    def _answer(self, key: str, asks: tuple[Ask, ...] | None, held: dict[tuple[str, str], Record]) -> Markup:
+    def _answer(self, key: str, asks: tuple[Ask, ...] | Told, held: dict[tuple[str, str], Record]) -> Markup:
         """What the records say to a demand of the checklist."""
-        if asks is None:
-            return escape(self.words(f"{key}_answer"))
+        gap = beside.not_run(self.words)
+        if isinstance(asks, Told):
+            return escape(self.words(f"{key}_answer")) if (asks.side, asks.stage) in held else gap
         if not asks:
-            return self._gap
+            return gap
         parts = []
         for side in asks[0].sides:
             values = [(self.words(ask.label), self._value(ask, side, held)) for ask in asks]
             said = Markup(", ").join(Markup("{} {}").format(label, value) for label, value in values if value is not None)
             missing = any(value is None for _, value in values)
             name = f"{self.words(side)}: " if side in BOTH else ""
-            parts.append(Markup("{}{}{}").format(name, said, Markup(" {}").format(self._gap) if missing else ""))
+            parts.append(Markup("{}{}{}").format(name, said, Markup(" {}").format(gap) if missing else ""))
         return Markup("<br>").join(parts)
 
 

@@ -8,16 +8,20 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from lib import figures
+from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence, pointer
 from lib.errors import UserError
+from lib.notebook import BOTH
 from lib.record import ROOT, read
-from lib.report import pictures, sources
+from lib.report import beside, pictures, sources
 from lib.report.bound import badge, bound, field, slug
 from lib.report.messages import Messages
 from lib.report.summary import summary
 from lib.report.themes import grouped
 
 FAILING_ROWS = 5  # of each kind that are shown; of those that pass the one closest to its gate
+FLIPS = 100  # flipped decisions that are shown, legal or not; a record lists them all
+STATUSES = ("met", "missed", "below rounding")  # of a quoted target
 TEXTS = ("name", "what", "note")  # columns that hold a text, not a number
 NOTEBOOK = ROOT / "notebooks" / "30_migration.ipynb"
 
@@ -44,6 +48,7 @@ class Section:
     groups: tuple[tuple[Markup, tuple[tuple[Markup, ...], ...]], ...]  # what the rows are, and the rows
     numbers: tuple[tuple[Markup, ...], ...]  # header, then rows
     pictures: tuple[pictures.Figure, ...]
+    beside: tuple[beside.Table, ...]
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,13 @@ class Page:
         anchors = {model: slug(model) for model in models}
         self.models = tuple(self._model(model) for model in models)
         self.rosetta = self._rosetta(out)
-        self.summary = summary(self.evidence, records, anchors, self._reason, words)
-        every = [*sources.held(self.folder, "all"), *(one for found in records.values() for one in found)]
+        shared = sources.held(self.folder, "all")
+        self.summary = summary(self.evidence, records, shared, anchors, self._reason, words)
+        self.highlights = {
+            "final_map": {anchors[model]: self._final(evidence) for model, evidence in self.evidence.items()},
+            "time_ratio": {anchors[model]: self._times(model) for model in models},
+        }
+        every = [*shared, *(one for found in records.values() for one in found)]
         self.lines, self.columns = sources.lines(every, self.files, words), sources.COLUMNS
         self.software = sources.software(every, words)
         self.k = field(self.evidence[models[0]].get("none", "compare"), words, "fields", "k")
@@ -87,6 +97,20 @@ class Page:
 
     def _address(self, model: str, index: int, *keys: str | int) -> str:
         return pointer(self.evidence[model].run_id("none", "compare"), "fields", "verdicts", index, *keys)
+
+    def _final(self, evidence: Evidence) -> Markup:
+        """AP at the end of each framework's training."""
+        held = ((side, evidence.get(side, "train")) for side in BOTH)
+        return Markup(", ").join(
+            Markup("{} {}").format(self.words(side), field(one, self.words, "fields", "final", "AP") if one else beside.not_run(self.words))
+            for side, one in held)
+
+    def _times(self, model: str) -> Markup:
+        """Times of one framework over the other's."""
+        for index, verdict in enumerate(self._verdicts(model)):
+            if (verdict["pair"], verdict["reason"]) == ("torch-jittor", "ratios"):
+                return self._ratios(model, index, verdict)
+        return beside.not_run(self.words)
 
     def _model(self, name: str) -> Model:
         questions = dict.fromkeys(verdict["question"] for verdict in self._verdicts(name))
@@ -101,7 +125,7 @@ class Page:
         return Section(
             question, f"{slug(model)}-{question}", tuple(self._judged(model, i, verdict) for i, verdict in own),
             tuple(self.words(f"column_{column}") for column in shown), tuple(group for group in groups if group[1]),
-            self._numbers(model, own), pictures.draw(self.evidence[model], question),
+            self._numbers(model, own), pictures.draw(self.evidence[model], question), beside.tables(self.evidence[model], question, self.words),
         )  # fmt: skip
 
     def _judged(self, model: str, index: int, verdict: Mapping[str, Any]) -> Judged:
@@ -145,22 +169,21 @@ class Page:
         return Markup(escape(self.words(verdict["reason"]))).format(**(self._sides(verdict) | values))
 
     def _ratios(self, model: str, index: int, verdict: Mapping[str, Any]) -> Markup:
+        if not verdict["values"]["ratios"]:
+            return escape(self.words("no_common_case"))
         about = {number["about"]: i for i, number in enumerate(verdict["numbers"])}
         return Markup("; ").join(
-            Markup("{} {}").format(bound(name, self._address(model, index, "numbers", about[name], "about"), self.words),
+            Markup("{}: {}").format(bound(name, self._address(model, index, "numbers", about[name], "about"), self.words),
                                    bound(value, self._address(model, index, "values", "ratios", name), self.words))
             for name, value in verdict["values"]["ratios"].items())
 
     def _targets(self, model: str, index: int, verdict: Mapping[str, Any]) -> Markup | None:
         if not verdict["target"] or not verdict["targets"]:
             return None
-        held = {"met": "met", "missed": "missed", "below": "below rounding"}
-        numbers = {
-            key: bound(verdict["targets"][name], self._address(model, index, "targets", name), self.words)
-            if name in verdict["targets"] else escape(self.words("none")) for key, name in held.items()
-        }  # fmt: skip
+        counts = (Markup(escape(self.words(f"targets_{status}"))).format(number=bound(number, self._address(model, index, "targets", status), self.words))
+                  for status in STATUSES if (number := verdict["targets"].get(status)))
         target = bound(verdict["target"], self._address(model, index, "target"), self.words)
-        return Markup(escape(self.words("targets"))).format(target=target, **numbers)
+        return Markup(escape(self.words("targets"))).format(target=target, counts=escape(self.words("listed")).join(counts))
 
     def _numbers(self, model: str, own: Sequence[tuple[int, Mapping[str, Any]]]) -> tuple[tuple[Markup, ...], ...]:
         """A table with a row per quantity and a column per side; nothing where the question has no such numbers."""
@@ -196,12 +219,15 @@ class Page:
 
 
 def _worst(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, Mapping[str, Any]]]:
-    """Of each kind of comparison the row closest to its gate, or those farthest beyond theirs."""
-    def rank(item: tuple[int, Mapping[str, Any]]) -> float:
+    """Of each kind of comparison the judged row closest to its gate, or those farthest beyond theirs; one shown, where none is judged."""
+    def rank(item: tuple[int, Mapping[str, Any]]) -> tuple[bool, float]:
         ratio = item[1]["ratio"]
-        return float("-inf") if isinstance(ratio, str) else -ratio  # infinite: a fault
+        if item[1]["passed"] is None:
+            return True, 0.0  # as the record has them: what matters first
+        return False, float("-inf") if isinstance(ratio, str) else -ratio  # infinite: a fault
 
     kinds: dict[str, list] = {}
     for item in sorted(rows, key=rank):
         kinds.setdefault(item[1]["what"], []).append(item)
-    return [item for items in kinds.values() for place, item in enumerate(items[:FAILING_ROWS]) if place == 0 or not item[1]["passed"]]
+    return [item for kind, items in kinds.items() for place, item in enumerate(items[:FLIPS if kind == FLIP else FAILING_ROWS])
+            if place == 0 or kind == FLIP or item[1]["passed"] is False]

@@ -49,7 +49,7 @@ def software(records: Sequence[Record], words: Messages) -> tuple[tuple[Markup, 
     header = [escape(words("package"))]
     for group in sets.values():
         sides = dict.fromkeys(one.side for one in group)
-        header.append(escape(", ".join(words(side) for side in sides)))
+        header.append(escape(", ".join(words("no_framework" if side == "none" else side) for side in sides)))
     packages = dict.fromkeys(package for versions in sets for package, _ in versions)
     body = []
     for package in packages:

@@ -14,6 +14,8 @@ ABREAST = 3  # models beside each other in one table, as many as A4 holds
 LISTED = 6   # verdicts that fail, or were not run, that the first page names
 
 JUDGED = ("PASS", "FAIL")
+COUNTED = ("FAIL", "PASS", "UNDERPOWERED", "NOT RUN")  # what is shown only is no answer to count
+LEGEND = ("PASS", "FAIL", "UNDERPOWERED", "SHOWN", "NOT RUN")
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,30 @@ class Column:
 class Summary:
     headline: Markup
     verdict: str  # the worst: FAIL, NOT RUN or PASS
+    kinds: tuple[str, ...]  # of the verdicts, which are explained
     facts: tuple[tuple[str, Markup], ...]
     themes: Mapping[str, tuple[str, ...]]  # theme -> its questions
-    pairs: tuple[tuple[str, str], ...]  # "published-torch", and what it is called
+    pairs: tuple[tuple[str, str], ...]  # "published-torch", and what it is called; of a user's port only those of the frameworks
     tables: tuple[tuple[Column, ...], ...]
     failing: tuple[Markup, ...]
     missing: tuple[Markup, ...]
 
 
-def summary(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Record]], anchors: Mapping[str, str],
-            reason: Callable[[str, int], Markup], words: Messages) -> Summary:  # fmt: skip
-    """`reason(model, index)` is the sentence of a verdict."""
+def summary(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Record]], shared: Sequence[Record],
+            anchors: Mapping[str, str], reason: Callable[[str, int], Markup], words: Messages) -> Summary:  # fmt: skip
+    """shared: records of no one model; `reason(model, index)` is the sentence of a verdict."""
     lists = {_ref(one): _verdicts(one) for one in evidence.values()}
     columns = [_column(one, anchors[model], words) for model, one in evidence.items()]
     questions = dict.fromkeys(verdict["question"] for found in lists.values() for verdict in found)
     failed, not_run = counted(("FAIL",), lists.values()), counted(("NOT RUN",), lists.values())
     judged = counted(JUDGED, lists.values())
-    key = "headline_fail" if failed else "headline_none" if not judged else "headline_gaps" if not_run else "headline_pass"
+    headline = "headline_fail" if failed else "headline_none" if not judged else "headline_gaps" if not_run else "headline_pass"
+    kinds, asked = ({verdict[key] for found in lists.values() for verdict in found} for key in ("verdict", "pair"))
     return Summary(
-        _counts(key, lists, words), "FAIL" if failed else "NOT RUN" if not_run or not judged else "PASS",
-        tuple(_facts(evidence, records, words)), grouped(questions),
-        tuple((f"{a}-{b}", words("pair").format(first=words(a), second=words(b))) for a, b in PAIRS),
+        Markup(escape(words(headline))).format(counts=_counts(lists, words)), "FAIL" if failed else "NOT RUN" if not_run or not judged else "PASS",
+        tuple(kind for kind in LEGEND if kind in kinds),
+        tuple(_facts(evidence, records, shared, words)), grouped(questions),
+        tuple((f"{a}-{b}", words("pair").format(first=words(a), second=words(b))) for a, b in PAIRS if f"{a}-{b}" in asked),
         tuple(tuple(columns[i:i + ABREAST]) for i in range(0, len(columns), ABREAST)),
         tuple(_named(evidence, anchors, "FAIL", reason, words)), tuple(_named(evidence, anchors, "NOT RUN", reason, words)),
     )  # fmt: skip
@@ -68,9 +73,11 @@ def _name(evidence: Evidence, words: Messages) -> Markup:
     return bound(evidence.model, pointer(evidence.run_id("none", "compare"), "model"), words)
 
 
-def _counts(key: str, lists: Mapping[str, Sequence[Mapping]], words: Messages) -> Markup:
-    kinds = {"passed": ("PASS",), "failed": ("FAIL",), "not_run": ("NOT RUN",), "open": ("UNDERPOWERED",), "judged": JUDGED}
-    return Markup(escape(words(key))).format(**{name: count(kind, lists) for name, kind in kinds.items()})
+def _counts(lists: Mapping[str, Sequence[Mapping]], words: Messages) -> Markup:
+    """How many verdicts are of each kind, where there are any."""
+    text = Markup(escape(words("counted")))
+    held = [kind for kind in COUNTED if counted((kind,), lists.values())]
+    return escape(words("listed")).join(text.format(number=count((kind,), lists), verdict=words(kind)) for kind in held)
 
 
 def _column(evidence: Evidence, anchor: str, words: Messages) -> Column:
@@ -78,7 +85,7 @@ def _column(evidence: Evidence, anchor: str, words: Messages) -> Column:
     for i, verdict in enumerate(_verdicts(evidence)):
         label = badge(verdict["verdict"], f"{_ref(evidence)}/{i}/verdict", words)
         cells[verdict["question"], verdict["pair"]] = Markup('<a href="#{}">{}</a>').format(f"{anchor}-{verdict['question']}", label)
-    return Column(_name(evidence, words), anchor, cells, _counts("counts", {_ref(evidence): _verdicts(evidence)}, words))
+    return Column(_name(evidence, words), anchor, cells, _counts({_ref(evidence): _verdicts(evidence)}, words))
 
 
 def _named(evidence: Mapping[str, Evidence], anchors: Mapping[str, str], kind: str, reason: Callable[[str, int], Markup],
@@ -100,7 +107,8 @@ def _named(evidence: Mapping[str, Evidence], anchors: Mapping[str, str], kind: s
 
 # ------------------------------------------------------------------------------------------------------------- facts
 
-def _facts(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Record]], words: Messages) -> Iterator[tuple[str, Markup]]:
+def _facts(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Record]], shared: Sequence[Record],
+           words: Messages) -> Iterator[tuple[str, Markup]]:  # fmt: skip
     """(label key, value); a value that not all models share says whose it is."""
     for key, tell in (("reference", _reference), ("frameworks", _frameworks), ("machine", _machine), ("commit", _commit)):
         groups: dict[str, tuple[Markup, list[str]]] = {}
@@ -113,6 +121,7 @@ def _facts(evidence: Mapping[str, Evidence], records: Mapping[str, Sequence[Reco
             yield key, Markup("; ").join(
                 Markup("{} ({})").format(value, Markup(", ").join(_name(evidence[model], words) for model in models))
                 for value, models in groups.values())
+    yield "data_set", _data_set(shared, words)
     yield "measured", _measured([one for found in records.values() for one in measured(found)], words)
 
 
@@ -143,6 +152,14 @@ def _machine(records: Sequence[Record], words: Messages) -> Markup:
     return Markup("; ").join(
         Markup(escape(words("machine_value"))).format(**{key: field(one, words, "provenance", "machine", name) for key, name in names.items()})
         for one in found.values())
+
+
+def _data_set(shared: Sequence[Record], words: Messages) -> Markup:
+    held = next((one for one in shared if one.stage == "data"), None)
+    if held is None:
+        return escape(words("data_set_absent"))
+    images = {split: field(held, words, "fields", "splits", split, "images") for split in ("train", "val")}
+    return Markup(escape(words("data_set_value"))).format(name=field(held, words, "fields", "name"), **images)
 
 
 def _measured(records: Sequence[Record], words: Messages) -> Markup:

@@ -15,6 +15,7 @@ from lib.errors import UserError
 from lib.record import load_arrays, sha256
 from lib.report import bound, pictures
 from lib.report.messages import LANGUAGES, Messages
+from lib.report.summary import COUNTED
 
 PAGES = ("index.html", "handin.html")
 VOID = {"meta", "img", "br", "hr", "input", "link", "col", "wbr"}
@@ -114,7 +115,7 @@ def _page(path: Path) -> Checked:
     ids = sorted({ref.partition("#")[0] for element in content.elements for ref in element.refs})
     faults = [
         *(fault for element in content.elements for fault in _element(element, fields, words)),
-        *_unbound(content, words, path), *_omitted(content, ids, fields), *_figures(content, fields), *_records(ids, fields),
+        *_unbound(content, words, path), *_omitted(content, ids, fields), *_uncounted(content, fields), *_figures(content, fields), *_records(ids, fields),
     ]  # fmt: skip
     numbers = sum(element.tag == "data" for element in content.elements)
     bare = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"] and not fields.arrays(one).is_file()]
@@ -178,6 +179,22 @@ def _omitted(content: Content, ids: Sequence[str], fields: bound.Fields) -> Iter
         for i, verdict in enumerate(verdicts):
             if pointer(run_id, "fields", "verdicts", i, "verdict") not in shown:
                 yield f"{run_id}: the page leaves out the verdict on {verdict['question']} ({verdict['pair']})"
+
+
+def _uncounted(content: Content, fields: bound.Fields) -> Iterator[str]:
+    """Counts of verdicts beside which a kind that occurs is not counted."""
+    shown: dict[str, list[Element]] = {}
+    for element in content.elements:
+        if "data-count" in element.attributes:
+            shown.setdefault(element.attributes.get("data-ref") or "", []).append(element)
+    for elements in shown.values():
+        try:
+            lists = [fields[ref] for ref in elements[0].refs]
+        except UserError:
+            continue  # said already, of the elements themselves
+        kinds = {(element.attributes["data-count"] or "").replace("_", " ") for element in elements}
+        for kind in (kind for kind in COUNTED if kind not in kinds and bound.counted((kind,), lists)):
+            yield f"#{elements[0].place}: the page counts verdicts and leaves out {kind}"
 
 
 def _figures(content: Content, fields: bound.Fields) -> Iterator[str]:

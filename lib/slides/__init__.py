@@ -15,11 +15,13 @@ from nbformat import NotebookNode
 
 from lib import environment
 from lib.errors import UserError
-from lib.notebook import execute
+from lib.notebook import execute, parameters
 from lib.record import ROOT, atomic
 
 HERE = Path(__file__).parent
 LECTURES = ("20_nanodet_plus", "21_gold_yolo", "22_rt_detr", "30_migration")
+FIRST = {"30_migration": "jittor"}  # lectures that read what the other kernel recorded: it runs before
+KERNEL = "torch"  # whose outputs are shown
 PACKAGE = "sphinx-revealjs"  # the pinned package that brings reveal.js
 
 
@@ -64,15 +66,16 @@ def _inline(path: Path) -> str:
     return re.sub(r"^//# sourceMappingURL=.*$|/\*# sourceMappingURL=.*?\*/", "", text, flags=re.M)
 
 
-def make(names: Mapping[str, Path] | None, out: Path, profile: str, kernel: str = "torch") -> list[Path]:
+def make(names: Mapping[str, Path] | None, out: Path, profile: str) -> list[Path]:
     """Write a deck per lecture into `out`; `names`: name -> notebook, by default LECTURES.
 
     An executed copy that `make report` left under reports/<profile>/notebooks serves; else the notebook is run.
     """
+    reveal()  # its absence is said before a notebook has run for minutes
     chosen = names or {name: ROOT / "notebooks" / f"{name}.ipynb" for name in LECTURES}
     written = []
     for name, source in chosen.items():
-        executed = _executed(name, source, profile) or _run(source, out, kernel)
+        executed = _executed(name, source, profile) or _run(source, out)
         with atomic(out / f"{name}.html") as temporary:
             temporary.write_text(deck(nbformat.read(executed, as_version=4)), encoding="utf-8")
         written.append(out / f"{name}.html")
@@ -80,8 +83,9 @@ def make(names: Mapping[str, Path] | None, out: Path, profile: str, kernel: str 
 
 
 def _executed(name: str, source: Path, profile: str) -> Path | None:
-    """The newest executed copy with the same cells as the notebook has now."""
-    found = sorted((ROOT / "reports" / profile / "notebooks").glob(f"*/*/{name}.ipynb"), key=lambda path: path.stat().st_mtime)
+    """The newest executed copy with the same cells as the notebook has now; of one that reads the other kernel's record KERNEL's."""
+    side = KERNEL if name in FIRST else "*"
+    found = sorted((ROOT / "reports" / profile / "notebooks").glob(f"*/{side}/{name}.ipynb"), key=lambda path: path.stat().st_mtime)
     return next((path for path in reversed(found) if _sources(path) == _sources(source)), None)
 
 
@@ -91,8 +95,11 @@ def _sources(path: Path) -> list[str]:
     return [cell["source"] for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
 
 
-def _run(source: Path, out: Path, kernel: str) -> Path:
-    environment.location(environment.named(kernel))  # a clear error where it is absent
+def _run(source: Path, out: Path) -> Path:
+    """Run a notebook; its records go beside the executed copy, not among those of a report."""
     executed = out / ".executed" / source.name
-    execute(source, executed, kernel, {})
+    values = parameters(source, {}, {"records": str(executed.parent / "records")}, source.name)
+    for kernel in filter(None, (FIRST.get(source.stem), KERNEL)):
+        environment.location(environment.named(kernel))  # a clear error where it is absent
+        execute(source, executed, kernel, values)
     return executed
