@@ -1,7 +1,9 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and what holds for every run of them."""
+import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,4 +24,8 @@ def shared() -> Path:
 
 
 def pytest_configure(config):
+    settings.register_profile("suite", deadline=None)  # on a busy machine a time says nothing
+    settings.load_profile("suite")
+    # A shell starts what runs in its background deaf to Ctrl-C, and so would be every program that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: more than about ten seconds; `make test` runs these too")

@@ -55,7 +55,7 @@ def test_noise_is_not_looked_at():
 
 
 @given(st.integers(1, 4), st.integers(2, 6), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_is_said_undoes_the_fault(dimensions, length, seed):
     """Of random reorderings of one axis: what is named is a permutation, a shift or a reversal of that axis."""
     rng = np.random.default_rng(seed)

@@ -100,7 +100,7 @@ extents = st.decimals("1.5", 9, places=6).map(float)
 some_boxes = st.lists(st.tuples(decimals, st.decimals(0, 30, places=6).map(float), extents, extents), max_size=4, unique=True)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some_boxes, st.permutations(list(formats.FORMATS)))
 def test_a_round_through_all_formats_gives_the_same_coordinates(make, tmp_path, found, order):
     annotations = [Annotation("cat", tuple(map(tidy, (x, y, x + w, y + h)))) for x, y, w, h in found]

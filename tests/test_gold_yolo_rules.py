@@ -73,7 +73,7 @@ def scene(seed, count, size=(96, 64)):
             np.concatenate([low, low + rng.uniform(0.1, 60, (count, 2))], 1), rng.integers(0, 5, count))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(1, 12))
 def test_task_aligned_assigner_follows_the_rule(seed, count):
     cells, points, predicted, scores, gt_boxes, labels = scene(seed, count)
@@ -83,7 +83,7 @@ def test_task_aligned_assigner_follows_the_rule(seed, count):
     np.testing.assert_allclose(ours.score, score, rtol=1e-12, atol=1e-15)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(1, 12))
 def test_atss_follows_the_rule(seed, count):
     cells, points, predicted, _, gt_boxes, _ = scene(seed, count)
@@ -137,7 +137,7 @@ def plain_iou_losses(first, second):
     return 1 - shared / union + (distance + shape) / 2, 1 - shared / union + (area - union) / area
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS)
 def test_box_losses_follow_the_published_formulas(seed):
     first, second, point = corners(seed)

@@ -35,7 +35,7 @@ def at(margins, chosen):
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SEEDS, st.integers(1, 8), st.floats(0.01, 3))
 def test_noise_flips_nothing_beyond_its_size(seed, count, times):
     rng = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ def test_noise_flips_nothing_beyond_its_size(seed, count, times):
     assert (at(whole(scores.sum(1), 9 * floor.max(), 20), counted - 1) <= times * (1 + 1e-9)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS)
 def test_the_cheapest_matching_against_all_there_are(seed):
     """The least error that makes a matching with this pair as cheap as the best one, tried out on every matching."""
@@ -101,7 +101,7 @@ def survivors(overlap, scores, limit, places):
     return kept
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SEEDS, st.integers(2, 13), st.integers(1, 6), st.sampled_from((0.05, 0.3, 1, 3)))
 def test_suppression_and_the_last_place(seed, count, places, times):
     rng = np.random.default_rng(seed)
@@ -129,7 +129,7 @@ def test_a_near_miss_is_listed_and_what_is_far_from_it_is_not():
 
 
 # ----------------------------------------------------------------------------------------------- the assigners' algebra
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.floats(0.01, 1.5))
 def test_dynamic_soft_label_assignment(seed, times):
     rng = np.random.default_rng(seed)
@@ -147,7 +147,7 @@ def numbers(matched):
     return np.where(matched.any(1), matched.argmax(1) + 1, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.floats(0.01, 1.5), st.integers(1, 5))
 def test_task_aligned_assignment(seed, times, count):
     """Its two stages, on scores that are moved themselves."""

@@ -371,7 +371,7 @@ def plain_assign(output, cells, gt_boxes, gt_labels):
     return box, quality
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2 ** 32 - 1), st.integers(0, 12), st.integers(1, 6))
 def test_assigner_follows_the_rule(seed, count, num_classes):
     rng = np.random.default_rng(seed)
@@ -383,7 +383,7 @@ def test_assigner_follows_the_rule(seed, count, num_classes):
         np.testing.assert_allclose(ours, plain, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2 ** 32 - 1))
 def test_giou_between_its_bounds_and_as_defined(seed):
     rng = np.random.default_rng(seed)

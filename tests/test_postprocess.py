@@ -24,7 +24,7 @@ def plain_iou(a, b):
     return shared / whole if whole > 1e-6 else 0.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2 ** 32 - 1), st.integers(0, 40), st.integers(1, 40))
 def test_nms_keeps_what_the_greedy_rule_keeps(seed, count, limit):
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def test_decode_gives_the_mean_of_each_side():
     assert boxes.decode(np.zeros((0, 32)), np.zeros((0, 3))).shape == (0, 4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2 ** 32 - 1))
 def test_warp_and_its_inverse(seed):
     rng = np.random.default_rng(seed)

@@ -37,7 +37,7 @@ def floats(scalars):
 
 
 # ------------------------------------------------------------------------------------------------------- matcher
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2 ** 32 - 1), st.integers(1, 5), st.integers(1, 5))
 def test_matching_is_the_cheapest_of_all_and_the_gap_that_to_the_next(seed, q, g):
     rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def test_one_cost_by_hand():
     assert costs(logits, box, np.asarray([1]), other)[0, 0] == pytest.approx(2 * classes + 5 * 0.1 - 2 * third)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2 ** 32 - 1))
 def test_giou_of_loss_and_matcher_agree_and_keep_their_bounds(seed):
     rng = np.random.default_rng(seed)

@@ -65,7 +65,7 @@ def assert_boxes_hold_their_colours(recipe, pictures, index, size, rng) -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), index=st.integers(0, 4), size=st.sampled_from([(96, 96), (64, 128), (160, 128)]))
 def test_boxes_follow_their_objects(name, seed, index, size):
     assert_boxes_hold_their_colours(PLAIN[name], painted(seed), index, size, stream(seed, "augment"))
@@ -97,7 +97,7 @@ def test_swapped_labels_show(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), index=st.integers(0, 4), size=st.sampled_from([(32, 32), (96, 64)]))
 def test_a_sample_has_its_form_and_its_boxes_lie_inside(name, seed, index, size):
     pictures = painted(seed)
@@ -143,7 +143,7 @@ def test_boxes_that_stick_out_of_their_image_are_no_trouble(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(2, 300), width=st.integers(2, 300), size=st.sampled_from([(32, 32), (96, 160), (640, 640)]),
        data=st.data())
 def test_evaluation_brings_boxes_back(name, height, width, size, data):
