@@ -78,7 +78,7 @@ def test_integers_beyond_float64_are_told_apart():
 # ------------------------------------------------------------------------------------------------------------ gates
 
 @given(st.floats(1e-9, 1e3), st.floats(0.0, 2 * K))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_gate_is_k_floors(floor, factor):
     assert verdict.judge_value("x", "scalar", factor * floor, floor, 1.0).passed == (factor * floor <= K * floor)
 
@@ -300,6 +300,55 @@ def test_a_jump_that_pytorch_itself_makes_in_another_order_raises_the_floor(reco
     synthetic.edit(records, "torch", "loss", lambda f, a: a.update(
         {f"repeat/0/{JUMP}": (a[f"float32/{JUMP}"] * (1 + 25 * synthetic.NOISE)).astype(np.float32)}))  # fmt: skip
     assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.PASS
+
+
+def test_a_jump_that_the_reference_measured_widens_the_gate_of_float32_alone(records):
+    def measured(fields, arrays):
+        half = 15 * synthetic.NOISE * np.abs(arrays[f"float64/{JUMP}"])  # both runs may jump: twice this is allowed
+        fields["jumps"] = {JUMP: [float(half.max()), float(np.linalg.norm(half))]}
+
+    def in_float64(fields, arrays):
+        arrays[f"float64/{JUMP}"] = arrays[f"float64/{JUMP}"] * (1 + 30 * synthetic.NOISE)
+
+    synthetic.edit(records, "torch", "loss", measured)
+    synthetic.edit(records, "jittor", "loss", jump)
+    assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.PASS
+    synthetic.edit(records, "jittor", "loss", in_float64)
+    assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.FAIL
+
+
+def test_losses_are_held_to_the_noise_of_several_runs(records):
+    def off(run, by):
+        def change(fields, arrays):
+            fields["losses"]["joint_epoch0"][run]["loss_bbox"] *= 1 + by
+        return change
+
+    def repeated(fields, arrays):
+        phases = fields["losses"].items()
+        fields["repeats"] = {phase: [{name: value * (1 + 5e-6) for name, value in runs["float64"].items()}] for phase, runs in phases}
+
+    synthetic.edit(records, "jittor", "loss", off("float32", 1e-5))
+    assert verdicts(records)["losses", "torch-jittor"].verdict is Verdict.FAIL, "one run of the reference lies nearer than that"
+    synthetic.edit(records, "torch", "loss", repeated)
+    assert verdicts(records)["losses", "torch-jittor"].verdict is Verdict.PASS
+    synthetic.edit(records, "jittor", "loss", off("float64", 1e-9))
+    assert verdicts(records)["losses", "torch-jittor"].verdict is Verdict.FAIL
+
+
+def test_a_change_may_be_as_much_larger_as_its_gradient_jumps(records):
+    name = "step/clip35_lr1e-3/body.0.weight"
+
+    def longer(fields, arrays):
+        arrays[f"float32/{name}"] = arrays[f"float32/{name}"] * np.float32(1 + 1e-3)
+
+    def rows(answer):
+        return [row for row in answer.rows if row.name == name.removeprefix("step/") and row.what == "L2 norm of the change"]
+
+    synthetic.edit(records, "jittor", "loss", longer)
+    before, = rows(verdicts(records)["step", "torch-jittor"])
+    synthetic.edit(records, "torch", "loss", lambda fields, arrays: fields.update(jumps={name: [1.0, before.error / 2]}))
+    after, = rows(verdicts(records)["step", "torch-jittor"])
+    assert not before.passed and after.passed and after.gate == pytest.approx(before.gate + before.error)
 
 
 def test_a_record_without_a_field_is_an_error_that_names_it(records):

@@ -2,6 +2,7 @@
 through every gate is reported as a survivor. `make exam` runs the whole. Both environments, but for faults whose place the
 layers must find: Jittor would compile every layer alone, in two precisions, for minutes (`make exam SIDE=jt` does)."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,16 @@ def test_planting_leaves_nothing_behind(fault):
         assert all(a is not b for a, b in zip(state(), before, strict=True))
         raise RuntimeError("inside")
     assert all(a is b for a, b in zip(state(), before, strict=True))
+
+
+def test_a_subject_draws_its_weights_once_and_nobody_writes_into_them():
+    first, second = (SUBJECTS["NanoDet-Plus"](seed).forward for seed in (0, 1))
+    drawn = first.weights({"a.weight": (3, 4)})
+    assert first.weights({"a.weight": (3, 4)})["a.weight"] is drawn["a.weight"]
+    assert not np.array_equal(second.weights({"a.weight": (3, 4)})["a.weight"], drawn["a.weight"])
+    assert np.array_equal(replace(first, name="another").weights({"a.weight": (3, 4)})["a.weight"], drawn["a.weight"])
+    with pytest.raises(ValueError, match="read-only"):
+        drawn["a.weight"][0] = 1
 
 
 # ---------------------------------------------------------------------------------------------------------- the gates

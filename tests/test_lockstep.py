@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lib import backend, record
-from lib.alignment import lockstep, steps, verdict
+from lib.alignment import lockstep, steps, trajectory, verdict
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.backend import nn
 from lib.models.step import ParameterGroup
@@ -110,6 +110,55 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
     assert found("parameter", 1.01, 1) == (1, "parameter") and found("parameter", 1.01, 3) is None
     assert found("learning_rate", 1.01, 3) == (3, "learning_rate")
     assert found("parameter", float("nan"), 3) == (3, "parameter")
+
+
+SLOPE = 0.1
+
+
+def kinked(roundings=0.0, activation=lambda: nn.LeakyReLU(SLOPE)):
+    """A float64 net whose last activation has one of its 96 inputs within rounding of zero; its weights are moved."""
+    model = nn.Sequential(*net().children(), activation())
+    state = {name: backend.numpy(value).copy() for name, value in backend.named_state(model)}
+    inner = backend.float64(net().train())
+    at = backend.numpy(inner(backend.tensor(BATCHES[0].images.astype(np.float64))))[0, 0, 0, 0]
+    state["3.bias"][0] -= np.float32(at)
+    backend.load_state(model, state)
+    model = backend.float64(model)
+    backend.load_state(model, trajectory.perturbed({name: np.float64(value) for name, value in state.items()}, 0, roundings))
+    return model
+
+
+def test_what_an_activation_that_flips_within_rounding_does_is_measured():
+    def run_of(activation):
+        def watched(model):
+            return steps.Watched(model, lambda outputs, targets, image_size: {"loss": backend.mean(outputs)}, RECIPE, 3, GROUPS)
+        single = nn.Sequential(*net().children(), activation())
+        backend.load_state(single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())})
+        both = {"float32": watched(single), "float64": watched(kinked(activation=activation))}
+        pair = tuple(watched(kinked(sign * verdict.K, activation)) for sign in (1, -1))
+        return steps.lockstep(both, steps.native(BATCHES), 1, (), [pair])[0]
+
+    def gradients_of(found):
+        return {name: float(value) for name, value in found["steps"][0]["norms"]["float64"]["gradient"].items()}
+
+    smooth, fields = run_of(nn.SiLU), run_of(lambda: nn.LeakyReLU(SLOPE))
+    line = smooth["steps"][0]
+    assert all(jump[1] <= max(line["noise"]["gradient"][name], 1e-7) for name, jump in line["jumps"]["gradient"].items())
+    jump = fields["steps"][0]["jumps"]["gradient"]["3.bias"]
+    assert jump == pytest.approx([(1 - SLOPE) / 96] * 2, rel=1e-6), "the mean's gradient, through one element whose slope is another"
+
+    def passes(error, precision="float32", measured=True):
+        """Of a candidate whose gradient lies this far away, where the reference's float32 run happens not to flip."""
+        mine, other = (json.loads(json.dumps(record.plain(fields))) for _ in range(2))
+        mine["steps"][0]["noise"]["gradient"] = dict.fromkeys(gradients_of(mine), 0.0)
+        other["steps"][0]["norms"]["float32"]["gradient"] = dict(gradients_of(mine))
+        other["steps"][0]["norms"][precision]["gradient"]["3.bias"] += error
+        if not measured:
+            del mine["steps"][0]["jumps"]
+        return lockstep.compare(mine, other).first() is None
+
+    assert passes(jump[1]) and not passes(jump[1], measured=False), "without the measurement it is a false alarm"
+    assert not passes(jump[1], "float64") and not passes(100 * jump[1])
 
 
 def shift_rates(trainer):

@@ -156,8 +156,10 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
         if "float64" in runs:
             criterion = _criterion(name, case, case.phases[phase])
             _margins(criterion.margins(runs["float64"], runs["float32"], case.targets, case.size), f"{phase}/", fields, arrays)
-    if not case.has_golden() and "float64" in precisions():
-        fields["jumps"] = _jumps(name, case, arrays)
+    if is_reference(backend.NAME):
+        fields["repeats"] = {label: _repeats(name, case, phase) for label, phase in case.phases.items()}
+        if not case.has_golden() and "float64" in precisions():
+            fields["jumps"] = _jumps(name, case, arrays)
     return fields, arrays
 
 
@@ -169,8 +171,7 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
     criterion = _criterion(name, case, case.phases[phase])
     model = seeded_model(name, case, precision).train()
     outputs, parts, gradients = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
-    values = dict(zip(parts, backend.floats(list(parts.values())), strict=True))
-    fields["losses"][phase][precision] = {"loss_total": math.fsum(values.values()), **values}
+    fields["losses"][phase][precision] = _values(parts)
     arrays |= {f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()}
     if precision == "float32":
         decided = criterion.decisions(outputs, case.targets, case.size)
@@ -222,30 +223,52 @@ def _batch_norm(model: nn.Module, precision: str) -> Arrays:
     return found
 
 
-def _jumps(name: str, case: Case, arrays: Arrays) -> dict[str, list[float]]:
-    """By how much gradients jump ("phase/parameter" -> [largest, L2]) where an activation's input lies within noise of zero.
+def _values(parts: Mapping[str, Any]) -> dict[str, float]:
+    values = dict(zip(parts, backend.floats(list(parts.values())), strict=True))
+    return {"loss_total": math.fsum(values.values()), **values}
 
-    Each pair of float64 runs starts from weights and input moved by K roundings, one run there, the other back. What responds
-    smoothly moves by as much back as there, and falls out of g(there) + g(back) - 2 g; an activation flips in one of the two,
-    and the difference is its jump alone. Only where there is no published float32 run of the case, which is another sample.
-    """
-    found: dict[str, list[float]] = {}
-    for label, draw in itertools.product(case.phases, range(REPEATS // 2)):
-        there, back = (_moved(name, case, case.phases[label], draw, roundings) for roundings in (K, -K))
-        for entry, array in there.items():
-            jump = np.abs(array + back[entry] - 2 * arrays[f"float64/gradient/{label}/{entry}"])
-            largest, size = found.get(f"{label}/{entry}", (0.0, 0.0))
-            found[f"{label}/{entry}"] = [max(largest, float(jump.max(initial=0.0))), max(size, norm(jump))]
+
+def _repeats(name: str, case: Case, phase: Phase) -> list[dict[str, float]]:
+    """Losses of float32 runs whose input was moved by one rounding: how near float64 so few numbers of one run lie is luck."""
+    found = []
+    for draw in range(REPEATS):
+        model = seeded_model(name, case).train()
+        model.step = phase.step
+        images = perturbed({"images": case.input()}, draw)["images"]
+        with backend.no_grad():
+            outputs = model(backend.tensor(images))
+            found.append(_values(_criterion(name, case, phase)(outputs, case.targets, image_size=images.shape[2:])))
     return found
 
 
-def _moved(name: str, case: Case, phase: Phase, draw: int, roundings: float) -> Arrays:
-    """Float64 gradients from weights and input moved by so many roundings."""
-    model = seeded_model(name, case, "float64").train()
+def _jumps(name: str, case: Case, arrays: Arrays) -> dict[str, list[float]]:
+    """By how much gradients and the update's changes jump where an activation's input lies within noise of zero.
+
+    "gradient/<phase>/<parameter>", "step/<update>/<parameter>" -> [largest, L2]. Each pair of float64 runs starts from weights
+    and input moved by K roundings, one run there, the other back. What responds smoothly moves by as much back as there, and
+    falls out of g(there) + g(back) - 2 g; an activation flips in one of the two, and the difference is its jump alone.
+    Only where there is no published float32 run of the case, which is another sample.
+    """
+    found: dict[str, list[float]] = {}
+    for label, draw in itertools.product(case.phases, range(REPEATS // 2)):
+        there, back = (_moved(name, case, label, draw, roundings) for roundings in (K, -K))
+        for key, array in there.items():
+            jump = np.abs(array + back[key] - 2 * arrays[key])
+            largest, size = found.get(key.removeprefix("float64/"), (0.0, 0.0))
+            found[key.removeprefix("float64/")] = [max(largest, float(jump.max(initial=0.0))), max(size, norm(jump))]
+    return found
+
+
+def _moved(name: str, case: Case, label: str, draw: int, roundings: float) -> Arrays:
+    """Float64 gradients from weights and input moved by so many roundings, and what they change in an update; `arrays`' names."""
+    model, phase = seeded_model(name, case, "float64").train(), case.phases[label]
     convert.load(model, perturbed(convert.state(model), draw, roundings))
     images = perturbed({"images": case.input().astype(np.float64)}, draw, roundings)["images"]
     gradients = _backward(model, _criterion(name, case, phase), phase, images, case)[2]
-    return {entry: backend.numpy(gradient) for entry, gradient in gradients.items()}
+    found = {f"float64/gradient/{label}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()}
+    if case.update and case.update.phase == label:
+        _step(name, case, gradients, "float64", {"optimiser": {}}, found)
+    return found
 
 
 def _step(name: str, case: Case, gradients: Mapping[str, Any], precision: str, fields: Fields, arrays: Arrays) -> None:

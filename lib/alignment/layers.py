@@ -318,7 +318,7 @@ def _worst(truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], pr
     found = []
     for name in [*truth, *(name for name in got if name not in truth)]:
         if name in truth and name in got:
-            found.append(compare(name, truth[name], got[name], _dtype(truth[name], precision)))
+            found.append(compare(name, truth[name], got[name], _dtype(truth[name], precision), diagnosed=False))
         else:
             found += compare_sets({n: a for n, a in truth.items() if n == name}, {n: a for n, a in got.items() if n == name})
     worst = max(found, key=lambda c: _ratio(c, floors.get(c.name)))
@@ -355,7 +355,7 @@ def _inherited(truth: Both, got: Both, cost: Cost) -> dict[str, float | None]:
     for side in SIDES:
         floats = {name: array for name, array in truth[side].items() if array.dtype.kind == "f"}
         kept = {name: array for name, array in got[side].items() if array.dtype.kind == "f"}
-        comparisons = compare_sets(floats, kept, "float32") if floats or kept else []
+        comparisons = compare_sets(floats, kept, "float32", diagnosed=False) if floats or kept else []
         cost.bytes += sum(array.nbytes for array in floats.values())
         found[side] = max((c.relative_l2 if c.fault is None else float("inf") for c in comparisons), default=None)
     return found

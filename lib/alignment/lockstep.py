@@ -2,10 +2,11 @@
 
 Within a step the quantities stand in the order in which one causes the next: gradients, clipped gradients, learning rates,
 moments, parameters, batch-norm statistics, average. The reference ran in float32 and in float64 from the same bytes; a
-tensor's floor is the L2 of what its float32 deviates, and |norm(a) - norm(b)| <= norm(a - b). A float32 quantity behind an
-activation that flipped within rounding is held to its kind's largest floor where its float64 run agrees sharply
-(`rows.excuse_flips`). Noise grows from step to step: where the reference's own two runs part by HORIZON of a typical gradient,
-rounding decides what follows, and from that step on differences are shown but not judged. `lib.alignment.steps` records.
+tensor's floor is the L2 of what its float32 deviates, and |norm(a) - norm(b)| <= norm(a - b). Behind an activation that flips
+within rounding float32 may also jump, on both sides: a gate is K floors and two jumps wide (`rows.measured_jumps`). What jumps
+farther is held to its kind's largest floor, where its float64 run agrees sharply (`rows.excuse_flips`). Noise grows from step
+to step: where the reference's own two runs part by HORIZON of a typical gradient, rounding decides what follows, and from that
+step on differences are shown but not judged. `lib.alignment.steps` records.
 """
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import numpy as np
 from lib.alignment.compare import compare_sets
 from lib.alignment.rows import excuse_flips
 from lib.alignment.trajectory import HORIZON
-from lib.alignment.verdict import FEW, ROUNDING, SHARP, K, Row, fault, judge, noise_floors
+from lib.alignment.verdict import FEW, ROUNDING, SHARP, K, Noise, Row, fault, judge, noise_floors
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -66,7 +67,7 @@ def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: 
         zero |= _true_zeros(mine)
         for kind in mine["norms"]["float64"]:
             found = {precision: [*_norms(number, kind, precision, mine, other, reference["sizes"], zero),
-                                 *_tensors(f"{number}/{kind}/", precision, *arrays, zero)] for precision in other["norms"]}
+                                 *_tensors(f"{number}/{kind}/", precision, *arrays, zero, mine)] for precision in other["norms"]}
             if number >= horizon:
                 found = {precision: [_unjudged(row) for row in rows] for precision, rows in found.items()}
             judged = excuse_flips([row for rows in found.values() for row in rows if row.passed is not None])
@@ -116,12 +117,18 @@ def _norms(number: int, kind: str, precision: str, mine: Mapping, other: Mapping
         # A handful of numbers can agree by luck; what is counted or set has no noise and is exact.
         counted = not float(noise[name]) and kind in ("learning_rate", "step") or name.endswith("num_batches_tracked")
         least = 0.0 if counted else max(ROUNDING, typical if sizes[kind].get(name, FEW) < FEW else 0.0)
-        floor = max(float(noise[name]), least * scale) * (SHARP if precision == "float64" else 1.0)
+        floor = max(float(noise[name]), least * scale)
+        floor = floor * SHARP if precision == "float64" else floor + 2 / K * _jump(mine, kind, name).l2
         yield Row(label, what, error, floor, K * floor, scale, None if name in zero else bool(error <= K * floor),
                   "true gradient zero: only noise moves it" if name in zero else "")
 
 
-def _tensors(prefix: str, precision: str, ours: Arrays, theirs: Arrays, zero: set[str]) -> Iterator[Row]:
+def _jump(line: Mapping[str, Any], kind: str, name: str) -> Noise:
+    """What activations that flip within rounding move this tensor by; none where the reference's record has not measured it."""
+    return Noise(*map(float, line.get("jumps", {}).get(kind, {}).get(name, (0.0, 0.0))))
+
+
+def _tensors(prefix: str, precision: str, ours: Arrays, theirs: Arrays, zero: set[str], mine: Mapping) -> Iterator[Row]:
     """A row per selected tensor, element by element."""
     def of(arrays: Arrays, run: str) -> dict[str, np.ndarray]:
         start = f"{run}/{prefix}"
@@ -131,9 +138,9 @@ def _tensors(prefix: str, precision: str, ours: Arrays, theirs: Arrays, zero: se
     if not kept:
         return
     floors = noise_floors(kept, {name: rounded[name] for name in kept if name in rounded})
-    if precision == "float64":
-        floors = {name: floor.times(SHARP) for name, floor in floors.items()}
     number, kind, _ = prefix.split("/")
+    floors = {name: floor.times(SHARP) if precision == "float64" else floor.plus(_jump(mine, kind, name).times(2 / K))
+              for name, floor in floors.items()}
     candidates = {name: array for name, array in found.items() if array.dtype.kind == "f" and name not in zero}
     for row in judge(compare_sets(kept, candidates, precision), floors, "l2", f"every element of the {kind}, {precision}"):
         yield Row(f"step {number}: {row.name}", row.what, row.error, row.floor, row.gate, row.scale, row.passed, row.note)

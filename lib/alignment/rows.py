@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from lib.alignment.compare import compare, compare_sets, match_detections, norm
+from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
 from lib.alignment.seeded import seeded_array
 from lib.alignment.verdict import (
     FEW, ROUNDING, SHARP, K, Noise, Row, decisions, fault, judge, judge_scalars, judge_value, noise_floors, shared_floor,
 )  # fmt: skip
 
+NOTHING = np.zeros((0, 7))
 Arrays = Mapping[str, np.ndarray]
 BySide = Mapping[str, Arrays]
 
@@ -27,16 +29,20 @@ def float64_factor(evidence: Evidence, stage: str, a: str, b: str) -> float:
 
 
 def tensors(evidence: Evidence, stage: str, a: str, b: str, single: BySide, double: BySide, metric: str,
-            prefix: str = "", deviations: Mapping[str, float] | None = None) -> list[Row]:  # fmt: skip
+            prefix: str = "", deviations: Mapping[str, Noise] | None = None, jumps: Mapping[str, Noise] | None = None,
+            ) -> list[Row]:  # fmt: skip
     """Rows for all tensors of the pair; `single`, `double`: each side's float32 and float64 runs, without `prefix`.
 
     The published side records a selection: what the other has beside it is not judged here.
-    `deviations`: L2 by which other float32 runs of side a's framework lie from float64; a larger one raises the floor.
+    `deviations`: by which other float32 runs of side a's framework lie from float64; a larger one raises the floor.
+    `jumps`: what K times its noise makes a tensor jump. Both float32 runs may: their gate is K floors and two jumps wide.
     """
     floors = noise_floors(double[a], single[a]) if double[a] else {}
-    larger = {name: (deviations or {}).get(name, 0.0) / floor.l2 for name, floor in floors.items() if floor.l2}
-    floors = {name: floor.times(max(1.0, larger.get(name, 1.0))) for name, floor in floors.items()}
-    rows = _float64(double[a], double[b], floors, float64_factor(evidence, stage, a, b), metric)
+    floors = {name: floor.at_least((deviations or {}).get(name, floor)) for name, floor in floors.items()}
+    wide = {name: floor.plus(jumps[name].times(2 / K)) if name in (jumps or {}) else floor for name, floor in floors.items()}
+    factor = float64_factor(evidence, stage, a, b)
+    rows = _float64(double[a], double[b], wide if factor == 1 else floors, factor, metric)
+    floors = wide
     if a != "published":
         return judge(compare_sets(single[a], single[b]), floors, metric) + rows
     statistics = {
@@ -139,21 +145,38 @@ def _floor_l2(name: str, entry: Mapping[str, Any], own: Mapping[str, Noise]) -> 
     return own[name].l2 if name in own else None
 
 
-def other_deviations(evidence: Evidence, exact: Arrays) -> dict[str, float]:
-    """L2 by which PyTorch's other float32 gradients lie from float64: the published code's, and those of repeats.
+def other_deviations(evidence: Evidence, exact: Arrays, rounded: Arrays) -> dict[str, Noise]:
+    """By how much PyTorch's other float32 gradients lie from float64: the published code's, and those of repeats.
 
-    One run is a poor sample: where an activation's input lies within noise of zero, some runs take one slope and some
-    the other, and the gradients behind it jump. `repeat/<i>/gradient/…` are runs whose input was moved by one rounding.
+    One run is a poor sample. `repeat/<i>/gradient/…` are runs whose input was moved by one rounding; each metric is
+    measured, as noise of another origin lies elsewhere in a tensor. Of the published run only the L2 is known: it is taken
+    to lie where that of `rounded` does.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Noise] = {}
     if evidence.get("published", "loss") and evidence.field("published", "loss", "case") == evidence.field("torch", "loss", "case"):
         for name, entry in evidence.field("published", "loss", "statistics").items():
-            if name.startswith("gradient/"):
-                found[name.removeprefix("gradient/")] = _published_deviation(entry)
+            key = name.removeprefix("gradient/")
+            if key != name and key in exact and (own := norm(rounded[key] - exact[key])):
+                size = _published_deviation(entry)
+                found[key] = Noise(float(np.abs(rounded[key] - exact[key]).max()) * size / own, size)
     for name, array in evidence.arrays("torch", "loss", "repeat/").items():
         key = name.split("/", 2)[2]  # "<i>/gradient/<phase>/<parameter>"
-        found[key] = max(found.get(key, 0.0), norm(array - exact[key]))
+        deviation = np.abs(array - exact[key])
+        found[key] = Noise(float(deviation.max(initial=0.0)), norm(deviation)).at_least(found.get(key, Noise(0.0, 0.0)))
     return found
+
+
+def measured_jumps(evidence: Evidence, prefix: str) -> dict[str, Noise]:
+    """What PyTorch's gradients, or an update's changes, jump by where an activation's input lies within K roundings of zero.
+
+    `capture` measures it. prefix: "gradient/" or "step/", which the names given have not.
+    A gate of K floors lets a right run be K times as noisy. Where a gradient answers smoothly that moves it by K floors.
+    Where it does not, because the activation takes its other slope, it moves it by the jump, whatever the floor, and one
+    float32 run rarely shows which: clean runs of the exam lie up to 200 gates of that away. A jump lies in a few elements:
+    its largest deviation is measured beside its L2.
+    """
+    held = evidence.get("torch", "loss").fields.get("jumps", {})
+    return {name.removeprefix(prefix): Noise(*map(float, pair)) for name, pair in held.items() if name.startswith(prefix)}
 
 
 def _published_deviation(entry: Mapping[str, Any]) -> float:
@@ -197,11 +220,13 @@ def _excused(row: Row, floor: float) -> Row:
                    note="beyond its own floor, held to the set's largest; its float64 run agrees")  # fmt: skip
 
 
-def detections(a: str, b: str, single: Arrays, double: Arrays, threshold: float, limit: int) -> list[Row]:
-    """Rows for detections (m, 6) or (m, 7) of each side, paired one to one.
+def detections(a: str, b: str, single: Arrays, double: Arrays, threshold: float, limit: int,
+               near: np.ndarray = NOTHING) -> list[Row]:  # fmt: skip
+    """Rows for detections (m, 6) or (m, 7) of each side, paired one to one, and for each that one side has alone.
 
-    A detection that one side has alone is legal only where its score lies within the gate of the cut: the score
-    threshold, or the lowest score kept where an image is full.
+    Such a one is legal only where its score lies within the gate of the cut, the score threshold or the lowest score kept
+    where an image is full; or where it is one of `near` (k, 7), by exact scores: box, score, label, and the margin in floors
+    to the other fate.
     """
     measured = a if a in double else b  # the published record may hold no float64 run: the other side's own error then
     if missing := [side for side, runs in ((a, single), (b, single), (measured, double)) if side not in runs]:
@@ -215,15 +240,35 @@ def detections(a: str, b: str, single: Arrays, double: Arrays, threshold: float,
     floor_box = max(own.box, ROUNDING * float(np.abs(reference[:, 1:5]).max(initial=1.0)))
     floor_score = max(own.score, ROUNDING)
     found = match_detections(reference, candidate)
-    alone = [reference[i] for i in found.only_reference] + [candidate[i] for i in found.only_candidate]
     cuts = {image: _cut(reference[reference[:, 0] == image], threshold, limit) for image in np.unique(reference[:, 0])}
-    illegal = [row for row in alone if row[5] > cuts.get(row[0], threshold) + K * floor_score]
-    note = f"first: image {illegal[0][0]:.0f}, label {illegal[0][6]:.0f}, score {illegal[0][5]:.4f}" if illegal else ""
+    flips = []
+    for side, rows in ((a, reference[list(found.only_reference)]), (b, candidate[list(found.only_candidate)])):
+        margins = np.minimum(np.maximum(rows[:, 5] - np.array([cuts.get(row[0], threshold) for row in rows]), 0) / floor_score,
+                             _near(rows, near, K * floor_box, K * floor_score))  # fmt: skip
+        flips += [_alone(side, row, float(margin)) for row, margin in zip(rows, margins)]
+    illegal = [flip for flip in flips if not flip.passed]
     return [
-        decisions("unmatched detections", len(illegal), len(reference), note),
+        decisions("unmatched detections", len(illegal), len(reference), f"first: {illegal[0].name}" if illegal else ""),
         judge_value("box, pixels", "matched detections", found.box, floor_box, float(np.abs(reference[:, 1:5]).max(initial=1.0))),
-        judge_value("score", "matched detections", found.score, floor_score, 1.0),
+        judge_value("score", "matched detections", found.score, floor_score, 1.0), *flips,
     ]
+
+
+def _near(rows: np.ndarray, near: np.ndarray, box: float, score: float) -> np.ndarray:
+    """The margin of the near miss that each detection (m, 7) is, infinite where it is none; each stands for one detection."""
+    found, left = np.full(len(rows), np.inf), np.ones(len(near), bool)
+    for index, row in enumerate(rows):
+        here = (np.abs(near[:, :4] - row[1:5]) <= box).all(1) & (np.abs(near[:, 4] - row[5]) <= score)
+        same = left & here & (near[:, 5] == row[6])
+        for first in np.flatnonzero(same)[:1]:
+            found[index], left[first] = near[first, 6], False
+    return found
+
+
+def _alone(side: str, row: np.ndarray, margin: float) -> Row:
+    """A detection (7,) that one side has alone."""
+    where = f"detection in image {row[0]:.0f}, label {row[6]:.0f}, score {row[5]:.4f}"
+    return Row(where, FLIP, margin, 1.0, float(K), 0.0, bool(margin <= K), f"alone on side {side}")
 
 
 def _with_image(rows: np.ndarray) -> np.ndarray:
@@ -278,6 +323,10 @@ def step_residuals(evidence: Evidence, side: str, variant: str, run: str = "floa
     return found
 
 
+def _wider(row: Row, jump: float) -> Row:
+    return judge_value(row.name, row.what, row.error, row.floor + 2 / K * jump, row.scale)
+
+
 WHOLE = {"factor": 1.0, "decays": True}  # the group of a parameter where all are treated alike
 Rule = tuple[np.ndarray, np.ndarray | float]  # the change, and its size for the purpose of rounding
 
@@ -309,6 +358,9 @@ def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str])
 
     exact, rounded = norms(a, "float64"), norms(a, "float32")
     rows = judge_scalars(exact, rounded, norms(b, "float32"), exact if a == "published" else rounded)
+    if a == "torch":
+        jumps = measured_jumps(evidence, "step/")
+        rows = [_wider(row, jumps[row.name].l2) if row.name in jumps and row.floor == row.floor else row for row in rows]
     if double := norms(b, "float64"):
         sharp = judge_scalars(exact, rounded, double, factor=float64_factor(evidence, "loss", a, b))
         rows += [replace(row, what="scalar, float64") for row in sharp]

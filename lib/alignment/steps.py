@@ -92,31 +92,50 @@ def fed(trainer: Watched, step: int) -> Mapping[str, float]:
     return {}
 
 
-def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int,
-             selected: Sequence[str]) -> tuple[dict[str, Any], Arrays]:  # fmt: skip
+def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int, selected: Sequence[str],
+             moved: Sequence[tuple[Watched, Watched]] = ()) -> tuple[dict[str, Any], Arrays]:  # fmt: skip
     """Advance the trainers, by precision, side by side; fields and arrays for a record.
 
     Of every tensor of every step its L2 norm in each precision, and the L2 of what float32 deviates from float64; of the
     entries in `selected` the values, as "<precision>/<step>/<kind>/<name>".
+    moved: pairs in float64 whose weights were moved by K roundings, there and back; they show by how much a tensor jumps
+    where activations flip ("jumps": [largest, L2] of the larger, as `capture` measures those of gradients).
     """
     log: list[dict[str, Any]] = []
     arrays: Arrays = {}
     for step in range(steps):
         found: dict[str, Kinds] = {}
         for precision, trainer in trainers.items():
-            losses = advance(trainer, step)
-            found[precision] = {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
+            found[precision] = _advanced(trainer, advance, step)
         line: dict[str, Any] = {"norms": {p: _each(kinds, _size) for p, kinds in found.items()}}
         if "float64" in found:
             single, double = found["float32"], found["float64"]
             line["noise"] = {kind: {name: norm(np.subtract(single[kind][name], value, dtype=np.float64))
                                     for name, value in values.items()} for kind, values in double.items()}
+            if moved:
+                line["jumps"] = _jumps(double, [[_advanced(trainer, advance, step) for trainer in pair] for pair in moved])
         log.append(line)
         for precision, kinds in found.items():
             arrays |= {f"{precision}/{step}/{kind}/{name}": values[name].copy() for kind, values in kinds.items()
                        for name in selected if name in values and np.size(values[name]) > 1}  # a single number is its own norm
     sizes = _each(found["float32"], np.size) if log else {}
     return {"groups": _groups(trainers["float32"]), "sizes": sizes, "steps": log, "precisions": list(trainers)}, arrays
+
+
+def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
+    losses = advance(trainer, step)
+    return {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
+
+
+def _jumps(exact: Kinds, moved: Sequence[Sequence[Kinds]]) -> dict[str, dict[str, list[float]]]:
+    """What responds smoothly falls out of there + back - 2 exact."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind, values in exact.items():
+        found[kind] = {}
+        for name, value in values.items():
+            apart = [np.abs(there[kind][name] + back[kind][name] - 2.0 * value) for there, back in moved]
+            found[kind][name] = [max(float(np.max(jump, initial=0.0)) for jump in apart), max(norm(jump) for jump in apart)]
+    return found
 
 
 def _each(kinds: Kinds, what: Callable[[np.ndarray], Any]) -> dict[str, dict[str, Any]]:

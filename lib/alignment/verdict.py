@@ -16,7 +16,7 @@ from lib.alignment.compare import Comparison, compare_sets
 # summation. The golden records' README asks for "a small multiple (3 to 5) of that floor"; the upper end, because the
 # worst of several hundred tensors is judged.
 K = 5
-REPEATS = 4  # runs of the reference under inputs moved by a rounding, where one run is a poor sample of its noise
+REPEATS = 4  # runs of the reference moved by roundings, where one run is a poor sample of its noise
 ROUNDING = 2.0**-24  # half a unit in the last place of float32, relative: no float32 run can be held to less
 # A float64 run has 29 bits more. Eight of them go to the order of summation: PyTorch's float64 batch norm adds the values
 # of a channel one by one, 51,200 of them in a batch of two at 320 pixels, and the rounding of n such sums grows like
@@ -48,6 +48,12 @@ class Noise:
 
     def times(self, factor: float) -> "Noise":
         return Noise(self.max_abs * factor, self.l2 * factor)
+
+    def plus(self, other: "Noise") -> "Noise":
+        return Noise(self.max_abs + other.max_abs, self.l2 + other.l2)
+
+    def at_least(self, other: "Noise") -> "Noise":
+        return Noise(max(self.max_abs, other.max_abs), max(self.l2, other.l2))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from lib import backend, convert, losses, models, runs
 from lib.alignment import datatrace, references, steps, trajectory
 from lib.alignment.evidence import is_reference
 from lib.alignment.store import digest
+from lib.alignment.verdict import REPEATS, K
 from lib.data.loader import Batch, Loader
 from lib.schedule import Recipe
 from lib.training import Trainer
@@ -50,8 +51,12 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
         trainers = {"float32": _trainer(plan, loader, _network(plan, loader, seeded), recipe, steps.Watched),
                     "float64": _trainer(plan, loader, backend.float64(_network(plan, loader, seeded)), recipe, steps.Watched)}
         names = list(trainers["float32"].trained())
+        moved = []
+        if mode == "native" and is_reference(backend.NAME):
+            moved = [tuple(_trainer(plan, loader, _moved(plan, loader, seeded, draw, roundings), recipe, steps.Watched)
+                           for roundings in (K, -K)) for draw in range(REPEATS // 2)]
         advance = steps.fed if mode == "fed" else steps.native(batches)
-        found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
+        found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)], moved)
         arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
     return found, arrays
 
@@ -88,6 +93,13 @@ def _network(plan: runs.Training, loader: Loader, seeded: bool) -> backend.nn.Mo
         state = convert.state(model)
         case = references.case(plan.model, "loss")
         convert.load(model, state | case.weights({name: array.shape for name, array in state.items()}))
+    return model
+
+
+def _moved(plan: runs.Training, loader: Loader, seeded: bool, draw: int, roundings: float) -> backend.nn.Module:
+    """The network in float64, its weights moved by so many roundings."""
+    model = backend.float64(_network(plan, loader, seeded))
+    convert.load(model, trajectory.perturbed(convert.state(model), draw, roundings))
     return model
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lib import backend, losses, models, postprocess
-from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, verdict
+from lib import backend, convert, losses, models, postprocess
+from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, trajectory, verdict
+from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions import QUESTIONS
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import Answer, Row, Verdict
+from lib.alignment.verdict import REPEATS, Answer, K, Row, Verdict
 from lib.exam import pictures
 from lib.exam.planting import Change, becomes, planted
 from lib.exam.subjects import EPOCH, STEPS, Subject
@@ -26,7 +27,8 @@ from lib.exam.subjects import EPOCH, STEPS, Subject
 ROLES = ("torch", "jittor")  # reference and candidate, under the names that the questions ask for
 POST, CRITERION, OPTIMISER, ASSIGNMENT = "post-processing", "criterion", "optimiser", "assignment"
 ONE_FORMAT = becomes(capture, "FORMATS", ("safetensors",))
-ONCE = becomes(capture, "REPEATS", 0)  # repeats serve as the reference's floor: the candidate's are not read
+# Who measures its own noise once more: both sides run in the same framework here.
+FIRST, SECOND = (becomes(capture, "is_reference", lambda side, answer=answer: answer) for answer in (True, False))
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,17 @@ class Side:
             watched = {precision: self._trainer(precision) for precision in capture.precisions()}
             names = [name for name, _ in watched["float32"].model.named_parameters()]
             advance = steps.native(_batches(self.subject)) if native else steps.fed
-            return steps.lockstep(watched, advance, STEPS, (names[0], names[-1]))
+            return steps.lockstep(watched, advance, STEPS, (names[0], names[-1]), self._moved() if native else ())
 
-    def _trainer(self, precision: str) -> steps.Watched:
+    def _moved(self) -> list[tuple[steps.Watched, steps.Watched]]:
+        """Trainers that show what jumps: a reference's business."""
+        return []
+
+    def _trainer(self, precision: str, draw: int = 0, roundings: float = 0.0) -> steps.Watched:
         subject = self.subject
         model = capture.seeded_model(subject.model, subject.training, precision)
+        if roundings:
+            convert.load(model, trajectory.perturbed(convert.state(model), draw, roundings))
         groups = models.parameter_groups(subject.model, model)
         criterion = losses.build(subject.model, subject.training.num_classes)
         return steps.Watched(model, criterion, subject.recipe, EPOCH, groups, seed=None)
@@ -132,7 +140,7 @@ class Reference(Side):
     """The clean side of a subject, which many candidates share; its layers lie in a folder."""
 
     def __init__(self, subject: Subject, folder: Path):
-        super().__init__(subject)
+        super().__init__(subject, (FIRST,))
         self._folder = folder
         self._layers: set[bool] = set()
         self._runs: dict[bool, tuple] = {}
@@ -151,6 +159,9 @@ class Reference(Side):
         if native not in self._runs:
             self._runs[native] = super().trained(native)
         return self._runs[native]
+
+    def _moved(self) -> list[tuple[steps.Watched, steps.Watched]]:
+        return [(self._trainer("float64", draw, K), self._trainer("float64", draw, -K)) for draw in range(REPEATS // 2)]
 
     @cached_property
     def outputs(self) -> dict[str, list[Any]]:
@@ -208,8 +219,8 @@ def examine(reference: Reference, candidate: Side) -> Finding:
 
 
 def _applies(gate: str, subject: Subject) -> bool:
-    """Whether the subject trains so."""
-    return not gate.startswith("lock-step") or subject.recipe is not None and (subject.native or gate != "lock-step")
+    """Whether the subject trains."""
+    return not gate.startswith("lock-step") or subject.recipe is not None
 
 
 def _finding(judged: Sequence[Row], named: Sequence[str] = ()) -> Finding:
@@ -250,7 +261,7 @@ def _forward(reference: Reference, candidate: Side) -> Finding:
     found = _answer("forward", reference, candidate).rows
     if not failing(found):
         return _finding(found)
-    wrong = [row for row in failing(found) if row.what not in ("decisions", "matched detections")]
+    wrong = [row for row in failing(found) if row.what not in ("decisions", "matched detections", FLIP)]
     return _finding(found, _blamed(reference, candidate, False) if wrong else [POST])
 
 
@@ -346,4 +357,4 @@ def reference_of(subject: Subject) -> Iterator[Reference]:
 
 def candidate_of(subject: Subject, changes: Sequence[Change]) -> Side:
     """A side with changes; what only a reference needs is not measured."""
-    return Side(subject, (ONCE, *changes))
+    return Side(subject, (SECOND, *changes))

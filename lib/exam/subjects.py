@@ -3,7 +3,7 @@
 All weights are seeded. RT-DETR runs with fewer queries than its maps have tokens, so that choosing them means something.
 """
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,22 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Kept(Case):
+    """A case that draws its weights once: sides are built from them many times."""
+
+    drawn: dict[tuple, Arrays] = field(default_factory=dict, init=False, compare=False)
+
+    def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+        """As in the base class; nobody may write into them."""
+        key = tuple((name, tuple(shape)) for name, shape in shapes.items())
+        if key not in self.drawn:
+            self.drawn[key] = super().weights(shapes)
+            for array in self.drawn[key].values():
+                array.setflags(write=False)
+        return dict(self.drawn[key])
+
+
+@dataclass(frozen=True)
 class Subject:
     """A model with what it is looked at with."""
 
@@ -44,7 +60,6 @@ class Subject:
     forward: Case
     training: Case
     recipe: schedule.Recipe | None         # of the lock-step; None: not trained here
-    native: bool                           # whether also on its own gradients
     settings: tuple[Change, ...] = ()      # of both sides
 
 
@@ -69,8 +84,8 @@ def _seeded(adjust: Any, seed: int, values: Arrays) -> Arrays:
 def _cases(model: str, size: int, seed: int, phases: Mapping[str, Phase], update: Update | None) -> tuple[Case, Case]:
     forward, training = (references.case(model, stage).adjust for stage in ("forward", "loss"))
     common = {"name": f"exam_{size}_{seed}", "file": "none", "num_classes": CLASSES, "size": (size, size)}
-    return (Case(**common, images=f"exam:{seed}", adjust=partial(_seeded, forward, seed)),
-            Case(**common, images=f"exam:train:{seed}", batch=2, adjust=partial(_seeded, training, seed), targets=targets(size),
+    return (Kept(**common, images=f"exam:{seed}", adjust=partial(_seeded, forward, seed)),
+            Kept(**common, images=f"exam:train:{seed}", batch=2, adjust=partial(_seeded, training, seed), targets=targets(size),
                  phases=phases, update=update))
 
 
@@ -78,7 +93,7 @@ def _nanodet(seed: int) -> Subject:
     model = "nanodet-plus-m_320"
     phases = {"detached": Phase(Step(epoch=10))}  # the first epoch in which the auxiliary branch is cut off
     recipe = replace(schedule.recipe(model), epochs=STEPS // EPOCH, batch=2, warmup_steps=2, average_decay=0.9, average_steps=3)
-    return Subject(model, *_cases(model, 96, seed, phases, Update("adamw", "detached", 1e-3, 35.0)), recipe, True)
+    return Subject(model, *_cases(model, 96, seed, phases, Update("adamw", "detached", 1e-3, 35.0)), recipe)
 
 
 def _gold(model: str, seed: int) -> Subject:
@@ -86,9 +101,7 @@ def _gold(model: str, seed: int) -> Subject:
     phases = {"drop": Phase(Step(random=Draws(seed + 3), targets=boxes))}
     recipe = replace(schedule.recipe(model), epochs=STEPS // EPOCH, batch=2, warmup_epochs=1, warmup_steps=3, nominal_batch=2,
                      average_decay=0.9, average_steps=3)
-    # From seeded weights its gradients are of the size of 300 and biases start at a rate of 0.1: at the second step float32 and
-    # float64 share no digit, and no floor says anything any more. Its optimiser is looked at on gradients that are given.
-    return Subject(model, *_cases(model, 96, seed, phases, Update("sgd", "drop", 0.02, None)), recipe, False)
+    return Subject(model, *_cases(model, 96, seed, phases, Update("sgd", "drop", 0.02, None)), recipe)
 
 
 def _rt_detr(seed: int) -> Subject:
@@ -97,7 +110,7 @@ def _rt_detr(seed: int) -> Subject:
     fewer = becomes(rt_detr_decoder, "QUERIES", 40), becomes(rt_detr_denoising, "QUERIES", 20)
     forward, training = _cases(model, 64, seed, phases, Update("adamw", "dn", 1e-4, 0.1))
     # Unless its projections are small, seeded attention has one share of 1 and hides what scores are made of.
-    return Subject(model, replace(forward, adjust=training.adjust), training, None, False, fewer)
+    return Subject(model, replace(forward, adjust=training.adjust), training, None, fewer)
 
 
 SUBJECTS = {"NanoDet-Plus": _nanodet, "Gold-YOLO N": partial(_gold, "gold-yolo-n"), "Gold-YOLO S": partial(_gold, "gold-yolo-s"),

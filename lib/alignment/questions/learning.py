@@ -9,7 +9,7 @@ from lib.alignment.decisions import excuse, nearness
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions.parts import decided, holds, identical, other_case, sources
 from lib.alignment.rows import (
-    chosen, excuse_flips, float64_factor, gradient_jumps, other_deviations, step_norms, step_residuals, tensors, true_zeros,
+    chosen, excuse_flips, float64_factor, measured_jumps, other_deviations, step_norms, step_residuals, tensors, true_zeros,
 )  # fmt: skip
 from lib.alignment.verdict import Answer, Row, Verdict, conclude, decisions, fault, judge_scalars, judge_value
 
@@ -25,15 +25,23 @@ def losses(evidence: Evidence, a: str, b: str) -> Answer:
         for side, phases in per_phase.items()
     }  # fmt: skip
     exact, rounded = flat[a]["float64"], flat[a]["float32"]
-    rows = judge_scalars(exact, rounded, flat[b]["float32"], exact if a == "published" else rounded)
+    repeats = _repeats(evidence) if a == "torch" else ()
+    rows = judge_scalars(exact, rounded, flat[b]["float32"], exact if a == "published" else rounded, repeats=repeats)
     if flat[b]["float64"]:
-        sharp = judge_scalars(exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b))
+        sharp = judge_scalars(exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b), repeats=repeats)
         rows += [replace(row, what="scalar, float64") for row in sharp]
     runs = [{s: evidence.arrays(s, "loss", f"{run}/output/") for s in (a, b)} for run in ("float32", "float64")]
     outputs = tensors(evidence, "loss", a, b, *runs, "max_abs", "output/")
     held, first = decided(evidence, "loss", a, b), next(iter(per_phase[a]))  # whose outputs they are
     rows = excuse(rows, held, _phase) + excuse(outputs, held, lambda row: f"{first}/")
     return conclude("losses", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
+
+
+def _repeats(evidence: Evidence) -> list[dict[str, float]]:
+    """PyTorch's losses, "phase/name", in other float32 runs: one alone may lie near float64 by luck."""
+    phases = evidence.get("torch", "loss").fields.get("repeats", {})
+    return [{f"{phase}/{name}": float(value) for phase, run in zip(phases, runs) for name, value in run.items()}
+            for runs in zip(*phases.values())]
 
 
 def assignment(evidence: Evidence, a: str, b: str) -> Answer:
@@ -60,7 +68,7 @@ def gradients(evidence: Evidence, a: str, b: str) -> Answer:
     if other := other_case(evidence, "loss", a, b, "gradients"):
         return other
     single, double = ({s: evidence.arrays(s, "loss", f"{run}/gradient/") for s in (a, b)} for run in ("float32", "float64"))
-    known = (other_deviations(evidence, double[a], single[a]), gradient_jumps(evidence)) if a == "torch" else ()
+    known = (other_deviations(evidence, double[a], single[a]), measured_jumps(evidence, "gradient/")) if a == "torch" else ()
     rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/", *known)
     zero = true_zeros(evidence, a, single[a], double[a])
     noise = max(zero.values(), default=0.0)
