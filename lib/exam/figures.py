@@ -9,6 +9,7 @@ from lib.figures import COLOURS, HATCHES, Picture, canvas, picture, styled
 # What became of a fault -> (whose look it borrows, label).
 LOOKS = {"localised": ("torch", "localised"), "caught": ("jittor", "caught, another place named"),
          "survived": ("published", "survived")}  # fmt: skip
+MARKERS = {"localised": "o", "caught": "s", "survived": "o"}  # the last one empty
 
 
 def _fate(result: Result) -> str:
@@ -50,7 +51,7 @@ def beyond(held: Sequence[Result], kind: str) -> Picture:
         measured = np.isfinite(result.ratio)
         end, colour = result.ratio if measured else most, COLOURS[LOOKS[_fate(result)][0]]
         axis.plot([1, end], [place, place], color=colour, linestyle="-" if measured else ":")
-        axis.plot([end], [place], color=colour, linestyle="", marker="o" if measured else ">",
+        axis.plot([end], [place], color=colour, linestyle="", marker=MARKERS[_fate(result)] if measured else ">",
                   markerfacecolor=colour if result.caught else "white")
         said = (result.gate if result.caught else "through all gates") + ("" if measured else ", must be equal")
         axis.annotate(f"  {said}", (end, place), fontsize=7, verticalalignment="center")
