@@ -40,6 +40,10 @@ class Watched(training.Trainer):
         self._update([backend.tensor(gradients[name]) for name in self._names])
         self.step += 1
 
+    def release(self) -> None:
+        """Let go of the last update's gradients, which are as large as the model."""
+        self._seen = {"gradient": {}, "clipped": {}}
+
     def trained(self) -> Arrays:
         """The parameters in the order of the groups."""
         return self._named(self._parameters)
@@ -113,7 +117,7 @@ def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int, sele
             line["noise"] = {kind: {name: norm(np.subtract(single[kind][name], value, dtype=np.float64))
                                     for name, value in values.items()} for kind, values in double.items()}
             if moved:
-                line["jumps"] = _jumps(double, [[_advanced(trainer, advance, step) for trainer in pair] for pair in moved])
+                line["jumps"] = _larger([_jumps(double, pair, advance, step) for pair in moved])
         log.append(line)
         for precision, kinds in found.items():
             arrays |= {f"{precision}/{step}/{kind}/{name}": values[name].copy() for kind, values in kinds.items()
@@ -127,15 +131,22 @@ def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
     return {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
 
 
-def _jumps(exact: Kinds, moved: Sequence[Sequence[Kinds]]) -> dict[str, dict[str, list[float]]]:
-    """What responds smoothly falls out of there + back - 2 exact."""
-    found: dict[str, dict[str, list[float]]] = {}
+def _jumps(exact: Kinds, pair: Sequence[Watched], advance: Advance, step: int) -> dict[str, dict[str, tuple[float, float]]]:
+    """Largest element and L2 of what a pair's step leaves of there + back - 2 exact: what responds smoothly falls out."""
+    there, back = (_advanced(trainer, advance, step) for trainer in pair)
+    for trainer in pair:
+        trainer.release()
+    found: dict[str, dict[str, tuple[float, float]]] = {}
     for kind, values in exact.items():
-        found[kind] = {}
-        for name, value in values.items():
-            apart = [np.abs(there[kind][name] + back[kind][name] - 2.0 * value) for there, back in moved]
-            found[kind][name] = [max(float(np.max(jump, initial=0.0)) for jump in apart), max(norm(jump) for jump in apart)]
+        apart = {name: np.abs(there[kind][name] + back[kind][name] - 2.0 * value) for name, value in values.items()}
+        found[kind] = {name: (float(np.max(jump, initial=0.0)), norm(jump)) for name, jump in apart.items()}
     return found
+
+
+def _larger(jumps: Sequence[Mapping[str, Mapping[str, tuple[float, float]]]]) -> dict[str, dict[str, list[float]]]:
+    """The larger of the pairs' jumps, in each metric."""
+    return {kind: {name: [max(sizes) for sizes in zip(*(jump[kind][name] for jump in jumps))] for name in names}
+            for kind, names in jumps[0].items()}
 
 
 def _each(kinds: Kinds, what: Callable[[np.ndarray], Any]) -> dict[str, dict[str, Any]]:
