@@ -135,8 +135,9 @@ def test_what_an_activation_that_flips_within_rounding_does_is_measured():
         single = nn.Sequential(*net().children(), activation())
         backend.load_state(single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())})
         both = {"float32": watched(single), "float64": watched(kinked(activation=activation))}
-        pair = tuple(watched(kinked(sign * verdict.K, activation)) for sign in (1, -1))
-        return steps.lockstep(both, steps.native(BATCHES), 1, (), [pair])[0]
+        pair = [watched(kinked(sign * verdict.K, activation)) for sign in (1, -1)]
+        measured = steps.jumps(watched(kinked(activation=activation)), pair, steps.native(BATCHES), 1)
+        return steps.with_jumps(steps.lockstep(both, steps.native(BATCHES), 1, ())[0], [measured])
 
     def gradients_of(found):
         return {name: float(value) for name, value in found["steps"][0]["norms"]["float64"]["gradient"].items()}

@@ -18,6 +18,7 @@ from lib.schedule import Recipe
 
 Arrays = dict[str, np.ndarray]
 Kinds = dict[str, Arrays]  # kind -> name -> values
+Jumps = dict[str, dict[str, list[float]]]  # kind -> name -> largest element, L2
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -39,10 +40,6 @@ class Watched(training.Trainer):
         """One update from these gradients, by the name of the parameter."""
         self._update([backend.tensor(gradients[name]) for name in self._names])
         self.step += 1
-
-    def release(self) -> None:
-        """Let go of the last update's gradients, which are as large as the model."""
-        self._seen = {"gradient": {}, "clipped": {}}
 
     def trained(self) -> Arrays:
         """The parameters in the order of the groups."""
@@ -96,14 +93,12 @@ def fed(trainer: Watched, step: int) -> Mapping[str, float]:
     return {}
 
 
-def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int, selected: Sequence[str],
-             moved: Sequence[tuple[Watched, Watched]] = ()) -> tuple[dict[str, Any], Arrays]:  # fmt: skip
+def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int,
+             selected: Sequence[str]) -> tuple[dict[str, Any], Arrays]:  # fmt: skip
     """Advance the trainers, by precision, side by side; fields and arrays for a record.
 
     Of every tensor of every step its L2 norm in each precision, and the L2 of what float32 deviates from float64; of the
     entries in `selected` the values, as "<precision>/<step>/<kind>/<name>".
-    moved: pairs in float64 whose weights were moved by K roundings, there and back; they show by how much a tensor jumps
-    where activations flip ("jumps": [largest, L2] of the larger, as `capture` measures those of gradients).
     """
     log: list[dict[str, Any]] = []
     arrays: Arrays = {}
@@ -116,8 +111,6 @@ def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int, sele
             single, double = found["float32"], found["float64"]
             line["noise"] = {kind: {name: norm(np.subtract(single[kind][name], value, dtype=np.float64))
                                     for name, value in values.items()} for kind, values in double.items()}
-            if moved:
-                line["jumps"] = _larger([_jumps(double, pair, advance, step) for pair in moved])
         log.append(line)
         for precision, kinds in found.items():
             arrays |= {f"{precision}/{step}/{kind}/{name}": values[name].copy() for kind, values in kinds.items()
@@ -131,22 +124,26 @@ def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
     return {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
 
 
-def _jumps(exact: Kinds, pair: Sequence[Watched], advance: Advance, step: int) -> dict[str, dict[str, tuple[float, float]]]:
-    """Largest element and L2 of what a pair's step leaves of there + back - 2 exact: what responds smoothly falls out."""
-    there, back = (_advanced(trainer, advance, step) for trainer in pair)
-    for trainer in pair:
-        trainer.release()
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    for kind, values in exact.items():
-        apart = {name: np.abs(there[kind][name] + back[kind][name] - 2.0 * value) for name, value in values.items()}
-        found[kind] = {name: (float(np.max(jump, initial=0.0)), norm(jump)) for name, jump in apart.items()}
+def jumps(exact: Watched, pair: Sequence[Watched], advance: Advance, steps: int) -> list[Jumps]:
+    """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2 exact.
+
+    pair: in float64 as `exact`, their weights moved by K roundings, there and back. What responds smoothly falls out.
+    """
+    found: list[Jumps] = []
+    for step in range(steps):
+        middle, there, back = (_advanced(trainer, advance, step) for trainer in (exact, *pair))
+        found.append({})
+        for kind, values in middle.items():
+            apart = {name: np.abs(there[kind][name] + back[kind][name] - 2.0 * value) for name, value in values.items()}
+            found[-1][kind] = {name: [float(np.max(jump, initial=0.0)), norm(jump)] for name, jump in apart.items()}
     return found
 
 
-def _larger(jumps: Sequence[Mapping[str, Mapping[str, tuple[float, float]]]]) -> dict[str, dict[str, list[float]]]:
-    """The larger of the pairs' jumps, in each metric."""
-    return {kind: {name: [max(sizes) for sizes in zip(*(jump[kind][name] for jump in jumps))] for name in names}
-            for kind, names in jumps[0].items()}
+def with_jumps(fields: Mapping[str, Any], measured: Iterable[list[Jumps]]) -> dict[str, Any]:
+    """A lock-step's fields, each step with the larger of what several pairs show; one pair is there at a time."""
+    larger = [{kind: {name: [max(sizes) for sizes in zip(*(jump[kind][name] for jump in pairs))] for name in names}
+               for kind, names in pairs[0].items()} for pairs in zip(*measured)]
+    return {**fields, "steps": [line | {"jumps": jump} for line, jump in zip(fields["steps"], larger, strict=True)]}
 
 
 def _each(kinds: Kinds, what: Callable[[np.ndarray], Any]) -> dict[str, dict[str, Any]]:

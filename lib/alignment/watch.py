@@ -51,13 +51,18 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
         trainers = {"float32": _trainer(plan, loader, _network(plan, loader, seeded), recipe, steps.Watched),
                     "float64": _trainer(plan, loader, backend.float64(_network(plan, loader, seeded)), recipe, steps.Watched)}
         names = list(trainers["float32"].trained())
-        moved = []
-        if mode == "native" and is_reference(backend.NAME):
-            moved = [tuple(_trainer(plan, loader, _moved(plan, loader, seeded, draw, roundings), recipe, steps.Watched)
-                           for roundings in (K, -K)) for draw in range(REPEATS // 2)]
         advance = steps.fed if mode == "fed" else steps.native(batches)
-        found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)], moved)
+        found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
+        del trainers  # several times the model, which the jumps need again
         arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
+
+    def jumps(draw: int) -> list[steps.Jumps]:
+        exact, *pair = (_trainer(plan, loader, _moved(plan, loader, seeded, draw, roundings), recipe, steps.Watched)
+                        for roundings in (0, K, -K))
+        return steps.jumps(exact, pair, steps.native(batches), count)
+
+    if is_reference(backend.NAME):
+        found["native"] = steps.with_jumps(found["native"], map(jumps, range(REPEATS // 2)))
     return found, arrays
 
 

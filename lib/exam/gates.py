@@ -100,11 +100,7 @@ class Side:
             watched = {precision: self._trainer(precision) for precision in capture.precisions()}
             names = [name for name, _ in watched["float32"].model.named_parameters()]
             advance = steps.native(_batches(self.subject)) if native else steps.fed
-            return steps.lockstep(watched, advance, STEPS, (names[0], names[-1]), self._moved() if native else ())
-
-    def _moved(self) -> list[tuple[steps.Watched, steps.Watched]]:
-        """Trainers that show what jumps: a reference's business."""
-        return []
+            return steps.lockstep(watched, advance, STEPS, (names[0], names[-1]))
 
     def _trainer(self, precision: str, draw: int = 0, roundings: float = 0.0) -> steps.Watched:
         subject = self.subject
@@ -155,13 +151,18 @@ class Reference(Side):
         return folder
 
     def trained(self, native: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """As in the base class, run once."""
+        """As in the base class, run once; with what jumps."""
         if native not in self._runs:
-            self._runs[native] = super().trained(native)
+            fields, arrays = super().trained(native)
+            if native:
+                with self.active():
+                    fields = steps.with_jumps(fields, map(self._jumps, range(REPEATS // 2)))
+            self._runs[native] = fields, arrays
         return self._runs[native]
 
-    def _moved(self) -> list[tuple[steps.Watched, steps.Watched]]:
-        return [(self._trainer("float64", draw, K), self._trainer("float64", draw, -K)) for draw in range(REPEATS // 2)]
+    def _jumps(self, draw: int) -> list[steps.Jumps]:
+        pair = [self._trainer("float64", draw, roundings) for roundings in (K, -K)]
+        return steps.jumps(self._trainer("float64"), pair, steps.native(_batches(self.subject)), STEPS)
 
     @cached_property
     def outputs(self) -> dict[str, list[Any]]:
