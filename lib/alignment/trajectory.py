@@ -3,7 +3,8 @@
 Two right runs part ways, as rounding grows from step to step. At least LEAST control runs of the reference, whose initial
 weights are moved by a rounding, show how fast: the spread at a step is the largest distance of a control from their median
 so far. The band is K spreads wide on either side, and it says something until it is wider than HORIZON of the curve, or a control
-leaves the band that the other controls give: up to there another run must stay inside. That it could leave is shown by a run with a learning rate 1 % off, which must.
+leaves the band that the other controls give (a rule of 2026-11-21, made when such a control had left Gold-YOLO's quick
+curve unjudged, with both frameworks' curves in sight): up to there another run must stay inside. That it could leave is shown by a run with a learning rate 1 % off, which must.
 """
 import zlib
 from collections.abc import Mapping, Sequence
