@@ -40,7 +40,9 @@ TEXTS = {
                  "float32 themselves.",
     "how_flips": "For gradients the floor is the largest among PyTorch's float32 runs on record, the published code's included: "
                  "an activation whose input lies within noise of zero takes one slope in some runs and the other in others, "
-                 "and the gradients behind it jump. A discrete decision may flip only where its margin lies below the gate: "
+                 "and the gradients behind it jump. Between the frameworks both may: that jump, measured in PyTorch by float64 runs "
+                 "whose weights were moved there and back, is counted into the floor of float32 gradients, step norms and lock-step, "
+                 "two of them into the gate. Float64 rows are not widened where all of it was computed in float64. A discrete decision may flip only where its margin lies below the gate: "
                  "how far the scores behind it must move for the other choice, from their exact values, in floors of their own.",
     "how_statistics": "Where the published side gives a tensor's norm, mean and first values instead of all its elements, "
                       "each is held to the bound that the tensor's floor implies.",
