@@ -16,6 +16,8 @@ import numpy as _np
 from .jittor_import import jt as _jt
 from jittor import exp, log, no_grad, ones_like, sqrt, where, zeros_like  # after the guarded import
 from . import jittor_nn as nn
+from .jittor_compiler import compile_fast as _compile_fast
+from .jittor_compiler import show_progress_in_notebooks as _show_progress_in_notebooks
 from .jittor_elementwise import root as _root
 from .jittor_functions import (abs, adaptive_avg_pool2d, amax, arange, argmax, asin, binary_cross_entropy_with_logits, cat,
                                chunk, clamp, cos, floor_divide, full, gather, grid_sample, interpolate, linear, log_softmax,
@@ -147,4 +149,6 @@ def peak_device_memory() -> int | None:
     return None
 
 
+_compile_fast()
+_show_progress_in_notebooks()
 set_device(_os.environ.get("ALIGN_DEVICE", "cpu"))
