@@ -6,33 +6,15 @@ script asks first whether there is a mark, and the headers are precompiled. The 
 `tests/test_compiler.py` compares it.
 """
 import ctypes
-import hashlib
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from .jittor_headers import KERNEL, precompiled, write
 from .jittor_import import jt
-
-# What nearly every kernel includes. Few: a name that a kernel did not ask for may clash with one of its own.
-_HEADERS = """\
-#define JIT 1
-#define JIT_cpu 1
-#include <algorithm>
-#include <assert.h>
-#include <cmath>
-#include <limits>
-#include "executor.h"
-#include "fused_op.h"
-#include "misc/cpu_math.h"
-#include "misc/cuda_flags.h"
-#include "op.h"
-#include "ops/op_register.h"
-#include "var.h"
-"""
 
 # Arguments: the tuner, --cc_path=COMPILER, the source, what else the compiler is to be told.
 _SCRIPT = """\
@@ -49,54 +31,19 @@ HOME={home} exec {python} "$@"
 
 
 def compile_fast() -> None:
-    """Let this process compile its kernels in the way described above; makes what that needs at the first time.
-
-    Both files lie beside the kernels in a folder named by all that shapes them: the compiler, its flags, Jittor's headers.
-    The folder's path is part of the command by which Jittor recognises a kernel, so other headers are other kernels.
-    """
+    """Let this process compile its kernels in the way described above; makes what that needs at the first time."""
     if jt.flags.cc_type != "g++":
         return
     flags = shlex.split(jt.compiler.remove_flags(jt.flags.cc_flags, ["-l", "-L", "-Wl,", "-shared"]))
-    sources = Path(jt.flags.jittor_path, "src")
-    digest = hashlib.sha256(f"{_HEADERS}{_SCRIPT}{flags}{_identity(Path(jt.flags.cc_path))}".encode())
-    for header in sorted(sources.rglob("*.h")):
-        digest.update(header.read_bytes())
-    folder = Path(jt.flags.cache_path, f"headers-{digest.hexdigest()[:10]}")
-    header, script = folder / "kernel.h", folder / "compile"
-    if not script.exists():  # written last
-        folder.mkdir(exist_ok=True)
-        _write(header, _HEADERS)
-        _precompile(header, flags)
-        home = Path(jt.compiler.jit_utils.home())
-        _write(script, _SCRIPT.format(home=shlex.quote(str(home)), python=shlex.quote(jt.flags.python_path)))
+    header = precompiled(KERNEL, Path(jt.flags.cache_path), Path(jt.flags.jittor_path, "src"), jt.flags.cc_path, flags)
+    script = header.with_name("compile")
+    text = _SCRIPT.format(home=shlex.quote(jt.compiler.jit_utils.home()), python=shlex.quote(jt.flags.python_path))
+    if not script.exists() or script.read_text() != text:
+        write(script, text)
     jt.flags.cc_flags += f' -include "{header}" '
     jt.flags.python_path = str(script)
     # As many at a time as there are cores: more only wait for each other, and hold memory.
     jt.flags.use_parallel_op_compiler = len(os.sched_getaffinity(0))
-
-
-def _identity(program: Path) -> str:
-    """What tells one build of a program from another, without running it."""
-    found = program.resolve().stat()
-    return f"{program.resolve()} {found.st_size} {found.st_mtime_ns}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Written as a whole or not at all; executable."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text)
-    fresh.chmod(0o755)
-    os.replace(fresh, path)
-
-
-def _precompile(header: Path, flags: list[str]) -> None:
-    """`<header>.gch` beside the header, which g++ takes in its place; RuntimeError with the compiler's last words."""
-    fresh = header.with_name(f".{header.name}.{os.getpid()}.gch")
-    command = [jt.flags.cc_path, "-x", "c++-header", *flags, str(header), "-o", str(fresh)]
-    made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if made.returncode:
-        raise RuntimeError(f"{header}: g++ can't precompile it (exit {made.returncode}): {made.stderr.strip()[-500:]}")
-    os.replace(fresh, header.with_name(f"{header.name}.gch"))
 
 
 # C++'s stderr in a notebook. While kernels compile, the thread that waits for them prints how many are done; it holds the

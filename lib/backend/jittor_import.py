@@ -3,7 +3,9 @@ import atexit
 import contextlib
 import fcntl
 import os
+import platform
 import random
+import re
 import signal
 import ssl
 import sys
@@ -12,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from .jittor_headers import CORE, precompiled
 
 
 def _import_jittor():
@@ -37,7 +41,7 @@ def _import_jittor():
     with _home_of_this_environment():
         import jittor_utils
         jittor_utils.is_in_ipynb = False
-        with _alone_while_the_core_compiles(Path(jittor_utils.cache_path)):
+        with _alone_while_the_core_compiles(Path(jittor_utils.cache_path)), _precompiled_core(jittor_utils):
             try:
                 import jittor
             except SystemExit:
@@ -51,6 +55,7 @@ def _import_jittor():
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    jittor.flags.cc_flags = re.sub(r' -include "[^"]*"', "", jittor.flags.cc_flags)  # the core's header, not the kernels'
     # -Ofast alone makes NaN == NaN true and 1/0 NaN; the macro keeps the fast vector exp that -Ofast brings.
     jittor.flags.cc_flags += " -fno-finite-math-only -D__FAST_MATH__ "
     return jittor
@@ -85,6 +90,25 @@ def _alone_while_the_core_compiles(cache: Path) -> Iterator[None]:
     with open(cache.parent / "import.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH if ready else fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _precompiled_core(jittor_utils) -> Iterator[None]:
+    """The core's 150 files include a precompiled header, by the variable in which Jittor takes flags for its compiler."""
+    given = os.environ.get("cc_flags")
+    if jittor_utils.cc_type == "g++":
+        package = Path(jittor_utils.__file__).parent.with_name("jittor")
+        flags = ["-std=c++14", "-fPIC", "-O2", *(["-march=native"] if platform.machine() == "x86_64" else []),
+                 f"-I{package / 'src'}", f"-I{package / 'extern'}", *jittor_utils.get_py3_include_path().split()]
+        header = precompiled(CORE, Path(jittor_utils.cache_path), package / "src", jittor_utils.cc_path, flags)
+        os.environ["cc_flags"] = f'{given or ""} -include "{header}"'
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop("cc_flags", None)
+        else:
+            os.environ["cc_flags"] = given
 
 
 def _start_again() -> None:
