@@ -3,6 +3,7 @@
 Both sides run on the same framework here: what is tested is whether the engine finds what was planted.
 """
 import json
+import weakref
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,12 +52,13 @@ def criterion(outputs, targets, image_size):
 GROUPS = (ParameterGroup(("0.weight", "3.weight")), ParameterGroup(("1.weight", "1.bias", "3.bias"), decays=False))
 
 
-def trainers(change=lambda trainer: None, groups=GROUPS, precisions=("float32", "float64"), momentum=0.1, **changes):
+def trainers(change=lambda trainer: None, groups=GROUPS, precisions=("float32", "float64"), momentum=0.1, kind=steps.Watched,
+             **changes):  # fmt: skip
     """A watched trainer per precision, each changed by change(trainer)."""
     found = {}
     for precision in precisions:
         model = backend.float64(net(momentum)) if precision == "float64" else net(momentum)
-        found[precision] = steps.Watched(model, criterion, replace(RECIPE, **changes), 3, groups)
+        found[precision] = kind(model, criterion, replace(RECIPE, **changes), 3, groups)
         change(found[precision])
     return found
 
@@ -112,6 +114,33 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
     assert found("parameter", float("nan"), 3) == (3, "parameter")
 
 
+def test_two_trainings_and_one_step_are_in_memory_at_a_time():
+    """Of everything that holds a model's size; a third training, or a step kept, would be found alive."""
+    alive, held, most = weakref.WeakSet(), [], [0, 0]
+
+    class Counted(steps.Watched):
+        def kinds(self):
+            found = super().kinds()
+            held.extend(map(weakref.ref, found["gradient"].values()))
+            return found
+
+        def issue(self, images, targets):
+            most[1] = max(most[1], sum(array() is not None for array in held))
+            return super().issue(images, targets)
+
+    def build(roundings):
+        alive.add(trainer := trainers(kind=Counted)["float64"])
+        most[0] = max(most[0], len(alive))
+        return trainer
+
+    steps.jumps(build, steps.native(BATCHES), STEPS)
+    assert most == [2, len(trainers()["float64"].trained())], "the second of a pair runs while the first one's step is held"
+    held.clear()
+    most[1] = 0
+    run("native", kind=Counted)
+    assert most[1] == len(trainers()["float64"].trained())
+
+
 SLOPE = 0.1
 
 
@@ -135,8 +164,7 @@ def test_what_an_activation_that_flips_within_rounding_does_is_measured():
         single = nn.Sequential(*net().children(), activation())
         backend.load_state(single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())})
         both = {"float32": watched(single), "float64": watched(kinked(activation=activation))}
-        pair = [watched(kinked(sign * verdict.K, activation)) for sign in (1, -1)]
-        measured = steps.jumps(watched(kinked(activation=activation)), pair, steps.native(BATCHES), 1)
+        measured = steps.jumps(lambda roundings: watched(kinked(roundings, activation)), steps.native(BATCHES), 1)
         return steps.with_jumps(steps.lockstep(both, steps.native(BATCHES), 1, ())[0], [measured])
 
     def gradients_of(found):
