@@ -13,6 +13,7 @@ from lib import backend, record
 from lib.alignment import lockstep, steps, trajectory, verdict
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.backend import nn
+from lib.errors import UserError
 from lib.models.step import ParameterGroup
 from lib.schedule import Recipe
 
@@ -114,8 +115,8 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
     assert found("parameter", float("nan"), 3) == (3, "parameter")
 
 
-def test_two_trainings_and_one_step_are_in_memory_at_a_time():
-    """Of everything that holds a model's size; a third training, or a step kept, would be found alive."""
+def test_of_moved_trainings_one_and_of_steps_none_is_held():
+    """Each is several times the model; the other's step of a lock-step, with which it is compared, is all that waits."""
     alive, held, most = weakref.WeakSet(), [], [0, 0]
 
     class Counted(steps.Watched):
@@ -134,11 +135,17 @@ def test_two_trainings_and_one_step_are_in_memory_at_a_time():
         return trainer
 
     steps.jumps(build, steps.native(BATCHES), STEPS)
-    assert most == [2, len(trainers()["float64"].trained())], "the second of a pair runs while the first one's step is held"
+    assert most == [1, 0]
     held.clear()
     most[1] = 0
     run("native", kind=Counted)
     assert most[1] == len(trainers()["float64"].trained())
+
+
+def test_a_full_disk_is_one_line(monkeypatch):
+    monkeypatch.setattr(steps.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "r+b"))
+    with pytest.raises(UserError, match="make room"):
+        steps.jumps(lambda roundings: trainers()["float64"], steps.native(BATCHES), 1)
 
 
 SLOPE = 0.1

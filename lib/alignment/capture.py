@@ -168,6 +168,7 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
 
     Returns the outputs, without their graph: it is many times the model, and the other precision's comes beside it.
     """
+    backend.give_back()
     criterion = _criterion(name, case, case.phases[phase])
     model = seeded_model(name, case, precision).train()
     outputs, parts, gradients = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)

@@ -136,6 +136,7 @@ def _watched(trainers: Mapping[str, Watched], advance: Advance, step: int, selec
 
 def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
     losses = advance(trainer, step)
+    backend.give_back()  # the step's graph
     return {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
 
 
@@ -143,17 +144,17 @@ def jumps(build: Callable[[float], Watched], advance: Advance, steps: int, folde
     """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2 exact.
 
     build: gives a trainer in float64 whose weights are moved by so many roundings: K there, K back, and 0. What responds
-    smoothly falls out. At most two are there at a time: what the pair adds up to waits in a file in `folder` (None: where
-    temporary files go) of six times the model in float64 for each step. UserError if there is no room for it.
+    smoothly falls out. One is there at a time: what the pair adds up to waits in a file in `folder` (None: where temporary
+    files go), six times the model in float64 for each step. UserError if there is no room for it.
     """
     with _scratch(folder) as file:
-        pair = [build(K), build(-K)]
-        for step in range(steps):
-            _put_sums(file, *(_advanced(trainer, advance, step) for trainer in pair))
-        pair.clear()
-        file.seek(0)
-        exact = build(0.0)
-        return [_jumps(file, _advanced(exact, advance, step)) for step in range(steps)]
+        for roundings in (K, -K, 0.0):
+            file.seek(0)
+            trainer = build(roundings)
+            found = [_passed(file, _advanced(trainer, advance, step), roundings) for step in range(steps)]
+            del trainer
+            backend.give_back()
+    return found
 
 
 @contextmanager
@@ -171,21 +172,22 @@ def _scratch(folder: str | None) -> Iterator[IO[bytes]]:
                         "another folder") from error  # fmt: skip
 
 
-def _put_sums(file: IO[bytes], there: Kinds, back: Kinds) -> None:
-    for kind, values in there.items():
-        for name, value in values.items():
-            file.write(np.asarray(value + back[kind][name], order="C"))
-
-
-def _jumps(file: IO[bytes], exact: Kinds) -> Jumps:
-    """Against the sums that `_put_sums` wrote, in the same order."""
-    found: Jumps = {}
-    for kind, values in exact.items():
-        found[kind] = {}
-        for name, value in values.items():
-            total = np.fromfile(file, value.dtype, np.size(value)).reshape(np.shape(value))
-            jump = np.abs(total - 2.0 * value)
-            found[kind][name] = [float(np.max(jump, initial=0.0)), norm(jump)]
+def _passed(file: IO[bytes], kinds: Kinds, roundings: float) -> Jumps:
+    """A step on its way through the file, which holds what is there, then there + back; at last the jumps."""
+    found: Jumps = {kind: dict.fromkeys(values, []) for kind, values in kinds.items()}
+    for kind, values in kinds.items():
+        for name in sorted(values):  # the same order in each run
+            value, start = np.asarray(values[name], order="C"), file.tell()
+            if roundings == K:
+                file.write(value)
+                continue
+            held = np.fromfile(file, value.dtype, value.size).reshape(value.shape)
+            if roundings:
+                file.seek(start)
+                file.write(np.asarray(held + value))
+            else:
+                jump = np.abs(held - 2.0 * value)
+                found[kind][name] = [float(np.max(jump, initial=0.0)), norm(jump)]
     return found
 
 

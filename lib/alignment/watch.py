@@ -54,6 +54,7 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
         advance = steps.fed if mode == "fed" else steps.native(batches)
         found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
         del trainers  # several times the model, which the jumps need again
+        backend.give_back()
         arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
 
     def jumps(draw: int) -> list[steps.Jumps]:
