@@ -384,7 +384,7 @@ def test_twins_have_the_same_names():
 
 
 def test_what_is_freed_goes_back_to_the_system():
-    """Else every training of a lock-step would leave several times its model behind for as long as the process lives."""
+    """Else every training of a lock-step would leave several times its model behind until the process ends."""
     def resident():
         return psutil.Process().memory_info().rss
 

@@ -56,7 +56,7 @@ class Watched(training.Trainer):
         return {name: backend.numpy(value) for name, value in zip(self._names, tensors, strict=True)}
 
     def kinds(self) -> Kinds:
-        """What the last update left, in causal order: gradients, learning rates, moments, parameters, statistics, average.
+        """What the last update left, in causal order: gradients, rates, moments, parameters, statistics, average.
 
         To be asked for once a step: the gradients, twice the model, are handed over and not held through the next one.
         """
@@ -117,11 +117,13 @@ def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int,
         line, sizes, kept = _watched(trainers, advance, step, selected)
         log.append(line)
         arrays |= kept
-    return {"groups": _groups(trainers["float32"]), "sizes": sizes if log else {}, "steps": log, "precisions": list(trainers)}, arrays
+    groups = _groups(trainers["float32"])
+    return {"groups": groups, "sizes": sizes if log else {}, "steps": log, "precisions": list(trainers)}, arrays
 
 
-def _watched(trainers: Mapping[str, Watched], advance: Advance, step: int, selected: Sequence[str]) -> tuple[dict, dict, Arrays]:
-    """A step's line of the log, the sizes of its tensors, and the values of the selected ones; no tensor outlives the call."""
+def _watched(trainers: Mapping[str, Watched], advance: Advance, step: int,
+             selected: Sequence[str]) -> tuple[dict, dict, Arrays]:  # fmt: skip
+    """A step's line of the log, the sizes of its tensors, the values of selected ones; no other tensor outlives the call."""
     found = {precision: _advanced(trainer, advance, step) for precision, trainer in trainers.items()}
     line: dict[str, Any] = {"norms": {precision: _each(kinds, _size) for precision, kinds in found.items()}}
     if "float64" in found:
@@ -143,9 +145,9 @@ def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
 def jumps(build: Callable[[float], Watched], advance: Advance, steps: int, folder: str | None = None) -> list[Jumps]:
     """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2 exact.
 
-    build: gives a trainer in float64 whose weights are moved by so many roundings: K there, K back, and 0. What responds
-    smoothly falls out. One is there at a time: what the pair adds up to waits in a file in `folder` (None: where temporary
-    files go), six times the model in float64 for each step. UserError if there is no room for it.
+    build: gives a trainer in float64 whose weights are moved by so many roundings: K there, K back, and 0. What
+    responds smoothly falls out. One is there at a time: what the pair adds up to waits in a file in `folder` (None:
+    where temporary files go), six times the model in float64 for each step. UserError if there is no room for it.
     """
     with _scratch(folder) as file:
         for roundings in (K, -K, 0.0):

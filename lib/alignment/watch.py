@@ -36,7 +36,7 @@ MODES = ("fed", "native")
 def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode.
 
-    seeded: from seeded weights, not fresh ones. What does not fit into memory passes through a file in the plan's folder.
+    seeded: from seeded weights, not fresh ones. Steps of moved trainings pass through a file in the plan's folder.
     """
     loader = runs.loader(plan)
     _, stages = datatrace.first_batch(loader)

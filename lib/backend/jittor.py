@@ -150,7 +150,7 @@ def peak_device_memory() -> int | None:
 
 
 def give_back() -> None:
-    """Return to the system what this process has freed: Jittor's allocator keeps blocks for later, and so does glibc."""
+    """Return to the system what this process has freed: Jittor's allocator keeps blocks for later, so does glibc."""
     _jt.gc()
     if hasattr(_ctypes.CDLL(None), "malloc_trim"):
         _ctypes.CDLL(None).malloc_trim(0)

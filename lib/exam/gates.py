@@ -161,7 +161,9 @@ class Reference(Side):
         return self._runs[native]
 
     def _jumps(self, draw: int) -> list[steps.Jumps]:
-        return steps.jumps(lambda roundings: self._trainer("float64", draw, roundings), steps.native(_batches(self.subject)), STEPS)
+        def build(roundings: float) -> steps.Watched:
+            return self._trainer("float64", draw, roundings)
+        return steps.jumps(build, steps.native(_batches(self.subject)), STEPS)
 
     @cached_property
     def outputs(self) -> dict[str, list[Any]]:
