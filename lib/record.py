@@ -38,6 +38,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SCHEMA_VERSION = 1
 # The distributions that shape a number: they decode, resize, score or store.
 VERSIONED = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "safetensors", "scipy")
+# NumPy's types under safetensors' names, in the order in which a file has them, so that each array is aligned.
+TYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
+         "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -182,9 +185,27 @@ def write(folder: str | os.PathLike, record: Record, arrays: Mapping[str, np.nda
         return path
     with atomic(path) as temporary, atomic(companion) as temporary_arrays:
         temporary.write_text(text, encoding="utf-8")
-        # Serialised here, not by save_file: its Rust side hides the operating system's error number.
-        temporary_arrays.write_bytes(safetensors.numpy.save(ordered))
+        _write_arrays(temporary_arrays, ordered)
     return path
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """The bytes of safetensors.numpy.save, one array after another: a loss record would else be in memory three times.
+
+    Not by save_file: its Rust side hides the operating system's error number.
+    """
+    header, start = {}, 0
+    names = sorted(arrays, key=lambda name: (list(TYPES).index(arrays[name].dtype.name), name))
+    for name in names:
+        dtype, end = TYPES[arrays[name].dtype.name], start + arrays[name].nbytes
+        header[name] = {"dtype": dtype, "shape": arrays[name].shape, "data_offsets": (start, end)}
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            stream.write(arrays[name].astype(arrays[name].dtype.newbyteorder("<"), copy=False))
 
 
 def read(path: str | os.PathLike) -> Record:

@@ -3,6 +3,7 @@
 Both sides run on the same framework here: what is tested is whether the engine finds what was planted.
 """
 import json
+import weakref
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from lib import backend, record
 from lib.alignment import lockstep, steps, trajectory, verdict
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.backend import nn
+from lib.errors import UserError
 from lib.models.step import ParameterGroup
 from lib.schedule import Recipe
 
@@ -51,12 +53,13 @@ def criterion(outputs, targets, image_size):
 GROUPS = (ParameterGroup(("0.weight", "3.weight")), ParameterGroup(("1.weight", "1.bias", "3.bias"), decays=False))
 
 
-def trainers(change=lambda trainer: None, groups=GROUPS, precisions=("float32", "float64"), momentum=0.1, **changes):
+def trainers(change=lambda trainer: None, groups=GROUPS, precisions=("float32", "float64"), momentum=0.1, kind=steps.Watched,
+             **changes):  # fmt: skip
     """A watched trainer per precision, each changed by change(trainer)."""
     found = {}
     for precision in precisions:
         model = backend.float64(net(momentum)) if precision == "float64" else net(momentum)
-        found[precision] = steps.Watched(model, criterion, replace(RECIPE, **changes), 3, groups)
+        found[precision] = kind(model, criterion, replace(RECIPE, **changes), 3, groups)
         change(found[precision])
     return found
 
@@ -112,6 +115,39 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
     assert found("parameter", float("nan"), 3) == (3, "parameter")
 
 
+def test_of_moved_trainings_one_and_of_steps_none_is_held():
+    """Each is several times the model; the other's step of a lock-step, with which it is compared, is all that waits."""
+    alive, held, most = weakref.WeakSet(), [], [0, 0]
+
+    class Counted(steps.Watched):
+        def kinds(self):
+            found = super().kinds()
+            held.extend(map(weakref.ref, found["gradient"].values()))
+            return found
+
+        def issue(self, images, targets):
+            most[1] = max(most[1], sum(array() is not None for array in held))
+            return super().issue(images, targets)
+
+    def build(roundings):
+        alive.add(trainer := trainers(kind=Counted)["float64"])
+        most[0] = max(most[0], len(alive))
+        return trainer
+
+    steps.jumps(build, steps.native(BATCHES), STEPS)
+    assert most == [1, 0]
+    held.clear()
+    most[1] = 0
+    run("native", kind=Counted)
+    assert most[1] == len(trainers()["float64"].trained())
+
+
+def test_a_full_disk_is_one_line(monkeypatch):
+    monkeypatch.setattr(steps.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "r+b"))
+    with pytest.raises(UserError, match="make room"):
+        steps.jumps(lambda roundings: trainers()["float64"], steps.native(BATCHES), 1)
+
+
 SLOPE = 0.1
 
 
@@ -135,8 +171,7 @@ def test_what_an_activation_that_flips_within_rounding_does_is_measured():
         single = nn.Sequential(*net().children(), activation())
         backend.load_state(single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())})
         both = {"float32": watched(single), "float64": watched(kinked(activation=activation))}
-        pair = [watched(kinked(sign * verdict.K, activation)) for sign in (1, -1)]
-        measured = steps.jumps(watched(kinked(activation=activation)), pair, steps.native(BATCHES), 1)
+        measured = steps.jumps(lambda roundings: watched(kinked(roundings, activation)), steps.native(BATCHES), 1)
         return steps.with_jumps(steps.lockstep(both, steps.native(BATCHES), 1, ())[0], [measured])
 
     def gradients_of(found):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -78,6 +79,16 @@ def test_a_rerun_without_arrays_leaves_none_behind(tmp_path):
     measured(tmp_path, arrays={"a": np.ones(3)})
     path = measured(tmp_path)
     assert list(path.parent.iterdir()) == [path] and record.load_arrays(path) == {}
+
+
+def test_arrays_lie_in_the_file_as_safetensors_itself_writes_them(tmp_path):
+    """They are streamed, so that a record's arrays are in memory once."""
+    arrays = {f"{name} {index}": np.arange(index).astype(name) for name in record.TYPES for index in (3, 1, 0)}
+    arrays |= {"scalar": np.array(2.5), "\"é\"": np.ones((2, 3), np.float32).T, "strided": np.arange(12.0).reshape(3, 4)[:, ::2]}
+    path = measured(tmp_path, arrays=arrays)
+    whole = {name: np.array(array, order="C") for name, array in arrays.items()}
+    assert path.with_suffix(".safetensors").read_bytes() == safetensors.numpy.save(whole)
+    assert all((array == arrays[name]).all() for name, array in record.load_arrays(path).items())
 
 
 FILLING_UP = """

@@ -166,12 +166,15 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
 def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, arrays: Arrays) -> Any:
     """One training forward and backward from the seeded state; the first phase also gives what does not depend on it.
 
-    Returns the outputs.
+    Returns the outputs, without their graph: it is many times the model, and the other precision's comes beside it.
     """
+    backend.give_back()
     criterion = _criterion(name, case, case.phases[phase])
     model = seeded_model(name, case, precision).train()
     outputs, parts, gradients = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
     fields["losses"][phase][precision] = _values(parts)
+    outputs = _without_graph(outputs)
+    del parts
     arrays |= {f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()}
     if precision == "float32":
         decided = criterion.decisions(outputs, case.targets, case.size)
@@ -179,9 +182,19 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
     if phase == next(iter(case.phases)):
         arrays |= {f"{precision}/output/{key}": array for key, array in losses.named(name, outputs, {}).items()}
         arrays |= _batch_norm(model, precision)
+    del model  # the step builds its own
     if case.update and case.update.phase == phase:
         _step(name, case, gradients, precision, fields, arrays)
     return outputs
+
+
+def _without_graph(outputs: Any) -> Any:
+    """The outputs, dictionaries and sequences of tensors, with the same values."""
+    if isinstance(outputs, Mapping):
+        return {key: _without_graph(value) for key, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return [_without_graph(value) for value in outputs]
+    return outputs.detach() if hasattr(outputs, "detach") else outputs
 
 
 def _criterion(name: str, case: Case, phase: Phase) -> Any:

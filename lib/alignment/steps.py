@@ -3,17 +3,24 @@
 A watched trainer is the project's own, but for one seam: what `Trainer` clips before each update is clipped here, by the
 same function, so that gradients are seen before and after. Nothing is compared here.
 """
+import errno
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from lib import backend, training
 from lib.alignment.compare import norm
 from lib.alignment.seeded import seeded_input
+from lib.alignment.verdict import K
+from lib.errors import UserError
 from lib.models.step import ParameterGroup
+from lib.record import FULL
 from lib.schedule import Recipe
 
 Arrays = dict[str, np.ndarray]
@@ -23,7 +30,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Watched(training.Trainer):
-    """A trainer that keeps the gradients of its last update."""
+    """A trainer that keeps the gradients of its last update until they are asked for."""
 
     def __init__(self, model: backend.nn.Module, criterion: Any, recipe: Recipe, steps_per_epoch: int,
                  groups: Sequence[ParameterGroup], seed: int = 0):  # fmt: skip
@@ -49,13 +56,17 @@ class Watched(training.Trainer):
         return {name: backend.numpy(value) for name, value in zip(self._names, tensors, strict=True)}
 
     def kinds(self) -> Kinds:
-        """What the last update left, in causal order: gradients, learning rates, moments, parameters, statistics, average."""
-        state = self.state()
+        """What the last update left, in causal order: gradients, rates, moments, parameters, statistics, average.
+
+        To be asked for once a step: the gradients, twice the model, are handed over and not held through the next one.
+        """
+        state, seen = self.state(), self._seen
+        self._seen = {"gradient": {}, "clipped": {}}
         of = {part: {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(part + "/")}
               for part in ("model", "average", "optimiser")}
         trained = set(self._names)
         return {
-            **self._seen,
+            **seen,
             "learning_rate": {f"group_{i}": np.float64(rate) for i, rate in enumerate(self.rates[self.step - 1])},
             **_moments(of["optimiser"]),
             "parameter": {name: value for name, value in of["model"].items() if name in trained},
@@ -103,39 +114,82 @@ def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int,
     log: list[dict[str, Any]] = []
     arrays: Arrays = {}
     for step in range(steps):
-        found: dict[str, Kinds] = {}
-        for precision, trainer in trainers.items():
-            found[precision] = _advanced(trainer, advance, step)
-        line: dict[str, Any] = {"norms": {p: _each(kinds, _size) for p, kinds in found.items()}}
-        if "float64" in found:
-            single, double = found["float32"], found["float64"]
-            line["noise"] = {kind: {name: norm(np.subtract(single[kind][name], value, dtype=np.float64))
-                                    for name, value in values.items()} for kind, values in double.items()}
+        line, sizes, kept = _watched(trainers, advance, step, selected)
         log.append(line)
-        for precision, kinds in found.items():
-            arrays |= {f"{precision}/{step}/{kind}/{name}": values[name].copy() for kind, values in kinds.items()
-                       for name in selected if name in values and np.size(values[name]) > 1}  # a single number is its own norm
-    sizes = _each(found["float32"], np.size) if log else {}
-    return {"groups": _groups(trainers["float32"]), "sizes": sizes, "steps": log, "precisions": list(trainers)}, arrays
+        arrays |= kept
+    groups = _groups(trainers["float32"])
+    return {"groups": groups, "sizes": sizes if log else {}, "steps": log, "precisions": list(trainers)}, arrays
+
+
+def _watched(trainers: Mapping[str, Watched], advance: Advance, step: int,
+             selected: Sequence[str]) -> tuple[dict, dict, Arrays]:  # fmt: skip
+    """A step's line of the log, the sizes of its tensors, the values of selected ones; no other tensor outlives the call."""
+    found = {precision: _advanced(trainer, advance, step) for precision, trainer in trainers.items()}
+    line: dict[str, Any] = {"norms": {precision: _each(kinds, _size) for precision, kinds in found.items()}}
+    if "float64" in found:
+        single = found["float32"]
+        line["noise"] = {kind: {name: norm(np.subtract(single[kind][name], value, dtype=np.float64))
+                                for name, value in values.items()} for kind, values in found["float64"].items()}
+    kept = {f"{precision}/{step}/{kind}/{name}": values[name].copy() for precision, kinds in found.items()
+            for kind, values in kinds.items() for name in selected
+            if name in values and np.size(values[name]) > 1}  # a single number is its own norm
+    return line, _each(found["float32"], np.size), kept
 
 
 def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
     losses = advance(trainer, step)
+    backend.give_back()  # the step's graph
     return {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
 
 
-def jumps(exact: Watched, pair: Sequence[Watched], advance: Advance, steps: int) -> list[Jumps]:
+def jumps(build: Callable[[float], Watched], advance: Advance, steps: int, folder: str | None = None) -> list[Jumps]:
     """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2 exact.
 
-    pair: in float64 as `exact`, their weights moved by K roundings, there and back. What responds smoothly falls out.
+    build: gives a trainer in float64 whose weights are moved by so many roundings: K there, K back, and 0. What
+    responds smoothly falls out. One is there at a time: what the pair adds up to waits in a file in `folder` (None:
+    where temporary files go), six times the model in float64 for each step. UserError if there is no room for it.
     """
-    found: list[Jumps] = []
-    for step in range(steps):
-        middle, there, back = (_advanced(trainer, advance, step) for trainer in (exact, *pair))
-        found.append({})
-        for kind, values in middle.items():
-            apart = {name: np.abs(there[kind][name] + back[kind][name] - 2.0 * value) for name, value in values.items()}
-            found[-1][kind] = {name: [float(np.max(jump, initial=0.0)), norm(jump)] for name, jump in apart.items()}
+    with _scratch(folder) as file:
+        for roundings in (K, -K, 0.0):
+            file.seek(0)
+            trainer = build(roundings)
+            found = [_passed(file, _advanced(trainer, advance, step), roundings) for step in range(steps)]
+            del trainer
+            backend.give_back()
+    return found
+
+
+@contextmanager
+def _scratch(folder: str | None) -> Iterator[IO[bytes]]:
+    """A file without a name, gone afterwards."""
+    where = folder or tempfile.gettempdir()
+    try:
+        Path(where).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=where) as file:
+            yield file
+    except OSError as error:
+        if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
+            raise
+        raise UserError(f"{where}: can't hold the steps of two trainings ({error.strerror}): make room there, or give "
+                        "another folder") from error  # fmt: skip
+
+
+def _passed(file: IO[bytes], kinds: Kinds, roundings: float) -> Jumps:
+    """A step on its way through the file, which holds what is there, then there + back; at last the jumps."""
+    found: Jumps = {kind: dict.fromkeys(values, []) for kind, values in kinds.items()}
+    for kind, values in kinds.items():
+        for name in sorted(values):  # the same order in each run
+            value, start = np.asarray(values[name], order="C"), file.tell()
+            if roundings == K:
+                file.write(value)
+                continue
+            held = np.fromfile(file, value.dtype, value.size).reshape(value.shape)
+            if roundings:
+                file.seek(start)
+                file.write(np.asarray(held + value))
+            else:
+                jump = np.abs(held - 2.0 * value)
+                found[kind][name] = [float(np.max(jump, initial=0.0)), norm(jump)]
     return found
 
 

@@ -23,7 +23,7 @@ from lib import backend, convert, losses, models, runs
 from lib.alignment import datatrace, references, steps, trajectory
 from lib.alignment.evidence import is_reference
 from lib.alignment.store import digest
-from lib.alignment.verdict import REPEATS, K
+from lib.alignment.verdict import REPEATS
 from lib.data.loader import Batch, Loader
 from lib.schedule import Recipe
 from lib.training import Trainer
@@ -36,15 +36,15 @@ MODES = ("fed", "native")
 def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode.
 
-    seeded: from seeded weights, not fresh ones.
+    seeded: from seeded weights, not fresh ones. Steps of moved trainings pass through a file in the plan's folder.
     """
     loader = runs.loader(plan)
     _, stages = datatrace.first_batch(loader)
     batches = list(itertools.islice(_batches(loader), count))
-    recipe, model = runs.recipe(plan, loader), _network(plan, loader, seeded)
+    recipe = runs.recipe(plan, loader)
     found: dict[str, Any] = {
         "data": [[held.name, dict(held.digests)] for held in stages], "batches": _digests(batches),
-        "initial": {name: digest(array) for name, array in convert.state(model).items()},
+        "initial": {name: digest(array) for name, array in convert.state(_network(plan, loader, seeded)).items()},
     }  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for mode in MODES:
@@ -54,12 +54,13 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
         advance = steps.fed if mode == "fed" else steps.native(batches)
         found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
         del trainers  # several times the model, which the jumps need again
+        backend.give_back()
         arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
 
     def jumps(draw: int) -> list[steps.Jumps]:
-        exact, *pair = (_trainer(plan, loader, _moved(plan, loader, seeded, draw, roundings), recipe, steps.Watched)
-                        for roundings in (0, K, -K))
-        return steps.jumps(exact, pair, steps.native(batches), count)
+        def build(roundings: float) -> steps.Watched:
+            return _trainer(plan, loader, _moved(plan, loader, seeded, draw, roundings), recipe, steps.Watched)
+        return steps.jumps(build, steps.native(batches), count, plan.folder)
 
     if is_reference(backend.NAME):
         found["native"] = steps.with_jumps(found["native"], map(jumps, range(REPEATS // 2)))

@@ -9,6 +9,7 @@ Twin of `torch.py`: the same names in the same order. What differs and cannot be
 * a Python number beside a float64 tensor is float32, and 0 + x is float32 as a whole: so is Python's sum() of scalars;
 * subnormal float32 numbers flush to zero in the whole process (the kernels are linked with -Ofast).
 """
+import ctypes as _ctypes
 import os as _os
 
 import numpy as _np
@@ -30,6 +31,7 @@ from .jittor_profile import profile
 __all__ = [
     "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
     "no_grad", "grad", "mixed_precision", "from_half", "sync", "named_state", "set_mode", "load_state", "profile", "peak_device_memory",
+    "give_back",
     "nn", "AdamW", "SGD",
     "abs", "adaptive_avg_pool2d", "amax", "arange", "argmax", "asin", "binary_cross_entropy_with_logits", "cat", "chunk",
     "clamp", "cos", "exp", "floor_divide", "full", "gather", "grid_sample", "interpolate", "linear", "log", "log_softmax",
@@ -147,6 +149,13 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
 def peak_device_memory() -> int | None:
     """Largest number of bytes the device allocator held so far; Jittor keeps no such number."""
     return None
+
+
+def give_back() -> None:
+    """Return to the system what this process has freed: Jittor's allocator keeps blocks for later, so does glibc."""
+    _jt.gc()
+    if hasattr(_ctypes.CDLL(None), "malloc_trim"):
+        _ctypes.CDLL(None).malloc_trim(0)
 
 
 _compile_fast()

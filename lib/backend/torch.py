@@ -2,6 +2,7 @@
 
 Twin of `jittor.py`: the same names in the same order.
 """
+import ctypes as _ctypes
 import os as _os
 
 import numpy as _np
@@ -15,6 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_l
 __all__ = [
     "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
     "no_grad", "grad", "mixed_precision", "from_half", "sync", "named_state", "set_mode", "load_state", "profile", "peak_device_memory",
+    "give_back",
     "nn", "AdamW", "SGD",
     "abs", "adaptive_avg_pool2d", "amax", "arange", "argmax", "asin", "binary_cross_entropy_with_logits", "cat", "chunk",
     "clamp", "cos", "exp", "floor_divide", "full", "gather", "grid_sample", "interpolate", "linear", "log", "log_softmax",
@@ -137,6 +139,12 @@ def profile(call) -> list[tuple[str, float, int]]:
 def peak_device_memory() -> int | None:
     """Largest number of bytes the device allocator held so far; None on the CPU."""
     return _torch.cuda.max_memory_allocated() if _device == "cuda" else None
+
+
+def give_back() -> None:
+    """Return to the system what this process has freed: glibc keeps it, in pieces between what is still used."""
+    if hasattr(_ctypes.CDLL(None), "malloc_trim"):
+        _ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Optimiser:

@@ -19,7 +19,7 @@ from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions import QUESTIONS
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import REPEATS, Answer, K, Row, Verdict
+from lib.alignment.verdict import REPEATS, Answer, Row, Verdict
 from lib.exam import pictures
 from lib.exam.planting import Change, becomes, planted
 from lib.exam.subjects import EPOCH, STEPS, Subject
@@ -161,8 +161,9 @@ class Reference(Side):
         return self._runs[native]
 
     def _jumps(self, draw: int) -> list[steps.Jumps]:
-        pair = [self._trainer("float64", draw, roundings) for roundings in (K, -K)]
-        return steps.jumps(self._trainer("float64"), pair, steps.native(_batches(self.subject)), STEPS)
+        def build(roundings: float) -> steps.Watched:
+            return self._trainer("float64", draw, roundings)
+        return steps.jumps(build, steps.native(_batches(self.subject)), STEPS)
 
     @cached_property
     def outputs(self) -> dict[str, list[Any]]:
