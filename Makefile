@@ -14,7 +14,7 @@ SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
 ALIGN := $(PYTHON) -m lib.environment
 
-.PHONY: help report handin slides example exam test lab envs doctor system clean
+.PHONY: help report handin slides example exam test lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
@@ -52,6 +52,10 @@ lab: envs
 
 envs:
 	@$(ALIGN) envs
+
+# After a change of environment-*.yml.
+locks:
+	@$(ALIGN) locks
 
 doctor:
 	@$(ALIGN) doctor
