@@ -8,18 +8,29 @@ framework you want.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 
-from lib.commands import (
-    benchmark, compare, convert, curves, data, detect, evaluate, exam, handin, slides, train, verify,
-)  # fmt: skip
-from lib.commands.arguments import AS_WRITTEN, verb
-from lib.errors import UserError
+USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
+if sys.version_info < (3, 11):  # this file is read by any python3: what it imports below is not
+    sys.exit("error: this Python (%s) is older than 3.11: %s" % (sys.executable, USE))
+from lib import environment
+from lib.errors import UserError, of_a_place
+
+if __name__ == "__main__":
+    environment.adopt()
+try:
+    from lib.commands import (
+        benchmark, compare, convert, curves, data, detect, evaluate, exam, handin, slides, train, verify,
+    )  # fmt: skip
+    from lib.commands.arguments import AS_WRITTEN, verb
+except ModuleNotFoundError as absent:
+    if str(absent.name).split(".")[0] == "lib":
+        raise
+    sys.exit(f"error: this Python ({sys.executable}) has no {absent.name}: {USE}")
 
 VERBS = (data, convert, train, evaluate, detect, curves, benchmark, compare, exam, handin, slides, verify)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "list[str] | None" = None) -> int:
     """Run one verb and return the exit code."""
     chosen = _parser().parse_args(arguments)
     try:
@@ -34,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads our output, as head does, has enough; Python would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        said = of_a_place(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -178,16 +178,33 @@ def wants_cuda(folder: Path) -> bool:
     return not needed.isdisjoint(locks.read("torch-cuda"))
 
 
+def with_local_build(folder: Path, installer: Installer) -> Path:
+    """The torch lock for uv, which knows a hash by the full version only: with the build, such as 2.13.0+cpu, that the
+    user's indexes and folders offer. (pip takes 2.13.0+cpu for 2.13.0.)
+    """
+    text = locks.path("torch").read_text(encoding="utf-8")
+    pin = f"torch=={locks.version(locks.read('torch')['torch'])}"
+    asked, named = folder / "torch.in", folder / "torch.lock"
+    asked.write_text(pin + "\n", encoding="utf-8")
+    command = [str(installer.uv), "pip", "compile", str(asked), "--quiet", "--no-deps", "--no-header", "--no-annotate",
+               "--python", str(folder / "bin" / "python")]
+    offered = logged(command, TORCH.log, f"torch: looking for {pin}", "see whether the package registry can be reached",
+                     installer.environ)
+    (build,) = (line.strip() for line in offered.splitlines() if line.startswith(pin))
+    named.write_text(text.replace(f"\n{pin} ", f"\n{build} "), encoding="utf-8")
+    return named
+
+
 def install(environment: Environment, folder: Path, installer: Installer) -> None:
     """The packages of the lock files."""
     def run(lock: Path) -> None:
         logged(installer.command(folder, lock), environment.log, f"{environment.name}: installing",
-               "is a package registry reachable?", installer.environ)
+               "see whether the package registry can be reached", installer.environ)
 
     first = folder / "build.lock"  # builds the packages that have no wheel, in this version rather than the newest
     first.write_text(locks.read(environment.name)["setuptools"] + "\n", encoding="utf-8")
     run(first)
-    run(locks.path(environment.name))
+    run(with_local_build(folder, installer) if environment is TORCH and installer.uv.exists() else locks.path(environment.name))
     if environment is TORCH and wants_cuda(folder):
         say("torch: this build needs the CUDA libraries, gigabytes of them; README says how to do without")
         run(locks.path("torch-cuda"))
@@ -383,10 +400,20 @@ def build_all(conda: Optional[str], python: Optional[Python]) -> None:
         install_onednn(folder)
         compile_core(folder)  # what else Jittor needs compiled goes after it
 
+    def torch() -> None:
+        build(TORCH, conda, python, packages)
+
+    def told(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except UserError as error:  # at once: the other environment may take minutes
+            say(f"failed: {str(error).splitlines()[0]}")
+            raise
+
     shutil.rmtree(packages, ignore_errors=True)  # of a build that was killed
     try:
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            tasks = [pool.submit(jittor), pool.submit(build, TORCH, conda, python, packages)]
+            tasks = [pool.submit(told, work) for work in (jittor, torch)]
     finally:
         # Not kept: environments are hard links into it, so that who edits a package in one would edit it in the next.
         shutil.rmtree(packages, ignore_errors=True)
