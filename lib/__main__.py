@@ -17,15 +17,10 @@ from lib.errors import UserError, of_a_place
 
 if __name__ == "__main__":
     environment.adopt()
-try:
-    from lib.commands import (
-        benchmark, compare, convert, curves, data, detect, evaluate, exam, handin, slides, train, verify,
-    )  # fmt: skip
-    from lib.commands.arguments import AS_WRITTEN, verb
-except ModuleNotFoundError as absent:
-    if str(absent.name).split(".")[0] == "lib":
-        raise
-    sys.exit(f"error: this Python ({sys.executable}) has no {absent.name}: {USE}")
+from lib.commands import (
+    benchmark, compare, convert, curves, data, detect, evaluate, exam, handin, slides, train, verify,
+)  # fmt: skip
+from lib.commands.arguments import AS_WRITTEN, verb
 
 VERBS = (data, convert, train, evaluate, detect, curves, benchmark, compare, exam, handin, slides, verify)
 
@@ -38,6 +33,11 @@ def main(arguments: "list[str] | None" = None) -> int:
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] == "lib":
+            raise
+        print(f"error: this Python ({sys.executable}) has no {error.name}: {USE}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what was complete is kept", file=sys.stderr)

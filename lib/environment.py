@@ -195,6 +195,9 @@ if __name__ == "__main__":
         stream.reconfigure(errors="replace")  # LANG=C knows no "…"
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; what was complete is kept", file=sys.stderr)
+        sys.exit(130)
     except (UserError, OSError) as error:
         said = of_a_place(error) if isinstance(error, OSError) else error
         if said is None:

@@ -5,8 +5,8 @@ from typing import Optional
 PLACES = {  # errors of the machine's disks rather than of the project
     errno.ENOSPC: "free some room on that disk",
     errno.EDQUOT: "free some room within your quota",
-    errno.EACCES: "make it yours to read and write",
-    errno.EPERM: "make it yours to read and write",
+    errno.EACCES: "see who may read and write there",
+    errno.EPERM: "see who may read and write there",
     errno.EROFS: "choose a place that can be written",
 }
 
@@ -19,5 +19,6 @@ def of_a_place(error: OSError) -> Optional[UserError]:
     """An error of a disk or a folder as a user's error, None for any other."""
     if error.errno not in PLACES:
         return None
-    where = f"{error.filename}: " if error.filename else ""
+    place = error.filename2 or error.filename  # of a link: itself, not what it points to
+    where = f"{place}: " if place else ""
     return UserError(f"{where}{error.strerror}: {PLACES[error.errno]}; ALIGN_HOME places environments and kernels elsewhere")
