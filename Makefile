@@ -50,7 +50,7 @@ test: envs
 	@$(ALIGN) test $(TESTS)
 
 lab: envs
-	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB) $(if $(findstring .ipynb,$(LAB)),,notebooks/00_start_here.ipynb)
+	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 envs:
 	@$(ALIGN) envs

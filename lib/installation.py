@@ -389,6 +389,8 @@ def make_environments() -> None:
     for environment, folder in zip(ENVIRONMENTS, folders):
         replace_link(environment.link, folder)
         write_kernels(folder)
+    # Of earlier versions, which named an environment for good: a conda environment would find it before its own.
+    shutil.rmtree(environments.ROOT / ".jupyter" / "data" / "kernels", ignore_errors=True)
 
 
 def build_all(conda: Optional[str], python: Optional[Python]) -> None:
