@@ -9,8 +9,9 @@ import argparse
 import os
 import sys
 
+# Any python3 reads this file as far as here; what it imports below, only 3.11 and later.
 USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
-if sys.version_info < (3, 11):  # this file is read by any python3: what it imports below is not
+if sys.version_info < (3, 11):
     sys.exit("error: this Python (%s) is older than 3.11: %s" % (sys.executable, USE))
 from lib import environment
 from lib.errors import UserError, of_a_place

@@ -50,8 +50,8 @@ def printed(*command: str) -> str:
 def compiler() -> Check:
     """A compiler that finds the headers of C++ and OpenMP, which Jittor's sources include."""
     version = printed("g++", "--version")
-    source = "#include <vector>\n#include <omp.h>\n"
-    ok = bool(version) and subprocess.run(["g++", "-fopenmp", "-fsyntax-only", "-x", "c++", "-"], input=source, text=True,
+    command = ["g++", "-fopenmp", "-fsyntax-only", "-x", "c++", "-"]
+    ok = bool(version) and subprocess.run(command, input="#include <vector>\n#include <omp.h>\n", text=True,
                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
     lacking = "g++ is there without the headers of C++ or OpenMP" if version else "no g++"
     return Check("C++ compiler", ok, version if ok else f"{lacking}; Jittor compiles every operator with it",
@@ -91,10 +91,11 @@ def disk() -> Check:
 
 
 def writable() -> Check:
-    """Jittor compiles into this place whenever it meets a new operator: a home that was built by another user won't do."""
+    """Jittor compiles whenever it meets a new operator: environments in a home of another user's won't do."""
     places = [environment.ROOT, environment.cache(), environment.ROOT / "reports"]
     refused = [str(place) for place in places if not os.access(existing(place), os.W_OK | os.X_OK)]
-    return Check("places", not refused, ", ".join(refused or map(str, places[:2])) + (" can't be written" if refused else ""),
+    found = f"{', '.join(refused)} can't be written" if refused else f"{places[0]}, {places[1]}"
+    return Check("places", not refused, found,
                  "make them yours, or clone into a folder of your own and set ALIGN_HOME to one")
 
 
@@ -104,7 +105,8 @@ def loopback() -> Check:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=5).close()
     except OSError as error:
-        return Check("loopback", False, f"127.0.0.1 does not answer ({error.strerror or error}); notebooks reach their kernels by it",
+        found = f"127.0.0.1 does not answer ({error.strerror or error}); notebooks reach their kernels by it"
+        return Check("loopback", False, found,
                      "ip link set lo up, or start the container with a network")
     return Check("loopback", True, "127.0.0.1 answers")
 
@@ -155,7 +157,8 @@ def cuda() -> Check:
     return Check("CUDA", True, f"{text}; Jittor is told not to use it")
 
 
-CHECKS: Tuple[Callable[[], Check], ...] = (compiler, python, headers, writable, disk, loopback, memory, fonts, pdf, git, jittor_home, cuda)
+CHECKS: Tuple[Callable[[], Check], ...] = (
+    compiler, python, headers, writable, disk, loopback, memory, fonts, pdf, git, jittor_home, cuda)
 
 
 def missing() -> List[Check]:

@@ -21,4 +21,5 @@ def of_a_place(error: OSError) -> Optional[UserError]:
         return None
     place = error.filename2 or error.filename  # of a link: itself, not what it points to
     where = f"{place}: " if place else ""
-    return UserError(f"{where}{error.strerror}: {PLACES[error.errno]}; ALIGN_HOME places environments and kernels elsewhere")
+    remedy = f"{PLACES[error.errno]}; ALIGN_HOME places environments and kernels elsewhere"
+    return UserError(f"{where}{error.strerror}: {remedy}")

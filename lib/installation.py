@@ -126,7 +126,8 @@ def logged(command: Sequence[str], log: Path, what: str, remedy: str, environ: O
     started = time.monotonic()
     with open(log, "a", encoding="utf-8") as file:
         before = file.tell()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environ)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environ)
         while True:
             try:
                 code = process.wait(timeout=20)
@@ -138,10 +139,15 @@ def logged(command: Sequence[str], log: Path, what: str, remedy: str, environ: O
         printed = file.read()
     if code:
         if os.strerror(errno.ENOSPC) in printed:
-            remedy = f"no room on the disk at {environments.home()}: free some, or set ALIGN_HOME to a folder on a larger disk"
+            remedy = f"no room on the disk at {environments.home()}: free some, or set ALIGN_HOME to a larger disk"
         lines = "\n    ".join(printed.strip().splitlines()[-5:])
         raise UserError(f"{what} failed (exit {code}), see {log}; {remedy}. It ended with\n    {lines}")
     return printed
+
+
+def headline(error: UserError) -> str:
+    """What failed, without the lines that it ended with."""
+    return str(error).partition(". It ended with")[0]
 
 
 def make_installer(python: str, packages: Path) -> Installer:
@@ -158,7 +164,7 @@ def make_installer(python: str, packages: Path) -> Installer:
             logged(pip, log, "installer: uv", "pip is used instead")
             (folder / STAMP).touch()
         except UserError as error:  # no stamp: the next build asks for uv again
-            say(str(error).splitlines()[0])
+            say(headline(error))
     return Installer(folder, {**os.environ, **locks.uv_variables(locks.pip_settings(folder / "bin" / "python")),
                               "UV_CACHE_DIR": str(packages)})
 
@@ -166,16 +172,16 @@ def make_installer(python: str, packages: Path) -> Installer:
 def make_python(environment: Environment, folder: Path, conda: Optional[str], python: Optional[Python]) -> List[str]:
     """The command that makes the environment's Python, without packages."""
     if conda:
-        return [conda, "create", "-y", "-p", str(folder), "-c", "conda-forge", *locks.conda_requirements(environment.specification)]
+        wanted = locks.conda_requirements(environment.specification)
+        return [conda, "create", "-y", "-p", str(folder), "-c", "conda-forge", *wanted]
     return [python.program, "-m", "venv", "--without-pip", str(folder)]
 
 
 def wants_cuda(folder: Path) -> bool:
     """Does the build of torch that was installed ask for the CUDA libraries?"""
     (metadata,) = folder.glob("lib/python3.11/site-packages/torch-*.dist-info/METADATA")
-    lines = metadata.read_text(encoding="utf-8").splitlines()
-    needed = {locks.normalised(re.split(r"[^\w.-]", line.split()[1])[0]) for line in lines if line.startswith("Requires-Dist:")}
-    return not needed.isdisjoint(locks.read("torch-cuda"))
+    asked = re.findall(r"^Requires-Dist: ([\w.-]+)", metadata.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return not locks.read("torch-cuda").keys().isdisjoint(map(locks.normalised, asked))
 
 
 def with_local_build(folder: Path, installer: Installer) -> Path:
@@ -204,7 +210,8 @@ def install(environment: Environment, folder: Path, installer: Installer) -> Non
     first = folder / "build.lock"  # builds the packages that have no wheel, in this version rather than the newest
     first.write_text(locks.read(environment.name)["setuptools"] + "\n", encoding="utf-8")
     run(first)
-    run(with_local_build(folder, installer) if environment is TORCH and installer.uv.exists() else locks.path(environment.name))
+    named = environment is TORCH and installer.uv.exists()
+    run(with_local_build(folder, installer) if named else locks.path(environment.name))
     if environment is TORCH and wants_cuda(folder):
         say("torch: this build needs the CUDA libraries, gigabytes of them; README says how to do without")
         run(locks.path("torch-cuda"))
@@ -218,9 +225,11 @@ def build(environment: Environment, conda: Optional[str], python: Optional[Pytho
             say(f"{environment.name}: an interrupted build is removed")
             shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        say(f"{environment.name}: installing {len(locks.pins(environment))} packages (log: envs/{environment.name}.log)")
+        count = len(locks.pins(environment))
+        say(f"{environment.name}: installing {count} packages (log: envs/{environment.name}.log)")
         started = time.monotonic()
-        logged(make_python(environment, folder, conda, python), environment.log, f"{environment.name}: making its Python",
+        command = make_python(environment, folder, conda, python)
+        logged(command, environment.log, f"{environment.name}: making its Python",
                "ALIGN_CONDA=no builds a venv instead of a conda environment")
         with locked(cache() / "envs" / "installer.lock"):
             installer = make_installer(python.program if python else str(folder / "bin" / "python"), packages)
@@ -291,10 +300,12 @@ def copy(source: Path, target: Path) -> None:
 
 
 def core_key(environment: Path) -> str:
-    """A digest of what Jittor keys its core by, as jittor_utils.find_cache_path reads it, and of the place of its cache."""
-    compilers = [os.environ.get("cc_path") or "g++", *([shutil.which("nvcc")] if os.environ.get("ALIGN_DEVICE", "cpu") != "cpu" else [])]
+    """A digest of what Jittor keys its core by (jittor_utils.find_cache_path), and of the place of its cache."""
+    compilers = [os.environ.get("cc_path") or "g++"]
+    if os.environ.get("ALIGN_DEVICE", "cpu") != "cpu":
+        compilers.append("nvcc")
     versions = [subprocess.run([name, "--version"], stdout=subprocess.PIPE, encoding="utf-8", errors="replace").stdout
-                for name in compilers if name and shutil.which(name)]
+                for name in compilers if shutil.which(name)]
     cpu = next((line for line in read_lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     facts = [str(environment), str(environments.jittor_home()), platform.platform(), platform.node(), cpu, *versions]
     return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:10]
@@ -329,13 +340,15 @@ def compile_core(environment: Path) -> None:
         return f", {done} of about {sources + GENERATED} object files"
 
     for _ in range(2):
-        printed = logged(command, log, "jittor: compiling its core", "`make doctor` checks the compiler and the headers",
+        printed = logged(command, log, "jittor: compiling its core",
+                         "`make doctor` checks the compiler and the headers",
                          process_environment(JT, environment), progress)
         libraries = [line.partition(":")[2] for line in printed.splitlines() if line.startswith("jittor is ready:")]
         if libraries:
             break
     else:
-        raise UserError(f"jittor: its import ends before it is done, twice, see {log}; remove {cache()}/jt* and try again")
+        raise UserError(f"jittor: its import ends before it is done, twice, see {log}; "
+                        f"remove {cache()}/jt* and try again")
     write(core_note(environment), "\n".join(libraries) + "\n")
     if time.time() - started > 10:
         say(f"jittor: core compiled in {time.time() - started:.0f} s")
@@ -361,7 +374,8 @@ def write_kernels(folder: Path) -> None:
         target = folder / "share" / "jupyter" / "kernels" / environment.kernel
         write(target / "launcher.py", launcher)
         write(target / "kernel.json", json.dumps({
-            "argv": [str(folder / "bin" / "python"), "-I", "-S", str(target / "launcher.py"), environment.name, "{connection_file}"],
+            "argv": [str(folder / "bin" / "python"), "-I", "-S", str(target / "launcher.py"), environment.name,
+                     "{connection_file}"],
             "display_name": {"jittor": "Jittor", "torch": "PyTorch"}[environment.kernel],
             "language": "python",
             "metadata": {"debugger": True},
@@ -409,7 +423,7 @@ def build_all(conda: Optional[str], python: Optional[Python]) -> None:
         try:
             work()
         except UserError as error:  # at once: the other environment may take minutes
-            say(f"failed: {str(error).splitlines()[0]}")
+            say(headline(error))
             raise
 
     shutil.rmtree(packages, ignore_errors=True)  # of a build that was killed

@@ -6,18 +6,20 @@ checkout from where tools start a kernel (its notebook's folder, or their own), 
 import os
 import sys
 
+MARKS = ("lib/environment.py", "environment-jt.yml", "environment-torch.yml")
+
 
 def checkout(path):
     """The checkout at or above this path, else None."""
     while path != os.path.dirname(path):
-        if all(os.path.isfile(os.path.join(path, name)) for name in ("lib/environment.py", "environment-jt.yml", "environment-torch.yml")):
+        if all(os.path.isfile(os.path.join(path, name)) for name in MARKS):
             return path
         path = os.path.dirname(path)
     return None
 
 
 def candidates():
-    """Where to look: the working directory, the notebook that a Jupyter server names, what the parent was started with."""
+    """Where to look: the working directory, the notebook that a server names, what the parent was started with."""
     here, parent = os.getcwd(), f"/proc/{os.getppid()}"
     yield here
     yield os.path.join(here, os.environ.get("JPY_SESSION_NAME", ""))
@@ -36,7 +38,7 @@ def candidates():
 def main():
     root = next(filter(None, map(checkout, candidates())), None)
     if root is None:
-        sys.exit(f"error: no checkout of this project at or above {os.getcwd()}: start the kernel from a notebook's folder or the root")
+        sys.exit(f"error: no checkout of this project at or above {os.getcwd()}: start from its root or a notebook's folder")
     os.chdir(root)
     sys.path.insert(0, root)
     from lib import environment

@@ -21,7 +21,7 @@ from lib.environment import JT, TORCH, Environment
 from lib.errors import UserError
 
 UV = "uv==0.13.9"
-HEADER = "# Made by `make locks` from {source}, with {uv}, for Python 3.11 on x86_64 Linux. Change that file, not this one.\n"
+HEADER = "# Made by `make locks` from {source}, with {uv}, for Python 3.11 on x86_64 Linux. Change that file.\n"
 CPU = """\
 # torch: the last hash is of {wheel},
 # the build for CPUs, found on the maker's disk by pip's find-links. The others are the public index's builds, which on
@@ -73,8 +73,8 @@ def pins(environment: Environment) -> Dict[str, str]:
     for line in requirements(environment.specification):
         name, _, wanted = line.partition("==")
         if version(found.get(normalised(name), "==absent")) != wanted:
-            raise UserError(f"{path(environment.name).name} does not answer to {line} of {environment.specification.name}: "
-                            "run `make locks`")
+            raise UserError(f"{path(environment.name).name} does not answer to {line} of "
+                            f"{environment.specification.name}: run `make locks`")
     return found
 
 
@@ -119,11 +119,11 @@ def listed(specification: Path, heading: str) -> List[str]:
 
 def pip_settings(python: Path) -> Dict[str, str]:
     """pip's configuration as it holds for `install`, files and PIP_* variables, by option."""
-    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                            encoding="utf-8", errors="replace")
+    asked = [str(python), "-m", "pip", "config", "list"]
+    said = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace")
     found = {}
     for section in ("global.", "install.", ":env:."):  # a later one replaces
-        for key, _, value in (line.partition("=") for line in listed.stdout.splitlines()):
+        for key, _, value in (line.partition("=") for line in said.stdout.splitlines()):
             if key.startswith(section):
                 found[key[len(section):]] = ast.literal_eval(value)
     return found
@@ -153,18 +153,18 @@ def cpu_wheel(links: str, torch: str) -> Tuple[str, str]:
         folder = Path(unquote(urlparse(link).path) if link.startswith("file:") else link)
         for wheel in sorted(folder.glob(pattern)):
             return wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest()
-    raise UserError(f"no {pattern} in pip's find-links ({links or 'not set'}): its hash belongs into the lock. Put the wheel "
-                    "into a folder and set PIP_FIND_LINKS to it")
+    raise UserError(f"no {pattern} in pip's find-links ({links or 'not set'}): its hash belongs into the lock. "
+                    "Put the wheel into a folder and set PIP_FIND_LINKS to it")
 
 
-# ------------------------------------------------------------------------------------------------------- making the locks
+# -------------------------------------------------------------------------------------------------- making the locks
 
 def compiled(uv: Path, wanted: List[str], options: List[str], environ: Mapping[str, str]) -> Dict[str, str]:
     """What uv resolves these requirements to."""
-    command = [str(uv), "pip", "compile", "-", "--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--no-cache",
-               "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", *options]
-    result = subprocess.run(command, input="\n".join(wanted), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-                            env=environ)
+    command = [str(uv), "pip", "compile", "-", "--quiet", "--generate-hashes", "--no-header", "--no-annotate",
+               "--no-cache", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", *options]
+    result = subprocess.run(command, input="\n".join(wanted), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            encoding="utf-8", env=environ)
     if result.returncode:
         raise UserError(f"uv finds no versions that fit together: {' '.join(result.stderr.split())}")
     return entries(result.stdout)
@@ -190,8 +190,9 @@ def make(python: str) -> None:
         lean = compiled(uv, wanted, [*(f"--find-links={link}" for link in links.split()), "--constraints", str(known)],
                         environ)
         torch["torch"] += f" \\\n    --hash=sha256:{sha256}"
-        write("torch", HEADER + CPU.format(wheel=wheel), TORCH, {name: text for name, text in torch.items() if name in lean})
-        write("torch-cuda", HEADER + CUDA, TORCH, {name: text for name, text in torch.items() if name not in lean})
+        cuda = {name: torch.pop(name) for name in sorted(torch.keys() - lean.keys())}
+        write("torch", HEADER + CPU.format(wheel=wheel), TORCH, torch)
+        write("torch-cuda", HEADER + CUDA, TORCH, cuda)
         write("jt", HEADER, JT, compiled(uv, requirements(JT.specification), ["--constraints", str(known)], environ))
         write("uv", HEADER.replace("{source}", "lib/locks.py"), JT, compiled(uv, [UV], [], environ))
 
