@@ -244,7 +244,7 @@ def build(environment: Environment, conda: Optional[str], python: Optional[Pytho
 def link_headers(folder: Path, python: Python) -> None:
     """Jittor asks `python3.11-config` beside the interpreter for the headers; a venv has none of its own."""
     script = folder / "bin" / "python3.11-config"
-    script.write_text(f'#!/bin/sh\nexec "{python.scripts / "python3.11-config"}" "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec "{python.scripts / "python3.11-config"}" "$@"\n', encoding="utf-8")
     script.chmod(0o755)
 
 
