@@ -1,20 +1,20 @@
 # report: measure and render   handin, slides: what else is made of it   test: everything   lab: JupyterLab
-# envs, doctor, system: the machine   clean: results   example: the report kept in git
+# envs, locks, doctor, system: the machine   clean: results   example: the report kept in git
 PROFILE ?= quick
 MODELS ?= nanodet-plus-m_320
 DATA ?=
 WEIGHTS ?=
 BACKBONE ?=
 J ?= $(shell nproc)
-PYTHON ?= python3
+PYTHON ?= $(shell for one in python3 python3.11 python3.12 python3.13 python3.14; do command -v $$one && break; done)
 SNAKEMAKE ?=
 TESTS ?=
 SIDE ?= torch
 SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
-ALIGN := $(PYTHON) -m lib.environment
+ALIGN = $(or $(PYTHON),$(error no Python 3 on PATH: install Python 3.11, with its venv module and its headers)) -m lib.environment
 
-.PHONY: help report handin slides example exam test lab envs doctor system clean
+.PHONY: help report handin slides example exam test lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
@@ -23,6 +23,8 @@ help:
 	@echo 'make handin [PROFILE=...]: the document to hand in   make slides: the lectures, reports/slides'
 	@echo 'make exam [SIDE=torch|jt]: faults are planted in the models; does the alignment engine find them?'
 	@echo 'make test [TESTS=tests/test_x.py]   make lab   make envs   make doctor   make system   make clean'
+	@echo 'make lab [LAB="--no-browser --port=8899 ..."]: what JupyterLab is given: options of its own, a notebook to open'
+	@echo 'make locks: after a change of environment-*.yml, the exact packages that `make envs` installs (needs the network)'
 	@echo 'ALIGN_HOME=folder: where environments and compiled kernels go instead of $$HOME/.cache/jittor'
 
 report: envs
@@ -48,10 +50,14 @@ test: envs
 	@$(ALIGN) test $(TESTS)
 
 lab: envs
-	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. $(LAB)
+	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 envs:
 	@$(ALIGN) envs
+
+# After a change of environment-*.yml.
+locks:
+	@$(ALIGN) locks
 
 doctor:
 	@$(ALIGN) doctor

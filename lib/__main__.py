@@ -8,18 +8,25 @@ framework you want.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 
+# Any python3 reads this file as far as here; what it imports below, only 3.11 and later.
+USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
+if sys.version_info < (3, 11):
+    sys.exit("error: this Python (%s) is older than 3.11: %s" % (sys.executable, USE))
+from lib import environment
+from lib.errors import UserError, of_a_place
+
+if __name__ == "__main__":
+    environment.adopt()
 from lib.commands import (
     benchmark, compare, convert, curves, data, detect, evaluate, exam, handin, slides, train, verify,
 )  # fmt: skip
 from lib.commands.arguments import AS_WRITTEN, verb
-from lib.errors import UserError
 
 VERBS = (data, convert, train, evaluate, detect, curves, benchmark, compare, exam, handin, slides, verify)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "list[str] | None" = None) -> int:
     """Run one verb and return the exit code."""
     chosen = _parser().parse_args(arguments)
     try:
@@ -28,12 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] == "lib":
+            raise
+        print(f"error: this Python ({sys.executable}) has no {error.name}: {USE}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; what was complete is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who reads our output, as head does, has enough; Python would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        said = of_a_place(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        return 1
     return 0
 
 

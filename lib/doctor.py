@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,19 @@ def printed(*command: str) -> str:
     """The first line a command prints, empty where it is absent or fails."""
     if not shutil.which(command[0]):
         return ""
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            encoding="utf-8", errors="replace")
     return (result.stdout.strip() or "yes").splitlines()[0] if result.returncode == 0 else ""
 
 
 def compiler() -> Check:
+    """A compiler that finds the headers of C++ and OpenMP, which Jittor's sources include."""
     version = printed("g++", "--version")
-    return Check("C++ compiler", bool(version), version or "no g++; Jittor compiles every operator with it",
+    command = ["g++", "-fopenmp", "-fsyntax-only", "-x", "c++", "-"]
+    ok = bool(version) and subprocess.run(command, input="#include <vector>\n#include <omp.h>\n", text=True,
+                                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    lacking = "g++ is there without the headers of C++ or OpenMP" if version else "no g++"
+    return Check("C++ compiler", ok, version if ok else f"{lacking}; Jittor compiles every operator with it",
                  "apt-get install g++, or conda install -c conda-forge gxx", ("g++",))
 
 
@@ -69,15 +76,39 @@ def headers() -> Check:
                  "apt-get install python3.11-dev", ("python3.11-dev",))
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return path if path.exists() else existing(path.parent)
+
+
 def disk() -> Check:
-    folder = environment.home()
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing(environment.home())
     free = shutil.disk_usage(folder).free / GIB
     built = all(environment.complete(one.link) for one in environment.ENVIRONMENTS)
     needed = 1 if built else DISK
     return Check("disk", free >= needed, f"{free:.0f} GiB free at {folder}, {needed} needed",
                  "free some, or set ALIGN_HOME to a folder on a larger disk")
+
+
+def writable() -> Check:
+    """Jittor compiles whenever it meets a new operator: environments in a home of another user's won't do."""
+    places = [environment.ROOT, environment.cache(), environment.ROOT / "reports"]
+    refused = [str(place) for place in places if not os.access(existing(place), os.W_OK | os.X_OK)]
+    found = f"{', '.join(refused)} can't be written" if refused else f"{places[0]}, {places[1]}"
+    return Check("places", not refused, found,
+                 "make them yours, or clone into a folder of your own and set ALIGN_HOME to one")
+
+
+def loopback() -> Check:
+    """Whether two sockets of this machine reach each other: so a notebook talks to its kernel."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        found = f"127.0.0.1 does not answer ({error.strerror or error}); notebooks reach their kernels by it"
+        return Check("loopback", False, found,
+                     "ip link set lo up, or start the container with a network")
+    return Check("loopback", True, "127.0.0.1 answers")
 
 
 def memory() -> Check:
@@ -126,7 +157,8 @@ def cuda() -> Check:
     return Check("CUDA", True, f"{text}; Jittor is told not to use it")
 
 
-CHECKS: Tuple[Callable[[], Check], ...] = (compiler, python, headers, disk, memory, fonts, pdf, git, jittor_home, cuda)
+CHECKS: Tuple[Callable[[], Check], ...] = (
+    compiler, python, headers, writable, disk, loopback, memory, fonts, pdf, git, jittor_home, cuda)
 
 
 def missing() -> List[Check]:
@@ -143,14 +175,23 @@ def report() -> int:
 
 def require() -> None:
     """Raise UserError where something required is missing."""
-    lacking = [str(check) for check in missing() if check.required]
+    refuse([check for check in missing() if check.required])
+
+
+def refuse(checks: List[Check]) -> None:
+    lacking = list(map(str, checks))
     if lacking:
-        raise UserError("this machine is not ready:\n" + "\n".join(lacking))
+        raise UserError("this machine is not ready: " + "\n".join(lacking))
 
 
 def install(if_possible: bool) -> int:
-    """Install what is missing with apt-get, as root; an optional package that can't be had does not stop anything."""
-    lacking = [check for check in missing() if check.packages]
+    """Install what is missing with apt-get, as root; an optional package that can't be had does not stop anything.
+
+    What no package mends, such as a full disk, is refused here, before a report or the tests start.
+    """
+    found = missing()
+    refuse([check for check in found if check.required and not check.packages])
+    lacking = [check for check in found if check.packages]
     able = os.geteuid() == 0 and shutil.which("apt-get")
     if not lacking or (if_possible and not able):
         return 0
@@ -170,6 +211,6 @@ def install(if_possible: bool) -> int:
 
 def apt(arguments: List[str], log: Path, environ: dict) -> bool:
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         return subprocess.run(["apt-get", "-q", *arguments], stdin=subprocess.DEVNULL, stdout=file,
                               stderr=subprocess.STDOUT, env=environ).returncode == 0

@@ -4,7 +4,7 @@ Runs with any python3 from 3.8 on and the standard library alone, because nothin
 
 Placement. Jittor keys its compiled kernels by the path of its own package, so an environment inside the checkout
 would compile everything again for each clone. Environments therefore live beside Jittor's kernels, in
-`$ALIGN_HOME/.cache/jittor/envs/<name>-<digest of the pip list and the Python>` (ALIGN_HOME: default $HOME, the one
+`$ALIGN_HOME/.cache/jittor/envs/<name>-<digest of the lock file and the Python>` (ALIGN_HOME: default $HOME, the one
 setting for all that is written outside the checkout); `envs/<name>` is a symlink. Processes are started through
 the resolved path, for the same reason.
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Sequence
 
-from lib.errors import UserError
+from lib.errors import UserError, of_a_place
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = ".complete"
@@ -59,11 +59,16 @@ def cache() -> Path:
     return home() / ".cache" / "jittor"
 
 
+def home_of(folder: Path) -> Path:
+    """The home that an environment was built in: its kernels lie beside it, whatever ALIGN_HOME says in this shell."""
+    return folder.parents[3] if folder.parts[-4:-1] == (".cache", "jittor", "envs") else home()
+
+
 def jittor_home() -> Path:
     """Where Jittor writes: `home()`, unless its configuration names another place (a setting of the user's)."""
     configuration = cache() / "config.json"
     if configuration.is_file():
-        return Path(json.loads(configuration.read_text()).get("JITTOR_HOME", home()))
+        return Path(json.loads(configuration.read_text(encoding="utf-8")).get("JITTOR_HOME", home()))
     return home()
 
 
@@ -95,6 +100,7 @@ def variables(environment: Environment, folder: Path) -> Dict[str, str]:
     jupyter = ROOT / ".jupyter"
     common = {
         "PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1",
+        "PYTHONUTF8": "1",                # LANG=C must not make notebooks unreadable
         "JUPYTER_DATA_DIR": str(jupyter / "data"), "JUPYTER_CONFIG_DIR": str(jupyter / "config"),
         "JUPYTER_RUNTIME_DIR": str(jupyter / "runtime"), "IPYTHONDIR": str(jupyter / "ipython"),
         "MPLCONFIGDIR": str(jupyter / "matplotlib"), "XDG_CACHE_HOME": str(jupyter / "cache"),
@@ -109,7 +115,8 @@ def variables(environment: Environment, folder: Path) -> Dict[str, str]:
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         jittor["nvcc_path"] = ""          # a broken CUDA toolkit must not stop a CPU run
     # never JITTOR_HOME: Jittor would write it to the user's configuration for good
-    elsewhere = {"HOME": str(home())} if os.environ.get("ALIGN_HOME") else {}
+    place = home_of(folder)
+    elsewhere = {} if place == Path.home() else {"HOME": str(place)}
     return {**common, **jittor, **elsewhere}
 
 
@@ -126,6 +133,15 @@ def start(environment: Environment, arguments: Sequence[str]) -> None:
     os.execve(folder / "bin" / "python", ["python", *arguments], process_environment(environment, folder))
 
 
+def adopt() -> None:
+    """For a process that was started by hand with an environment's Python: become what `run` would have started."""
+    for environment in ENVIRONMENTS:
+        if complete(environment.link) and environment.link.resolve() == Path(sys.prefix).resolve():
+            wanted = variables(environment, environment.link.resolve())
+            if any(os.environ.get(name) != value for name, value in wanted.items()):
+                start(environment, sys.orig_argv[1:])
+
+
 def test(arguments: Sequence[str]) -> int:
     """pytest in both environments at once, half of the cores each; their logs one after the other."""
     threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
@@ -135,12 +151,12 @@ def test(arguments: Sequence[str]) -> int:
         log = ROOT / "envs" / f"test-{environment.name}.log"
         environ = {**process_environment(environment, folder), "OMP_NUM_THREADS": threads}
         command = [str(folder / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-        with open(log, "w") as file:
+        with open(log, "w", encoding="utf-8") as file:
             running.append((environment, log, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environ)))
     codes = []
     for environment, log, process in running:
         codes.append(process.wait())
-        print(f"\n=== tests in the {environment.name} environment ===", log.read_text(errors="replace"), sep="\n", flush=True)
+        print(f"\n=== tests in the {environment.name} environment ===", log.read_text(encoding="utf-8", errors="replace"), sep="\n", flush=True)
     return max(codes, key=abs)
 
 
@@ -148,6 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m lib.environment", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("envs", help="build both environments, Jittor's core and the kernels")
+    verbs.add_parser("locks", help="write the lock files from the yml files (needs the network)")
     verbs.add_parser("doctor", help="say what this machine lacks and how to get it")
     system = verbs.add_parser("system", help="as root with apt-get: install what the machine lacks")
     system.add_argument("--if-possible", action="store_true", help="do nothing where apt-get or root is missing")
@@ -160,6 +177,9 @@ def main() -> int:
     if chosen.verb == "envs":
         from lib import installation
         installation.make_environments()
+    elif chosen.verb == "locks":
+        from lib import installation
+        installation.make_locks()
     elif chosen.verb == "run":
         start(named(chosen.environment), chosen.arguments)
     elif chosen.verb == "test":
@@ -171,8 +191,16 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # LANG=C knows no "…"
     try:
         sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; what was complete is kept", file=sys.stderr)
+        sys.exit(130)
+    except (UserError, OSError) as error:
+        said = of_a_place(error) if isinstance(error, OSError) else error
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(1)

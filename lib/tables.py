@@ -13,7 +13,7 @@ import pandas as pd
 from lib.alignment.compare import norm
 from lib.alignment.decisions import FLIP, judge, restored
 from lib.alignment.divergence import localise
-from lib.installation import requirements
+from lib.locks import requirements
 from lib.record import ROOT, Record
 
 CURVE_KEYS = ("step", "epoch")

@@ -1,19 +1,23 @@
 """Environments: the lists, the building and its interruptions, the variables. Standard library only; both environments."""
-import importlib.util
+import ast
+import errno
 import importlib.metadata
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lib import doctor, environment, installation
+from lib import doctor, environment, installation, locks
 from lib.environment import ENVIRONMENTS, JT, TORCH
-from lib.errors import UserError
+from lib.errors import UserError, of_a_place
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = installation.Python("python3.11", "3.11.7", Path("/base/bin"), Path("/base/include"))
@@ -26,101 +30,206 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGN_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("ALIGN_CONDA", raising=False)
     (tmp_path / "checkout").mkdir()
-    for one in ENVIRONMENTS:
-        (tmp_path / "checkout" / one.specification.name).write_text((ROOT / one.specification.name).read_text())
+    for path in [*ROOT.glob("environment-*.yml"), *ROOT.glob("environment-*.lock")]:
+        shutil.copy(path, tmp_path / "checkout")
     return tmp_path
 
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Replace the installing by a note of its commands; what it leaves is what a venv would."""
+    """Replace the installing by a note of its commands; what it leaves is what a venv, uv and the CPU build would."""
     commands = []
 
-    def note(command, log, what, remedy, environ=None):
+    def note(command, log, what, remedy, environ=None, progress=None):
         commands.append(command)
-        if "venv" in command or "-p" in command:
+        if "venv" in command or "create" in command:
             folder = Path(command[-1] if "venv" in command else command[command.index("-p") + 1])
             (folder / "bin").mkdir(parents=True)
             (folder / "bin" / "python").symlink_to(sys.executable)
-        return ""
+            torch = folder / "lib/python3.11/site-packages/torch-2.13.0+cpu.dist-info"
+            torch.mkdir(parents=True)
+            (torch / "METADATA").write_text("Name: torch\nRequires-Dist: sympy>=1.13.3\nRequires-Dist: setuptools<90\n")
+        if command[-1].endswith("environment-uv.lock"):
+            (Path(command[0]).parent / "uv").touch()
+        return "torch==2.13.0+cpu\n" if "compile" in command else ""
 
     monkeypatch.setattr(installation, "logged", note)
     return commands
 
 
-def test_pip_list_is_what_a_yaml_parser_reads():
+def test_lists_are_what_a_yaml_parser_reads():
     for one in ENVIRONMENTS:
         path = ROOT / one.specification.name
-        (pip,) = [entry["pip"] for entry in yaml.safe_load(path.read_text())["dependencies"] if isinstance(entry, dict)]
-        assert installation.requirements(path) == pip
+        dependencies = yaml.safe_load(path.read_text())["dependencies"]
+        (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
+        assert locks.requirements(path) == pip
+        assert locks.conda_requirements(path) == [entry for entry in dependencies if isinstance(entry, str)]
 
 
 def test_shared_pins_are_equal_and_exact():
-    lists = [dict(line.split("==") for line in installation.requirements(ROOT / one.specification.name)) for one in ENVIRONMENTS]
+    lists = [dict(line.split("==") for line in locks.requirements(ROOT / one.specification.name)) for one in ENVIRONMENTS]
     shared = lists[0].keys() & lists[1].keys()
     assert len(shared) > 10 and {name: lists[0][name] for name in shared} == {name: lists[1][name] for name in shared}
     assert not any("+" in version for pins in lists for version in pins.values())  # +cpu would exclude a GPU build
 
 
-def test_this_environment_is_the_list_and_imports():
+def test_locks_answer_to_the_lists_and_to_each_other(project):
+    found = [locks.pins(one) for one in ENVIRONMENTS]  # every pin with its version, every entry with a hash
+    shared = found[0].keys() & found[1].keys()
+    assert len(shared) > 100 and [found[0][name] for name in shared] == [found[1][name] for name in shared]
+    cuda = locks.read("torch-cuda")
+    assert "triton" in cuda and not cuda.keys() & found[1].keys()
+    assert not any("+" in locks.version(entry) for entry in found[1].values())
+
+
+@pytest.mark.parametrize("before, after, words", [
+    ("numpy==1.26.4", "numpy==1.26.3", "does not answer to numpy==1.26.4"), ("\nnumpy==", "\nnumpi==", "does not answer to numpy"),
+    ("numpy==1.26.4 \\\n    --hash=sha256:", "numpy==1.26.4 \\\n    --", "numpy has no version with a hash")])
+def test_a_lock_that_was_edited_or_forgotten_is_refused(project, before, after, words):
+    path = locks.path("jt")
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(UserError, match=words):
+        installation.destination(JT, PYTHON)
+
+
+def test_what_is_installed_is_the_lock():
+    (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
+    wanted = {name: locks.version(entry) for name, entry in locks.pins(one).items()}
+    here = Path(sysconfig.get_path("purelib"))
+    found = {locks.normalised(dist.metadata["Name"]): dist.version.split("+")[0]
+             for dist in importlib.metadata.distributions(path=[str(here)])}
+    if "triton" in found:
+        wanted |= {name: locks.version(entry) for name, entry in locks.read("torch-cuda").items()}
+    if sys.prefix == sys.base_prefix:  # conda's Python brings packages of its own
+        found = {name: version for name, version in found.items() if name in wanted}
+    assert found == wanted
+
+
+def test_settings_of_pip_are_passed_on_to_uv_and_those_of_uv_stand(monkeypatch, tmp_path):
+    (tmp_path / "pip.conf").write_text("[global]\nfind-links = /a /b\nextra-index-url = file:///more\n[install]\nfind-links = /c\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    found = locks.uv_variables(locks.pip_settings(Path(sys.executable)))
+    assert (found["UV_FIND_LINKS"], found["UV_INDEX"], found["UV_DEFAULT_INDEX"]) == ("/c", "file:///more", "https://mirror.example/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/d /e")
+    assert locks.uv_variables(locks.pip_settings(Path(sys.executable)))["UV_FIND_LINKS"] == "/d,/e"
+    monkeypatch.setenv("UV_FIND_LINKS", "/mine")
+    assert "UV_FIND_LINKS" not in locks.uv_variables(locks.pip_settings(Path(sys.executable)))
+
+
+def test_the_list_imports():
     (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
     modules = {name: module for module, names in importlib.metadata.packages_distributions().items() for name in names}
-    for line in installation.requirements(ROOT / one.specification.name):
-        name, version = line.split("==")
-        assert importlib.metadata.version(name).split("+")[0] == version
-        if name != one.kernel and "onednn" not in name:  # the frameworks are imported by every other test
+    for line in locks.requirements(ROOT / one.specification.name):
+        name = line.split("==")[0]
+        if name not in (one.kernel, "setuptools") and "onednn" not in name:  # the frameworks are imported by every other test
             importlib.import_module({"pyyaml": "yaml", "opencv-python-headless": "cv2"}.get(name, modules.get(name, name)))
 
 
 def test_no_pip_section_is_one_line(tmp_path):
     (tmp_path / "environment-x.yml").write_text("dependencies: [python=3.11]\n")
     with pytest.raises(UserError, match="environment-x.yml"):
-        installation.requirements(tmp_path / "environment-x.yml")
+        locks.requirements(tmp_path / "environment-x.yml")
 
 
-def test_place_depends_on_pins_and_python_not_on_comments(project):
-    first = installation.destination(JT, PYTHON)
+def test_place_depends_on_packages_and_python_not_on_comments(project):
+    first = installation.destination(TORCH, PYTHON)
     assert first.parent == project / "home" / ".cache" / "jittor" / "envs"
-    text = JT.specification.read_text()
-    JT.specification.write_text(text.replace("# tables", "# other words"))
-    assert installation.destination(JT, PYTHON) == first
-    JT.specification.write_text(text.replace("numpy==1.26.4", "numpy==1.26.3"))
-    assert installation.destination(JT, PYTHON) != first
-    JT.specification.write_text(text)
-    assert installation.destination(JT, installation.Python("p", "3.11.9", Path(), Path())) != first
+    for path in (locks.path("torch"), TORCH.specification):
+        path.write_text("# other words\n" + path.read_text())
+    assert installation.destination(TORCH, PYTHON) == first
+    assert installation.destination(TORCH, installation.Python("p", "3.11.9", Path(), Path())) != first
+    for name, package in (("torch", "\nattrs=="), ("torch-cuda", "\ntriton==")):
+        text = locks.path(name).read_text()
+        locks.path(name).write_text(text.replace(package, f"{package}1"))
+        assert installation.destination(TORCH, PYTHON) != first
+        locks.path(name).write_text(text)
+
+
+def build(one, conda=None):
+    return installation.build(one, conda, None if conda else PYTHON, environment.cache() / "packages")
 
 
 def test_a_half_built_environment_is_built_again_and_a_complete_one_is_kept(project, installed):
     folder = installation.destination(JT, PYTHON)
     (folder / "bin").mkdir(parents=True)
     (folder / "rubbish").touch()
-    assert installation.build(JT, None, PYTHON) == folder
-    assert not (folder / "rubbish").exists() and environment.location(JT) == folder
-    assert [command[:3] for command in installed] == [["python3.11", "-m", "venv"], [f"{folder}/bin/python", "-m", "pip"]]
-    installation.build(JT, None, PYTHON)
-    assert len(installed) == 2
+    assert build(JT) == folder and environment.complete(folder)
+    assert not (folder / "rubbish").exists()
+    assert installed[0] == ["python3.11", "-m", "venv", "--without-pip", str(folder)]
+    assert [Path(command[0]).name for command in installed] == ["python3.11", "python3.11", "python", "uv", "uv"]
+    assert all("--require-hashes" in command for command in installed[2:])
+    assert (folder / "build.lock").read_text().startswith("setuptools==")
+    count = len(installed)
+    build(JT)
+    assert len(installed) == count
     (folder / "bin" / "python").unlink()  # the base Python was removed
-    installation.build(JT, None, PYTHON)
-    assert len(installed) == 4
+    build(JT)
+    assert len(installed) > count
 
 
-def test_concurrent_builds_install_once(project, installed):
-    builders = [threading.Thread(target=installation.build, args=(TORCH, None, PYTHON)) for _ in range(4)]
+def test_without_uv_pip_installs_the_same_files(project, installed, monkeypatch, capsys):
+    note = installation.logged
+
+    def no_uv(command, *rest, **options):
+        if command[-1].endswith("environment-uv.lock"):
+            raise UserError("installer: uv failed (exit 1); pip is used instead. It ended with\n    no such package")
+        return note(command, *rest, **options)
+
+    monkeypatch.setattr(installation, "logged", no_uv)
+    build(TORCH)
+    assert installed[-1][1:3] == ["-m", "pip"] and "--require-hashes" in installed[-1]
+    assert installed[-1][-1] == str(locks.path("torch"))
+    assert "pip is used instead" in capsys.readouterr().out
+
+
+def test_uv_is_given_the_build_of_torch_that_the_users_indexes_offer(project, installed):
+    folder = build(TORCH)
+    assert installed[-1][-1] == str(folder / "torch.lock")
+    changed = set((folder / "torch.lock").read_text().splitlines()) ^ set(locks.path("torch").read_text().splitlines())
+    assert {line.split()[0] for line in changed} == {"torch==2.13.0", "torch==2.13.0+cpu"}
+
+
+def test_cuda_libraries_come_with_a_build_of_torch_that_asks_for_them(project, installed):
+    folder = build(TORCH)
+    assert not any(command[-1].endswith("torch-cuda.lock") for command in installed)
+    (metadata,) = folder.glob("lib/python3.11/site-packages/torch-*/METADATA")
+    metadata.write_text(metadata.read_text() + 'Requires-Dist: nvidia_cublas[all]==1; platform_system == "Linux"\n')
+    assert installation.wants_cuda(folder)
+
+
+def test_concurrent_builds_install_once(project, installed, monkeypatch):
+    monkeypatch.setattr(installation, "find_python", lambda: PYTHON)
+    monkeypatch.setattr(doctor, "require", lambda: None)
+    monkeypatch.setattr(installation, "install_onednn", lambda folder: None)
+    monkeypatch.setattr(installation, "compile_core", lambda folder: None)
+    monkeypatch.setenv("ALIGN_CONDA", "no")
+    builders = [threading.Thread(target=installation.make_environments) for _ in range(3)]
     for builder in builders:
         builder.start()
     for builder in builders:
         builder.join()
-    assert len(installed) == 2
+    assert len([command for command in installed if "--without-pip" in command]) == 2
+    assert all(environment.location(one).is_dir() for one in ENVIRONMENTS)
+    assert not (environment.cache() / "envs" / "packages").exists()
 
 
-def test_a_failed_install_leaves_no_environment(project, monkeypatch):
-    def fail(folder, python, *_):
-        return [[sys.executable, "-c", "print('no such pin'); raise SystemExit(3)"]]
-    monkeypatch.setattr(installation, "install_commands", fail)
+def test_a_failed_install_leaves_no_environment_and_says_why(project, monkeypatch):
+    def fail(words):
+        return lambda *_: [sys.executable, "-c", f"print({words!r}); raise SystemExit(3)"]
+
+    monkeypatch.setattr(installation, "make_python", fail("no such pin"))
     with pytest.raises(UserError, match=r"exit 3[\s\S]*no such pin"):
-        installation.build(JT, None, PYTHON)
+        build(JT)
     with pytest.raises(UserError, match="make envs"):
         environment.location(JT)
+    monkeypatch.setattr(installation, "make_python", fail("x.so: No space left on device (os error 28)"))
+    with pytest.raises(UserError, match="no room on the disk at .*home: free some"):
+        build(JT)
 
 
 def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
@@ -130,8 +239,10 @@ def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     assert installation.find_conda() == str(program)
-    folder = installation.build(TORCH, installation.find_conda(), None)
-    assert installed == [[str(program), "env", "create", "-p", str(folder), "-f", str(TORCH.specification)]]
+    folder = build(TORCH, str(program))
+    assert installed[0] == [str(program), "create", "-y", "-p", str(folder), "-c", "conda-forge", "python=3.11", "pip>=24"]
+    assert installed[1][:3] == [str(folder / "bin" / "python"), "-m", "venv"]  # the installer, by conda's Python
+    assert installed[-1][-1] == str(folder / "torch.lock")
     monkeypatch.setenv("ALIGN_CONDA", "no")
     assert installation.find_conda() is None
 
@@ -167,34 +278,57 @@ def test_jittor_home_of_the_user_is_respected(project):
     assert "JITTOR_HOME" in str(doctor.jittor_home())
 
 
-def test_an_import_that_ends_early_is_not_taken_for_ready(project):
+@pytest.fixture
+def core(project):
+    """An environment whose Python notes each start and prints what is in `answer`."""
     (project / "env" / "bin").mkdir(parents=True)
     program = project / "env" / "bin" / "python"
-    program.write_text(f"#!/bin/sh\necho >> {project}/calls\n")  # exits 0 and prints nothing, as Jittor does
+    (project / "answer").touch()
+    program.write_text(f"#!/bin/sh\necho >> {project}/calls\ncat {project}/answer\n")
     program.chmod(0o755)
-    with pytest.raises(UserError, match="ends before it is done"):
-        installation.compile_core(project / "env")
-    assert (project / "calls").read_text() == "\n\n"
+    return project
+
+
+def test_an_import_that_ends_early_is_not_taken_for_ready(core):
+    with pytest.raises(UserError, match="ends before it is done"):  # it exits 0 and prints nothing, as Jittor does
+        installation.compile_core(core / "env")
+    assert (core / "calls").read_text() == "\n\n"
+
+
+def test_the_core_is_compiled_again_only_for_another_machine_or_without_its_libraries(core, monkeypatch):
+    def starts() -> int:
+        installation.compile_core(core / "env")
+        return len((core / "calls").read_text())
+
+    library = core / "jittor_core.so"
+    library.touch()
+    (core / "answer").write_text(f"jittor is ready:{library}\n")
+    assert starts() == 1 and starts() == 1
+    library.unlink()
+    assert starts() == 2
+    library.touch()
+    assert starts() == 2
+    compiler = core / "compiler" / "g++"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\necho g++ 99\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{compiler.parent}:{os.environ['PATH']}")
+    assert starts() == 3 and starts() == 3
+    monkeypatch.setattr(installation.platform, "node", lambda: "another-host")
+    assert starts() == 4
 
 
 def test_processes_see_their_own_settings_and_not_the_users_traps(project, monkeypatch):
     monkeypatch.setenv("JITTOR_HOME", "/trap")
-    found = environment.process_environment(JT, project / "env")
+    folder = environment.cache() / "envs" / "jt-0"
+    monkeypatch.delenv("ALIGN_HOME")  # a shell that does not know where the environments were built
+    found = environment.process_environment(JT, folder)
     assert "JITTOR_HOME" not in found
     assert (found["HOME"], found["nvcc_path"], found["cache_name"]) == (str(project / "home"), "", "alignment")
-    assert found["PATH"].startswith(f"{project}/env/bin:")
-    assert "HOME" not in environment.variables(TORCH, project / "env")
+    assert found["PATH"].startswith(f"{folder}/bin:")
+    assert "HOME" not in environment.variables(TORCH, folder)
     written = {value for key, value in found.items() if key.startswith(("JUPYTER", "IPYTHON", "MPL", "XDG_CACHE"))}
     assert written and all(value.startswith(str(environment.ROOT)) for value in written)
-
-
-def test_kernels_start_in_the_root_through_the_resolved_path(project):
-    installation.write_kernel(JT, project / "env")
-    (file,) = (environment.ROOT / ".jupyter").rglob("kernel.json")
-    spec = json.loads(file.read_text())
-    assert file.parent.name == "jittor"
-    assert spec["argv"][:3] == ["env", f"--chdir={environment.ROOT}", str(project / "env" / "bin" / "python")]
-    assert spec["env"]["nvcc_path"] == ""
 
 
 def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capsys):
@@ -206,6 +340,28 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capsys):
     assert len(lines) == len(doctor.CHECKS)
     with pytest.raises(UserError, match="not ready"):
         doctor.require()
+
+
+def test_doctor_sees_a_compiler_without_headers(monkeypatch, tmp_path):
+    assert doctor.compiler().ok
+    (tmp_path / "g++").write_text('#!/bin/sh\n[ "$1" = --version ] && echo g++ 12\n')  # 1 for all else
+    (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not doctor.compiler().ok and "without the headers" in str(doctor.compiler())
+
+
+def test_doctor_sees_no_loopback_and_places_that_cannot_be_written(monkeypatch, project):
+    assert doctor.loopback().ok and doctor.writable().ok
+
+    def refuse(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(doctor.socket, "create_connection", refuse)
+    monkeypatch.setattr(doctor.os, "access", lambda path, _: not str(path).endswith("home"))
+    assert "Network is unreachable" in str(doctor.loopback()) and str(environment.cache()) in str(doctor.writable())
+    monkeypatch.setattr(doctor, "missing", lambda: [doctor.loopback(), doctor.writable()])
+    with pytest.raises(UserError, match="not ready: MISSING  loopback"):  # no package mends it: before a report starts
+        doctor.install(if_possible=True)
 
 
 def test_system_installs_what_is_missing_and_goes_on_without_the_optional(monkeypatch, tmp_path, capsys):
@@ -237,3 +393,51 @@ def test_users_mistakes_are_one_line():
     command = [sys.executable, "-m", "lib.environment", "run", "tensorflow"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+def refused(command: list, **options) -> str:
+    """The one line that a command ends with, on stderr and with exit code 1."""
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", **options)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    return result.stderr
+
+
+def test_a_python_without_the_packages_says_which_to_use():
+    assert "envs/torch/bin/python" in refused([sys.executable, "-S", "-m", "lib", "data", "scenes", "/nonexistent/x"])
+    old = "import sys, runpy; sys.version_info = (3, 9, 18); runpy.run_module('lib', run_name='__main__')"
+    assert "older than 3.11" in refused([sys.executable, "-c", old])
+
+
+@pytest.mark.parametrize("name", ["environment", "installation", "locks", "doctor", "errors", "launcher", "__main__"])
+def test_what_any_python_reads_has_no_newer_syntax(name):
+    ast.parse((ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+def test_a_full_disk_and_a_read_only_place_are_one_line():
+    program = "import os\n{}\nimport runpy; runpy.run_module('lib.environment', run_name='__main__')"
+    for number, words in ((errno.ENOSPC, "free some room"), (errno.EROFS, "choose a place"), (errno.EACCES, "who may read")):
+        plant = (f"from lib import installation\ndef full(): raise OSError({number}, os.strerror({number}), '/there')\n"
+                 "installation.make_environments = full")
+        line = refused([sys.executable, "-W", "ignore", "-c", program.format(plant), "envs"])
+        assert line.startswith("error: /there: ") and words in line
+    assert of_a_place(OSError(errno.ENOENT, "no such file")) is None
+
+
+def test_in_the_c_locale_a_process_reads_utf8_and_the_builder_prints():
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program = "from lib import installation\ninstallation.make_environments = lambda: installation.say('\\u2026')\n" \
+              "import runpy; runpy.run_module('lib.environment', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program, "envs"], cwd=ROOT, env=plain, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "[envs] ?\n"), result.stderr
+    assert all(environment.variables(one, Path("/e"))["PYTHONUTF8"] == "1" for one in ENVIRONMENTS)
+
+
+def test_a_python_of_an_environment_typed_by_hand_has_its_settings():
+    (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
+    bare = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    program = "import sys; from lib import environment; environment.adopt(); import os, json; print(json.dumps(dict(os.environ)))"
+    result = subprocess.run([str(one.link / "bin" / "python"), "-c", program], cwd=ROOT, env=bare, capture_output=True, text=True)
+    found = json.loads(result.stdout)
+    assert found["PATH"].startswith(f"{one.link.resolve()}/bin:") and found["PYTHONPATH"] == str(ROOT)
+    assert found.get("cache_name") == ("alignment" if one is JT else None)
+    assert one is TORCH or found["HOME"] == str(environment.home_of(one.link.resolve()))

@@ -89,6 +89,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / ".jupyter" / "data") if name == "JUPYTER_DATA_DIR" else str(tmp_path / ".jupyter" / name))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")  # these kernels before the environment's own of the same names
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
 
