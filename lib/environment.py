@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Sequence
 
+from lib import headers
 from lib.errors import UserError, of_a_place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,6 +115,9 @@ def variables(environment: Environment, folder: Path) -> Dict[str, str]:
     }
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         jittor["nvcc_path"] = ""          # a broken CUDA toolkit must not stop a CPU run
+    header = headers.header(folder, "core")
+    if header.is_file() and "cc_flags" not in os.environ:
+        jittor["cc_flags"] = headers.include(header)  # also where jittor is imported without lib.backend: one core for both
     # never JITTOR_HOME: Jittor would write it to the user's configuration for good
     place = home_of(folder)
     elsewhere = {} if place == Path.home() else {"HOME": str(place)}

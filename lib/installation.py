@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
-from lib import environment as environments, locks
+from lib import environment as environments, headers, locks
 from lib.environment import ENVIRONMENTS, JT, STAMP, TORCH, Environment, cache, complete, process_environment
 from lib.errors import UserError
 
@@ -35,7 +35,7 @@ CONDA_PROGRAMS = ("micromamba", "mamba", "conda")
 # Jittor looks for this folder below .cache/jittor/mkl and downloads it where it is missing
 ONEDNN_FOLDERS = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
 CORE = """\
-import jittor, jittor_utils, sys
+import lib.backend, sys
 for name in ("jittor_core", "jit_utils_core"):
     print(f"jittor is ready:{sys.modules[name].__file__}")
 """
@@ -331,6 +331,7 @@ def compile_core(environment: Path) -> None:
         return
     started = time.time()
     log = environments.ROOT / "envs" / "jittor.log"
+    precompile_headers(environment, log)
     command = [str(environment / "bin" / "python"), "-c", CORE]
     sources = sum(1 for _ in environment.glob("lib/python3.11/site-packages/jittor/src/**/*.cc"))
     objects = f"{environments.jittor_home()}/.cache/jittor/jt*/**/obj_files/*.o"
@@ -352,6 +353,26 @@ def compile_core(environment: Path) -> None:
     write(core_note(environment), "\n".join(libraries) + "\n")
     if time.time() - started > 10:
         say(f"jittor: core compiled in {time.time() - started:.0f} s")
+
+
+def precompile_headers(environment: Path, log: Path) -> None:
+    """What Jittor's sources include, for this machine's compiler. Jittor takes no other compiler than g++ so."""
+    compiler = shutil.which(os.environ.get("cc_path") or "g++")
+    if compiler is None or "g++" not in os.path.basename(compiler):
+        return
+    for path, text in headers.texts(environment).items():
+        write(path, text)
+    headers.script(environment).chmod(0o755)
+    config = subprocess.run([str(environment / "bin" / "python3.11-config"), "--includes"], stdout=subprocess.PIPE,
+                            encoding="utf-8", check=True)
+    for name in headers.HEADERS:
+        target = headers.precompiled(environment, name, core_key(environment))
+        fresh = target.with_name(f".{target.name}.{os.getpid()}")
+        fresh.parent.mkdir(exist_ok=True)
+        command = headers.command(environment, name, compiler, config.stdout.split(), fresh)
+        logged(command, log, f"jittor: precompiling the headers of its {name}",
+               "`make doctor` checks the compiler and the headers")
+        os.replace(fresh, target)
 
 
 def write(path: Path, text: str) -> None:

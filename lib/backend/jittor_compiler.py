@@ -1,47 +1,25 @@
-"""How Jittor compiles a kernel here: three quarters of the time saved, and the reader of a notebook told what is left.
-
-Jittor starts a Python process for each kernel, `utils/asm_tuner.py`, whose work is to rewrite assembly between the marks
-@begin and @end of a source; few sources have such a mark. And each source parses Jittor's headers anew. Here a shell
-script asks first whether there is a mark, and the headers are precompiled. The machine code is the same, byte for byte:
-`tests/test_compiler.py` compares it.
+"""How Jittor compiles kernels here: without a Python process for each, with a precompiled header, and telling the reader of a
+notebook how many are left. The machine code is the same, byte for byte: `tests/test_compiler.py` compares it.
 """
 import ctypes
 import os
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from .jittor_headers import KERNEL, precompiled, write
-from .jittor_import import jt
+from lib import headers
 
-# Arguments: the tuner, --cc_path=COMPILER, the source, what else the compiler is to be told.
-_SCRIPT = """\
-#!/bin/sh
-case "$1" in */asm_tuner.py)
-    if ! grep -q @begin "$3"; then
-        compiler="${{2#--cc_path=}}"
-        shift 2
-        exec "$compiler" "$@"
-    fi
-esac
-HOME={home} exec {python} "$@"
-"""
+from .jittor_import import jt
 
 
 def compile_fast() -> None:
-    """Let this process compile its kernels in the way described above; makes what that needs at the first time."""
-    if jt.flags.cc_type != "g++":
-        return
-    flags = shlex.split(jt.compiler.remove_flags(jt.flags.cc_flags, ["-l", "-L", "-Wl,", "-shared"]))
-    header = precompiled(KERNEL, Path(jt.flags.cache_path), Path(jt.flags.jittor_path, "src"), jt.flags.cc_path, flags)
-    script = header.with_name("compile")
-    text = _SCRIPT.format(home=shlex.quote(jt.compiler.jit_utils.home()), python=shlex.quote(jt.flags.python_path))
-    if not script.exists() or script.read_text() != text:
-        write(script, text)
-    jt.flags.cc_flags += f' -include "{header}" '
-    jt.flags.python_path = str(script)
+    """Let this process compile its kernels with the environment's precompiled header and script, where it has them."""
+    environment = Path(sys.prefix).resolve()
+    header, script = headers.header(environment, "kernel"), headers.script(environment)
+    if jt.flags.cc_type == "g++" and header.is_file() and script.is_file():
+        jt.flags.cc_flags += f" {headers.include(header)} "
+        jt.flags.python_path = str(script)
     # As many at a time as there are cores: more only wait for each other, and hold memory.
     jt.flags.use_parallel_op_compiler = len(os.sched_getaffinity(0))
 

@@ -3,9 +3,7 @@ import atexit
 import contextlib
 import fcntl
 import os
-import platform
 import random
-import re
 import signal
 import ssl
 import sys
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .jittor_headers import CORE, precompiled
+from lib import headers
 
 
 def _import_jittor():
@@ -36,12 +34,15 @@ def _import_jittor():
     os.environ.setdefault("log_silent", "1")
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         os.environ["nvcc_path"] = ""  # a broken CUDA toolkit must not stop a CPU run
+    core = headers.header(Path(sys.prefix).resolve(), "core")
+    if core.is_file():
+        os.environ.setdefault("cc_flags", headers.include(core))
     streams = random.getstate(), np.random.get_state()
     tls, hooks, limit = ssl._create_default_https_context, (sys.exit, sys.excepthook), sys.getrecursionlimit()
     with _home_of_this_environment():
         import jittor_utils
         jittor_utils.is_in_ipynb = False
-        with _alone_while_the_core_compiles(Path(jittor_utils.cache_path)), _precompiled_core(jittor_utils):
+        with _alone_while_the_core_compiles(Path(jittor_utils.cache_path)):
             try:
                 import jittor
             except SystemExit:
@@ -55,7 +56,7 @@ def _import_jittor():
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    jittor.flags.cc_flags = re.sub(r' -include "[^"]*"', "", jittor.flags.cc_flags)  # the core's header, not the kernels'
+    jittor.flags.cc_flags = jittor.flags.cc_flags.replace(headers.include(core), "")  # a kernel has another
     # -Ofast alone makes NaN == NaN true and 1/0 NaN; the macro keeps the fast vector exp that -Ofast brings.
     jittor.flags.cc_flags += " -fno-finite-math-only -D__FAST_MATH__ "
     return jittor
@@ -90,25 +91,6 @@ def _alone_while_the_core_compiles(cache: Path) -> Iterator[None]:
     with open(cache.parent / "import.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH if ready else fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def _precompiled_core(jittor_utils) -> Iterator[None]:
-    """The core's 150 files include a precompiled header, by the variable in which Jittor takes flags for its compiler."""
-    given = os.environ.get("cc_flags")
-    if jittor_utils.cc_type == "g++":
-        package = Path(jittor_utils.__file__).parent.with_name("jittor")
-        flags = ["-std=c++14", "-fPIC", "-O2", *(["-march=native"] if platform.machine() == "x86_64" else []),
-                 f"-I{package / 'src'}", f"-I{package / 'extern'}", *jittor_utils.get_py3_include_path().split()]
-        header = precompiled(CORE, Path(jittor_utils.cache_path), package / "src", jittor_utils.cc_path, flags)
-        os.environ["cc_flags"] = f'{given or ""} -include "{header}"'
-    try:
-        yield
-    finally:
-        if given is None:
-            os.environ.pop("cc_flags", None)
-        else:
-            os.environ["cc_flags"] = given
 
 
 def _start_again() -> None:
