@@ -22,7 +22,8 @@ Description = Mapping[str, Any]
 # What a machine refuses and a user can mend, and how.
 REFUSALS = {errno.ENOSPC: "free some disk space", errno.EDQUOT: "free some disk space",
             errno.EROFS: "use a folder that can be written", errno.EACCES: "use a folder that you may write",
-            errno.EPERM: "use a folder that you may write"}
+            errno.EPERM: "use a folder that you may write", errno.ENOTDIR: "move away the file in its place",
+            errno.EEXIST: "move away the file in its place"}
 
 
 def run(file: Path) -> None:

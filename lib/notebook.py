@@ -22,8 +22,9 @@ FAMILIES = {  # by the name of their files in lib/models, lib/losses
     "gold_yolo": Family("gold-yolo", "21_gold_yolo"),
     "rt_detr": Family("rtdetr", "22_rt_detr"),
 }
-# A stage's numbers do not depend on how it shows them, nor on how environments are built: a new table must not train again.
-ASIDE = ("lib.figures", "lib.tables", "lib.report", "lib.installation", "lib.doctor")
+# A stage's numbers do not depend on how it shows them, nor on how environments are built and kernels watched: a new table
+# must not train again. What shapes a record takes nothing from these (tests/test_pipeline.py).
+ASIDE = ("lib.figures", "lib.tables", "lib.report", "lib.installation", "lib.doctor", "lib.kernel")
 BOTH = ("torch", "jittor")
 
 
@@ -109,10 +110,9 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
     """
     others = set(FAMILIES) - {family(model) for model in models}
     found: set[str] = set()
-    if start.suffix == ".py":
-        waiting = [".".join(start.with_suffix("").parts)]
-    else:
-        waiting = [name for cell in cells(start) for name in imported(cell["source"], "", start)]
+    module_name = ".".join(start.with_suffix("").parts) if start.suffix == ".py" else ""
+    waiting = [module_name] if module_name else [
+        name for cell in cells(start) for name in imported(cell["source"], "", start)]
     seen: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -121,8 +121,9 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
         seen.add(name)
         file, imports = module(environment.ROOT, name)
         stem = Path(file).stem
-        if (file and stem not in others and (display or not name.startswith(ASIDE))
-                and not (name.startswith("lib.backend.") and side in BOTH and not stem.startswith(side))):
+        left_out = (stem in others or (name.startswith(ASIDE) and not display)
+                    or (name.startswith("lib.backend.") and side in BOTH and not stem.startswith(side)))
+        if file and (not left_out or name == module_name):
             found.add(file)
             waiting += imports
     return sorted(found)

@@ -130,12 +130,12 @@ def section(values: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------------- the plan
 
-def plan(request: Request, stages: Sequence[Stage] = STAGES) -> list[Job]:
+def plan(request: Request) -> list[Job]:
     """All jobs of a report, in order; writes their descriptions."""
     profile = load_profile(request.profile)
     check(request, profile)
     jobs: list[Job] = []
-    for stage in stages:
+    for stage in STAGES:
         if stage.name in profile:
             for model in request.models if stage.per_model else ("all",):
                 leader: list[str] = []

@@ -2,6 +2,8 @@
 
 In the torch environment only, which orchestrates. A miniature project with stub notebooks stands in for the real one.
 """
+import ast
+import dataclasses
 import itertools
 import json
 import os
@@ -16,7 +18,7 @@ import nbformat
 import pytest
 import yaml
 
-from lib import environment, kernel, pipeline, progress
+from lib import environment, pipeline, progress
 from lib import job as jobs
 from lib import notebook as notebooks
 from lib.errors import UserError
@@ -94,8 +96,9 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(**options) -> subprocess.Popen:
+def start(snakemake: str = "", **options) -> subprocess.Popen:
     arguments = [text for name, value in {"profile": "mini", "cores": 2, **options}.items() for text in (f"--{name}", str(value))]
+    arguments += ["--", snakemake] if snakemake else []
     command = [sys.executable, "-m", "lib.pipeline", "report", *arguments]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -126,6 +129,41 @@ def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refuse
         notebooks.parameters(path, {"epochs": 1}, {}, "p")
     with pytest.raises(UserError, match="1.0e-3"):
         notebooks.parameters(path, yaml.safe_load("lr: 1e-3"), {}, "p")
+
+
+STARTERS = ("lib/environment.py", "lib/notebook.py")  # they build environments and start kernels: no number is theirs
+
+
+def from_aside(path: Path, code: str) -> list[str]:
+    """What code takes from the modules that no record depends on."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    return [name for name in notebooks.imported(code, package, path) if name.startswith(notebooks.ASIDE)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_shapes_a_record_takes_nothing_from_the_modules_left_aside(model):
+    """The modules that a measuring stage depends on import none of them, and its cells fill no record with their help."""
+    for stage in (stage for stage in pipeline.STAGES if stage.writes and stage.notebook):
+        path = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
+        for side, file in ((side, file) for side in stage.sides for file in notebooks.sources(path, side, [model])):
+            assert file in STARTERS or not from_aside(ROOT / file, (ROOT / file).read_text()), f"{stage.name} reads {file}"
+        for cell in notebooks.cells(path):
+            assert not filled_from_aside(cell["source"]), f"{path.name}: {cell['source']}"
+
+
+def filled_from_aside(cell: str) -> bool:
+    """Whether what a cell puts into a record comes from a module left aside."""
+    names = {name.rpartition(".")[2] for name in notebooks.ASIDE} | {"figures_alignment", "figures_models"}
+    return any(isinstance(node, ast.AugAssign | ast.Assign) and "m." in ast.unparse(node).partition("=")[0]
+               and names & {inner.id for inner in ast.walk(node.value) if isinstance(inner, ast.Name)}
+               for node in ast.walk(ast.parse(cell)))
+
+
+def test_a_module_or_a_cell_that_takes_from_them_is_seen():
+    assert from_aside(ROOT / "lib" / "starts.py", "from lib.tables import curves") == ["lib.tables", "lib.tables.curves"]
+    assert from_aside(ROOT / "lib" / "alignment" / "rows.py", "def f():\n    from .. import figures") == ["lib.figures"]
+    assert filled_from_aside("with measure() as m:\n    m.fields |= tables.curves(lines)")
+    assert not filled_from_aside("with measure() as m:\n    m.fields |= capture.all()\ntables.state(m.fields)")
 
 
 @pytest.mark.parametrize("options, words", [({"profile": "none"}, "choose one of mini"), ({"models": "yolo"}, "is no model"),
@@ -245,12 +283,91 @@ def test_a_record_that_is_gone_or_changed_and_what_reads_it_is_not_done(project)
 
 
 @pytest.mark.slow
+def test_a_dry_run_and_a_change_behind_its_back_are_told(project):
+    """An empty folder is not "up to date"; a record that was overwritten runs its job, and what reads it, again."""
+    code, printed, ran = report(snakemake="--dry-run")
+    assert code == 0 and not ran and f"to do, 4 of 4 jobs: data_all_none, train_{MODEL}_torch" in printed
+    assert "up to date" not in printed and not list(project.glob("reports/mini/.done/*/*/*"))
+    assert report()[0] == 0
+    record = project / "reports/mini/records" / MODEL / "torch" / "train.json"
+    mark = project / "reports/mini/.done" / MODEL / "torch" / "train"
+    record.write_text("a lesson's")
+    os.utime(record, (1, 1))  # older than all marks: only its content tells
+    code, printed, ran = report(snakemake="--dry-run")
+    assert not ran and f"to do, 2 of 4 jobs: train_{MODEL}_torch, compare_all_none" in printed and mark.exists()
+    code, printed, ran = report()
+    assert ran == ["train/torch", "compare/none"] and "2 jobs, about" in printed and "; 2 of 2 jobs" in printed
+    assert report()[2] == []
+
+
+def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
+    """It writes no record; what runs its model on its side waits for it, and nothing depends on what it wrote."""
+    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):
+        monkeypatch.setenv(name, "1")
+    (project / "lib" / "backend" / "ready.py").write_text(
+        "import sys\nopen('ready', 'w').write(' '.join(sys.argv[1:]))\nsys.exit(len(sys.argv) < 4)")
+    ready = pipeline.Stage("ready", command=("lib.backend.ready",), sides=("jittor",), prepares=True)
+    profile = project / "profiles" / "mini.yaml"
+    profile.write_text(yaml.safe_dump({"ready": {"size": 64}, **yaml.safe_load(profile.read_text())}))
+    monkeypatch.setattr(pipeline, "STAGES", (ready, *pipeline.STAGES))
+    planned = {job.name: job for job in pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))}
+    own = planned[f"ready_{MODEL}_jittor"]
+    assert {name for name, job in planned.items() if str(own.done) in job.after} == {f"train_{MODEL}_jittor"}
+    assert not [name for name, job in planned.items() if str(own.done) in (*job.needs, *job.inputs)]
+    assert "lib/backend/ready.py" in own.inputs and own.results == ()
+    jobs.run(own.file)
+    assert (project / "ready").read_text() == f"--model {MODEL} --size 64" and pipeline.is_done(own)
+    (project / "lib" / "backend" / "ready.py").write_text("import os\nos.write(2, b'no compiler\\n')\nos.abort()")
+    with pytest.raises(UserError, match=r"its process died of signal 6 \(SIGABRT\) \(see .*ready.log\)"):
+        jobs.run(own.file)
+    assert not pipeline.is_done(own) and pipeline.stale(list(planned.values()))[0] is own
+
+
+def test_a_gap_says_what_failed_or_what_it_waits_for(project):
+    planned = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
+    complete(planned)
+    data, train, other, _ = planned
+    for job in (train, other):
+        job.done.unlink()
+    progress.open_mark(train.done).write_text(json.dumps(
+        {"since": 1.0, "why": "died", "see": "reports/mini/notebooks/m/60_train.failed.ipynb"}))
+    progress.open_mark(other.done).write_text(json.dumps({"since": 1.0}))
+    found = pipeline.gaps(planned, pipeline.stale(planned), Path("reports/mini"))
+    assert [(gap["side"], gap["why"], gap["see"], gap["waits_for"]) for gap in found] == [
+        (train.side, "died", "notebooks/m/60_train.failed.ipynb", ""), (other.side, "", "", "")]
+    progress.open_mark(data.done).write_text(json.dumps({"since": 1.0, "why": "no data", "see": ""}))
+    for job in (data, train):
+        job.done.unlink(missing_ok=True)
+    progress.open_mark(train.done).unlink()
+    waiting = dataclasses.replace(train, needs=(str(data.done),))
+    found = pipeline.gaps(planned, [data, waiting], Path("reports/mini"))
+    assert [gap["waits_for"] for gap in found] == ["", "all/none/data"]
+
+
+@pytest.mark.slow
+def test_a_plain_locale_and_an_interruption_are_no_traceback(project, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
+        monkeypatch.setenv(name, value)
+    text = "# 检测\nimport time\nprint('检测', flush=True)\ntime.sleep(60)"
+    notebook(project / "notebooks/10_data.ipynb", text, parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    (project / "profiles" / "one.yaml").write_text("# 一\ndata: {}")
+    process = start(profile="one")
+    while not list(project.glob("reports/one/notebooks/all/none/.*")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    time.sleep(3)  # its kernel is up
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    printed = process.communicate()[0]
+    assert process.returncode == 130 and "Traceback" not in printed and printed.count("interrupted") == 1, printed
+
+
+@pytest.mark.slow
 def test_a_killed_training_continues_and_earlier_results_stay(project):
     (project / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 4}, "compare": {}}))
     (project / "kill").touch()
     code, printed, ran = report()
     assert code == 1 and ran[0] == "data/none" and "train/torch" not in ran, printed
-    died = f"{MODEL}/torch/train: notebooks/60_train.ipynb: code cell 3 "
+    died = f"{MODEL}/torch/train: notebooks/60_train.ipynb: code cell 4 "
     assert printed.count(died) == 1 and printed.count("the kernel died of signal 9 (SIGKILL): started once more") == 2
     assert printed.count("FAILED: ") == 2 and "60_train.failed.ipynb)" in printed
     steps = project / "reports/mini/runs" / MODEL / "torch" / "steps"
