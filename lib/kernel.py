@@ -10,6 +10,7 @@ from lib.errors import UserError
 # Else ipykernel reads file descriptors 1 and 2 through a pipe of its own, and what a dying process wrote last is lost in it.
 ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
 LINES = 12  # of what a dead process wrote that are told; a failed notebook holds up to a hundred times as many
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 WIDTH = 300  # of each of these lines: mangled names of C++ are longer
 LITTLE = 0.02  # share of the memory below which a process that was killed is said to have lacked it
 # Jittor catches the signals of a crash and exits with 1: its words (src/utils/log.cc) and gdb's trace say that it was one.
@@ -76,7 +77,7 @@ class Process:
 
 
 def last_lines(text: str, count: int = LINES) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(EXTENSIONS)]
+    lines = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip() and not line.startswith(EXTENSIONS)]
     return [line[:WIDTH] for line in lines[-count:]]
 
 

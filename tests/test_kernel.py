@@ -33,7 +33,7 @@ def test_a_death_says_its_signal_or_code(tmp_path, code, number, said):
 
 
 def test_what_a_process_wrote_last_is_kept(tmp_path):
-    death = ended(tmp_path, "import os, sys; print('\\n'.join(map(str, range(99)))); sys.stdout.flush(); os.write(2, b'\\xffend\\n'); os.abort()")
+    death = ended(tmp_path, "import os, sys; print('\\n'.join(map(str, range(99)))); sys.stdout.flush(); os.write(2, b'\\x1b[31m\\xffend\\x1b[m\\n'); os.abort()")
     assert len(death.lines) == kernel.LINES and death.lines[-2:] == ["98", "\ufffdend"]
 
 

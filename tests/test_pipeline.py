@@ -4,6 +4,7 @@ In the torch environment only, which orchestrates. A miniature project with stub
 """
 import ast
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ import nbformat
 import pytest
 import yaml
 
-from lib import environment, pipeline, progress
+from lib import environment, kernel, pipeline, progress
 from lib import job as jobs
 from lib import notebook as notebooks
 from lib.errors import UserError
@@ -173,11 +174,21 @@ def test_users_mistakes_are_one_line(project, options, words):
     assert code == 1 and not ran and words in printed and printed.startswith("error: ") and len(printed.splitlines()) == 1
 
 
+def test_what_the_machine_refuses_is_one_line(project):
+    Path("reports").mkdir()
+    Path("reports/mini").touch()  # root may write into a read-only folder, but not into a file
+    code, printed, _ = report()
+    assert code == 1 and printed == "error: reports/mini: File exists: move away the file in its place and run again\n"
+    full = jobs.refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "reports/x"))
+    assert str(full) == "reports/x: No space left on device: free some disk space and run again"
+    assert jobs.refusal(OSError(errno.EIO, "a fault of ours or of the disk")) is None
+
+
 def test_every_profile_section_fits_its_notebook():
     for path in (ROOT / "profiles").glob("*.yaml"):
         profile = pipeline.load_profile(path.stem)
         for stage, model in itertools.product(pipeline.STAGES, (MODEL, "gold-yolo-n", "rtdetr_r18vd")):
-            if stage.name in profile:
+            if stage.name in profile and stage.notebook:
                 name = notebooks.FAMILIES[notebooks.family(model)].tour if stage.notebook == "tour" else stage.notebook
                 values = pipeline.section(profile[stage.name] or {}, model)
                 notebooks.parameters(ROOT / "notebooks" / f"{name}.ipynb", values, {}, f"{path.name}: {stage.name}")
@@ -321,6 +332,27 @@ def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
     with pytest.raises(UserError, match=r"its process died of signal 6 \(SIGABRT\) \(see .*ready.log\)"):
         jobs.run(own.file)
     assert not pipeline.is_done(own) and pipeline.stale(list(planned.values()))[0] is own
+
+
+def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(monkeypatch):
+    seen = []
+
+    def die(*numbers):
+        deaths = iter(numbers)
+
+        def once(_job):
+            seen.append(json.loads(os.environ["RECORD_RESTARTS"]))
+            if (number := next(deaths)) != "ends well":
+                raise kernel.ProcessDied(f"died of {number}", number, [])
+        monkeypatch.setattr(jobs, "run_once", once)
+
+    monkeypatch.setenv("RECORD_RESTARTS", "[]")
+    die(11, "ends well")
+    assert jobs.run_twice({}, "m/torch/train") == ["died of 11"] and seen == [[], ["died of 11"]]
+    for numbers in ((11, 9), (None,)):  # a second death is final, and an exit of its own is no crash
+        die(*numbers)
+        with pytest.raises(kernel.ProcessDied, match=f"died of {numbers[-1]}"):
+            jobs.run_twice({}, "m/torch/train")
 
 
 def test_a_gap_says_what_failed_or_what_it_waits_for(project):
