@@ -77,8 +77,8 @@ class Process:
 
 
 def last_lines(text: str, count: int = LINES) -> list[str]:
-    lines = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip() and not line.startswith(EXTENSIONS)]
-    return [line[:WIDTH] for line in lines[-count:]]
+    lines = (line.strip() for line in COLOURS.sub("", text).splitlines() if not line.startswith(EXTENSIONS))
+    return [line[:WIDTH] for line in lines if line][-count:]
 
 
 def lack_of_memory(before: dict[str, int], after: dict[str, int], left: float) -> str:

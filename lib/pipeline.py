@@ -37,7 +37,7 @@ class Stage:
 
     name: str                        # of its section in a profile and of its records
     notebook: str = ""               # notebooks/<notebook>.ipynb; "tour" stands for the family's own
-    command: tuple[str, ...] = ()    # instead of a notebook: a module of lib and its arguments, run by its side's Python
+    command: tuple[str, ...] = ()    # instead of a notebook: a module and its arguments, for its side's Python
     prepares: bool = False           # what runs its model on its side waits for it, but reads nothing that it writes
     sides: tuple[str, ...] = BOTH    # one run per side; "none" runs in the torch kernel and knows no framework
     needs: tuple[str, ...] = ()      # stages that must be done before, on every side
@@ -142,7 +142,8 @@ def plan(request: Request) -> list[Job]:
                 for side in sorted(stage.sides, key=lambda side: side != stage.leads):
                     needed = [str(job.done) for job in jobs if feeds(job, stage, model)] + leader
                     after = [str(job.done) for job in jobs if prepares(job, stage, model, side)]
-                    jobs.append(make_job(stage, model, side, needed, after, describe(stage, model, side, request, profile)))
+                    description = describe(stage, model, side, request, profile)
+                    jobs.append(make_job(stage, model, side, needed, after, description))
                     leader = [str(jobs[-1].done)] if side == stage.leads else leader
     return jobs
 
@@ -317,7 +318,8 @@ def report(request: Request, extra: list[str]) -> int:
             report_with_gaps(jobs, open_jobs)
             return 1
     if open_jobs:  # Snakemake was asked for something else: what it would do, or a part
-        print(f"[report] to do, {len(open_jobs)} of {len(jobs)} jobs: {', '.join(job.name for job in open_jobs)}", flush=True)
+        names = ", ".join(job.name for job in open_jobs)
+        print(f"[report] to do, {len(open_jobs)} of {len(jobs)} jobs: {names}", flush=True)
     else:
         print(f"[report] up to date: {page}", flush=True)
     return 0
