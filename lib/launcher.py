@@ -1,4 +1,4 @@
-"""Starts a kernel in the checkout that a notebook belongs to: launcher.py jt|torch CONNECTION_FILE.
+"""Starts a kernel in the checkout that a notebook belongs to: launcher.py jt|torch CONNECTION_FILE [OPTIONS OF IPYKERNEL].
 
 A copy lies in each environment beside the kernelspecs, because environments are shared by checkouts. It looks for the
 checkout from where tools start a kernel (its notebook's folder, or their own), else from what was typed.
@@ -44,9 +44,10 @@ def main():
     from lib import environment
     from lib.errors import UserError
 
-    name, connection = sys.argv[1:]
-    try:  # ERROR: not a warning about localhost for each notebook
-        environment.start(environment.named(name), ["-m", "ipykernel_launcher", "-f", connection, "--log-level=ERROR"])
+    name, connection, *options = sys.argv[1:]
+    quiet = "--log-level=ERROR"  # not a warning about localhost for each notebook
+    try:
+        environment.start(environment.named(name), ["-m", "ipykernel_launcher", "-f", connection, quiet, *options])
     except UserError as error:
         sys.exit(f"error: {error}")
 

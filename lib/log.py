@@ -5,7 +5,7 @@ not wait for them, so that nobody can say what a killed process has left.
 """
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from lib.errors import UserError
 from lib.record import atomic
 
+CURVE_KEYS = ("step", "epoch")
 EVENTS = "events.out.tfevents.*"  # what tensorboardX calls its files, beside the log
 
 
@@ -35,10 +36,10 @@ class Log:
         if self._pending:
             lines = [line for line in lines if "evaluation" not in line or line["step"] < self._step - 1]
         with atomic(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         for old in self._path.parent.glob(EVENTS) if not self._step else ():
             old.unlink()
-        self._stream = open(self._path, "a")
+        self._stream = open(self._path, "a", encoding="utf-8")
         # The step in the name: two starts within a second would write the same file.
         self._events = EventsWriter(str(self._path.with_name("events")), f".{self._step}")
         if self._step:
@@ -64,10 +65,18 @@ class Log:
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The whole lines of a log; a last line without its end is left out. UserError if there is no log."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); train first") from error
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def curves(lines: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list], list[dict[str, Any]]]:
+    """(columns per step, one dict per evaluation) from the lines of a training log, as the train record holds them."""
+    lines = list(lines)
+    steps = [line for line in lines if "loss" in line]
+    columns = {name: [line[name] for line in steps] for name in (steps[0] if steps else ())}
+    return columns, [{**{key: line[key] for key in CURVE_KEYS}, **line["evaluation"]} for line in lines if "evaluation" in line]
 
 
 def scalars(line: Mapping[str, Any], group: str = "train") -> dict[str, float]:

@@ -41,6 +41,7 @@ VERSIONED = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "safete
 # NumPy's types under safetensors' names, in the order in which a file has them, so that each array is aligned.
 TYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
          "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
+RESTARTS = "RECORD_RESTARTS"  # variable that tells a stage, as a JSON list, why it was started again
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,6 +73,7 @@ class Provenance(BaseModel):
     started: str  # UTC, ISO 8601
     wall_seconds: float
     peak_rss_mib: float  # of the process, since it started
+    restarts: tuple[str, ...] = ()  # why the stage was started again: of what its process had died
 
 
 class ArrayEntry(BaseModel):
@@ -254,7 +256,8 @@ def measure(
     """Time a stage and write its record on a clean exit; after an exception earlier records are as they were.
 
     `side` is `lib.backend` where a framework runs, None for framework-free stages. `inputs` are the files read.
-    RECORD_COMMAND in the environment, where set, is the command recorded (a notebook's kernel can't know it).
+    RECORD_COMMAND in the environment, where set, is the command recorded (a notebook's kernel can't know it), and
+    RECORD_RESTARTS the list of `restarts`.
     """
     started, clock = datetime.now(timezone.utc), time.perf_counter()
     measurement = Measurement()
@@ -277,6 +280,7 @@ def measure(
         started=started.isoformat(timespec="seconds"),
         wall_seconds=round(time.perf_counter() - clock, 3),
         peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),  # Linux counts KiB
+        restarts=json.loads(os.environ.get(RESTARTS) or "[]"),
     )
     record = Record(
         run_id=f"{model}/{name}/{stage}", stage=stage, model=model, side=name,
@@ -293,7 +297,7 @@ def threads() -> int:
 
 def machine() -> Machine:
     """This machine: processor name, cores, memory, operating system."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return Machine(
         cpu=names[0] if names else platform.processor() or platform.machine(),

@@ -19,11 +19,10 @@ from lib.data import coco, stream, transforms
 from lib.data.loader import Loader
 from lib.errors import UserError
 from lib.evaluation import evaluate, published_form
-from lib.log import read_log
+from lib.log import curves, read_log
 from lib.models.step import Step
 from lib.overfit import overfit
 from lib.record import sha256
-from lib.tables import curves
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 

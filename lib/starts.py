@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import runs
-from lib.log import read_log
-from lib.tables import curves
+from lib.log import curves, read_log
 
 IMAGENET, FINE_TUNED, FRESH = "ImageNet start", "fine-tuned", "fresh weights"
 

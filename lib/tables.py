@@ -16,16 +16,7 @@ from lib.alignment.divergence import localise
 from lib.locks import requirements
 from lib.record import ROOT, Record
 
-CURVE_KEYS = ("step", "epoch")
 NEARNESS = ("decisions", "flipped", "within", "nearest", "nearest_name")  # what an answer about decisions says
-
-
-def curves(lines: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list], list[dict[str, Any]]]:
-    """(columns per step, one dict per evaluation) from the lines of a training log, as the train record holds them."""
-    lines = list(lines)
-    steps = [line for line in lines if "loss" in line]
-    columns = {name: [line[name] for line in steps] for name in (steps[0] if steps else ())}
-    return columns, [{**{key: line[key] for key in CURVE_KEYS}, **line["evaluation"]} for line in lines if "evaluation" in line]
 
 
 def losses(fields: Mapping[str, Any]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from lib.log import EVENTS, Log, read_log, scalars
+from lib.log import EVENTS, Log, curves, read_log, scalars
 
 
 def line(step, loss):
@@ -103,3 +103,11 @@ def test_a_frame_cut_in_two_hides_no_other(tmp_path, cut):
     with Log(tmp_path / "log.jsonl", 1) as log:
         log.write(line(1, 3.0))
     assert shown(tmp_path)["train/loss"] == [(1, 1.0), (2, 3.0)]
+
+
+def test_curves_from_a_log():
+    lines = [{"step": 0, "epoch": 0, "loss": 2.0}, {"step": 1, "epoch": 0, "loss": 1.0},
+             {"step": 1, "epoch": 0, "evaluation": {"AP": 0.1}, "evaluation_seconds": 1.0}]  # fmt: skip
+    columns, evaluations = curves(lines)
+    assert columns == {"step": [0, 1], "epoch": [0, 0], "loss": [2.0, 1.0]}
+    assert evaluations == [{"step": 1, "epoch": 0, "AP": 0.1}]

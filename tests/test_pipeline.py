@@ -2,6 +2,9 @@
 
 In the torch environment only, which orchestrates. A miniature project with stub notebooks stands in for the real one.
 """
+import ast
+import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -16,7 +19,8 @@ import nbformat
 import pytest
 import yaml
 
-from lib import environment, pipeline
+from lib import environment, kernel, pipeline, progress
+from lib import job as jobs
 from lib import notebook as notebooks
 from lib.errors import UserError
 
@@ -38,7 +42,7 @@ steps = folder / 'steps'
 done = len(steps.read_text()) if steps.exists() else 0
 for step in range(done, epochs):
     open(steps, 'a').write('.')
-    if pathlib.Path('kill').exists() and step == 1:
+    if pathlib.Path('kill').exists() and step in (1, 2):
         os.kill(os.getpid(), 9)"""
 
 
@@ -53,7 +57,7 @@ def notebook(path: Path, *sources: str, parameters: str = "") -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A checkout with stub notebooks and a stub library; both its kernels are this interpreter."""
-    for name in ("__init__", "errors", "record", "environment", "doctor", "notebook", "pipeline", "alignment/__init__", "alignment/evidence"):
+    for name in ("__init__", "errors", "record", "environment", "doctor", "notebook", "kernel", "job", "progress", "pipeline", "alignment/__init__", "alignment/evidence"):
         (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib" / f"{name}.py")
     shutil.copy(ROOT / "Snakefile", tmp_path)
@@ -94,8 +98,9 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(**options) -> subprocess.Popen:
+def start(snakemake: str = "", **options) -> subprocess.Popen:
     arguments = [text for name, value in {"profile": "mini", "cores": 2, **options}.items() for text in (f"--{name}", str(value))]
+    arguments += ["--", snakemake] if snakemake else []
     command = [sys.executable, "-m", "lib.pipeline", "report", *arguments]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -128,6 +133,41 @@ def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refuse
         notebooks.parameters(path, yaml.safe_load("lr: 1e-3"), {}, "p")
 
 
+STARTERS = ("lib/environment.py", "lib/notebook.py")  # they build environments and start kernels: no number is theirs
+
+
+def from_aside(path: Path, code: str) -> list[str]:
+    """What code takes from the modules that no record depends on."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    return [name for name in notebooks.imported(code, package, path) if name.startswith(notebooks.ASIDE)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_shapes_a_record_takes_nothing_from_the_modules_left_aside(model):
+    """The modules that a measuring stage depends on import none of them, and its cells fill no record with their help."""
+    for stage in (stage for stage in pipeline.STAGES if stage.writes and stage.notebook):
+        path = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
+        for side, file in ((side, file) for side in stage.sides for file in notebooks.sources(path, side, [model])):
+            assert file in STARTERS or not from_aside(ROOT / file, (ROOT / file).read_text()), f"{stage.name} reads {file}"
+        for cell in notebooks.cells(path):
+            assert not filled_from_aside(cell["source"]), f"{path.name}: {cell['source']}"
+
+
+def filled_from_aside(cell: str) -> bool:
+    """Whether what a cell puts into a record comes from a module left aside."""
+    names = {name.rpartition(".")[2] for name in notebooks.ASIDE} | {"figures_alignment", "figures_models"}
+    return any(isinstance(node, ast.AugAssign | ast.Assign) and "m." in ast.unparse(node).partition("=")[0]
+               and names & {inner.id for inner in ast.walk(node.value) if isinstance(inner, ast.Name)}
+               for node in ast.walk(ast.parse(cell)))
+
+
+def test_a_module_or_a_cell_that_takes_from_them_is_seen():
+    assert from_aside(ROOT / "lib" / "starts.py", "from lib.tables import curves") == ["lib.tables", "lib.tables.curves"]
+    assert from_aside(ROOT / "lib" / "alignment" / "rows.py", "def f():\n    from .. import figures") == ["lib.figures"]
+    assert filled_from_aside("with measure() as m:\n    m.fields |= tables.curves(lines)")
+    assert not filled_from_aside("with measure() as m:\n    m.fields |= capture.all()\ntables.state(m.fields)")
+
+
 @pytest.mark.parametrize("options, words", [({"profile": "none"}, "choose one of mini"), ({"models": "yolo"}, "is no model"),
                                             ({"data": "absent.json"}, "absent.json: no such file")])
 def test_users_mistakes_are_one_line(project, options, words):
@@ -135,11 +175,21 @@ def test_users_mistakes_are_one_line(project, options, words):
     assert code == 1 and not ran and words in printed and printed.startswith("error: ") and len(printed.splitlines()) == 1
 
 
+def test_what_the_machine_refuses_is_one_line(project):
+    Path("reports").mkdir()
+    Path("reports/mini").touch()  # root may write into a read-only folder, but not into a file
+    code, printed, _ = report()
+    assert code == 1 and printed == "error: reports/mini: File exists: move away the file in its place and run again\n"
+    full = jobs.refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "reports/x"))
+    assert str(full) == "reports/x: No space left on device: free some disk space and run again"
+    assert jobs.refusal(OSError(errno.EIO, "a fault of ours or of the disk")) is None
+
+
 def test_every_profile_section_fits_its_notebook():
     for path in (ROOT / "profiles").glob("*.yaml"):
         profile = pipeline.load_profile(path.stem)
         for stage, model in itertools.product(pipeline.STAGES, (MODEL, "gold-yolo-n", "rtdetr_r18vd")):
-            if stage.name in profile:
+            if stage.name in profile and stage.notebook:
                 name = notebooks.FAMILIES[notebooks.family(model)].tour if stage.notebook == "tour" else stage.notebook
                 values = pipeline.section(profile[stage.name] or {}, model)
                 notebooks.parameters(ROOT / "notebooks" / f"{name}.ipynb", values, {}, f"{path.name}: {stage.name}")
@@ -157,7 +207,7 @@ def test_a_failing_cell_is_named_and_leaves_the_earlier_output(project):
     output = project / "out" / "n.ipynb"
     output.parent.mkdir()
     output.write_text("earlier")
-    with pytest.raises(UserError, match=r"raised ValueError: box 3 is empty \(see .*out/n.failed.ipynb\)"):
+    with pytest.raises(UserError, match="raised ValueError: box 3 is empty$"):
         notebooks.execute(path, output, "torch", {"n": 2})
     assert output.read_text() == "earlier" and (project / "out" / "n.failed.ipynb").is_file()
     notebook(path, "assert n == 2", parameters="n = 0")
@@ -166,8 +216,8 @@ def test_a_failing_cell_is_named_and_leaves_the_earlier_output(project):
 
 
 def test_a_killed_kernel_is_named_and_is_not_taken_for_done(project):
-    path = notebook(project / "n.ipynb", "import os", "os.kill(os.getpid(), 9)  # as for lack of memory", "never = 1")
-    with pytest.raises(UserError, match=r"os.kill.*the kernel was killed"):
+    path = notebook(project / "n.ipynb", "import os", "os.kill(os.getpid(), 9)", "never = 1")
+    with pytest.raises(UserError, match=r"os.kill.*the kernel died of signal 9 \(SIGKILL\)$"):  # no word of memory
         notebooks.execute(path, project / "o.ipynb", "torch", {})
     assert not (project / "o.ipynb").exists() and (project / "o.failed.ipynb").is_file()
 
@@ -179,16 +229,16 @@ def test_an_absent_kernel_is_one_line(project):
 
 def test_a_run_is_resumed_only_with_the_very_same_inputs(project):
     folder = project / "runs"
-    pipeline.forget_other_run(folder, "a")
+    jobs.forget_other_run(folder, "a")
     (folder / "checkpoint").touch()
-    pipeline.forget_other_run(folder, "a")
+    jobs.forget_other_run(folder, "a")
     assert (folder / "checkpoint").exists()
-    pipeline.forget_other_run(folder, "b")
+    jobs.forget_other_run(folder, "b")
     assert not (folder / "checkpoint").exists()
 
 
 def test_an_edit_while_a_job_runs_is_not_taken_for_done(project, monkeypatch):
-    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND"):  # what a job sets for its kernel, undone afterwards
+    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):  # what a job sets for its kernel, undone afterwards
         monkeypatch.setenv(name, "1")
     notebook(project / "notebooks/10_data.ipynb", "from lib import data", "open('lib/data.py', 'a').write('# edited')",
              parameters="train_images = 1")
@@ -218,26 +268,145 @@ def test_only_what_depends_on_a_change_runs_again(project):
     assert set(report()[2]) == {*trains, "compare/none"}
 
 
-def test_a_job_whose_record_is_gone_is_not_done(project):
-    jobs = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
-    for job in jobs:
-        for path in (job.done, *map(Path, job.results)):
+def complete(planned) -> None:
+    """Write all that these jobs would, and their marks."""
+    for job in planned:
+        for path in map(Path, job.results):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-    Path("reports/mini/records", MODEL, "torch", "train.json").unlink()
-    pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
-    assert [job.name for job in jobs if not job.done.exists()] == [f"train_{MODEL}_torch"]
+            path.write_text(job.name)
+        mark = {"inputs": pipeline.digest(job.inputs), "results": {name: pipeline.digest([name]) for name in job.results}}
+        job.done.parent.mkdir(parents=True, exist_ok=True)
+        job.done.write_text(json.dumps(mark))
+
+
+def test_a_record_that_is_gone_or_changed_and_what_reads_it_is_not_done(project):
+    planned = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
+    complete(planned)
+    assert pipeline.stale(planned) == []
+    train, data = (Path("reports/mini/records", name) for name in (f"{MODEL}/torch/train.json", "all/none/data.json"))
+    train.unlink()
+    assert [job.name for job in pipeline.stale(planned)] == [f"train_{MODEL}_torch", "compare_all_none"]
+    train.write_text(f"train_{MODEL}_torch")
+    assert pipeline.stale(planned) == []
+    state = data.stat()
+    data.write_text("ten digits"[:state.st_size])
+    os.utime(data, ns=(state.st_atime_ns, state.st_mtime_ns + 1))  # no newer than its mark
+    assert len(pipeline.stale(planned)) == len(planned) == 4
+
+
+@pytest.mark.slow
+def test_a_dry_run_and_a_change_behind_its_back_are_told(project):
+    """An empty folder is not "up to date"; a record that was overwritten runs its job, and what reads it, again."""
+    code, printed, ran = report(snakemake="--dry-run")
+    assert code == 0 and not ran and f"to do, 4 of 4 jobs: data_all_none, train_{MODEL}_torch" in printed
+    assert "up to date" not in printed and not list(project.glob("reports/mini/.done/*/*/*"))
+    assert report()[0] == 0
+    record = project / "reports/mini/records" / MODEL / "torch" / "train.json"
+    mark = project / "reports/mini/.done" / MODEL / "torch" / "train"
+    record.write_text("a lesson's")
+    os.utime(record, (1, 1))  # older than all marks: only its content tells
+    code, printed, ran = report(snakemake="--dry-run")
+    assert not ran and f"to do, 2 of 4 jobs: train_{MODEL}_torch, compare_all_none" in printed and mark.exists()
+    code, printed, ran = report()
+    assert ran == ["train/torch", "compare/none"] and "2 jobs, about" in printed and "; 2 of 2 jobs" in printed
+    assert report()[2] == []
+
+
+def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
+    """It writes no record; what runs its model on its side waits for it, and nothing depends on what it wrote."""
+    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):
+        monkeypatch.setenv(name, "1")
+    (project / "lib" / "backend" / "ready.py").write_text(
+        "import sys\nopen('ready', 'w').write(' '.join(sys.argv[1:]))\nsys.exit(len(sys.argv) < 4)")
+    ready = pipeline.Stage("ready", command=("lib.backend.ready",), sides=("jittor",), prepares=True)
+    profile = project / "profiles" / "mini.yaml"
+    profile.write_text(yaml.safe_dump({"ready": {"size": 64}, **yaml.safe_load(profile.read_text())}))
+    monkeypatch.setattr(pipeline, "STAGES", (ready, *pipeline.STAGES))
+    planned = {job.name: job for job in pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))}
+    own = planned[f"ready_{MODEL}_jittor"]
+    assert {name for name, job in planned.items() if str(own.done) in job.after} == {f"train_{MODEL}_jittor"}
+    assert not [name for name, job in planned.items() if str(own.done) in (*job.needs, *job.inputs)]
+    assert "lib/backend/ready.py" in own.inputs and own.results == ()
+    jobs.run(own.file)
+    assert (project / "ready").read_text() == f"--model {MODEL} --size 64" and pipeline.is_done(own)
+    (project / "lib" / "backend" / "ready.py").write_text("import os\nos.write(2, b'no compiler\\n')\nos.abort()")
+    with pytest.raises(UserError, match=r"its process died of signal 6 \(SIGABRT\) \(see .*ready.log\)"):
+        jobs.run(own.file)
+    assert not pipeline.is_done(own) and pipeline.stale(list(planned.values()))[0] is own
+
+
+def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(monkeypatch):
+    seen = []
+
+    def die(*numbers):
+        deaths = iter(numbers)
+
+        def once(_job):
+            seen.append(json.loads(os.environ["RECORD_RESTARTS"]))
+            if (number := next(deaths)) != "ends well":
+                raise kernel.ProcessDied(f"died of {number}", number, [])
+        monkeypatch.setattr(jobs, "run_once", once)
+
+    monkeypatch.setenv("RECORD_RESTARTS", "[]")
+    die(11, "ends well")
+    assert jobs.run_twice({}, "m/torch/train") == ["died of 11"] and seen == [[], ["died of 11"]]
+    for numbers in ((11, 9), (None,)):  # a second death is final, and an exit of its own is no crash
+        die(*numbers)
+        with pytest.raises(kernel.ProcessDied, match=f"died of {numbers[-1]}"):
+            jobs.run_twice({}, "m/torch/train")
+
+
+def test_a_gap_says_what_failed_or_what_it_waits_for(project):
+    planned = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
+    complete(planned)
+    data, train, other, _ = planned
+    for job in (train, other):
+        job.done.unlink()
+    progress.open_mark(train.done).write_text(json.dumps(
+        {"since": 1.0, "why": "died", "see": "reports/mini/notebooks/m/60_train.failed.ipynb"}))
+    progress.open_mark(other.done).write_text(json.dumps({"since": 1.0}))
+    found = pipeline.gaps(planned, pipeline.stale(planned), Path("reports/mini"))
+    assert [(gap["side"], gap["why"], gap["see"], gap["waits_for"]) for gap in found] == [
+        (train.side, "died", "notebooks/m/60_train.failed.ipynb", ""), (other.side, "", "", "")]
+    progress.open_mark(data.done).write_text(json.dumps({"since": 1.0, "why": "no data", "see": ""}))
+    for job in (data, train):
+        job.done.unlink(missing_ok=True)
+    progress.open_mark(train.done).unlink()
+    waiting = dataclasses.replace(train, needs=(str(data.done),))
+    found = pipeline.gaps(planned, [data, waiting], Path("reports/mini"))
+    assert [gap["waits_for"] for gap in found] == ["", "all/none/data"]
+
+
+@pytest.mark.slow
+def test_a_plain_locale_and_an_interruption_are_no_traceback(project, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
+        monkeypatch.setenv(name, value)
+    text = "# 检测\nimport time\nprint('检测', flush=True)\ntime.sleep(60)"
+    notebook(project / "notebooks/10_data.ipynb", text, parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    (project / "profiles" / "one.yaml").write_text("# 一\ndata: {}")
+    process = start(profile="one")
+    while not list(project.glob("reports/one/notebooks/all/none/.*")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    time.sleep(3)  # its kernel is up
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    printed = process.communicate()[0]
+    assert process.returncode == 130 and "Traceback" not in printed and printed.count("interrupted") == 1, printed
 
 
 @pytest.mark.slow
 def test_a_killed_training_continues_and_earlier_results_stay(project):
+    (project / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 4}, "compare": {}}))
     (project / "kill").touch()
     code, printed, ran = report()
-    assert code == 1 and "kernel was killed" in printed and ran[0] == "data/none" and "train/torch" not in ran
+    assert code == 1 and ran[0] == "data/none" and "train/torch" not in ran, printed
+    died = f"{MODEL}/torch/train: notebooks/60_train.ipynb: code cell 4 "
+    assert printed.count(died) == 1 and printed.count("the kernel died of signal 9 (SIGKILL): started once more") == 2
+    assert printed.count("FAILED: ") == 2 and "60_train.failed.ipynb)" in printed
     steps = project / "reports/mini/runs" / MODEL / "torch" / "steps"
-    assert steps.read_text() == ".."
+    assert steps.read_text() == "..."  # two deaths, and no third start
     (project / "kill").unlink()
-    assert report()[0] == 0 and steps.read_text() == "..."
+    assert report()[0] == 0 and steps.read_text() == "...."
     record = project / "reports/mini/records" / MODEL / "torch" / "train.json"
     earlier = record.read_text()
     path = project / "notebooks" / "60_train.ipynb"

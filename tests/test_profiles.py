@@ -1,13 +1,15 @@
 """Every profile gives a plan; what it requires is asked for; a subset is chosen where it says so. The torch environment."""
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lib import pipeline
 from lib.data import coco, summary
 from lib.errors import UserError
+from lib.notebook import declared
 
 pytest.importorskip("papermill", reason="the jt environment runs no reports")
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +34,7 @@ def request_of(folder, profile, **options):
 
 
 def described(job):
-    return yaml.safe_load(job.file.read_text())
+    return json.loads(job.file.read_text())
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -92,3 +94,19 @@ def test_a_folder_without_one_clear_file_to_choose_from_is_named(tmp_path):
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="give the file to choose from"):
         summary.prepare(str(tmp_path / "chosen"), 0, 1, 1, str(tmp_path), 0)
+
+
+def test_lessons_write_into_a_folder_of_their_own():
+    """A notebook that is run by hand with its defaults writes nothing into what `make report` keeps."""
+    for path in (ROOT / "notebooks").rglob("[0-9]*.ipynb"):
+        for name, value in declared(path).items():
+            assert not (isinstance(value, str) and re.match(r"(reports|data)/(scenes-)?(" + "|".join(PROFILES) + r")(/|$)", value)), (
+                f"{path.name}: {name} = {value}")
+    assert declared(ROOT / "notebooks" / "90_compare.ipynb")["records"] == "reports/lab/records"
+
+
+def test_the_first_notebook_says_what_a_report_runs():
+    text = (ROOT / "notebooks" / "00_start_here.ipynb").read_text()
+    said = re.findall(r"`(\d\d_\w+)`", re.search(r"`profiles/quick.yaml` these are (.*?)\. ", text)[1])
+    profile = pipeline.load_profile("quick")
+    assert sorted(said) == sorted(stage.notebook for stage in pipeline.STAGES if stage.notebook and stage.name in profile)

@@ -288,14 +288,6 @@ def test_a_framework_has_its_colour_in_every_figure():
     assert all(figures.COLOURS[side] in shown for side in ("torch", "jittor"))
 
 
-def test_curves_from_a_log():
-    lines = [{"step": 0, "epoch": 0, "loss": 2.0}, {"step": 1, "epoch": 0, "loss": 1.0},
-             {"step": 1, "epoch": 0, "evaluation": {"AP": 0.1}, "evaluation_seconds": 1.0}]  # fmt: skip
-    columns, evaluations = tables.curves(lines)
-    assert columns == {"step": [0, 1], "epoch": [0, 0], "loss": [2.0, 1.0]}
-    assert evaluations == [{"step": 1, "epoch": 0, "AP": 0.1}]
-
-
 def test_tables_against_numpy():
     arrays = {"p/one/body.a": np.array([3.0]), "p/one/body.b": np.array([4.0]), "p/two/head.a": np.array([2.0])}
     norms = tables.gradient_norms(arrays, "p/")

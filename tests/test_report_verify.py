@@ -226,3 +226,25 @@ def test_records_named_by_hand_do_not_lead_out_of_the_folder(made):
     with pytest.raises(UserError, match="missing"):
         Fields(made / "en" / "records")["../../secret#/fields/x"]
     assert record.read(made / "en" / "records" / COMPARE).fields["k"] == Fields(made / "en" / "records")[f"{COMPARE[:-5]}#/fields/k"]
+
+
+GAPS = [{"stage": "train", "model": "m", "side": "jittor", "why": "code cell 5 ('x = 3'): the kernel died of signal 9 (SIGKILL)",
+         "see": "notebooks/m/jittor/60_train.failed.ipynb", "waits_for": ""},
+        {"stage": "evaluate", "model": "m", "side": "torch", "why": "", "see": "", "waits_for": "m/jittor/train"},
+        {"stage": "loss", "model": "m", "side": "torch", "why": "", "see": "", "waits_for": ""}]  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_gaps_and_restarts_are_said_and_held_against_their_record(made, tmp_path, monkeypatch, language):
+    folder = Path(shutil.copytree(made / language, tmp_path / "quick"))
+    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setenv(record.RESTARTS, json.dumps(["the kernel died of signal 11 (SIGSEGV)"]))
+    with record.measure("gaps", "all", folder / "records") as measured:
+        measured.fields["gaps"] = GAPS
+    report.render(folder / "records", folder, "quick", [synthetic.MODEL], language)
+    assert faults(folder) == ()
+    said = (folder / "index.html").read_text(encoding="utf-8")
+    assert f'<a href="{GAPS[0]["see"]}"><span data-ref="all/none/gaps#/fields/gaps/0/see">' in said
+    assert "signal 9 (SIGKILL)" in said and "m/jittor/train" in said and "signal 11 (SIGSEGV)" in said
+    edit(folder, "signal 9 ", "signal 8 ")
+    assert [fault for fault in faults(folder) if "signal 8" in fault]

@@ -1,6 +1,6 @@
 """The content of the report, taken from records: what stands where, with each number bound to the field that holds it."""
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence, pointer
 from lib.errors import UserError
 from lib.notebook import BOTH
-from lib.record import ROOT, read
+from lib.record import ROOT, Record, read
 from lib.report import beside, pictures, sources
 from lib.report.bound import badge, bound, field, slug
 from lib.report.messages import Messages
@@ -82,6 +82,7 @@ class Page:
         self.models = tuple(self._model(model) for model in models)
         self.rosetta = self._rosetta(out)
         shared = sources.held(self.folder, "all")
+        self.gaps = tuple(gap for one in shared if one.stage == "gaps" for gap in self._gaps(one))
         self.summary = summary(self.evidence, records, shared, anchors, self._reason, words)
         self.highlights = {
             "final_map": {anchors[model]: self._final(evidence) for model, evidence in self.evidence.items()},
@@ -91,6 +92,15 @@ class Page:
         self.lines, self.columns = sources.lines(every, self.files, words), sources.COLUMNS
         self.software = sources.software(every, words)
         self.k = field(self.evidence[models[0]].get("none", "compare"), words, "fields", "k")
+
+    def _gaps(self, held: Record) -> Iterator[Markup]:
+        """Each job of an unfinished report in a sentence: what it failed of and where to look, or which failed one it waits for."""
+        for i, gap in enumerate(held.fields["gaps"]):
+            values = {name: field(held, self.words, "fields", "gaps", i, name) for name, text in gap.items() if text}
+            if "see" in values:
+                values["see"] = Markup('<a href="{}">{}</a>').format(gap["see"], values["see"])
+            key = "gap_waits" if gap["waits_for"] else "gap_open" if not gap["why"] else "gap_see" if gap["see"] else "gap_why"
+            yield Markup(escape(self.words(key))).format(**values)
 
     def _verdicts(self, model: str) -> list[Mapping[str, Any]]:
         return self.evidence[model].field("none", "compare", "verdicts")

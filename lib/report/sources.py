@@ -10,19 +10,21 @@ from lib.record import Record, read
 from lib.report.bound import anchor, bound, field
 from lib.report.messages import Messages
 
-STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss", "train", "lockstep", "evaluate", "speed", "compare")
+STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss", "train", "lockstep", "evaluate", "speed", "compare", "gaps")
 SIDES = ("published", "torch", "jittor", "none")
 COLUMNS = ("started", "wall_seconds", "peak_rss_mib", "threads", "seed", "device", "git_commit", "command")  # of the provenance
 
 
 @dataclass(frozen=True)
 class Line:
-    """A record: its anchor, its id, its file beside the report, and what its provenance says under COLUMNS."""
+    """A record: its anchor, its id, its file beside the report, what its provenance says under COLUMNS, and why its
+    stage was started again."""
 
     anchor: str
     run_id: Markup
     file: str
     cells: tuple[Markup, ...]
+    restarts: tuple[Markup, ...]
 
 
 def held(folder: Path, model: str) -> list[Record]:
@@ -36,7 +38,8 @@ def lines(records: Sequence[Record], files: str, words: Messages) -> list[Line]:
     """files: the folder of the records as the page sees it."""
     return [
         Line(anchor(one.run_id), bound(one.run_id, pointer(one.run_id, "run_id"), words), f"{files}/{one.run_id}.json",
-             tuple(field(one, words, "provenance", column) for column in COLUMNS))
+             tuple(field(one, words, "provenance", column) for column in COLUMNS),
+             tuple(field(one, words, "provenance", "restarts", i) for i in range(len(one.provenance.restarts))))
         for one in records
     ]  # fmt: skip
 

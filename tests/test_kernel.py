@@ -1,0 +1,58 @@
+"""How a notebook's process ended: its signal or exit code, what it wrote last, and memory only where there is evidence."""
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lib import kernel
+
+
+def ended(tmp_path, code: str, monkeypatch=None) -> kernel.ProcessDied:
+    """How a Python process with this code ended."""
+    log = tmp_path / "log"
+    with open(log, "wb") as stream:
+        process = kernel.Process(log, subprocess.Popen([sys.executable, "-c", code], stdout=stream, stderr=stream))
+    return process.died("it")
+
+
+@pytest.mark.parametrize("code, number, said", [
+    ("import os; os.write(2, b'terminate called\\n'); os.abort()", 6, "it died of signal 6 (SIGABRT)"),
+    ("import os; os.kill(os.getpid(), 9)", 9, "it died of signal 9 (SIGKILL)"),
+    ("import sys; sys.exit(3)", None, "it died of an exit with code 3"),
+    # as Jittor ends: its handler of a crash exits with 1
+    ("import os; os.write(2, b'Caught segfault at address 0x0, thread_name: flush log...\\nSegfault, exit\\n'); os._exit(1)",
+     signal.SIGSEGV, "it died of signal 11 (SIGSEGV)"),
+    ("import os; os.write(2, b'Caught segfault at address 0x0, ...\\nGet signal 8, exit\\n'); os._exit(1)",
+     signal.SIGFPE, "it died of signal 8 (SIGFPE)"),
+    ("1 / 0", None, "it died of an exit with code 1"),
+])  # fmt: skip
+def test_a_death_says_its_signal_or_code(tmp_path, code, number, said):
+    death = ended(tmp_path, code)
+    assert (death.signal, str(death)) == (number, said)
+
+
+def test_what_a_process_wrote_last_is_kept(tmp_path):
+    death = ended(tmp_path, "import os, sys; print('\\n'.join(map(str, range(99)))); sys.stdout.flush(); os.write(2, b'\\x1b[31m\\xffend\\x1b[m\\n'); os.abort()")
+    assert len(death.lines) == kernel.LINES and death.lines[-2:] == ["98", "\ufffdend"]
+
+
+def test_memory_is_said_only_with_evidence(tmp_path, monkeypatch):
+    before = {"the control group": 1, "the machine": 4}
+    assert kernel.lack_of_memory(before, before, 0.5) == ""
+    assert "the machine counts one more" in kernel.lack_of_memory(before, {**before, "the machine": 5}, 0.5)
+    assert "the control group counts" in kernel.lack_of_memory(before, {"the control group": 2, "the machine": 5}, 0.5)
+    assert "1.0% of it was free" in kernel.lack_of_memory({}, {}, 0.01)
+    counts = iter([{"the machine": 4}, {"the machine": 5}] * 2)
+    monkeypatch.setattr(kernel, "kills", lambda: next(counts))
+    assert "memory" in str(ended(tmp_path, "import os; os.kill(os.getpid(), 9)"))
+    assert "memory" not in str(ended(tmp_path, "import os; os.kill(os.getpid(), 11)"))  # a crash is no lack of memory
+
+
+def test_kills_are_counted_where_the_system_counts_them(tmp_path):
+    second, first, other = (tmp_path / name for name in ("memory.events", "memory.oom_control", "other"))
+    second.write_text("low 0\noom 7\noom_kill 2\noom_group_kill 0\n")
+    first.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+    other.write_text("nr_free_pages 7\n")
+    assert [kernel._count(path) for path in (second, first, other, tmp_path / "absent")] == [2, 3, None, None]
+    assert all(count >= 0 for count in kernel.kills().values())
