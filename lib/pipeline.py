@@ -51,7 +51,8 @@ class Stage:
 
 STAGES = (
     Stage("start", "00_start_here", sides=("none",), per_model=False),
-    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False),
+    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, priority=2),
+    Stage("kernels", command=("lib.alignment.kernels",), sides=("jittor",), prepares=True, priority=3, weight=30),
     Stage("tour", "tour"),
     Stage("rosetta", "30_migration", writes=("own",), per_model=False),
     Stage("convert", "40_convert", writes=("own",)),
