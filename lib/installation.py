@@ -68,8 +68,7 @@ class Installer:
         exactly = ["--no-deps", "--require-hashes", "--no-build-isolation", "-r", str(lock)]
         python = str(folder / "bin" / "python")
         if self.uv.exists():
-            # pip compiles to bytecode by itself; without it every process of who forbids Python to write any starts 5 s later
-            return [str(self.uv), "pip", "install", "--compile-bytecode", "--python", python, *exactly]
+            return [str(self.uv), "pip", "install", "--python", python, *exactly]
         # pip's own cache would double the gigabytes, in a place the user did not choose
         return [str(self.folder / "bin" / "python"), "-m", "pip", "--python", python, "install", "--no-cache-dir",
                 "--disable-pip-version-check", "--no-input", *exactly]

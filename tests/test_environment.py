@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import doctor, environment, installation, locks
+from lib import doctor, environment, headers, installation, locks
 from lib.environment import ENVIRONMENTS, JT, TORCH
 from lib.errors import UserError, of_a_place
 
@@ -279,8 +279,9 @@ def test_jittor_home_of_the_user_is_respected(project):
 
 
 @pytest.fixture
-def core(project):
-    """An environment whose Python notes each start and prints what is in `answer`."""
+def core(project, monkeypatch):
+    """An environment whose Python notes each start and prints what is in `answer`; it has no headers to precompile."""
+    monkeypatch.setattr(installation, "precompile_headers", lambda *_: None)
     (project / "env" / "bin").mkdir(parents=True)
     program = project / "env" / "bin" / "python"
     (project / "answer").touch()
@@ -320,6 +321,7 @@ def test_the_core_is_compiled_again_only_for_another_machine_or_without_its_libr
 
 def test_processes_see_their_own_settings_and_not_the_users_traps(project, monkeypatch):
     monkeypatch.setenv("JITTOR_HOME", "/trap")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     folder = environment.cache() / "envs" / "jt-0"
     monkeypatch.delenv("ALIGN_HOME")  # a shell that does not know where the environments were built
     found = environment.process_environment(JT, folder)
@@ -327,8 +329,43 @@ def test_processes_see_their_own_settings_and_not_the_users_traps(project, monke
     assert (found["HOME"], found["nvcc_path"], found["cache_name"]) == (str(project / "home"), "", "alignment")
     assert found["PATH"].startswith(f"{folder}/bin:")
     assert "HOME" not in environment.variables(TORCH, folder)
+    assert found["PYTHONPYCACHEPREFIX"].startswith(str(project / "home")) and "PYTHONDONTWRITEBYTECODE" not in found
     written = {value for key, value in found.items() if key.startswith(("JUPYTER", "IPYTHON", "MPL", "XDG_CACHE"))}
     assert written and all(value.startswith(str(environment.ROOT)) for value in written)
+
+
+def test_every_process_takes_the_precompiled_core_unless_the_user_has_flags_of_his_own(project, monkeypatch):
+    folder = environment.cache() / "envs" / "jt-0"
+    assert "cc_flags" not in environment.variables(JT, folder)
+    header = headers.header(folder, "core")
+    header.parent.mkdir(parents=True)
+    header.write_text(headers.CORE)
+    assert environment.variables(JT, folder)["cc_flags"] == f'-include "{header}"'
+    monkeypatch.setenv("cc_flags", "-g")
+    assert environment.process_environment(JT, folder)["cc_flags"] == "-g"
+
+
+def test_headers_are_precompiled_for_this_machine_and_a_failure_is_one_line(project, monkeypatch):
+    folder = project / "env"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python3.11-config").write_text("#!/bin/sh\necho -I/python\n")
+    (folder / "bin" / "python3.11-config").chmod(0o755)
+    ran = []
+
+    def compile(command, *_):
+        ran.append(command)
+        Path(command[-1]).write_text("")
+        return ""
+
+    monkeypatch.setattr(installation, "logged", compile)
+    installation.precompile_headers(folder, project / "log")
+    assert [Path(command[-3]).name for command in ran] == ["core.h", "kernel.h"] and "-I/python" in ran[0]
+    for name in headers.HEADERS:
+        assert headers.precompiled(folder, name, installation.core_key(folder)).is_file()
+    assert os.access(headers.script(folder), os.X_OK)
+    monkeypatch.setenv("cc_path", "clang++")  # Jittor takes it, but it has other headers
+    installation.precompile_headers(folder, project / "log")
+    assert len(ran) == 2
 
 
 def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capsys):

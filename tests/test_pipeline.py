@@ -57,7 +57,7 @@ def notebook(path: Path, *sources: str, parameters: str = "") -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A checkout with stub notebooks and a stub library; both its kernels are this interpreter."""
-    for name in ("__init__", "errors", "record", "environment", "doctor", "notebook", "kernel", "job", "progress", "pipeline", "alignment/__init__", "alignment/evidence"):
+    for name in ("__init__", "errors", "record", "environment", "headers", "doctor", "notebook", "kernel", "job", "progress", "pipeline", "alignment/__init__", "alignment/evidence"):
         (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib" / f"{name}.py")
     shutil.copy(ROOT / "Snakefile", tmp_path)
