@@ -24,7 +24,7 @@ FAMILIES = {  # by the name of their files in lib/models, lib/losses
 }
 # A stage's numbers do not depend on how it shows them, nor on how environments are built and kernels watched: a new table
 # must not train again. What shapes a record takes nothing from these (tests/test_pipeline.py).
-ASIDE = ("lib.figures", "lib.tables", "lib.report", "lib.installation", "lib.locks", "lib.headers", "lib.doctor",
+ASIDE = ("lib.figures", "lib.tables", "lib.report", "lib.installation", "lib.locks", "lib.doctor",
          "lib.kernel")
 BOTH = ("torch", "jittor")
 

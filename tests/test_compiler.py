@@ -1,9 +1,11 @@
 """Kernels that Jittor compiles in a notebook, from an empty cache: what killed notebooks, what their reader sees, and that
 the faster way gives the same machine code. In the Jittor environment."""
 import json
+import os
 import queue
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,11 @@ jt.sync([outer(inner(x) + 2.0) for inner in functions for outer in functions if 
 
 
 class Kernel:
-    """A real notebook kernel of this environment."""
+    """A real notebook kernel of this environment, as a user opens it: with all cores."""
 
     def __init__(self):
-        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(ROOT))
+        environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(ROOT), env=environ)
 
     def run(self, code: str) -> list[dict]:
         """What the cell gave, message by message; fails if the kernel dies."""
@@ -138,3 +141,45 @@ jt.flags.log_v = 1
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0 and "! " in ran.stderr and "kernel.h.gch" in ran.stderr, ran.stderr[-2000:]
+
+
+def test_a_process_whose_core_was_outdated_starts_again_once(monkeypatch):
+    """Jittor compiles it anew and ends the process with exit code 0, its work not begun."""
+    from lib.backend import jittor_import
+
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, words: started.append([program, *words[1:]]))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "lib", "train"])
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.delenv("ALIGN_CORE_RENEWED", raising=False)
+    jittor_import._start_again()
+    assert started == [[sys.executable, "-m", "lib", "train"]]
+    with pytest.raises(RuntimeError, match="run it again"):  # never twice
+        jittor_import._start_again()
+    monkeypatch.delenv("ALIGN_CORE_RENEWED")
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # a notebook's connection would not survive it
+    with pytest.raises(RuntimeError, match="restart this process"):
+        jittor_import._start_again()
+    assert len(started) == 1
+
+
+def test_one_process_at_a_time_compiles_the_core_and_imports_of_a_ready_one_run_together(tmp_path):
+    from lib.backend.jittor_import import _alone_while_the_core_compiles
+
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    second = threading.Event()
+
+    def enter() -> None:
+        with _alone_while_the_core_compiles(cache):
+            second.set()
+
+    other = threading.Thread(target=enter)
+    with _alone_while_the_core_compiles(cache):
+        other.start()
+        assert not second.wait(0.3)
+        (cache / "jittor_core.so.key").touch()
+    other.join()
+    assert second.is_set()
+    with _alone_while_the_core_compiles(cache):
+        enter()  # would wait for ever

@@ -138,7 +138,8 @@ def _watched(trainers: Mapping[str, Watched], advance: Advance, step: int,
 
 def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
     losses = advance(trainer, step)
-    backend.give_back()  # the step's graph
+    if losses:
+        backend.give_back()  # the step's graph
     return {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
 
 

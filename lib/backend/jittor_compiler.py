@@ -2,13 +2,13 @@
 notebook how many are left. The machine code is the same, byte for byte: `tests/test_compiler.py` compares it.
 """
 import ctypes
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from lib import headers
+from lib.record import threads
 
 from .jittor_import import jt
 
@@ -20,8 +20,9 @@ def compile_fast() -> None:
     if jt.flags.cc_type == "g++" and header.is_file() and script.is_file():
         jt.flags.cc_flags += f" {headers.include(header)} "
         jt.flags.python_path = str(script)
-    # As many at a time as there are cores: more only wait for each other, and hold memory.
-    jt.flags.use_parallel_op_compiler = len(os.sched_getaffinity(0))
+    # As many at a time as this process was given cores: beside others more would only wait, and Jittor's compile threads
+    # share maps without a lock: one process in thousands of compilations was seen to abort in them.
+    jt.flags.use_parallel_op_compiler = threads()
 
 
 # C++'s stderr in a notebook. While kernels compile, the thread that waits for them prints how many are done; it holds the
