@@ -20,8 +20,8 @@ def compile_fast() -> None:
     if jt.flags.cc_type == "g++" and header.is_file() and script.is_file():
         jt.flags.cc_flags += f" {headers.include(header)} "
         jt.flags.python_path = str(script)
-    # As many at a time as this process was given cores: beside others more would only wait, and Jittor's compile threads
-    # share maps without a lock: one process in thousands of compilations was seen to abort in them.
+    # As many at a time as this process was given cores. Beside others more would only wait, and with one the main thread
+    # compiles by itself: a compile thread was once seen to abort, in a thousand tests, for a reason that was not found.
     jt.flags.use_parallel_op_compiler = threads()
 
 
