@@ -28,7 +28,8 @@ def project(tmp_path, monkeypatch):
     """An empty checkout with an ALIGN_HOME of its own; its packages are never installed."""
     monkeypatch.setattr(environment, "ROOT", tmp_path / "checkout")
     monkeypatch.setenv("ALIGN_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ALIGN_CONDA", raising=False)
+    for name in ("ALIGN_CONDA", "cc_path", "cc_flags"):  # Jittor's import sets the last two
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "checkout").mkdir()
     for path in [*ROOT.glob("environment-*.yml"), *ROOT.glob("environment-*.lock")]:
         shutil.copy(path, tmp_path / "checkout")
