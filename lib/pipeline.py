@@ -51,16 +51,16 @@ class Stage:
 
 STAGES = (
     Stage("start", "00_start_here", sides=("none",), per_model=False),
-    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, priority=2),
-    Stage("kernels", command=("lib.alignment.kernels",), sides=("jittor",), prepares=True, priority=3, weight=30),
+    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, priority=4),
+    Stage("kernels", command=("lib.alignment.kernels",), sides=("jittor",), prepares=True, priority=4, weight=30),
     Stage("tour", "tour"),
     Stage("rosetta", "30_migration", writes=("own",), per_model=False),
     Stage("convert", "40_convert", writes=("own",)),
     Stage("forward", "50_forward", writes=("own",)),
     Stage("divergence", "52_divergence", writes=("own",), leads=REFERENCE, weight=30),
     Stage("loss", "51_loss_and_gradient", writes=("own",), weight=40),
-    Stage("lockstep", "61_lockstep", needs=("data",), writes=("own",), weight=40),
-    Stage("train", "60_train", needs=("data",), writes=("own",), priority=2, weight=150),  # the longest
+    Stage("lockstep", "61_lockstep", needs=("data",), writes=("own",), priority=2, weight=40),
+    Stage("train", "60_train", needs=("data",), writes=("own",), priority=3, weight=150),  # the longest
     Stage("evaluate", "70_evaluate", needs=("data", "train"), writes=("own",)),
     Stage("detect", "71_detect", sides=("none",), needs=("data", "evaluate")),
     Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True, priority=0, weight=80),  # others have compiled its kernels
