@@ -134,7 +134,7 @@ def _unjudged(name: str, entry: Mapping[str, Any], candidates: Arrays, dtype: st
         return "missing"
     if name not in known:
         return "no noise floor: neither the published record nor a PyTorch record gives one"
-    return compare(name, np.zeros(entry["shape"]), candidates[name], dtype).fault
+    return compare(name, np.zeros(entry["shape"]), candidates[name], dtype, diagnosed=False).fault
 
 
 def _floor_l2(name: str, entry: Mapping[str, Any], own: Mapping[str, Noise]) -> float | None:
