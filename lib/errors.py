@@ -8,6 +8,8 @@ PLACES = {  # errors of the machine's disks rather than of the project
     errno.EACCES: "see who may read and write there",
     errno.EPERM: "see who may read and write there",
     errno.EROFS: "choose a place that can be written",
+    errno.ENOTDIR: "move away the file in its place",
+    errno.EEXIST: "move away the file in its place",
 }
 
 

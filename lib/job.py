@@ -1,5 +1,4 @@
 """Running one job: the notebook or command that a description names, its marks, and a second start after a crash."""
-import errno
 import hashlib
 import json
 import os
@@ -12,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lib import environment, progress, record
-from lib.errors import UserError
+from lib.errors import UserError, of_a_place
 from lib.kernel import Process, ProcessDied
 from lib.notebook import execute, failed_copy
 from lib.progress import open_mark
 from lib.record import atomic
 
 Description = Mapping[str, Any]
-# What a machine refuses and a user can mend, and how.
-REFUSALS = {errno.ENOSPC: "free some disk space", errno.EDQUOT: "free some disk space",
-            errno.EROFS: "use a folder that can be written", errno.EACCES: "use a folder that you may write",
-            errno.EPERM: "use a folder that you may write", errno.ENOTDIR: "move away the file in its place",
-            errno.EEXIST: "move away the file in its place"}
 
 
 def run(file: Path) -> None:
@@ -47,7 +41,7 @@ def run(file: Path) -> None:
         if absent := [result for result in written(job) if not Path(result).is_file()]:
             raise UserError(f"{what(job)}: ended without writing {absent[0]}")
     except (UserError, OSError) as error:
-        error = refusal(error) if isinstance(error, OSError) else error
+        error = of_a_place(error) if isinstance(error, OSError) else error
         if error is None:
             raise
         see = failure(job) if failure(job).is_file() else ""
@@ -60,12 +54,6 @@ def run(file: Path) -> None:
         temporary.write_text(json.dumps({"inputs": key, "results": results, "seconds": seconds, "restarts": restarts}))
     open_mark(done).unlink(missing_ok=True)
     print(f"[report] {title}: done in {seconds:.0f} s{progress.told(done)}", flush=True)
-
-
-def refusal(error: OSError) -> UserError | None:
-    """The one line for a full disk or a folder that can't be written; None for any other error."""
-    remedy = REFUSALS.get(error.errno)
-    return UserError(f"{error.filename or 'reports'}: {error.strerror}: {remedy} and run again") if remedy else None
 
 
 def run_twice(job: Description, title: str) -> list[str]:

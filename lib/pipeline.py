@@ -25,8 +25,8 @@ import yaml
 
 from lib import environment, progress, record
 from lib.alignment.evidence import REFERENCE
-from lib.errors import UserError
-from lib.job import digest, refusal, run, written
+from lib.errors import UserError, of_a_place
+from lib.job import digest, run, written
 from lib.notebook import BOTH, FAMILIES, execute, family, parameters, sources
 from lib.progress import open_mark, read_mark
 from lib.record import atomic
@@ -432,7 +432,7 @@ def guarded() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if (known := refusal(error)) is None:
+        if (known := of_a_place(error)) is None:
             raise
         print(f"error: {known}", file=sys.stderr)
         return 1

