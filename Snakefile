@@ -1,4 +1,4 @@
-# Decides what must run: one rule per notebook, model and side, as lib/pipeline.py lists them. `make report` calls it.
+# Decides what must run: one rule per notebook, model and side, as lib/machine/pipeline.py lists them. `make report` calls it.
 # Local by default; on a cluster add a Snakemake profile: make report SNAKEMAKE="--profile my_cluster"
 # (its executor plugin must be installed, and the checkout and the environments must be visible from the nodes).
 import json
@@ -19,4 +19,4 @@ for job in jobs:
         output: job["done"]
         threads: job["threads"]
         priority: job["priority"]
-        shell: "{sys.executable:q} -m lib.pipeline run {input[0]:q}"
+        shell: "{sys.executable:q} -m lib.machine.pipeline run {input[0]:q}"

@@ -13,14 +13,25 @@ import sys
 USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
 if sys.version_info < (3, 11):
     sys.exit("error: this Python (%s) is older than 3.11: %s" % (sys.executable, USE))
-from lib import environment
 from lib.errors import UserError, of_a_place
+from lib.machine import environment
 
 if __name__ == "__main__":
     environment.adopt()
 from lib.commands import (
-    benchmark, compare, convert, curves, data, detect, evaluate, exam, handin, slides, train, verify,
-)  # fmt: skip
+    benchmark,
+    compare,
+    convert,
+    curves,
+    data,
+    detect,
+    evaluate,
+    exam,
+    handin,
+    slides,
+    train,
+    verify,
+)
 from lib.commands.arguments import AS_WRITTEN, verb
 
 VERBS = (data, convert, train, evaluate, detect, curves, benchmark, compare, exam, handin, slides, verify)

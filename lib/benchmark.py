@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from lib import backend, environment, losses, models, record
+from lib import backend, losses, models, record
 from lib.errors import UserError
-from lib.schedule import recipe
-from lib.training import Trainer
+from lib.machine import environment
+from lib.training.loop import Trainer
+from lib.training.schedule import recipe
 
 UNIT = 1024  # side of the float32 matrix product that makes times of two machines comparable
 BOXES = 5  # per image of a training step
@@ -76,8 +77,12 @@ def subject(case: Case) -> Subject:
         return Subject(forward, backend.sync, _arrays)
     targets = [_target(draw, case) for _ in range(case.batch)]
     criterion = losses.build(case.model, case.classes)
-    trainer = Trainer(model, criterion, recipe(case.model), STEPS, models.parameter_groups(case.model, model), case.seed)
-    return Subject(lambda: trainer.issue(images, targets), backend.sync, lambda asked: backend.floats(list(asked.values())))
+    trainer = Trainer(
+        model, criterion, recipe(case.model), STEPS, models.parameter_groups(case.model, model), case.seed
+    )
+    return Subject(
+        lambda: trainer.issue(images, targets), backend.sync, lambda asked: backend.floats(list(asked.values()))
+    )
 
 
 def _arrays(outputs: Any) -> list[np.ndarray]:
@@ -129,7 +134,9 @@ def deferred(work: Subject) -> bool:
     return min(left) > whole / 2
 
 
-def clock_fault(operation: str, is_deferred: bool, unsynchronised: float, synchronised: float, read: float) -> str | None:
+def clock_fault(
+    operation: str, is_deferred: bool, unsynchronised: float, synchronised: float, read: float
+) -> str | None:
     """Why these times (seconds) can't be true, or None.
 
     synchronised, unsynchronised: medians; read: the least of a few.
@@ -162,9 +169,12 @@ class Bench:
         matrix = backend.tensor(np.ones((UNIT, UNIT), np.float32))
         work = Subject(lambda: backend.matmul(matrix, matrix), backend.sync, backend.numpy)
         return {
-            "name": backend.NAME, "version": backend.VERSION, "device": backend.device(), "cache": backend.cache_path(),
+            "name": backend.NAME,
+            "version": backend.VERSION,
+            "device": backend.device(),
+            "cache": backend.cache_path(),
             "deferred": deferred(work),
-        }  # fmt: skip
+        }
 
     def prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
         """Build the case; time its first call, which compiles and allocates; warm it by two calls that are read."""
@@ -225,9 +235,14 @@ class Worker:
         self._pending = b""
         try:
             self._process = subprocess.Popen(
-                [str(python), "-m", "lib.benchmark", "worker", str(threads)], cwd=record.ROOT, bufsize=0,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=_variables(side, python, threads),
-            )  # fmt: skip
+                [str(python), "-m", "lib.benchmark", "worker", str(threads)],
+                cwd=record.ROOT,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=_variables(side, python, threads),
+            )
         except OSError as error:
             self._errors.close()
             raise UserError(f"{python}: the {side} worker can't start ({error.strerror}); run `make envs`") from error
@@ -270,7 +285,9 @@ class Worker:
         status = self._process.wait()
         self._errors.seek(0)
         said = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        raise UserError(f"{self.side} worker: ended with status {status} during {self._asked}: {said[-1] if said else 'no message'}")
+        raise UserError(
+            f"{self.side} worker: ended with status {status} during {self._asked}: {said[-1] if said else 'no message'}"
+        )
 
 
 def _variables(side: str, python: str | Path, threads: int) -> dict[str, str]:
@@ -306,7 +323,10 @@ def benchmark(
     plan = [("forward", batch) for batch in batches] + [("train", batch) for batch in train_batches]
     sides = {side: _Side() for side in executables}
     with ExitStack() as stack:
-        records = {side: stack.enter_context(record.measure("speed", model, folder, seed=seed, side=sides[side])) for side in sides}
+        records = {
+            side: stack.enter_context(record.measure("speed", model, folder, seed=seed, side=sides[side]))
+            for side in sides
+        }
         for operation, batch in plan:
             case = Case(model, classes, operation, batch, tuple(sizes[operation]), seed)
             for side, (hello, result) in run(case, executables, rounds, seconds, threads).items():
@@ -337,7 +357,12 @@ class _Side:
 
 
 def run(
-    case: Case, executables: Mapping[str, str | Path], rounds: int, seconds: float, threads: int, patience: float = PATIENCE
+    case: Case,
+    executables: Mapping[str, str | Path],
+    rounds: int,
+    seconds: float,
+    threads: int,
+    patience: float = PATIENCE,
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Measure one case: side -> (what the worker says about itself, plain values for the record).
 
@@ -352,14 +377,21 @@ def run(
             for worker in workers:
                 turns[worker.side].append(worker.ask("sample", seconds=seconds))
         # Memory first: profiling takes some for itself.
-        ends = {worker.side: {"memory": worker.ask("memory"), "slowest_operators": worker.ask("profile")} for worker in workers}
+        ends = {
+            worker.side: {"memory": worker.ask("memory"), "slowest_operators": worker.ask("profile")}
+            for worker in workers
+        }
     return {
-        side: (hello, {
-            **summarise(case, hello, prepared[side], turns[side]), **ends[side],
-            "ratio_to": {other: ratio(turns[side], turns[other]) for other in hellos if other != side},
-        })
+        side: (
+            hello,
+            {
+                **summarise(case, hello, prepared[side], turns[side]),
+                **ends[side],
+                "ratio_to": {other: ratio(turns[side], turns[other]) for other in hellos if other != side},
+            },
+        )
         for side, hello in hellos.items()
-    }  # fmt: skip
+    }
 
 
 def _hello(worker: Worker) -> dict[str, Any]:
@@ -378,14 +410,17 @@ def summarise(case: Case, hello: Mapping, prepared: Mapping, turns: Sequence[Map
     if fault:
         raise UserError(f"benchmark: {hello['name']}, batch {case.batch}: {fault}")
     return {
-        "operation": case.operation, "batch": case.batch, "size": list(case.size), "classes": case.classes,
+        "operation": case.operation,
+        "batch": case.batch,
+        "size": list(case.size),
+        "classes": case.classes,
         "first_call_seconds": prepared["first_seconds"],
         **{f"{clock}_ms": spread([1e3 * value for value in values]) for clock, values in clocks.items()},
         "read_ms": 1e3 * read,
         "images_per_second": case.batch / medians["synchronised"],
         "units": medians["synchronised"] / medians["unit"],
         "turns_ms": [[1e3 * value for value in turn["synchronised"]] for turn in turns],
-    }  # fmt: skip
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -396,7 +431,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def ratio(own: Sequence[Mapping], other: Sequence[Mapping]) -> dict[str, float]:
     """Own synchronised time over the other's, from the medians of the turns that lie side by side."""
-    return spread([statistics.median(a["synchronised"]) / statistics.median(b["synchronised"]) for a, b in zip(own, other, strict=True)])
+    return spread(
+        [
+            statistics.median(a["synchronised"]) / statistics.median(b["synchronised"])
+            for a, b in zip(own, other, strict=True)
+        ]
+    )
 
 
 if __name__ == "__main__":

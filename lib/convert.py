@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib import backend, checkpoints
+from lib import backend
 from lib.backend import nn
 from lib.errors import UserError
+from lib.training import checkpoints
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def load(
         remedy = f" (where whole parts are left out on purpose: --absent {' '.join(left_out)})" if left_out else ""
         if not coverage.loaded:
             remedy = " (no entry fits: they are another model's)"
-        elif len(coverage.misshapen) == len(own) - len(coverage.loaded) - len(coverage.absent) and not coverage.left_over:
+        elif (
+            len(coverage.misshapen) == len(own) - len(coverage.loaded) - len(coverage.absent) and not coverage.left_over
+        ):
             remedy = " (all but shapes fit: they may be of another number of classes)"
         raise UserError(f"{source if given else mapping_or_path}: {'; '.join(faults)}; nothing was loaded{remedy}")
     backend.load_state(model, {name: np.asarray(values[name]).astype(own[name].dtype) for name in coverage.loaded})
@@ -98,5 +101,8 @@ def _faults(coverage: Coverage, own: Mapping[str, np.ndarray], values: Mapping[s
         "of the wrong shape or kind": tuple(described(name) for name in coverage.misshapen),
         "with NaN or infinity": coverage.not_finite,
     }
-    return [f"{len(names)} {kind}: {', '.join([*names[:3], *['…'] * (len(names) > 3)])}"
-            for kind, names in kinds.items() if names]
+    return [
+        f"{len(names)} {kind}: {', '.join([*names[:3], *['…'] * (len(names) > 3)])}"
+        for kind, names in kinds.items()
+        if names
+    ]

@@ -1,4 +1,5 @@
 """What a user can mend, as one line."""
+
 import errno
 from typing import Optional
 

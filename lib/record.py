@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -39,8 +39,20 @@ SCHEMA_VERSION = 1
 # The distributions that shape a number: they decode, resize, score or store.
 VERSIONED = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "safetensors", "scipy")
 # NumPy's types under safetensors' names, in the order in which a file has them, so that each array is aligned.
-TYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
-         "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
+TYPES = {
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "uint32": "U32",
+    "int32": "I32",
+    "float16": "F16",
+    "uint16": "U16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 RESTARTS = "RECORD_RESTARTS"  # variable that tells a stage, as a JSON list, why it was started again
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -130,7 +142,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in FULL or error.filename == str(temporary) and error.errno != errno.ENOENT:
+        if error.errno in FULL or (error.filename == str(temporary) and error.errno != errno.ENOENT):
             raise _refused(path, error) from error
         raise
     finally:
@@ -259,7 +271,7 @@ def measure(
     RECORD_COMMAND in the environment, where set, is the command recorded (a notebook's kernel can't know it), and
     RECORD_RESTARTS the list of `restarts`.
     """
-    started, clock = datetime.now(timezone.utc), time.perf_counter()
+    started, clock = datetime.now(UTC), time.perf_counter()
     measurement = Measurement()
     hashes = {_shown(path): sha256(path) for path in inputs}
     yield measurement
@@ -283,8 +295,13 @@ def measure(
         restarts=json.loads(os.environ.get(RESTARTS) or "[]"),
     )
     record = Record(
-        run_id=f"{model}/{name}/{stage}", stage=stage, model=model, side=name,
-        fields=measurement.fields, arrays={}, provenance=provenance,
+        run_id=f"{model}/{name}/{stage}",
+        stage=stage,
+        model=model,
+        side=name,
+        fields=measurement.fields,
+        arrays={},
+        provenance=provenance,
     )
     measurement.path = write(folder, record, measurement.arrays)
 
@@ -297,7 +314,11 @@ def threads() -> int:
 
 def machine() -> Machine:
     """This machine: processor name, cores, memory, operating system."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return Machine(
         cpu=names[0] if names else platform.processor() or platform.machine(),

@@ -1,4 +1,5 @@
 """Fixtures shared by all tests, and what holds for every run of them."""
+
 import signal
 from pathlib import Path
 

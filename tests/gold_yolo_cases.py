@@ -1,4 +1,5 @@
 """The published Gold-YOLO cases (tests/golden/gold_yolo) as our code runs them; shared by the tests of Gold-YOLO."""
+
 import json
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,19 +13,19 @@ from lib.losses.gold_yolo import Criterion
 from lib.models.gold_yolo import VARIANTS, build_variant
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "gold_yolo"
-FACTOR = 5           # float32: so many times the published code's own float32 error
-SHARP = 1e-9         # float64: relative
+FACTOR = 5  # float32: so many times the published code's own float32 error
+SHARP = 1e-9  # float64: relative
 TYPES = {"f32": np.float32, "f64": np.float64}
 PRECISION = {"f32": "float32", "f64": "float64"}
 
 
 @dataclass(frozen=True)
 class Case:
-    file: str             # of the golden record
-    size: str             # n, s, m, l
-    pixels: int           # of the square input
-    reg_max: int | None   # None: the variant's
-    prior: bool           # the record's tweak "prior": low scores
+    file: str  # of the golden record
+    size: str  # n, s, m, l
+    pixels: int  # of the square input
+    reg_max: int | None  # None: the variant's
+    prior: bool  # the record's tweak "prior": low scores
 
 
 TRAINING = {
@@ -62,8 +63,10 @@ def size_of(array):
 
 
 def entries(model):
-    return [[name, list(value.shape), str(value.dtype)] for name, value in (
-        (name, backend.numpy(tensor)) for name, tensor in backend.named_state(model))]
+    return [
+        [name, list(value.shape), str(value.dtype)]
+        for name, value in ((name, backend.numpy(tensor)) for name, tensor in backend.named_state(model))
+    ]
 
 
 def variant_of(case):

@@ -1,4 +1,5 @@
 """The published RT-DETR cases (tests/golden/rt_detr) as our code runs them; shared by the tests of RT-DETR."""
+
 import json
 import re
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from lib.models.step import Step
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "rt_detr"
 NAME = "rtdetr_r18vd"
-FACTOR = 5           # float32: so many times the published code's own float32 error
-SHARP = 1e-10        # float64: relative
+FACTOR = 5  # float32: so many times the published code's own float32 error
+SHARP = 1e-10  # float64: relative
 TYPES = {"f32": np.float32, "f64": np.float64}
 
 
@@ -39,8 +40,11 @@ def seeded_model(kind="f32", overrides=(), name=NAME):
     model = models.build(name, 80)
     state = seeded_state(shapes(model))
     for pattern, factor, shift in overrides:
-        state |= {entry: np.float32(factor) * value + np.float32(shift) for entry, value in state.items()
-                  if re.search(pattern, entry)}
+        state |= {
+            entry: np.float32(factor) * value + np.float32(shift)
+            for entry, value in state.items()
+            if re.search(pattern, entry)
+        }
     backend.load_state(model, state)
     return backend.float64(model) if kind == "f64" else model
 

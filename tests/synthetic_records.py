@@ -2,6 +2,7 @@
 
 Every side computes the same numbers in float64; float32 arrays carry noise of their own side, of relative size NOISE.
 """
+
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +17,28 @@ from lib.evaluation import NUMBERS
 MODEL = "synthetic"
 NOISE = 1e-6
 IMAGES = 20  # evaluated; fewer can't show that two detectors are equivalent
-PARAMETERS = {"body.0.weight": (8, 3, 3, 3), "body.1.weight": (8,), "body.1.bias": (24,), "head.weight": (10, 8), "head.scale": ()}
+PARAMETERS = {
+    "body.0.weight": (8, 3, 3, 3),
+    "body.1.weight": (8,),
+    "body.1.bias": (24,),
+    "head.weight": (10, 8),
+    "head.scale": (),
+}
 BUFFERS = {"body.1.running_mean": (8,), "body.1.running_var": (8,), "body.1.num_batches_tracked": ()}
 PHASES = ("joint_epoch0", "detached_epoch10")
 CHOICES = f"{PHASES[0]}/gt_inds", f"{PHASES[0]}/matched"  # the second is chosen from what the first chose
 NEAR = (1, 7)  # the one place whose choice is a toss-up
 TRUE_ZERO = "body.1.bias"
 DEPTH = ("body.0", "body.1", "head")
-STEP = {"rule": "AdamW", "phase": PHASES[0], "lr": 1e-3, "options": {"betas": [0.9, 0.999], "eps": 1e-8}, "weight_decay": 0.05,
-        "groups": [], "clip": 35.0}  # fmt: skip
+STEP = {
+    "rule": "AdamW",
+    "phase": PHASES[0],
+    "lr": 1e-3,
+    "options": {"betas": [0.9, 0.999], "eps": 1e-8},
+    "weight_decay": 0.05,
+    "groups": [],
+    "clip": 35.0,
+}
 
 
 def write_all(folder: Path) -> Path:
@@ -67,13 +81,23 @@ def _convert(side: str) -> tuple[dict, dict]:
     rows = []
     for name, shape in {**PARAMETERS, **BUFFERS}.items():
         array = seeded_array(name, shape)
-        digest = None if array is None and side == "published" else hashlib.sha256(b"" if array is None else array.tobytes()).hexdigest()
+        digest = (
+            None
+            if array is None and side == "published"
+            else hashlib.sha256(b"" if array is None else array.tobytes()).hexdigest()
+        )
         kind = "param" if name in PARAMETERS else "buffer"
         rows.append([name, list(shape), "float32" if array is not None else "int64", kind, digest])
     fields = {"case": "c", "state": rows, "parameters": 338, "norm_layers": {"BatchNorm2d": 1}}
     if side != "published":
-        fields |= {"coverage": {"loaded": len(rows), "total": len(rows)}, "missing": [], "left_over": [], "misshapen": [],
-                   "not_finite": [], "round_trip": {"safetensors": True, "npz": True}}  # fmt: skip
+        fields |= {
+            "coverage": {"loaded": len(rows), "total": len(rows)},
+            "missing": [],
+            "left_over": [],
+            "misshapen": [],
+            "not_finite": [],
+            "round_trip": {"safetensors": True, "npz": True},
+        }
     return fields, {}
 
 
@@ -82,7 +106,11 @@ def _forward(side: str) -> tuple[dict, dict]:
     arrays, fields = both("preds", (1, 50, 12), side), {"case": "c", "float64": "full", "depth": list(DEPTH)}
     fields |= {"score_threshold": 0.05, "max_detections": 100, "live": None}
     if side == "torch":
-        fields["live"] = {"name": "others", "version": "1", "outputs": {"preds": {"error": 4e-7, "floor": 1e-7, "scale": 1.0}}}
+        fields["live"] = {
+            "name": "others",
+            "version": "1",
+            "outputs": {"preds": {"error": 4e-7, "floor": 1e-7, "scale": 1.0}},
+        }
     for run in ("float32", "float64"):
         arrays[f"{run}/detections"] = _detections(side, run)[:, 1:]
     if side != "published":
@@ -93,16 +121,22 @@ def _forward(side: str) -> tuple[dict, dict]:
     for name, shape in shapes.items():
         true, own = exact(name, shape), rounded(name, shape, side)
         fields["statistics"][name] = {
-            "shape": list(shape), "l2": float(np.linalg.norm(true)), "max": float(np.abs(own).max()),
-            "first": own.ravel()[:16].tolist(), "floor_max": float(np.abs(own - true).max()),
-        }  # fmt: skip
+            "shape": list(shape),
+            "l2": float(np.linalg.norm(true)),
+            "max": float(np.abs(own).max()),
+            "first": own.ravel()[:16].tolist(),
+            "floor_max": float(np.abs(own - true).max()),
+        }
     return fields, arrays
 
 
 def _decisions() -> dict[str, np.ndarray]:
     """Of two images with 50 places each which are chosen, and for two boxes which place each is given."""
     chosen = (exact("gt", (2, 50)) > 1).astype(np.int64)
-    return {f"assignment/{CHOICES[0]}": chosen, f"assignment/{CHOICES[1]}": np.argsort(-chosen, 1, kind="stable")[:, :2]}
+    return {
+        f"assignment/{CHOICES[0]}": chosen,
+        f"assignment/{CHOICES[1]}": np.argsort(-chosen, 1, kind="stable")[:, :2],
+    }
 
 
 def _margins() -> dict[str, np.ndarray]:
@@ -139,45 +173,82 @@ def _loss(side: str) -> tuple[dict, dict]:
             g = gradient * min(1.0, STEP["clip"] / norms[run])
             change = -STEP["lr"] * (STEP["weight_decay"] * weight + g / (np.abs(g) + STEP["options"]["eps"]))
             size = ROUNDING * np.abs(weight) if run == "float32" else 0.0
-            arrays[f"{run}/step/clip35_lr1e-3/{name}"] = np.asarray(change + size * exact(f"{side}:step:{name}", weight.shape), kind)
+            arrays[f"{run}/step/clip35_lr1e-3/{name}"] = np.asarray(
+                change + size * exact(f"{side}:step:{name}", weight.shape), kind
+            )
         for name in ("running_mean", "running_var"):
             arrays |= both(f"bn/body.1.{name}", (8,), side)
     arrays["float32/output/head_out"] = rounded("output/head_out", (2, 50, 12), side)
     if side != "published":
         arrays["float64/output/head_out"] = exact("output/head_out", (2, 50, 12))
     arrays["bn/body.1.num_batches_tracked"] = np.array(1, np.int64)
-    fields = {"case": "c", "float64": "full", "losses": {phase: runs for phase in PHASES},
-              "optimiser": {"clip35_lr1e-3": {**STEP, "grad_norm": norms}}}  # fmt: skip
+    fields = {
+        "case": "c",
+        "float64": "full",
+        "losses": dict.fromkeys(PHASES, runs),
+        "optimiser": {"clip35_lr1e-3": {**STEP, "grad_norm": norms}},
+    }
     if side != "published":
-        fields |= {"noise": {name: {"score": 2e-6} for name in CHOICES}, "follows": {CHOICES[0]: "", CHOICES[1]: CHOICES[0]}}
+        fields |= {
+            "noise": {name: {"score": 2e-6} for name in CHOICES},
+            "follows": {CHOICES[0]: "", CHOICES[1]: CHOICES[0]},
+        }
         arrays |= _margins()
     if side == "published":
         deviation = np.abs(arrays["float32/output/head_out"] - exact("output/head_out", (2, 50, 12))).max()
         fields["statistics"] = {"output/head_out": {"floor_max": float(deviation)}}
-        fields["step_norms"] = {"clip35_lr1e-3": {
-            name: {run: float(np.linalg.norm(arrays[f"{run}/step/clip35_lr1e-3/{name}"])) for run in ("float32", "float64")}
-            for name in PARAMETERS
-        }}  # fmt: skip
+        fields["step_norms"] = {
+            "clip35_lr1e-3": {
+                name: {
+                    run: float(np.linalg.norm(arrays[f"{run}/step/clip35_lr1e-3/{name}"]))
+                    for run in ("float32", "float64")
+                }
+                for name in PARAMETERS
+            }
+        }
     return fields, arrays
 
 
 def _train(side: str) -> tuple[dict, dict]:
     steps = np.arange(40)
-    base = {"loss_qfl": 3 * np.exp(-steps / 20) + 0.4, "loss_bbox": np.exp(-steps / 30) + 0.6, "loss_dfl": 0.2 * np.exp(-steps / 25) + 0.2}
+    base = {
+        "loss_qfl": 3 * np.exp(-steps / 20) + 0.4,
+        "loss_bbox": np.exp(-steps / 30) + 0.6,
+        "loss_dfl": 0.2 * np.exp(-steps / 25) + 0.2,
+    }
     wobble = np.cumsum(exact(f"{side}:curve", (40,))) * 2e-3
     columns = {name: (values + wobble * (steps > 3)).tolist() for name, values in base.items()}
     first = {name: float(values[0]) for name, values in base.items()}
-    curves = {"step": steps.tolist(), "epoch": (steps // 10).tolist(), "learning_rate": (1e-3 * (1 - steps / 45)).tolist(),
-              "loss": np.sum(list(columns.values()), axis=0).tolist(), **columns}  # fmt: skip
-    epochs = [{"epoch": e, "step": 10 * e + 9, "AP": 0.06 * (e + 1) + 0.003 * len(side), "AP50": 0.1 * (e + 1)} for e in range(4)]
+    curves = {
+        "step": steps.tolist(),
+        "epoch": (steps // 10).tolist(),
+        "learning_rate": (1e-3 * (1 - steps / 45)).tolist(),
+        "loss": np.sum(list(columns.values()), axis=0).tolist(),
+        **columns,
+    }
+    epochs = [
+        {"epoch": e, "step": 10 * e + 9, "AP": 0.06 * (e + 1) + 0.003 * len(side), "AP50": 0.1 * (e + 1)}
+        for e in range(4)
+    ]
     single = {name: value * (1 + 1e-7 * float(exact(f"{side}:{name}", ()))) for name, value in first.items()}
     return {
-        "overfit": {"reached": True, "AP50": 0.95, "steps": 120}, "initial_sha256": "a" * 64, "batches_sha256": "b" * 64, "curves": curves, "epochs": epochs,
-        "final": {name: 0.24 + 0.003 * len(side) for name in NUMBERS}, "seconds": 61.5 + len(side), "steps": 40,
-        "waiting_seconds": 0.5, "waiting_share": 0.5 / (61.5 + len(side)), "images_per_second": 5.1,
-        "starts": {"fresh weights": {"before": None, "after": {"AP": 0.24, "AP50": 0.4, "epoch": 3}, "evaluations": epochs}},
-        "first_step": {"float32": single, "float64": first}, "checkpoint": {"path": "x.safetensors", "sha256": "c" * 64},
-    }, {}  # fmt: skip
+        "overfit": {"reached": True, "AP50": 0.95, "steps": 120},
+        "initial_sha256": "a" * 64,
+        "batches_sha256": "b" * 64,
+        "curves": curves,
+        "epochs": epochs,
+        "final": {name: 0.24 + 0.003 * len(side) for name in NUMBERS},
+        "seconds": 61.5 + len(side),
+        "steps": 40,
+        "waiting_seconds": 0.5,
+        "waiting_share": 0.5 / (61.5 + len(side)),
+        "images_per_second": 5.1,
+        "starts": {
+            "fresh weights": {"before": None, "after": {"AP": 0.24, "AP50": 0.4, "epoch": 3}, "evaluations": epochs}
+        },
+        "first_step": {"float32": single, "float64": first},
+        "checkpoint": {"path": "x.safetensors", "sha256": "c" * 64},
+    }, {}
 
 
 def _evaluate(side: str) -> tuple[dict, dict]:
@@ -187,36 +258,66 @@ def _evaluate(side: str) -> tuple[dict, dict]:
         pixels = (120 + 30 * seeded_input(f"image{image}", (64, 64, 3))).clip(0, 255).astype(np.uint8)
         found = _detections("published", "float64")
         mine = found[found[:, 0] == image]
-        arrays |= {f"sample/{image}/image": pixels, f"sample/{image}/boxes": mine[:, 1:5].astype(np.float32),
-                   f"sample/{image}/labels": mine[:, 6].astype(np.int64)}  # fmt: skip
+        arrays |= {
+            f"sample/{image}/image": pixels,
+            f"sample/{image}/boxes": mine[:, 1:5].astype(np.float32),
+            f"sample/{image}/labels": mine[:, 6].astype(np.int64),
+        }
     for weights in ("own", "common"):
         for label in (0, 1):  # every box is found on both sides
-            arrays |= {f"matches/{weights}/{label}/image": np.arange(IMAGES), f"matches/{weights}/{label}/hit": np.ones((10, IMAGES), bool),
-                       f"matches/{weights}/{label}/counts": np.ones((10, IMAGES), bool),
-                       f"matches/{weights}/{label}/boxes": np.ones(IMAGES, np.int64)}  # fmt: skip
-    numbers = {name: 0.25 for name in NUMBERS}
-    return {"own": numbers, "common": numbers, "common_weights_sha256": "d" * 64, "images": IMAGES, "score_threshold": 0.05,
-            "max_detections": 100, "classes": ["disc", "star"], "samples": [0, 1]}, arrays  # fmt: skip
+            arrays |= {
+                f"matches/{weights}/{label}/image": np.arange(IMAGES),
+                f"matches/{weights}/{label}/hit": np.ones((10, IMAGES), bool),
+                f"matches/{weights}/{label}/counts": np.ones((10, IMAGES), bool),
+                f"matches/{weights}/{label}/boxes": np.ones(IMAGES, np.int64),
+            }
+    numbers = dict.fromkeys(NUMBERS, 0.25)
+    return {
+        "own": numbers,
+        "common": numbers,
+        "common_weights_sha256": "d" * 64,
+        "images": IMAGES,
+        "score_threshold": 0.05,
+        "max_detections": 100,
+        "classes": ["disc", "star"],
+        "samples": [0, 1],
+    }, arrays
 
 
 def _speed(side: str) -> tuple[dict, dict]:
     cases = []
     for work, batch, seconds in (("forward", 1, 0.03), ("forward", 8, 0.2), ("train", 8, 1.8)):
         median = 1e3 * seconds * (1 + 0.05 * len(side))
-        cases.append({
-            "operation": work, "batch": batch, "size": [64, 64], "synchronised_ms": {"median": median, "q1": 0.95 * median, "q3": 1.1 * median},
-            "unsynchronised_ms": {"median": median if side == "torch" else 0.1 * median}, "images_per_second": 1e3 * batch / median,
-            "memory": {"peak_mib": 300.0 + 20 * batch}, "first_call_seconds": 3.0, "units": 0.15 * median,
-            "ratio_to": {other: {"median": 1.04} for other in ("torch", "jittor") if other != side},
-        })  # fmt: skip
+        cases.append(
+            {
+                "operation": work,
+                "batch": batch,
+                "size": [64, 64],
+                "synchronised_ms": {"median": median, "q1": 0.95 * median, "q3": 1.1 * median},
+                "unsynchronised_ms": {"median": median if side == "torch" else 0.1 * median},
+                "images_per_second": 1e3 * batch / median,
+                "memory": {"peak_mib": 300.0 + 20 * batch},
+                "first_call_seconds": 3.0,
+                "units": 0.15 * median,
+                "ratio_to": {other: {"median": 1.04} for other in ("torch", "jittor") if other != side},
+            }
+        )
     return {"cases": cases, "deferred": side == "jittor"}, {}
 
 
 def _detections(side: str, run: str) -> np.ndarray:
     """(6, 7) image, x1, y1, x2, y2, score, label."""
     corner, size = 4 + 20 * np.abs(exact("corner", (6, 2))).clip(0, 1), 10 + 8 * np.abs(exact("size", (6, 2)))
-    rows = np.concatenate([np.repeat([0, 1], 3)[:, None], corner, corner + size,
-                           np.linspace(0.9, 0.4, 6)[:, None], np.tile([0, 1], 3)[:, None]], axis=1)  # fmt: skip
+    rows = np.concatenate(
+        [
+            np.repeat([0, 1], 3)[:, None],
+            corner,
+            corner + size,
+            np.linspace(0.9, 0.4, 6)[:, None],
+            np.tile([0, 1], 3)[:, None],
+        ],
+        axis=1,
+    )
     if run == "float64":
         return rows
     rows[:, 1:6] += 1e-5 * exact(f"{side}:boxes", (6, 5))
@@ -230,37 +331,102 @@ def _divergence(side: str) -> tuple[dict, dict]:
         return fields | {"calls": len(DEPTH), "bytes": 10**6}, {}
     layers = []
     for index, path in enumerate(DEPTH):
-        held = {"tensor": "output", "fault": None, "size": 64, "scale_max": 3.0, "scale_l2": 9.0, "worst": [0, 1], "discrete": False,
-                "floor_max": 3e-7, "floor_l2": 9e-7}  # fmt: skip
-        errors = {"float32": {way: {**held, "max_abs": 2e-7, "l2": 6e-7} for way in ("forward", "backward")},
-                  "float64": {way: {**held, "max_abs": 2e-16, "l2": 6e-16} for way in ("forward", "backward")}}
+        held = {
+            "tensor": "output",
+            "fault": None,
+            "size": 64,
+            "scale_max": 3.0,
+            "scale_l2": 9.0,
+            "worst": [0, 1],
+            "discrete": False,
+            "floor_max": 3e-7,
+            "floor_l2": 9e-7,
+        }
+        errors = {
+            "float32": {way: {**held, "max_abs": 2e-7, "l2": 6e-7} for way in ("forward", "backward")},
+            "float64": {way: {**held, "max_abs": 2e-16, "l2": 6e-16} for way in ("forward", "backward")},
+        }
         inherited = dict(zip(("input", "output", "input_gradient", "output_gradient"), (1e-7 * (index + 1),) * 4))
-        layers.append({"path": path, "call": 0, "kind": "Conv2d", "leaf": True, "repeat": 0.0, "replay": 0.0, "unable": None, "as": path,
-                       "noise": inherited, "inherited": inherited, "errors": errors, "fault": None})  # fmt: skip
-    return fields | {"layers": layers, "apart": {"reference": [], "candidate": []}, "mapped": False, "float64": "full",
-                     "precisions": ["float32", "float64"], "reproduction": None}, {}  # fmt: skip
+        layers.append(
+            {
+                "path": path,
+                "call": 0,
+                "kind": "Conv2d",
+                "leaf": True,
+                "repeat": 0.0,
+                "replay": 0.0,
+                "unable": None,
+                "as": path,
+                "noise": inherited,
+                "inherited": inherited,
+                "errors": errors,
+                "fault": None,
+            }
+        )
+    return fields | {
+        "layers": layers,
+        "apart": {"reference": [], "candidate": []},
+        "mapped": False,
+        "float64": "full",
+        "precisions": ["float32", "float64"],
+        "reproduction": None,
+    }, {}
 
 
 def _lockstep(side: str) -> tuple[dict, dict]:
     kinds = ("gradient", "clipped", "parameter", "average")
     size = {name: int(np.prod(shape)) for name, shape in PARAMETERS.items()}
-    true = {kind: {name: float(np.linalg.norm(exact(f"{kind}:{name}", shape))) for name, shape in PARAMETERS.items()} for kind in kinds}
-    noisy = {kind: {n: v * (1 + 1e-7 * float(exact(f"{side}:{kind}:{n}", ()))) for n, v in held.items()} for kind, held in true.items()}
-    line = {"norms": {"float32": noisy, "float64": true}, "noise": {kind: {n: 3e-7 * v for n, v in held.items()} for kind, held in true.items()}}
-    mode = {"groups": {name: [1.0, True, 0.0] for name in PARAMETERS}, "sizes": {kind: size for kind in kinds}, "steps": [line, line],
-            "precisions": ["float32", "float64"]}  # fmt: skip
+    true = {
+        kind: {name: float(np.linalg.norm(exact(f"{kind}:{name}", shape))) for name, shape in PARAMETERS.items()}
+        for kind in kinds
+    }
+    noisy = {
+        kind: {n: v * (1 + 1e-7 * float(exact(f"{side}:{kind}:{n}", ()))) for n, v in held.items()}
+        for kind, held in true.items()
+    }
+    line = {
+        "norms": {"float32": noisy, "float64": true},
+        "noise": {kind: {n: 3e-7 * v for n, v in held.items()} for kind, held in true.items()},
+    }
+    mode = {
+        "groups": {name: [1.0, True, 0.0] for name in PARAMETERS},
+        "sizes": dict.fromkeys(kinds, size),
+        "steps": [line, line],
+        "precisions": ["float32", "float64"],
+    }
     steps = np.arange(6)
 
     def curve(name: str, off: float = 0.0) -> dict[str, list[float]]:
-        return {key: (3 * np.exp(-steps / 9) * (1 + 1e-6 * exact(f"{name}:{key}", (6,))) + off * steps).tolist() for key in ("loss", "loss_qfl")}
+        return {
+            key: (3 * np.exp(-steps / 9) * (1 + 1e-6 * exact(f"{name}:{key}", (6,))) + off * steps).tolist()
+            for key in ("loss", "loss_qfl")
+        }
 
     curves = {"batches": ["b" * 64], "rate": 1e-3, "seeded": True, "own": curve(f"{side}:own")}
     if side == "torch":
         curves |= {"controls": [curve(f"control:{seed}") for seed in range(5)], "off": curve("off", 1e-3)}
-    data = [["image 0, decoded", {"image": "1" * 64}], ["image 0, 1: colours", {"result": "2" * 64}], ["targets", {"boxes 0": "3" * 64}]]
-    return {"data": data, "batches": ["b" * 64], "initial": {name: "a" * 64 for name in PARAMETERS}, "fed": mode, "native": mode,
-            "curves": curves}, {}  # fmt: skip
+    data = [
+        ["image 0, decoded", {"image": "1" * 64}],
+        ["image 0, 1: colours", {"result": "2" * 64}],
+        ["targets", {"boxes 0": "3" * 64}],
+    ]
+    return {
+        "data": data,
+        "batches": ["b" * 64],
+        "initial": dict.fromkeys(PARAMETERS, "a" * 64),
+        "fed": mode,
+        "native": mode,
+        "curves": curves,
+    }, {}
 
 
-STAGES = {"convert": _convert, "forward": _forward, "divergence": _divergence, "loss": _loss, "lockstep": _lockstep, "train": _train,
-          "evaluate": _evaluate, "speed": _speed}
+STAGES = {
+    "convert": _convert,
+    "forward": _forward,
+    "divergence": _divergence,
+    "loss": _loss,
+    "lockstep": _lockstep,
+    "train": _train,
+    "evaluate": _evaluate,
+    "speed": _speed,
+}

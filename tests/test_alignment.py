@@ -1,13 +1,14 @@
 """The comparison can't be fooled: each way of being wrong is planted and must be seen."""
+
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic_records as synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import synthetic_records as synthetic
 from lib import record
 from lib.alignment import questions, references, verdict
 from lib.alignment.compare import compare, compare_sets, match_detections
@@ -19,21 +20,25 @@ REFERENCE = np.arange(1.0, 25.0, dtype=np.float32).reshape(4, 6)
 
 # ---------------------------------------------------------------------------------------------------------- tensors
 
+
 def spoiled(array, value, where=(2, 3)):
     array = array.copy()
     array[where] = value
     return array
 
 
-@pytest.mark.parametrize("candidate, said", [
-    (spoiled(REFERENCE, np.nan), "nan at (2, 3)"),
-    (spoiled(REFERENCE, np.inf), "inf at (2, 3)"),
-    (REFERENCE[:1], "shape (1, 6)"),  # would broadcast
-    (REFERENCE.T, "shape (6, 4)"),
-    (REFERENCE.ravel(), "shape (24,)"),
-    (REFERENCE.astype(np.float64), "type float64"),
-    (np.zeros_like(REFERENCE), "all zero"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "candidate, said",
+    [
+        (spoiled(REFERENCE, np.nan), "nan at (2, 3)"),
+        (spoiled(REFERENCE, np.inf), "inf at (2, 3)"),
+        (REFERENCE[:1], "shape (1, 6)"),  # would broadcast
+        (REFERENCE.T, "shape (6, 4)"),
+        (REFERENCE.ravel(), "shape (24,)"),
+        (REFERENCE.astype(np.float64), "type float64"),
+        (np.zeros_like(REFERENCE), "all zero"),
+    ],
+)
 def test_a_fault_is_named_whatever_the_gate(candidate, said):
     assert said in compare("x", REFERENCE, candidate).fault
 
@@ -52,10 +57,16 @@ def test_missing_and_left_over_entries_are_faults():
     assert found["a"] is None and found["b"] == "missing" and "left over" in found["c"]
 
 
-@pytest.mark.parametrize("candidate", [
-    REFERENCE[::-1].copy(), REFERENCE[:, ::-1].copy(), np.roll(REFERENCE, 1, axis=1),
-    np.random.default_rng(0).permutation(REFERENCE.ravel()).reshape(4, 6), np.full_like(REFERENCE, REFERENCE.mean()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        REFERENCE[::-1].copy(),
+        REFERENCE[:, ::-1].copy(),
+        np.roll(REFERENCE, 1, axis=1),
+        np.random.default_rng(0).permutation(REFERENCE.ravel()).reshape(4, 6),
+        np.full_like(REFERENCE, REFERENCE.mean()),
+    ],
+)
 def test_the_same_values_in_another_order_do_not_pass(candidate):
     """Means, sums and norms of these are equal or close: only elementwise metrics see them."""
     floors = {"x": Noise(1e-4, 1e-3)}
@@ -77,6 +88,7 @@ def test_integers_beyond_float64_are_told_apart():
 
 # ------------------------------------------------------------------------------------------------------------ gates
 
+
 @given(st.floats(1e-9, 1e3), st.floats(0.0, 2 * K))
 @settings(max_examples=50)
 def test_the_gate_is_k_floors(floor, factor):
@@ -91,7 +103,9 @@ def test_nan_never_passes_a_gate():
 
 def test_a_floor_is_measured_and_never_below_one_rounding():
     exact = {"big": np.linspace(1.0, 2.0, 100), "equal": np.ones(100)}
-    floors = verdict.noise_floors(exact, {"big": (exact["big"] + 1e-3).astype(np.float32), "equal": np.ones(100, np.float32)})
+    floors = verdict.noise_floors(
+        exact, {"big": (exact["big"] + 1e-3).astype(np.float32), "equal": np.ones(100, np.float32)}
+    )
     assert floors["big"].max_abs == pytest.approx(1e-3, rel=1e-3)
     assert floors["equal"].max_abs == ROUNDING
 
@@ -122,6 +136,7 @@ def test_no_rows_are_a_fail_and_rows_without_a_gate_are_only_shown():
 
 # ------------------------------------------------------------------------------------------------------- detections
 
+
 def test_detections_are_paired_one_to_one():
     a = np.array([[0, 10, 10, 20, 20, 0.9, 1], [0, 10, 10, 20, 20, 0.8, 1], [0, 50, 50, 60, 60, 0.7, 2]])
     assert match_detections(a, a[::-1]).pairs == ((0, 2), (1, 1), (2, 0))
@@ -133,6 +148,7 @@ def test_detections_are_paired_one_to_one():
 
 
 # ---------------------------------------------------------------------------------------------- records to verdicts
+
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
@@ -163,6 +179,7 @@ def perturb(name, factor=1 + 1e-3):
     def change(fields, arrays):
         arrays[name] = arrays[name].copy()
         arrays[name].flat[5] *= factor
+
     return change
 
 
@@ -170,6 +187,7 @@ def poison(name):
     def change(fields, arrays):
         arrays[name] = arrays[name].copy()
         arrays[name].flat[0] = np.nan
+
     return change
 
 
@@ -182,6 +200,7 @@ def assign(*path, value):
         for key in path[:-1]:
             fields = fields[key]
         fields[path[-1]] = value
+
     return change
 
 
@@ -189,6 +208,7 @@ def flip(name):
     def change(fields, arrays):
         arrays[name] = arrays[name].copy()
         arrays[name].flat[3] += 1
+
     return change
 
 
@@ -200,22 +220,49 @@ FAULTS = {
     "one gradient element": ("loss", perturb(f"float32/{GRADIENT}", 1.01), "gradients"),
     "a fault below float32's noise": ("loss", perturb(f"float64/{GRADIENT}", 1 + 1e-8), "gradients"),
     "a missing gradient": ("loss", drop(f"float32/{GRADIENT}"), "gradients"),
-    "a gradient of zeros": ("loss", lambda f, a: a.update({f"float32/{GRADIENT}": 0 * a[f"float32/{GRADIENT}"]}), "gradients"),
+    "a gradient of zeros": (
+        "loss",
+        lambda f, a: a.update({f"float32/{GRADIENT}": 0 * a[f"float32/{GRADIENT}"]}),
+        "gradients",
+    ),
     "noise where the true gradient is zero, a thousandfold": (
-        "loss", perturb(f"float32/gradient/joint_epoch0/{synthetic.TRUE_ZERO}", 1e3), "gradients"),
+        "loss",
+        perturb(f"float32/gradient/joint_epoch0/{synthetic.TRUE_ZERO}", 1e3),
+        "gradients",
+    ),
     "NaN in the outputs": ("forward", poison("float32/preds"), "forward"),
     "outputs in another order": ("forward", reverse("float32/preds"), "forward"),
     "one feature missing": ("forward", drop("float32/features/body.1"), "forward"),
     "one detection moved": ("forward", flip("float32/detections"), "forward"),
-    "a loss 1e-5 off": ("loss", assign("losses", "joint_epoch0", "float32", "loss_bbox", value=1.4007684 * (1 + 1e-5)), "losses"),
-    "a loss that is NaN": ("loss", assign("losses", "joint_epoch0", "float32", "loss_bbox", value=float("nan")), "losses"),
+    "a loss 1e-5 off": (
+        "loss",
+        assign("losses", "joint_epoch0", "float32", "loss_bbox", value=1.4007684 * (1 + 1e-5)),
+        "losses",
+    ),
+    "a loss that is NaN": (
+        "loss",
+        assign("losses", "joint_epoch0", "float32", "loss_bbox", value=float("nan")),
+        "losses",
+    ),
     "one prior assigned otherwise": ("loss", flip("assignment/joint_epoch0/gt_inds"), "assignment"),
-    "a learning rate 0.1 % off in the step": ("loss", lambda f, a: a.update(
-        {n: (v * 1.001).astype(v.dtype) for n, v in a.items() if n.startswith("float32/step/")}), "step"),
+    "a learning rate 0.1 % off in the step": (
+        "loss",
+        lambda f, a: a.update({n: (v * 1.001).astype(v.dtype) for n, v in a.items() if n.startswith("float32/step/")}),
+        "step",
+    ),
     "a change that is missing": ("loss", drop("float32/step/clip35_lr1e-3/head.weight"), "step"),
-    "biased running variance": ("loss", lambda f, a: a.update(
-        {"float32/bn/body.1.running_var": (a["float32/bn/body.1.running_var"] * 0.99).astype(np.float32)}), "batch_norm"),
-    "a counter not counted": ("loss", lambda f, a: a.update({"bn/body.1.num_batches_tracked": np.array(0)}), "batch_norm"),
+    "biased running variance": (
+        "loss",
+        lambda f, a: a.update(
+            {"float32/bn/body.1.running_var": (a["float32/bn/body.1.running_var"] * 0.99).astype(np.float32)}
+        ),
+        "batch_norm",
+    ),
+    "a counter not counted": (
+        "loss",
+        lambda f, a: a.update({"bn/body.1.num_batches_tracked": np.array(0)}),
+        "batch_norm",
+    ),
     "an entry missing from the state": ("convert", lambda f, a: f["state"].pop(2), "structure"),
     "an entry of another shape": ("convert", assign("state", 0, 1, value=[8, 3, 9]), "structure"),
     "entries in another order": ("convert", lambda f, a: f["state"].reverse(), "structure"),
@@ -223,7 +270,7 @@ FAULTS = {
     "a round trip that loses bits": ("convert", assign("round_trip", "npz", value=False), "conversion"),
     "a key reported missing": ("convert", assign("missing", value=["head.bias"]), "conversion"),
     "another case measured": ("loss", assign("case", value="other"), "losses"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -245,13 +292,20 @@ def test_a_live_reference_that_differs_fails_the_forward_question(records):
     assert answer.verdict is Verdict.FAIL and answer.values["name"] == "others 1, preds"
 
 
-@pytest.mark.parametrize("stage, change, question", [
-    ("train", assign("first_step", "float32", "loss_bbox", value=1.61), "training"),
-    ("train", assign("initial_sha256", value="0" * 64), "training"),
-    ("evaluate", perturb("float32/common/detections", 3.0), "evaluation"),
-    ("evaluate", assign("common_weights_sha256", value="0" * 64), "evaluation"),
-    ("speed", lambda fields, arrays: fields["cases"][1].update(unsynchronised_ms=fields["cases"][1]["synchronised_ms"]), "speed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, change, question",
+    [
+        ("train", assign("first_step", "float32", "loss_bbox", value=1.61), "training"),
+        ("train", assign("initial_sha256", value="0" * 64), "training"),
+        ("evaluate", perturb("float32/common/detections", 3.0), "evaluation"),
+        ("evaluate", assign("common_weights_sha256", value="0" * 64), "evaluation"),
+        (
+            "speed",
+            lambda fields, arrays: fields["cases"][1].update(unsynchronised_ms=fields["cases"][1]["synchronised_ms"]),
+            "speed",
+        ),
+    ],
+)
 def test_a_fault_between_the_frameworks(records, stage, change, question):
     synthetic.edit(records, "jittor", stage, change)
     assert verdicts(records)[question, "torch-jittor"].verdict is Verdict.FAIL
@@ -285,7 +339,9 @@ def test_a_jump_is_a_fault_unless_float64_agrees_and_the_set_knows_such_jumps(re
         arrays[name] = (arrays[name] * (1 + 20 * synthetic.NOISE)).astype(np.float32)
 
     synthetic.edit(records, "jittor", "loss", jump)
-    assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.FAIL, "no gradient of PyTorch's jumps like this"
+    assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.FAIL, (
+        "no gradient of PyTorch's jumps like this"
+    )
     for side in ("published", "torch"):
         synthetic.edit(records, side, "loss", coarse)
     found = verdicts(records)["gradients", "torch-jittor"]
@@ -297,8 +353,14 @@ def test_a_jump_is_a_fault_unless_float64_agrees_and_the_set_knows_such_jumps(re
 def test_a_jump_that_pytorch_itself_makes_in_another_order_raises_the_floor(records):
     synthetic.edit(records, "jittor", "loss", jump)
     synthetic.edit(records, "jittor", "loss", drop(f"float64/{JUMP}"))
-    synthetic.edit(records, "torch", "loss", lambda f, a: a.update(
-        {f"repeat/0/{JUMP}": (a[f"float32/{JUMP}"] * (1 + 25 * synthetic.NOISE)).astype(np.float32)}))  # fmt: skip
+    synthetic.edit(
+        records,
+        "torch",
+        "loss",
+        lambda f, a: a.update(
+            {f"repeat/0/{JUMP}": (a[f"float32/{JUMP}"] * (1 + 25 * synthetic.NOISE)).astype(np.float32)}
+        ),
+    )
     assert verdicts(records)["gradients", "torch-jittor"].verdict is Verdict.PASS
 
 
@@ -321,14 +383,19 @@ def test_losses_are_held_to_the_noise_of_several_runs(records):
     def off(run, by):
         def change(fields, arrays):
             fields["losses"]["joint_epoch0"][run]["loss_bbox"] *= 1 + by
+
         return change
 
     def repeated(fields, arrays):
         phases = fields["losses"].items()
-        fields["repeats"] = {phase: [{name: value * (1 + 5e-6) for name, value in runs["float64"].items()}] for phase, runs in phases}
+        fields["repeats"] = {
+            phase: [{name: value * (1 + 5e-6) for name, value in runs["float64"].items()}] for phase, runs in phases
+        }
 
     synthetic.edit(records, "jittor", "loss", off("float32", 1e-5))
-    assert verdicts(records)["losses", "torch-jittor"].verdict is Verdict.FAIL, "one run of the reference lies nearer than that"
+    assert verdicts(records)["losses", "torch-jittor"].verdict is Verdict.FAIL, (
+        "one run of the reference lies nearer than that"
+    )
     synthetic.edit(records, "torch", "loss", repeated)
     assert verdicts(records)["losses", "torch-jittor"].verdict is Verdict.PASS
     synthetic.edit(records, "jittor", "loss", off("float64", 1e-9))
@@ -342,12 +409,16 @@ def test_a_change_may_be_as_much_larger_as_its_gradient_jumps(records):
         arrays[f"float32/{name}"] = arrays[f"float32/{name}"] * np.float32(1 + 1e-3)
 
     def rows(answer):
-        return [row for row in answer.rows if row.name == name.removeprefix("step/") and row.what == "L2 norm of the change"]
+        return [
+            row for row in answer.rows if row.name == name.removeprefix("step/") and row.what == "L2 norm of the change"
+        ]
 
     synthetic.edit(records, "jittor", "loss", longer)
-    before, = rows(verdicts(records)["step", "torch-jittor"])
-    synthetic.edit(records, "torch", "loss", lambda fields, arrays: fields.update(jumps={name: [1.0, before.error / 2]}))
-    after, = rows(verdicts(records)["step", "torch-jittor"])
+    (before,) = rows(verdicts(records)["step", "torch-jittor"])
+    synthetic.edit(
+        records, "torch", "loss", lambda fields, arrays: fields.update(jumps={name: [1.0, before.error / 2]})
+    )
+    (after,) = rows(verdicts(records)["step", "torch-jittor"])
     assert not before.passed and after.passed and after.gate == pytest.approx(before.gate + before.error)
 
 
@@ -364,6 +435,7 @@ def test_the_same_records_give_the_same_verdicts(records):
 
 # ---------------------------------------------------------------------------------------------------- published side
 
+
 def test_published_records_hold_what_the_questions_ask(golden, tmp_path):
     paths = references.write(tmp_path, "nanodet-plus-m_320", golden)
     assert [path.stem for path in paths] == ["convert", "forward", "loss", "speed"]
@@ -373,20 +445,29 @@ def test_published_records_hold_what_the_questions_ask(golden, tmp_path):
     assert sum(name.startswith("float64/gradient/joint_epoch0/") for name in loss.arrays) == 21
 
 
-@pytest.mark.parametrize("model, stages, phase", [
-    ("gold-yolo-n", ["convert", "forward", "loss", "speed"], "tal"), ("gold-yolo-m", ["convert", "loss"], "atss"),
-    ("rtdetr_r18vd", ["convert", "forward", "loss", "speed"], "dn"), ("rtdetr_r50vd", ["convert"], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, stages, phase",
+    [
+        ("gold-yolo-n", ["convert", "forward", "loss", "speed"], "tal"),
+        ("gold-yolo-m", ["convert", "loss"], "atss"),
+        ("rtdetr_r18vd", ["convert", "forward", "loss", "speed"], "dn"),
+        ("rtdetr_r50vd", ["convert"], None),
+    ],
+)
 def test_every_family_is_read_into_the_same_vocabulary(golden, tmp_path, model, stages, phase):
     paths = references.write(tmp_path, model, golden)
     assert [path.stem for path in paths] == stages
     trained = {row[0] for row in record.read(paths[0]).fields["state"] if row[3] == "param"}
     if phase:
         loss = record.read(paths[stages.index("loss")])
-        gradients = {name.split("/", 2)[2] for name in loss.fields["statistics"] if name.startswith(f"gradient/{phase}/")}
+        gradients = {
+            name.split("/", 2)[2] for name in loss.fields["statistics"] if name.startswith(f"gradient/{phase}/")
+        }
         assert gradients == trained
         losses = loss.fields["losses"][phase]["float64"]
-        assert losses["loss_total"] == pytest.approx(sum(value for name, value in losses.items() if name != "loss_total"), rel=1e-9)
+        assert losses["loss_total"] == pytest.approx(
+            sum(value for name, value in losses.items() if name != "loss_total"), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("model, run", [("gold-yolo-n", "float32"), ("rtdetr_r18vd", "float64")])
@@ -398,7 +479,7 @@ def test_the_published_steps_follow_their_rules(golden, tmp_path, model, run):
 
     references.write(tmp_path, model, golden)
     evidence = Evidence(tmp_path, model)
-    variant, = evidence.field("published", "loss", "optimiser")
+    (variant,) = evidence.field("published", "loss", "optimiser")
     found = step_residuals(evidence, "published", variant, run)
     assert len(found) >= 4 and max(found.values()) < 10
 
@@ -410,7 +491,9 @@ def test_the_published_steps_follow_their_rules(golden, tmp_path, model, run):
     held, arrays = record.read(path), record.load_arrays(path)
     decays(held.fields, arrays)
     record.write(tmp_path, held, arrays)
-    assert max(step_residuals(Evidence(tmp_path, model), "published", variant, run).values()) > 100, "decay on the wrong group"
+    assert max(step_residuals(Evidence(tmp_path, model), "published", variant, run).values()) > 100, (
+        "decay on the wrong group"
+    )
 
 
 def test_a_case_without_golden_files_is_not_run(golden, tmp_path):
@@ -422,8 +505,8 @@ def test_a_case_without_golden_files_is_not_run(golden, tmp_path):
 
 def test_the_published_step_follows_the_rule_it_is_judged_by(golden, tmp_path):
     """AdamW as restated here, on the published gradients, gives the published parameters to a few roundings."""
-    from lib.alignment.references import nanodet_plus
     from lib.alignment.evidence import Evidence
+    from lib.alignment.references import nanodet_plus
     from lib.alignment.rows import step_residuals
 
     references.write(tmp_path, "nanodet-plus-m_320", golden)

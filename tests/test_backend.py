@@ -4,6 +4,7 @@ Accuracy: the largest error of each case is compared with PyTorch's own error on
 tests/golden/backend.json (`python tests/test_backend.py` in the torch environment writes it). Jittor may have at most
 4 times PyTorch's error; PyTorch itself must still have about the recorded one.
 """
+
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from lib import backend as B
 
 RECORDED = Path(__file__).parent / "golden" / "backend.json"
-ULP = 2.0 ** -24  # half a unit in the last place of float32 at 1: below it no float32 result can be told apart
+ULP = 2.0**-24  # half a unit in the last place of float32 at 1: below it no float32 result can be told apart
 
 
 def array(*shape, mean=0.0, std=1.0):
@@ -31,9 +32,10 @@ def wide(*arrays):
 
 # --- accuracy: each case gives (computed, expected in float64) pairs -----------------------------------------------
 
+
 def batch_norm(mean_over_std):
     x, dy = array(4, 8, 16, 16, mean=mean_over_std), array(4, 8, 16, 17)[..., :16]
-    weight, bias = array(8, mean=1, std=.1), array(8)
+    weight, bias = array(8, mean=1, std=0.1), array(8)
     norm = B.nn.BatchNorm2d(8)
     B.load_state(norm, {"weight": weight, "bias": bias})
     t = leaf(x)
@@ -45,16 +47,19 @@ def batch_norm(mean_over_std):
     normal = (x - mean) / np.sqrt(variance + 1e-5)
     centred = dy - dy.mean((0, 2, 3), keepdims=True) - normal * (dy * normal).mean((0, 2, 3), keepdims=True)
     n = x.size / 8
-    return {"y": (y, normal * per_channel(weight) + per_channel(bias)),
-            "dx": (gradients[0], per_channel(weight) * centred / np.sqrt(variance + 1e-5)),
-            "dw": (gradients[1], (dy * normal).sum((0, 2, 3))), "db": (gradients[2], dy.sum((0, 2, 3))),
-            "running_mean": (norm.running_mean, .1 * mean.ravel()),
-            "running_var": (norm.running_var, .9 + .1 * variance.ravel() * n / (n - 1))}
+    return {
+        "y": (y, normal * per_channel(weight) + per_channel(bias)),
+        "dx": (gradients[0], per_channel(weight) * centred / np.sqrt(variance + 1e-5)),
+        "dw": (gradients[1], (dy * normal).sum((0, 2, 3))),
+        "db": (gradients[2], dy.sum((0, 2, 3))),
+        "running_mean": (norm.running_mean, 0.1 * mean.ravel()),
+        "running_var": (norm.running_var, 0.9 + 0.1 * variance.ravel() * n / (n - 1)),
+    }
 
 
 def group_norm(offset):
-    x, dy = array(2, 8, 6, 6, mean=offset, std=.1 if offset else 1), array(2, 8, 6, 7)[..., :6]
-    weight, bias = array(8, mean=1, std=.1), array(8)
+    x, dy = array(2, 8, 6, 6, mean=offset, std=0.1 if offset else 1), array(2, 8, 6, 7)[..., :6]
+    weight, bias = array(8, mean=1, std=0.1), array(8)
     norm = B.nn.GroupNorm(2, 8)
     B.load_state(norm, {"weight": weight, "bias": bias})
     t = leaf(x)
@@ -67,17 +72,23 @@ def group_norm(offset):
     slope = (dy * weight.reshape(1, -1, 1, 1)).reshape(2, 2, -1)
     dx = (slope - slope.mean(2, keepdims=True) - normal * (slope * normal).mean(2, keepdims=True)) / deviation
     normal = normal.reshape(x.shape)
-    return {"y": (y, normal * weight.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)),
-            "dx": (gradients[0], dx.reshape(x.shape)), "dw": (gradients[1], (dy * normal).sum((0, 2, 3))),
-            "db": (gradients[2], dy.sum((0, 2, 3)))}
+    return {
+        "y": (y, normal * weight.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)),
+        "dx": (gradients[0], dx.reshape(x.shape)),
+        "dw": (gradients[1], (dy * normal).sum((0, 2, 3))),
+        "db": (gradients[2], dy.sum((0, 2, 3))),
+    }
 
 
 def sums():
     x = np.random.default_rng(1).random(5_400_000, np.float32)
     t = B.tensor(x.reshape(6, 900_000))
-    return {"all": (B.sum(t), x.sum(dtype=np.float64)), "rows": (B.sum(t, 1), x.reshape(6, -1).sum(1, np.float64)),
-            "columns": (B.sum(t, 0), x.reshape(6, -1).sum(0, np.float64)),
-            "mean": (B.mean(B.tensor(np.full(10_000_000, .1, np.float32))), np.float64(np.float32(.1)))}
+    return {
+        "all": (B.sum(t), x.sum(dtype=np.float64)),
+        "rows": (B.sum(t, 1), x.reshape(6, -1).sum(1, np.float64)),
+        "columns": (B.sum(t, 0), x.reshape(6, -1).sum(0, np.float64)),
+        "mean": (B.mean(B.tensor(np.full(10_000_000, 0.1, np.float32))), np.float64(np.float32(0.1))),
+    }
 
 
 def saturation():
@@ -88,8 +99,12 @@ def saturation():
     sigmoid = B.sigmoid(t)
     x, target = wide(x, target)
     s = np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
-    return {"sigmoid": (sigmoid, s), "sigmoid_gradient": (B.grad(B.sum(sigmoid), [t])[0], s * (1 - s)),
-            "bce": (loss, np.logaddexp(0, x) - x * target), "bce_gradient": (B.grad(B.sum(loss), [t])[0], s - target)}
+    return {
+        "sigmoid": (sigmoid, s),
+        "sigmoid_gradient": (B.grad(B.sum(sigmoid), [t])[0], s * (1 - s)),
+        "bce": (loss, np.logaddexp(0, x) - x * target),
+        "bce_gradient": (B.grad(B.sum(loss), [t])[0], s - target),
+    }
 
 
 def softmaxes():
@@ -101,8 +116,12 @@ def softmaxes():
     x, dy = wide(x, dy)
     share = np.exp(x - x.max(2, keepdims=True))
     share /= share.sum(2, keepdims=True)
-    return {"softmax": (y, share), "softmax_gradient": (dx, share * (dy - (dy * share).sum(2, keepdims=True))),
-            "log_softmax": (z, np.log(share)), "log_gradient": (dz, dy - share * dy.sum(2, keepdims=True))}
+    return {
+        "softmax": (y, share),
+        "softmax_gradient": (dx, share * (dy - (dy * share).sum(2, keepdims=True))),
+        "log_softmax": (z, np.log(share)),
+        "log_gradient": (dz, dy - share * dy.sum(2, keepdims=True)),
+    }
 
 
 def resampling_matrix(size, out, mode, corners):
@@ -111,7 +130,7 @@ def resampling_matrix(size, out, mode, corners):
         if mode == "nearest":
             matrix[i, i * size // out] = 1
             continue
-        source = i * (size - 1) / (out - 1) if corners else max((i + .5) * size / out - .5, 0)
+        source = i * (size - 1) / (out - 1) if corners else max((i + 0.5) * size / out - 0.5, 0)
         low = min(int(source), size - 1)
         matrix[i, low] += 1 - (source - low)
         matrix[i, min(low + 1, size - 1)] += source - low
@@ -125,8 +144,10 @@ def resize(mode, size, corners=None):
     dx = B.grad(B.sum(y * B.tensor(dy)), [t])[0]
     rows, columns = resampling_matrix(7, size[0], mode, corners), resampling_matrix(10, size[1], mode, corners)
     x, dy = wide(x, dy)
-    return {"y": (y, np.einsum("ih,nchw,jw->ncij", rows, x, columns)),
-            "dx": (dx, np.einsum("ih,ncij,jw->nchw", rows, dy, columns))}
+    return {
+        "y": (y, np.einsum("ih,nchw,jw->ncij", rows, x, columns)),
+        "dx": (dx, np.einsum("ih,ncij,jw->nchw", rows, dy, columns)),
+    }
 
 
 def convolution(c_in, c_out, kernel, stride, groups, bias, precision=np.float32):
@@ -144,10 +165,13 @@ def convolution(c_in, c_out, kernel, stride, groups, bias, precision=np.float32)
     h, w = dy.shape[2:]
     out, d_padded, d_weight = np.zeros(dy.shape), np.zeros(padded.shape), np.zeros(weight.shape)
     for g in range(groups):
-        i, o = slice(g * c_in // groups, (g + 1) * c_in // groups), slice(g * c_out // groups, (g + 1) * c_out // groups)
+        i, o = (
+            slice(g * c_in // groups, (g + 1) * c_in // groups),
+            slice(g * c_out // groups, (g + 1) * c_out // groups),
+        )
         for r in range(kernel):
             for s in range(kernel):
-                window = np.s_[:, i, r:r + stride * h:stride, s:s + stride * w:stride]
+                window = np.s_[:, i, r : r + stride * h : stride, s : s + stride * w : stride]
                 out[:, o] += np.einsum("nihw,oi->nohw", padded[window], weight[o, :, r, s])
                 d_weight[o, :, r, s] = np.einsum("nihw,nohw->oi", padded[window], dy[:, o])
                 d_padded[window] += np.einsum("nohw,oi->nihw", dy[:, o], weight[o, :, r, s])
@@ -166,20 +190,27 @@ def scale_and_bias():
     dx, d_factor, d_bias = B.grad(B.sum(y * B.tensor(dy)), [t, factor, layer.bias])
     x, dy, bias = wide(x, dy, bias)
     shifted = x + bias.reshape(1, -1, 1, 1)
-    return {"y": (y, 1.5 * shifted), "dx": (dx, 1.5 * dy), "factor": (d_factor, (dy * shifted).sum()),
-            "bias": (d_bias, 1.5 * dy.sum((0, 2, 3)))}
+    return {
+        "y": (y, 1.5 * shifted),
+        "dx": (dx, 1.5 * dy),
+        "factor": (d_factor, (dy * shifted).sum()),
+        "bias": (d_bias, 1.5 * dy.sum((0, 2, 3))),
+    }
 
 
 # --- accuracy in both precisions: each gives a function, its arguments, and a reference that, from the gradient dy of the
 # --- function's value and the arguments in float64, finds the value and the gradient of each argument
 
+
 def module(kind, *options):
     """A function of (x, parameters…) by a module that holds these parameters."""
+
     def call(x, *parameters):
         made = kind(*options)
         for name, parameter in zip(("weight", "bias"), parameters):
             setattr(made, name, parameter)
         return made(x)
+
     return call
 
 
@@ -195,8 +226,9 @@ def activation(kind, value, slope):
 
 def gelu():
     share = lambda x: (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
-    return activation(B.nn.GELU, lambda x: x * share(x),
-                      lambda x: share(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))
+    return activation(
+        B.nn.GELU, lambda x: x * share(x), lambda x: share(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    )
 
 
 def silu():
@@ -213,6 +245,7 @@ def product(a, b):
     def reference(dy, a, b):
         db = np.swapaxes(a, -1, -2) @ dy
         return a @ b, dy @ np.swapaxes(b, -1, -2), db if b.ndim == db.ndim else db.sum(0)
+
     return B.matmul, [a, b], reference
 
 
@@ -222,8 +255,9 @@ def layer_norm(offset):
         normal, slope = (x - x.mean(-1, keepdims=True)) / deviation, dy * weight
         centred = slope - slope.mean(-1, keepdims=True) - normal * (slope * normal).mean(-1, keepdims=True)
         return normal * weight + bias, centred / deviation, (dy * normal).sum((0, 1)), dy.sum((0, 1))
-    x = array(5, 60, 96, mean=offset, std=.1 if offset else 1)
-    return module(B.nn.LayerNorm, 96), [x, array(96, mean=1, std=.1), array(96)], reference
+
+    x = array(5, 60, 96, mean=offset, std=0.1 if offset else 1)
+    return module(B.nn.LayerNorm, 96), [x, array(96, mean=1, std=0.1), array(96)], reference
 
 
 def rows_at(call, index, weight):
@@ -231,6 +265,7 @@ def rows_at(call, index, weight):
         d_weight = np.zeros_like(w)
         np.add.at(d_weight, index, dy)
         return w[index], d_weight
+
     return call, [weight], reference
 
 
@@ -241,8 +276,9 @@ def embedding():
 
 def gather():
     index = np.random.default_rng(4).integers(0, 9, (2, 20, 5))
-    return rows_at(lambda x: B.gather(x, 1, B.tensor(index)), (np.arange(2)[:, None, None], index, np.arange(5)),
-                   array(2, 9, 5))
+    return rows_at(
+        lambda x: B.gather(x, 1, B.tensor(index)), (np.arange(2)[:, None, None], index, np.arange(5)), array(2, 9, 5)
+    )
 
 
 def pooling(call, size, starts, stops):
@@ -250,8 +286,10 @@ def pooling(call, size, starts, stops):
     shares = []
     for length, first, last in zip(size, starts, stops):
         shares.append(np.array([[(a <= i < b) / (b - a) for i in range(length)] for a, b in zip(first, last)]))
-    reference = lambda dy, x: (np.einsum("ih,nchw,jw->ncij", shares[0], x, shares[1]),
-                               np.einsum("ih,ncij,jw->nchw", shares[0], dy, shares[1]))
+    reference = lambda dy, x: (
+        np.einsum("ih,nchw,jw->ncij", shares[0], x, shares[1]),
+        np.einsum("ih,ncij,jw->nchw", shares[0], dy, shares[1]),
+    )
     return call, [array(2, 3, *size)], reference
 
 
@@ -271,8 +309,8 @@ def average_pool(size, kernel, stride, ceil_mode):
 
 def sampling():
     """Some points lie outside, some far outside, one on the very edge; pixels outside are zero."""
-    grid = array(2, 20, 4, 2, std=.7)
-    grid[0, 0] = [[-40, .1], [.3, 1e9], [-1e9, -1e9], [1, .2]]
+    grid = array(2, 20, 4, 2, std=0.7)
+    grid[0, 0] = [[-40, 0.1], [0.3, 1e9], [-1e9, -1e9], [1, 0.2]]
 
     def reference(dy, x, grid):
         (_, _, h, w), dx, d_grid, y = x.shape, np.zeros_like(x), np.zeros_like(grid), 0
@@ -283,27 +321,34 @@ def sampling():
                 held = (j >= 0) & (j < w) & (i >= 0) & (i < h)
                 share_x, share_y = 1 - np.abs(column - j), 1 - np.abs(row - i)
                 at = np.arange(2)[:, None, None], slice(None), *(np.where(held, k, 0).astype(int) for k in (i, j))
-                pixels, weights = x[at], np.where(held, share_x * share_y, 0)                   # (n, i, j, c)
+                pixels, weights = x[at], np.where(held, share_x * share_y, 0)  # (n, i, j, c)
                 y = y + np.moveaxis(pixels * weights[..., None], -1, 1)
                 np.add.at(dx, at, np.moveaxis(dy, 1, -1) * weights[..., None])
                 slope = np.where(held, (np.moveaxis(dy, 1, -1) * pixels).sum(-1), 0)
                 d_grid[..., 0] += slope * np.where(held, share_y, 0) * (2 * right - 1) * w / 2
                 d_grid[..., 1] += slope * np.where(held, share_x, 0) * (2 * below - 1) * h / 2
         return y, dx, d_grid
+
     return B.grid_sample, [array(2, 3, 7, 10), grid], reference
 
 
 DIFFERENTIATED = {
     "relu": lambda: activation(B.nn.ReLU, lambda x: np.maximum(x, 0), lambda x: x > 0),
     "relu6": lambda: activation(B.nn.ReLU6, lambda x: np.clip(x, 0, 6), lambda x: (x > 0) & (x < 6)),
-    "silu": silu, "gelu": gelu, "linear": linear, "embedding": embedding, "gather": gather, "grid_sample": sampling,
+    "silu": silu,
+    "gelu": gelu,
+    "linear": linear,
+    "embedding": embedding,
+    "gather": gather,
+    "grid_sample": sampling,
     "sin": lambda: elementwise(B.sin, np.sin, np.cos, array(600, std=4)),
     "cos": lambda: elementwise(B.cos, np.cos, lambda x: -np.sin(x), array(600, std=4)),
     "asin": lambda: elementwise(B.asin, np.arcsin, lambda x: 1 / np.sqrt(1 - x * x), np.sin(array(600))),
     "matmul 4-D": lambda: product(array(2, 3, 70, 33), array(2, 3, 33, 45)),
     "matmul 3-D by 2-D": lambda: product(array(4, 7, 33), array(33, 45)),
     **{f"layer_norm offset={m}": lambda m=m: layer_norm(m) for m in (0, 1000)},
-    "adaptive pool": lambda: adaptive((20, 14), (3, 4)), "adaptive pool whole": lambda: adaptive((20, 40), (5, 10)),
+    "adaptive pool": lambda: adaptive((20, 14), (3, 4)),
+    "adaptive pool whole": lambda: adaptive((20, 40), (5, 10)),
     "average pool": lambda: average_pool((9, 12), 3, 2, False),
     "average pool ceil overlapping": lambda: average_pool((9, 12), 3, 2, True),
     "average pool ceil": lambda: average_pool((7, 10), 2, 2, True),
@@ -323,10 +368,16 @@ def differentiated(case, precision=np.float32):
 CASES = {
     **{f"batch_norm mean/std={m}": lambda m=m: batch_norm(m) for m in (0, 1, 10, 30, 100, 300)},
     **{f"group_norm offset={m}": lambda m=m: group_norm(m) for m in (0, 1000)},
-    "sums": sums, "scale and bias": scale_and_bias, "saturation": saturation, "softmax": softmaxes,
-    "bilinear up": lambda: resize("bilinear", (14, 20)), "bilinear odd": lambda: resize("bilinear", (5, 23)),
-    "bilinear corners": lambda: resize("bilinear", (14, 20), True), "nearest": lambda: resize("nearest", (14, 30)),
-    "pointwise": lambda: convolution(16, 8, 1, 1, 1, True), "dense 3x3 stride 2": lambda: convolution(3, 8, 3, 2, 1, False),
+    "sums": sums,
+    "scale and bias": scale_and_bias,
+    "saturation": saturation,
+    "softmax": softmaxes,
+    "bilinear up": lambda: resize("bilinear", (14, 20)),
+    "bilinear odd": lambda: resize("bilinear", (5, 23)),
+    "bilinear corners": lambda: resize("bilinear", (14, 20), True),
+    "nearest": lambda: resize("nearest", (14, 30)),
+    "pointwise": lambda: convolution(16, 8, 1, 1, 1, True),
+    "dense 3x3 stride 2": lambda: convolution(3, 8, 3, 2, 1, False),
     "depthwise 5x5": lambda: convolution(8, 8, 5, 1, 8, False),
     "depthwise 3x3 stride 2": lambda: convolution(8, 8, 3, 2, 8, False),
     **{case: lambda case=case: differentiated(case) for case in DIFFERENTIATED},
@@ -352,7 +403,9 @@ def test_as_accurate_as_pytorch(case):
         assert error <= 4 * max(recorded[name], ULP), f"{name}: error {error:.2e}, PyTorch has {recorded[name]:.2e}"
 
 
-@pytest.mark.parametrize("case", [c for c in DIFFERENTIATED if c != "layer_norm offset=1000"])  # NumPy errs as much there
+@pytest.mark.parametrize(
+    "case", [c for c in DIFFERENTIATED if c != "layer_norm offset=1000"]
+)  # NumPy errs as much there
 def test_exact_in_float64(case):
     for name, (got, expected) in differentiated(case, np.float64).items():
         assert np.abs(B.numpy(got) - expected).max() < 1e-13 * np.abs(expected).max(), name

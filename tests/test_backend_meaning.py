@@ -2,8 +2,10 @@
 
 Kernels of ours are also compared with the same rule in Jittor's own operators.
 """
+
 import ast
 import importlib
+import math
 import os
 import random
 import signal
@@ -13,14 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-import math
-
 import numpy as np
 import psutil
 import pytest
+from test_backend import array, convolution, leaf
 
 from lib import backend as B
-from test_backend import array, convolution, leaf
 
 
 def gradient(function, *arrays):
@@ -40,7 +40,14 @@ def test_only_parameters_are_parameters_and_state_is_in_published_order():
     model = B.nn.Sequential(B.nn.BatchNorm2d(2), B.nn.Conv2d(2, 1, 1))
     assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert [name for name, _ in B.named_state(model)] == [
-        "0.weight", "0.bias", "0.running_mean", "0.running_var", "0.num_batches_tracked", "1.weight", "1.bias"]
+        "0.weight",
+        "0.bias",
+        "0.running_mean",
+        "0.running_var",
+        "0.num_batches_tracked",
+        "1.weight",
+        "1.bias",
+    ]
     tracked = dict(B.named_state(model))["0.num_batches_tracked"]
     assert B.numpy(tracked).shape == () and B.numpy(tracked).dtype == np.int64
     model(B.tensor(array(2, 2, 3, 3)))
@@ -74,19 +81,19 @@ def test_tensor_keeps_the_dtype_and_copies(dtype):
 
 
 def test_ties_share_the_gradient():
-    assert gradient(B.maximum, [1, 2, 3], [1, 3, 2]) == [[.5, 0, 1], [.5, 1, 0]]
-    assert gradient(B.minimum, [1, 2, 3], [1, 3, 2]) == [[.5, 1, 0], [.5, 0, 1]]
-    assert gradient(lambda x: B.amax(x, 1), [[1, 1, 0], [1, 2, 0]]) == [[[.5, .5, 0], [0, 1, 0]]]
+    assert gradient(B.maximum, [1, 2, 3], [1, 3, 2]) == [[0.5, 0, 1], [0.5, 1, 0]]
+    assert gradient(B.minimum, [1, 2, 3], [1, 3, 2]) == [[0.5, 1, 0], [0.5, 0, 1]]
+    assert gradient(lambda x: B.amax(x, 1), [[1, 1, 0], [1, 2, 0]]) == [[[0.5, 0.5, 0], [0, 1, 0]]]
 
 
 def test_clamp_and_abs_at_their_corners():
-    assert gradient(lambda x: B.clamp(x, 0, 1), [-1, 0, .5, 1, 2]) == [[0, 1, 1, 1, 0]]
+    assert gradient(lambda x: B.clamp(x, 0, 1), [-1, 0, 0.5, 1, 2]) == [[0, 1, 1, 1, 0]]
     assert gradient(B.abs, [-2, 0, 2]) == [[-1, 0, 1]]
 
 
 def test_bounds_keep_their_float64_digits():
-    x = np.array([0, .5, 1])
-    assert np.array_equal(B.numpy(B.clamp(B.tensor(x), .1, .7)), np.clip(x, .1, .7))
+    x = np.array([0, 0.5, 1])
+    assert np.array_equal(B.numpy(B.clamp(B.tensor(x), 0.1, 0.7)), np.clip(x, 0.1, 0.7))
 
 
 def test_argmax_and_topk_give_indices():
@@ -101,7 +108,6 @@ def test_a_float64_sum_does_not_add_up_rounding():
     x = np.random.default_rng(0).random((2, 2100, 80))
     exact = math.fsum(x.ravel())
     assert B.floats([B.sum(B.tensor(x))])[0] == pytest.approx(exact, rel=2e-15)
-
 
 
 def test_integer_division_rounds_down():
@@ -150,16 +156,16 @@ def test_activations_at_their_corners():
 def test_infinite_logits():
     """Masked attention and RT-DETR's anchors outside the image: shares and boxes are exact, gradients zero."""
     x = np.array([[0, -np.inf, 0], [np.inf, -np.inf, 0]], np.float32)
-    assert np.allclose(B.numpy(B.softmax(B.tensor(x[:1]), -1)), [[.5, 0, .5]])
+    assert np.allclose(B.numpy(B.softmax(B.tensor(x[:1]), -1)), [[0.5, 0, 0.5]])
     assert gradient(lambda x: B.softmax(x, -1) * B.tensor(np.array([[1, 2, 1]], np.float32)), x[:1]) == [[[0, 0, 0]]]
-    assert B.numpy(B.sigmoid(B.tensor(x[1]))).tolist() == [1, 0, .5]
-    assert gradient(B.sigmoid, x[1]) == [[0, 0, .25]]
+    assert B.numpy(B.sigmoid(B.tensor(x[1]))).tolist() == [1, 0, 0.5]
+    assert gradient(B.sigmoid, x[1]) == [[0, 0, 0.25]]
 
 
 def test_a_point_on_the_grid_reads_its_pixel():
     """Pixel centres of a 2 x 2 image lie at -0.5 and 0.5; at an edge half of what is read is the zero outside."""
     x = B.tensor(np.array([[[[1, 2], [3, 4]]]], np.float32))
-    grid = np.array([[[[-.5, -.5], [.5, -.5], [-.5, .5], [1, -.5], [1, 1], [3, 0]]]], np.float32)
+    grid = np.array([[[[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [1, -0.5], [1, 1], [3, 0]]]], np.float32)
     assert B.numpy(B.grid_sample(x, B.tensor(grid))).tolist() == [[[[1, 2, 3, 1, 1, 0]]]]
 
 
@@ -169,12 +175,12 @@ def test_matrix_products_refuse_what_does_not_fit():
 
 
 def test_hooks_see_the_output_and_can_be_removed():
-    layer, seen = B.nn.LeakyReLU(.1), []
+    layer, seen = B.nn.LeakyReLU(0.1), []
     handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(B.numpy(output).tolist()))
     layer(B.tensor(np.array([-1, 2], np.float32)))
     handle.remove()
     layer(B.tensor(np.array([-1, 2], np.float32)))
-    assert len(seen) == 1 and np.allclose(seen[0], [-.1, 2])
+    assert len(seen) == 1 and np.allclose(seen[0], [-0.1, 2])
 
 
 def test_no_grad_does_not_freeze_a_module_built_inside():
@@ -194,7 +200,7 @@ def test_the_gradient_of_a_scalar_made_of_scalars():
     x = array(2, 50, 20)
     for kind in (np.float32, np.float64):
         t = B.nn.Parameter(B.tensor(x.astype(kind)))
-        parts = [B.sum(t * t), B.sum(t * t * t), B.sum(t) / 7.0]    # kept, as a training keeps them for its log
+        parts = [B.sum(t * t), B.sum(t * t * t), B.sum(t) / 7.0]  # kept, as a training keeps them for its log
         total = parts[0] + parts[1] + parts[2]
         assert np.allclose(B.numpy(B.grad(total, [t])[0]), 2 * x + 3 * x * x + 1 / 7, rtol=1e-5, atol=1e-5)
 
@@ -202,17 +208,30 @@ def test_the_gradient_of_a_scalar_made_of_scalars():
 def kernel_pairs():
     x, scale, shift = array(2, 8, 5, 6), array(8), array(8, 1)[:, 0]
     return {
-        "normalise": {"batch_norm": ((x, scale, shift), (1e-5,)), "group_norm": ((x, 2, scale, shift), (1e-5,)),
-                      "layer_norm": ((x, array(6), array(6, 1)[:, 0]), (1e-5,)), "affine": ((x, scale, shift), ()),
-                      "add_bias": ((x, shift), ())},
-        "elementwise": {**{name: ((x,), ()) for name in ("relu", "relu6", "silu", "gelu", "sigmoid", "softmax")},
-                        "leaky_relu": ((x,), (.1,)), "scale": ((x, np.float32(1.5)), ()),
-                        "binary_cross_entropy": ((x, np.abs(x) % 1), ()), "total": ((x,), ())},
+        "normalise": {
+            "batch_norm": ((x, scale, shift), (1e-5,)),
+            "group_norm": ((x, 2, scale, shift), (1e-5,)),
+            "layer_norm": ((x, array(6), array(6, 1)[:, 0]), (1e-5,)),
+            "affine": ((x, scale, shift), ()),
+            "add_bias": ((x, shift), ()),
+        },
+        "elementwise": {
+            **dict.fromkeys(("relu", "relu6", "silu", "gelu", "sigmoid", "softmax"), ((x,), ())),
+            "leaky_relu": ((x,), (0.1,)),
+            "scale": ((x, np.float32(1.5)), ()),
+            "binary_cross_entropy": ((x, np.abs(x) % 1), ()),
+            "total": ((x,), ()),
+        },
         "products": {"matmul": ((x, array(2, 8, 6, 3)), ()), "linear": ((x, array(7, 6), array(7)), ())},
-        "windows": {"max_pool": ((x,), (3, 2, 1)), "avg_pool": ((x,), (2, 2, True)), "adaptive_avg_pool": ((x,), ((3, 4),)),
-                    "conv2d": ((x, array(8, 1, 3, 3)), ((1, 1), (1, 1), (1, 1), 8)),
-                    "resize": ((x,), ((10, 12), (.5, .5), "bilinear", False))},
-        "sampling": {"grid_sample": ((x, array(2, 9, 3, 2, std=.7)), ())}}
+        "windows": {
+            "max_pool": ((x,), (3, 2, 1)),
+            "avg_pool": ((x,), (2, 2, True)),
+            "adaptive_avg_pool": ((x,), ((3, 4),)),
+            "conv2d": ((x, array(8, 1, 3, 3)), ((1, 1), (1, 1), (1, 1), 8)),
+            "resize": ((x,), ((10, 12), (0.5, 0.5), "bilinear", False)),
+        },
+        "sampling": {"grid_sample": ((x, array(2, 9, 3, 2, std=0.7)), ())},
+    }
 
 
 @pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
@@ -233,7 +252,7 @@ def test_kernels_are_the_plain_formulation(module, name):
         assert np.abs(kernel - plain).max() < 2e-5 * np.abs(plain).max()
 
 
-def reference_adamw(p, gradients, lr, decay, beta=(.9, .999), eps=1e-8):
+def reference_adamw(p, gradients, lr, decay, beta=(0.9, 0.999), eps=1e-8):
     m = v = np.zeros_like(p)
     for t, g in enumerate(gradients, 1):
         p = p * (1 - lr * decay)
@@ -242,7 +261,7 @@ def reference_adamw(p, gradients, lr, decay, beta=(.9, .999), eps=1e-8):
     return p
 
 
-def reference_sgd(p, gradients, lr, decay, momentum=.9, nesterov=True):
+def reference_sgd(p, gradients, lr, decay, momentum=0.9, nesterov=True):
     """lr and momentum are numbers, or one for each step."""
     velocity = None
     for g, lr, momentum in zip(gradients, *(np.broadcast_to(v, len(gradients)) for v in (lr, momentum))):
@@ -253,72 +272,98 @@ def reference_sgd(p, gradients, lr, decay, momentum=.9, nesterov=True):
 
 
 def sgd_data(**changes):
-    return {"lr": .01, "momentum": .9, "weight_decay": .05, "nesterov": 1, "first": 0, **changes}
+    return {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.05, "nesterov": 1, "first": 0, **changes}
 
 
 @pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
-@pytest.mark.parametrize("name, data", [
-    ("adamw", {"step": 3, "lr": .01, "weight_decay": .05, "eps": 1e-8, "beta1": .9, "beta2": .999}),
-    ("sgd", sgd_data()), ("sgd", sgd_data(first=1)), ("sgd", sgd_data(nesterov=0))])
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("adamw", {"step": 3, "lr": 0.01, "weight_decay": 0.05, "eps": 1e-8, "beta1": 0.9, "beta2": 0.999}),
+        ("sgd", sgd_data()),
+        ("sgd", sgd_data(first=1)),
+        ("sgd", sgd_data(nesterov=0)),
+    ],
+)
 def test_optimiser_kernels_are_the_plain_formulation(name, data):
     from lib.backend import jittor_optim
+
     moments = {"adamw": 2, "sgd": 1}[name]
-    values = [B.tensor(array(40, 3)), B.tensor(array(40, 4)[:, :3]), B.tensor(array(40, 5)[:, :3]),
-              B.tensor(np.abs(array(40, 6)[:, :3]))][:2 + moments]
-    for kernel, plain in zip(getattr(jittor_optim, name)(*values, data), getattr(jittor_optim, f"plain_{name}")(*values, data),
-                             strict=True):
+    values = [
+        B.tensor(array(40, 3)),
+        B.tensor(array(40, 4)[:, :3]),
+        B.tensor(array(40, 5)[:, :3]),
+        B.tensor(np.abs(array(40, 6)[:, :3])),
+    ][: 2 + moments]
+    for kernel, plain in zip(
+        getattr(jittor_optim, name)(*values, data), getattr(jittor_optim, f"plain_{name}")(*values, data), strict=True
+    ):
         assert np.abs(B.numpy(kernel) - B.numpy(plain)).max() < 1e-6
 
 
-@pytest.mark.parametrize("make, reference", [
-    (lambda groups: B.AdamW(groups, lr=.01), reference_adamw),
-    (lambda groups: B.SGD(groups, lr=.01, momentum=.9, nesterov=True), reference_sgd),
-    (lambda groups: B.SGD(groups, lr=.01, momentum=.9), lambda *a: reference_sgd(*a, nesterov=False)),
-    (lambda groups: B.SGD(groups, lr=.01), lambda *a: reference_sgd(*a, momentum=0))])
+@pytest.mark.parametrize(
+    "make, reference",
+    [
+        (lambda groups: B.AdamW(groups, lr=0.01), reference_adamw),
+        (lambda groups: B.SGD(groups, lr=0.01, momentum=0.9, nesterov=True), reference_sgd),
+        (lambda groups: B.SGD(groups, lr=0.01, momentum=0.9), lambda *a: reference_sgd(*a, nesterov=False)),
+        (lambda groups: B.SGD(groups, lr=0.01), lambda *a: reference_sgd(*a, momentum=0)),
+    ],
+)
 def test_optimisers_in_float64(make, reference):
     start = array(4, 3).astype(np.float64)
     gradients = [array(4, 3, s)[..., 0].astype(np.float64) for s in range(1, 9)]
     held = B.nn.Parameter(B.tensor(start))
-    optimiser = make([{"parameters": [("a", held)], "weight_decay": .05}])
+    optimiser = make([{"parameters": [("a", held)], "weight_decay": 0.05}])
     for gradient in gradients:
         optimiser.step([B.tensor(gradient)])
         B.sync()
-    assert np.abs(B.numpy(held) - reference(start, gradients, .01, .05)).max() < 1e-14
+    assert np.abs(B.numpy(held) - reference(start, gradients, 0.01, 0.05)).max() < 1e-14
 
 
 def test_sgd_warms_up():
     """Rates per group and a momentum that change with every step, weight decay per group."""
     start, steps = [array(4, 3).astype(np.float64), array(5).astype(np.float64)], 6
     gradients = [[array(*a.shape, s)[..., 0].astype(np.float64) for s in range(1, steps + 1)] for a in start]
-    rates, momenta = np.linspace([0, .1], [.02, .02], steps), np.linspace(.8, .937, steps)
+    rates, momenta = np.linspace([0, 0.1], [0.02, 0.02], steps), np.linspace(0.8, 0.937, steps)
     held = [B.nn.Parameter(B.tensor(a)) for a in start]
-    optimiser = B.SGD([{"parameters": [(name, t)], "weight_decay": decay} for name, t, decay in zip("ab", held, (.05, 0.))],
-                      lr=.3, momentum=.9, nesterov=True)
+    optimiser = B.SGD(
+        [{"parameters": [(name, t)], "weight_decay": decay} for name, t, decay in zip("ab", held, (0.05, 0.0))],
+        lr=0.3,
+        momentum=0.9,
+        nesterov=True,
+    )
     for step in range(steps):
         optimiser.set_lr([float(rate) for rate in rates[step]])
         optimiser.set_momentum(float(momenta[step]))
         optimiser.step([B.tensor(g[step]) for g in gradients])
         B.sync()
-    for t, a, g, lr, decay in zip(held, start, gradients, rates.T, (.05, 0)):
+    for t, a, g, lr, decay in zip(held, start, gradients, rates.T, (0.05, 0)):
         assert np.abs(B.numpy(t) - reference_sgd(a, g, lr, decay, momenta)).max() < 1e-14
 
 
 def test_sgd_without_momentum_keeps_nothing():
     held = leaf(array(3))
-    optimiser = B.SGD([{"parameters": [("a", held)]}], lr=.1)
+    optimiser = B.SGD([{"parameters": [("a", held)]}], lr=0.1)
     optimiser.step([B.tensor(array(3))])
     assert optimiser.state() == {}
 
 
-@pytest.mark.parametrize("make, reference", [
-    (lambda groups: B.AdamW(groups, lr=.01), reference_adamw),
-    (lambda groups: B.SGD(groups, lr=.01, momentum=.9, nesterov=True), reference_sgd)])
+@pytest.mark.parametrize(
+    "make, reference",
+    [
+        (lambda groups: B.AdamW(groups, lr=0.01), reference_adamw),
+        (lambda groups: B.SGD(groups, lr=0.01, momentum=0.9, nesterov=True), reference_sgd),
+    ],
+)
 def test_optimisers_and_their_resumption(make, reference):
     start = [array(4, 3), array(5)]
     gradients = [[array(4, 3, step)[..., 0], array(5, step)[..., 0]] for step in range(1, 13)]
     tensors = [leaf(a) for a in start]
-    groups = lambda: [{"parameters": [("a", tensors[0])], "weight_decay": .05},
-                      {"parameters": [("b", tensors[1])], "weight_decay": 0.}]
+    groups = lambda: [
+        {"parameters": [("a", tensors[0])], "weight_decay": 0.05},
+        {"parameters": [("b", tensors[1])], "weight_decay": 0.0},
+    ]
     optimiser = make(groups())
     for step, given in enumerate(gradients):
         if step == 5:
@@ -326,8 +371,8 @@ def test_optimisers_and_their_resumption(make, reference):
             optimiser.load_state(saved)
         optimiser.step([B.tensor(g) for g in given])
         B.sync()
-    for t, a, k, decay in zip(tensors, start, (0, 1), (.05, 0)):
-        expected = reference(a.astype(np.float64), [g[k].astype(np.float64) for g in gradients], .01, decay)
+    for t, a, k, decay in zip(tensors, start, (0, 1), (0.05, 0)):
+        expected = reference(a.astype(np.float64), [g[k].astype(np.float64) for g in gradients], 0.01, decay)
         assert np.abs(B.numpy(t) - expected).max() < 2e-6
 
 
@@ -341,8 +386,9 @@ def test_float64_reaches_every_floating_entry():
     assert np.abs(y - expected).max() < 1e-13
 
 
-@pytest.mark.parametrize("c_in, c_out, kernel, stride, groups", [(16, 8, 1, 1, 1), (3, 8, 3, 2, 1), (8, 8, 5, 1, 8),
-                                                                  (8, 4, 3, 2, 2)])
+@pytest.mark.parametrize(
+    "c_in, c_out, kernel, stride, groups", [(16, 8, 1, 1, 1), (3, 8, 3, 2, 1), (8, 8, 5, 1, 8), (8, 4, 3, 2, 2)]
+)
 def test_convolution_in_float64(c_in, c_out, kernel, stride, groups):
     for name, (got, expected) in convolution(c_in, c_out, kernel, stride, groups, False, np.float64).items():
         assert np.abs(B.numpy(got) - expected).max() < 1e-13 * np.abs(expected).max(), name
@@ -355,14 +401,21 @@ def test_import_leaves_the_process_as_it_was():
     assert sys.getrecursionlimit() < 100_000
     before = random.getstate()[1][:3]
     import lib.backend  # noqa: F401
+
     assert random.getstate()[1][:3] == before
 
 
 def test_a_terminals_ctrl_c_ends_the_process():
     """It reaches every process of the group: the import's own children may not die holding what their parent waits for."""
     program = "import time\nfrom lib import backend\nprint('on', flush=True)\ntime.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1], start_new_session=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert child.stdout.readline() == "on\n"
         time.sleep(0.2)  # until the child sleeps
@@ -377,14 +430,20 @@ def test_twins_have_the_same_names():
     listed = []
     for name in ("torch", "jittor"):
         tree = ast.parse((Path(B.__file__).parent / f"{name}.py").read_text())
-        listed.append(next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)
-                           and getattr(node.targets[0], "id", "") == "__all__"))
+        listed.append(
+            next(
+                ast.literal_eval(node.value)
+                for node in tree.body
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+            )
+        )
     assert listed[0] == listed[1]
     assert not [name for name in listed[0] if not hasattr(B, name)]
 
 
 def test_what_is_freed_goes_back_to_the_system():
     """Else every training of a lock-step would leave several times its model behind until the process ends."""
+
     def resident():
         return psutil.Process().memory_info().rss
 

@@ -1,9 +1,9 @@
 """Clocks that lie are caught, workers that fail get one line, and a real measurement is whole. Both environments."""
+
 import os
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,13 +91,16 @@ def fake_python(folder, script):
     return path
 
 
-@pytest.mark.parametrize("script, message", [
-    ("echo 'no module here' >&2; exit 3", "ended with status 3 during hello: no module here"),
-    ("kill -9 $$", "ended with status -9 during hello: no message"),
-    ("exec sleep 60", "no answer to hello in 0.5 s; stopped"),
-    ("read line; echo '{\"error\": \"model x is unknown\"}'; cat", "model x is unknown"),
-    ("read line; echo '{\"answer\": {\"name\": \"other\"}}'; cat", "this Python runs other"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "script, message",
+    [
+        ("echo 'no module here' >&2; exit 3", "ended with status 3 during hello: no module here"),
+        ("kill -9 $$", "ended with status -9 during hello: no message"),
+        ("exec sleep 60", "no answer to hello in 0.5 s; stopped"),
+        ('read line; echo \'{"error": "model x is unknown"}\'; cat', "model x is unknown"),
+        ('read line; echo \'{"answer": {"name": "other"}}\'; cat', "this Python runs other"),
+    ],
+)
 def test_a_worker_that_fails_gets_one_line(tmp_path, script, message):
     with pytest.raises(UserError, match=message) as caught:
         run(CASE, {backend.NAME: fake_python(tmp_path, script)}, rounds=1, seconds=0, threads=1, patience=0.5)
@@ -133,8 +136,17 @@ def test_spread_and_ratio():
 
 
 def test_a_measurement_is_whole(tmp_path):
-    paths = benchmark(CASE.model, {backend.NAME: sys.executable}, tmp_path, classes=2, size=(64, 64), batches=(1,),
-                      train_batches=(2,), rounds=2, seconds=0.0)  # fmt: skip
+    paths = benchmark(
+        CASE.model,
+        {backend.NAME: sys.executable},
+        tmp_path,
+        classes=2,
+        size=(64, 64),
+        batches=(1,),
+        train_batches=(2,),
+        rounds=2,
+        seconds=0.0,
+    )
     written = record.read(paths[0])
     assert written.side == written.provenance.framework == backend.NAME and written.stage == "speed"
     assert written.provenance.versions[backend.NAME] == backend.VERSION
@@ -142,7 +154,9 @@ def test_a_measurement_is_whole(tmp_path):
     assert [forward["operation"], train["operation"]] == ["forward", "train"]
     for case in (forward, train):
         clock, units = case["synchronised_ms"], case["units"]
-        assert clock["q1"] <= clock["median"] <= clock["q3"] and clock["samples"] == sum(map(len, case["turns_ms"])) >= 2
+        assert (
+            clock["q1"] <= clock["median"] <= clock["q3"] and clock["samples"] == sum(map(len, case["turns_ms"])) >= 2
+        )
         assert case["images_per_second"] == pytest.approx(1e3 * case["batch"] / clock["median"])
         assert units == pytest.approx(clock["median"] / case["unit_ms"]["median"])
         assert case["unsynchronised_ms"]["median"] <= clock["median"] and case["first_call_seconds"] > 0

@@ -1,4 +1,5 @@
 """What a side measures about a model and a data set, before anything is compared; runs in both environments."""
+
 import json
 from dataclasses import replace
 
@@ -41,11 +42,11 @@ def test_calibration_reaches_the_model_and_float64_keeps_it():
 
 
 def test_features_are_collected_once_and_the_hooks_go():
-    model = backend.nn.Sequential(backend.nn.LeakyReLU(.1), backend.nn.LeakyReLU(.1))
+    model = backend.nn.Sequential(backend.nn.LeakyReLU(0.1), backend.nn.LeakyReLU(0.1))
     x = backend.tensor(np.array([-1.0, 2.0], np.float32))
     with capture.features(model, {"first": ("0", None)}) as found:
         model(x)
-    assert np.allclose(found["first"], [-.1, 2])
+    assert np.allclose(found["first"], [-0.1, 2])
     found.clear()
     model(x)
     assert not found

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import checkpoints
 from lib.__main__ import VERBS, main
+from lib.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "nanodet-plus-m_320"
@@ -79,18 +79,28 @@ def test_verify_lists_faults_and_fails(capsys, tmp_path):
 
 
 def test_data_and_convert_need_no_framework(tmp_path, weights):
-    program = ("import sys\nfrom lib.__main__ import main\ncode = main(sys.argv[1:])\n"
-               "print(sorted({'torch', 'jittor', 'lib.backend'} & sys.modules.keys())); sys.exit(code)")
+    program = (
+        "import sys\nfrom lib.__main__ import main\ncode = main(sys.argv[1:])\n"
+        "print(sorted({'torch', 'jittor', 'lib.backend'} & sys.modules.keys())); sys.exit(code)"
+    )
     for arguments in (["convert", weights, tmp_path / "o.pkl"], ["data", "verify", tmp_path / "nowhere.json"]):
         done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_ctrl_c_is_one_line(tmp_path):
-    program = ("import sys\nfrom lib import __main__ as m\nfrom lib.commands import data\n"
-               "data._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))")
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)
+    program = (
+        "import sys\nfrom lib import __main__ as m\nfrom lib.commands import data\n"
+        "data._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == "on\n"
     time.sleep(0.2)  # until the child waits in input()
     child.send_signal(signal.SIGINT)
@@ -99,16 +109,31 @@ def test_ctrl_c_is_one_line(tmp_path):
 
 
 def test_a_reader_that_has_enough_is_no_crash():
-    child = subprocess.Popen([sys.executable, "-m", "lib", "data", "verify", "nowhere.json"], cwd=ROOT, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "lib", "data", "verify", "nowhere.json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     child.stdout.close()
     assert "Error" not in child.stderr.read() and child.wait(30) in (1, 141)
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--epochs", "0"], "epochs is 0"), (["--batch", "0"], "batch is 0"), (["--rate", "-1"], "rate is -1"), (["--rate", "nan"], "rate is nan"),
-    (["--evaluate-every", "0"], "evaluate_every is 0"), (["--seed", "-1"], "seed is -1"),
-    (["--size", "50", "64"], "take 64 64"), (["--size", "0", "64"], "take 32 64"), (["--absent", "aux_fpn."], "none are given")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--epochs", "0"], "epochs is 0"),
+        (["--batch", "0"], "batch is 0"),
+        (["--rate", "-1"], "rate is -1"),
+        (["--rate", "nan"], "rate is nan"),
+        (["--evaluate-every", "0"], "evaluate_every is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--size", "50", "64"], "take 64 64"),
+        (["--size", "0", "64"], "take 32 64"),
+        (["--absent", "aux_fpn."], "none are given"),
+    ],
+)
 def test_a_training_that_can_not_be_meant_is_one_line(capsys, tmp_path, options, message):
     assert message in fails(capsys, "train", MODEL, tmp_path / "data", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
@@ -145,8 +170,23 @@ def test_from_scenes_to_numbers(capsys, tmp_path):
     assert [line["step"] for line in steps if "loss" in line] == [0, 1]
     capsys.readouterr()
     found = tmp_path / "found.json"
-    assert main(["evaluate", MODEL, str(run / "weights.safetensors"), str(data / "val.json"), "--size", "64", "64",
-                 "--detections", str(found), "--per-class"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                MODEL,
+                str(run / "weights.safetensors"),
+                str(data / "val.json"),
+                "--size",
+                "64",
+                "64",
+                "--detections",
+                str(found),
+                "--per-class",
+            ]
+        )
+        == 0
+    )
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert len(shown) == 12 + 10 and float(shown["AP"]) == pytest.approx(steps[-1]["evaluation"]["AP"], abs=1e-4)
     assert isinstance(json.loads(found.read_text()), list)

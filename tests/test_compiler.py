@@ -1,5 +1,6 @@
 """Kernels that Jittor compiles in a notebook, from an empty cache: what killed notebooks, what their reader sees, and that
 the faster way gives the same machine code. In the Jittor environment."""
+
 import importlib.util
 import json
 import os
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-if importlib.util.find_spec("jittor") is None:  # not imported here: Jittor's own import would die with a kernel that dies
+if (
+    importlib.util.find_spec("jittor") is None
+):  # not imported here: Jittor's own import would die with a kernel that dies
     pytest.skip("only Jittor compiles", allow_module_level=True)
 from jupyter_client.manager import start_new_kernel
 
@@ -77,12 +80,18 @@ def of(kind: str, messages: list[dict]) -> list[dict]:
 
 def texts(messages: list[dict]) -> list[str]:
     """What a display of the cell said, in order."""
-    return [message["data"]["text/plain"] for message in messages if message["kind"] in ("display_data", "update_display_data")]
+    return [
+        message["data"]["text/plain"]
+        for message in messages
+        if message["kind"] in ("display_data", "update_display_data")
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("time", range(3))
-def test_a_notebook_compiles_forty_kernels_in_an_empty_cache_and_its_reader_sees_how_many_are_left(kernel, tmp_path, time):
+def test_a_notebook_compiles_forty_kernels_in_an_empty_cache_and_its_reader_sees_how_many_are_left(
+    kernel, tmp_path, time
+):
     """Jittor's redirection of C++'s streams killed the kernel here, nearly each time."""
     opened = kernel.run(EMPTY_CACHE.format(folder=str(tmp_path)))
     assert not of("stream", opened) and not of("error", opened), "a notebook opens without red lines"
@@ -111,12 +120,16 @@ def test_the_import_leaves_no_process_that_a_kernel_would_wait_for(kernel):
 
 def compiled(tmp_path: Path, before: str) -> dict[str, bytes]:
     """The machine code and constants of some kernels, compiled in an empty cache after `before`, by their names."""
-    code = EMPTY_CACHE.format(folder=str(tmp_path)) + before + """
+    code = (
+        EMPTY_CACHE.format(folder=str(tmp_path))
+        + before
+        + """
 x = jt.array(np.arange(24, dtype="float32").reshape(2, 3, 4)) + 0.5
 values = [jt.sigmoid(x).sum(2), (x.reshape(6, 4) ** 2).max(1), x.transpose(2, 0, 1) * 3, x[:, 1], jt.floor(x).int32(),
           backend.softmax(x, -1), jt.full((64, 32), 1.5)]  # the last has a mark @begin
 jt.sync(values)
 """
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     sections = ["objcopy", "-O", "binary", "-j", ".text", "-j", ".rodata"]
     found = {}
@@ -140,11 +153,14 @@ jt.flags.cc_flags = jt.flags.cc_flags.split(" -include ")[0]
 
 def test_the_precompiled_header_is_taken(tmp_path):
     """A header that g++ passes over, for flags that are not its own, gives a warning; then each kernel parses all again."""
-    code = EMPTY_CACHE.format(folder=str(tmp_path)) + """
+    code = (
+        EMPTY_CACHE.format(folder=str(tmp_path))
+        + """
 jt.flags.cc_flags += " -Winvalid-pch -Werror=invalid-pch -H "
 jt.flags.log_v = 1
 (jt.array([1.0, 2.0]) * 3).sync()
 """
+    )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0 and "! " in ran.stderr and "kernel.h.gch" in ran.stderr, ran.stderr[-2000:]
 

@@ -18,16 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from lib import backend, checkpoints, convert
+from lib import backend, convert
 from lib.backend import nn
 from lib.errors import UserError
+from lib.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)
 # Floats as bit patterns: NaNs and subnormals too, which hypothesis can't draw in Jittor's process (it flushes to zero).
 ARRAYS = st.one_of(
     *(npst.arrays(dtype, SHAPES) for dtype in ("int64", "int32", "int16", "int8", "uint8", "bool")),
-    *(npst.arrays(f"u{size}", SHAPES).map(lambda bits, size=size: bits.view(f"f{size}")) for size in (2, 4, 8)))
+    *(npst.arrays(f"u{size}", SHAPES).map(lambda bits, size=size: bits.view(f"f{size}")) for size in (2, 4, 8)),
+)
 
 
 class Toy(nn.Module):
@@ -42,8 +44,10 @@ class Toy(nn.Module):
 
 def seeded(model):
     rng = np.random.default_rng(5)
-    return {name: rng.normal(size=a.shape).astype(a.dtype) if a.dtype.kind == "f" else a + 3
-            for name, a in convert.state(model).items()}
+    return {
+        name: rng.normal(size=a.shape).astype(a.dtype) if a.dtype.kind == "f" else a + 3
+        for name, a in convert.state(model).items()
+    }
 
 
 def same(found, expected):
@@ -63,8 +67,10 @@ def write_zip(path, content, **entries):
 
 def torch_pickle(shape=(2,), stride=(1,), offset=0, key="k", count=2, names="w"):
     """What torch pickles for float32 tensors that share one storage, with fields of our choice."""
+
     def numbers(values):
         return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
     storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + b"X" + struct.pack("<I", len(key)) + key.encode()
     storage += b"X\x03\0\0\0cpuJ" + struct.pack("<i", count) + b"tQ"
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"J" + struct.pack("<i", offset)
@@ -129,15 +135,25 @@ def test_we_read_what_torch_writes(tmp_path, zipped):
     """Views, shared storages, bfloat16, parameters; the old format too; optimiser states in between are skipped."""
     torch = pytest.importorskip("torch")
     base = torch.arange(12.0).reshape(3, 4)
-    state = OrderedDict(view=base.t()[1:], row=base[2], half=torch.tensor([1.5, -2.25], dtype=torch.bfloat16),
-                        scalar=torch.tensor(3.0), empty=torch.zeros(0, 3), parameter=nn.Parameter(torch.ones(2)),
-                        counter=torch.tensor(7), mask=torch.tensor([True, False]), array=np.arange(3.0))
+    state = OrderedDict(
+        view=base.t()[1:],
+        row=base[2],
+        half=torch.tensor([1.5, -2.25], dtype=torch.bfloat16),
+        scalar=torch.tensor(3.0),
+        empty=torch.zeros(0, 3),
+        parameter=nn.Parameter(torch.ones(2)),
+        counter=torch.tensor(7),
+        mask=torch.tensor([True, False]),
+        array=np.arange(3.0),
+    )
     other = {"moments": {0: torch.full((5,), 9.0)}, "best": np.float64(0.3), "size": torch.Size([2])}
     checkpoint = {"epoch": 3, "optimizer": other, "state_dict": state}
     torch.save(checkpoint, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
     found = checkpoints.read(tmp_path / "w.ckpt")
-    expected = {name: v if isinstance(v, np.ndarray) else v.detach().float().numpy() if name == "half"
-                else v.detach().numpy() for name, v in state.items()}
+    expected = {
+        name: v if isinstance(v, np.ndarray) else v.detach().float().numpy() if name == "half" else v.detach().numpy()
+        for name, v in state.items()
+    }
     same(found, {name: np.asarray(array, order="C") for name, array in expected.items()})
 
 
@@ -173,14 +189,20 @@ def as_torch_zip(path, content):
 
 
 @pytest.mark.parametrize("carrier", [as_pickle, as_torch_zip])
-@pytest.mark.parametrize("function, arguments, name", [
-    (os.system, ("touch ran",), "posix.system"), (eval, ("open('ran', 'w')",), "builtins.eval"),
-    (getattr, ("", "join"), "builtins.getattr"), (np.load, ("x",), "numpy.load"),
-    (bytearray, (10**12,), "builtins.bytearray"),
-])
+@pytest.mark.parametrize(
+    "function, arguments, name",
+    [
+        (os.system, ("touch ran",), "posix.system"),
+        (eval, ("open('ran', 'w')",), "builtins.eval"),
+        (getattr, ("", "join"), "builtins.getattr"),
+        (np.load, ("x",), "numpy.load"),
+        (bytearray, (10**12,), "builtins.bytearray"),
+    ],
+)
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_that_wants_to_run_code_is_refused_by_name(tmp_path, monkeypatch, carrier, function, arguments, name,
-                                                             protocol):
+def test_a_pickle_that_wants_to_run_code_is_refused_by_name(
+    tmp_path, monkeypatch, carrier, function, arguments, name, protocol
+):
     monkeypatch.chdir(tmp_path)
     content = pickle.dumps({"state_dict": {"w": Bomb(function, *arguments)}}, protocol)
     path = carrier(tmp_path / "w", content)
@@ -198,11 +220,21 @@ def test_only_containers_tensors_and_arrays_can_be_named():
             value.anything = 1
 
 
-@pytest.mark.parametrize("fields, ok", [
-    ({}, True), ({"shape": (2, 1), "stride": (1, 5)}, True), ({"offset": 1}, False), ({"offset": -1}, False),
-    ({"stride": (2,)}, False), ({"stride": (-1,)}, False), ({"shape": (3,), "stride": (0,)}, False),
-    ({"shape": (2, 1)}, False), ({"count": 3}, False), ({"key": "../k"}, False),
-])
+@pytest.mark.parametrize(
+    "fields, ok",
+    [
+        ({}, True),
+        ({"shape": (2, 1), "stride": (1, 5)}, True),
+        ({"offset": 1}, False),
+        ({"offset": -1}, False),
+        ({"stride": (2,)}, False),
+        ({"stride": (-1,)}, False),
+        ({"shape": (3,), "stride": (0,)}, False),
+        ({"shape": (2, 1)}, False),
+        ({"count": 3}, False),
+        ({"key": "../k"}, False),
+    ],
+)
 def test_a_tensor_outside_its_storage_is_refused(tmp_path, fields, ok):
     write_zip(tmp_path / "w.pth", torch_pickle(**fields), k=struct.pack("<2f", 1, 2))
     if ok:
@@ -224,11 +256,11 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
 
 
 def cut(content):
-    return content[:len(content) // 2]
+    return content[: len(content) // 2]
 
 
 def flip(content):
-    return content[:len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1:]
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
 
 
 @pytest.mark.parametrize("suffix", checkpoints.WRITERS)
@@ -246,11 +278,17 @@ def test_a_damaged_file_is_one_line(tmp_path, suffix, fault):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"epoch": 3}, "'epoch' is a int"), ({0: np.ones(1)}, "0 is a Array, not a named"),
-    ([1, 2], "holds no named weights"), ({}, "holds no named weights"),
-    ({"w": np.array(["a"])}, "damaged"), ({"w": np.array([{}])}, "damaged"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"epoch": 3}, "'epoch' is a int"),
+        ({0: np.ones(1)}, "0 is a Array, not a named"),
+        ([1, 2], "holds no named weights"),
+        ({}, "holds no named weights"),
+        ({"w": np.array(["a"])}, "damaged"),
+        ({"w": np.array([{}])}, "damaged"),
+    ],
+)
 def test_a_pickle_without_weights_is_one_line(tmp_path, content, message):
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(content, 4))
     with pytest.raises(UserError, match=message):
@@ -281,17 +319,23 @@ def with_value(name, value):
     return lambda state: state[name].fill(value)
 
 
-@pytest.mark.parametrize("fault, message", [
-    (without("backbone.0.bias"), "1 missing: backbone.0.bias"),
-    (without("backbone.1.num_batches_tracked"), "1 missing: backbone.1.num_batches_tracked"),
-    (without("scale"), "1 missing: scale"),
-    (lambda state: state.update(extra=np.ones(1)), "1 left over: extra"),
-    (reshaped("backbone.0.bias"), r"1 of the wrong shape or kind: backbone.0.bias float32\[1, 4\] for float32\[4\]"),
-    (reshaped("scale"), r"scale float32\[1\] for float32\[\]"),
-    (lambda state: state.update(scale=np.array(1)), r"scale int64\[\] for float32\[\]"),
-    (with_value("backbone.1.running_var", np.nan), "1 with NaN or infinity: backbone.1.running_var"),
-    (with_value("scale", np.inf), "1 with NaN or infinity: scale"),
-])
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (without("backbone.0.bias"), "1 missing: backbone.0.bias"),
+        (without("backbone.1.num_batches_tracked"), "1 missing: backbone.1.num_batches_tracked"),
+        (without("scale"), "1 missing: scale"),
+        (lambda state: state.update(extra=np.ones(1)), "1 left over: extra"),
+        (
+            reshaped("backbone.0.bias"),
+            r"1 of the wrong shape or kind: backbone.0.bias float32\[1, 4\] for float32\[4\]",
+        ),
+        (reshaped("scale"), r"scale float32\[1\] for float32\[\]"),
+        (lambda state: state.update(scale=np.array(1)), r"scale int64\[\] for float32\[\]"),
+        (with_value("backbone.1.running_var", np.nan), "1 with NaN or infinity: backbone.1.running_var"),
+        (with_value("scale", np.inf), "1 with NaN or infinity: scale"),
+    ],
+)
 def test_strict_loading_names_every_fault_and_changes_nothing(fault, message):
     model = Toy()
     before, given_weights = convert.state(model), seeded(model)
@@ -302,7 +346,10 @@ def test_strict_loading_names_every_fault_and_changes_nothing(fault, message):
 
 
 def test_faults_are_counted_and_the_first_three_named():
-    with pytest.raises(UserError, match=r"^the given weights: \d+ missing: (\S+, ){3}…; 1 left over: x; nothing was loaded .no entry fits: they are "):
+    with pytest.raises(
+        UserError,
+        match=r"^the given weights: \d+ missing: (\S+, ){3}…; 1 left over: x; nothing was loaded .no entry fits: they are ",
+    ):
         convert.load(Toy(), {"x": np.ones(1)})
 
 
@@ -333,8 +380,10 @@ def test_an_absent_branch_is_allowed_by_name_as_a_whole():
     assert coverage.absent == ("aux_head.weight", "aux_head.bias") and coverage.loaded == tuple(weights)
     same(convert.state(model), own | weights)
     del weights["backbone.1.num_batches_tracked"]
-    assert "backbone.1.num_batches_tracked" in convert.load(
-        model, weights, absent=("aux_head.", ".num_batches_tracked")).absent
+    assert (
+        "backbone.1.num_batches_tracked"
+        in convert.load(model, weights, absent=("aux_head.", ".num_batches_tracked")).absent
+    )
 
 
 def test_loading_what_fits_reports_the_rest():
@@ -377,7 +426,8 @@ def test_published_coco_weights_lack_only_the_auxiliary_branch(shared):
 # --------------------------------------------------------------------------------------------------- both frameworks
 RELAY = """
 import sys
-from lib import checkpoints, convert, models
+from lib import convert, models
+from lib.training import checkpoints
 model = models.build("nanodet-plus-m_320", num_classes=3, seed=1)
 convert.load(model, sys.argv[1])
 checkpoints.write(sys.argv[2], convert.state(model))
@@ -396,6 +446,10 @@ def test_a_round_trip_through_the_other_framework_keeps_every_bit(tmp_path, ther
         pytest.skip(f"{python} is absent: make envs, or set OTHER_PYTHON")
     expected = seeded(models.build("nanodet-plus-m_320", num_classes=3))
     checkpoints.write(tmp_path / f"there{there}", expected)
-    subprocess.run([python, "-c", RELAY, tmp_path / f"there{there}", tmp_path / f"back{back}"], cwd=ROOT, check=True,
-                   env=os.environ | {"nvcc_path": "", "log_silent": "1"})
+    subprocess.run(
+        [python, "-c", RELAY, tmp_path / f"there{there}", tmp_path / f"back{back}"],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"nvcc_path": "", "log_silent": "1"},
+    )
     same(checkpoints.read(tmp_path / f"back{back}"), expected)

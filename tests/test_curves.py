@@ -1,12 +1,13 @@
 """Training logs of four kinds, whole, resumed and cut off, in the forms their programs write them."""
+
 import json
 
 import pytest
 
-from lib import curves
 from lib.__main__ import main
-from lib.curves import drawing
 from lib.errors import UserError
+from lib.show import curves
+from lib.show.curves import drawing
 
 NANODET = """\
 [NanoDet][07-31 21:10:00]INFO:Setting up data...
@@ -43,11 +44,20 @@ SUMMARY = """\
  Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets= 10 ] = 0.470
  Average Recall     (AR) @[ IoU=0.50:0.95 | area=medium | maxDets=100 ] = 0.437
 """
-DETR_STEP = ("Epoch: [{}]  [{:4d}/4]  eta: 0:03:35  lr: 0.000010  loss: {} (13.7817)  loss_vfl: 1.8910 (1.3376)  "
-             "loss_bbox_aux_0: 0.3621 (0.3711)  time: 0.3726  data: 0.0123  max mem: 3861\n")
-DETR = ("Start training\n" + DETR_STEP.format(0, 0, 20.5) + DETR_STEP.format(0, 3, 18.25) + "Averaged stats: lr: 0.000010\n"
-        + "Test:  [0/2]  eta: 0:00:01  time: 0.5  data: 0.3  max mem: 3861\n" + SUMMARY.format(0.101)
-        + DETR_STEP.format(1, 1, 12) + DETR_STEP.format(1, 2, 11)[:80])
+DETR_STEP = (
+    "Epoch: [{}]  [{:4d}/4]  eta: 0:03:35  lr: 0.000010  loss: {} (13.7817)  loss_vfl: 1.8910 (1.3376)  "
+    "loss_bbox_aux_0: 0.3621 (0.3711)  time: 0.3726  data: 0.0123  max mem: 3861\n"
+)
+DETR = (
+    "Start training\n"
+    + DETR_STEP.format(0, 0, 20.5)
+    + DETR_STEP.format(0, 3, 18.25)
+    + "Averaged stats: lr: 0.000010\n"
+    + "Test:  [0/2]  eta: 0:00:01  time: 0.5  data: 0.3  max mem: 3861\n"
+    + SUMMARY.format(0.101)
+    + DETR_STEP.format(1, 1, 12)
+    + DETR_STEP.format(1, 2, 11)[:80]
+)
 
 
 def read(tmp_path, text, name="log.txt"):
@@ -58,10 +68,15 @@ def read(tmp_path, text, name="log.txt"):
 def test_nanodet(tmp_path):
     found = read(tmp_path, NANODET, "logs.txt")
     assert (found.kind, found.name) == ("NanoDet", tmp_path.name)
-    assert found.curves.losses["loss"] == [(0.25, 2.0), (0.75, 1.6)]  # the sum; the line cut off in the middle is left out
+    assert found.curves.losses["loss"] == [
+        (0.25, 2.0),
+        (0.75, 1.6),
+    ]  # the sum; the line cut off in the middle is left out
     assert found.curves.losses["aux_loss_qfl"] == [(0.25, 0.25), (0.75, 0.2)]
     assert found.curves.rates == [(0.25, 1e-6), (0.75, 1e-3)]
-    assert found.curves.evaluations["AP"] == [(1.0, 0.2769359509229967)] and found.curves.evaluations["AP50"] == [(1.0, 0.475)]
+    assert found.curves.evaluations["AP"] == [(1.0, 0.2769359509229967)] and found.curves.evaluations["AP50"] == [
+        (1.0, 0.475)
+    ]
     assert set(found.curves.evaluations) == {"AP", "AP50", "APs", "APm"}
 
 
@@ -73,15 +88,21 @@ def test_nanodet_interrupted_in_a_line_and_started_again(tmp_path):
 
 
 def test_nanodet_before_it_named_its_batches(tmp_path):
-    lines = [f"INFO:root:Train|Epoch{epoch}/9|Iter{2 * epoch + i}({i})| lr:1.00e-03| loss_qfl:{loss}| \n"
-             for epoch, i, loss in ((1, 0, 3.0), (1, 1, 2.0), (2, 0, 1.0))]
+    lines = [
+        f"INFO:root:Train|Epoch{epoch}/9|Iter{2 * epoch + i}({i})| lr:1.00e-03| loss_qfl:{loss}| \n"
+        for epoch, i, loss in ((1, 0, 3.0), (1, 1, 2.0), (2, 0, 1.0))
+    ]
     assert read(tmp_path, "".join(lines)).curves.losses["loss"] == [(0.0, 3.0), (0.5, 2.0), (1.0, 1.0)]
 
 
 def test_gold_yolo(tmp_path):
     found = read(tmp_path, GOLD)
     assert found.kind == "Gold-YOLO"
-    assert found.curves.losses["loss"] == [(1.0, pytest.approx(1.5)), (2.0, pytest.approx(1.29)), (2.5, pytest.approx(1.08))]
+    assert found.curves.losses["loss"] == [
+        (1.0, pytest.approx(1.5)),
+        (2.0, pytest.approx(1.29)),
+        (2.5, pytest.approx(1.08)),
+    ]
     assert found.curves.losses["dfl_loss"] == [(1.0, 0.1), (2.0, 0.09), (2.5, 0.08)]
     assert found.curves.evaluations == {"AP50": [(1.0, 0.3125)], "AP": [(1.0, 0.15)]}
 
@@ -94,13 +115,24 @@ def test_gold_yolo_with_more_columns(tmp_path):
 
 
 def test_rt_detr_file(tmp_path):
-    entries = [{"train_lr": 1e-5, "train_loss": 20.0 - epoch, "train_loss_vfl": 2.0,
-                "test_coco_eval_bbox": [0.1 * (epoch + 1)] * 12, "epoch": epoch, "n_parameters": 20}
-               for epoch in (0, 1, 2, 1)]  # resumed after the second
+    entries = [
+        {
+            "train_lr": 1e-5,
+            "train_loss": 20.0 - epoch,
+            "train_loss_vfl": 2.0,
+            "test_coco_eval_bbox": [0.1 * (epoch + 1)] * 12,
+            "epoch": epoch,
+            "n_parameters": 20,
+        }
+        for epoch in (0, 1, 2, 1)
+    ]  # resumed after the second
     found = read(tmp_path, "".join(json.dumps(entry) + "\n" for entry in entries) + '{"train_lr": 1e-05, "train_lo')
     assert found.kind == "RT-DETR"
     assert found.curves.losses == {"loss": [(1.0, 20.0), (2.0, 19.0)], "loss_vfl": [(1.0, 2.0), (2.0, 2.0)]}
-    assert found.curves.evaluations["ARl"] == [(1.0, 0.1), (2.0, 0.2)] and found.curves.rates == [(1.0, 1e-5), (2.0, 1e-5)]
+    assert found.curves.evaluations["ARl"] == [(1.0, 0.1), (2.0, 0.2)] and found.curves.rates == [
+        (1.0, 1e-5),
+        (2.0, 1e-5),
+    ]
 
 
 def test_rt_detr_console(tmp_path):
@@ -108,19 +140,40 @@ def test_rt_detr_console(tmp_path):
     assert found.kind == "RT-DETR" and found.curves.losses["loss"] == [(0.25, 20.5), (1.0, 18.25), (1.5, 12.0)]
     assert found.curves.losses["loss_bbox_aux_0"][0] == (0.25, 0.3621)
     assert {name: points[0] for name, points in found.curves.evaluations.items()} == {
-        "AP": (1.0, 0.101), "AP50": (1.0, 0.516), "AP75": (1.0, 0.369), "APs": (1.0, -1.0),
-        "AR10": (1.0, 0.47), "ARm": (1.0, 0.437)}
+        "AP": (1.0, 0.101),
+        "AP50": (1.0, 0.516),
+        "AP75": (1.0, 0.369),
+        "APs": (1.0, -1.0),
+        "AR10": (1.0, 0.47),
+        "ARm": (1.0, 0.437),
+    }
 
 
 def our_log(folder, epochs=3, per_epoch=4, cut=True):
     lines = []
     for step in range(epochs * per_epoch):
         epoch = step // per_epoch
-        lines.append({"step": step, "epoch": epoch, "learning_rate": 0.1, "loss": 8.0 - step / 2,
-                      "loss_qfl": 5.0, "loss_dfl": 3.0 - step / 2, "gradient_norm": 1.0, "step_seconds": 0.1})
+        lines.append(
+            {
+                "step": step,
+                "epoch": epoch,
+                "learning_rate": 0.1,
+                "loss": 8.0 - step / 2,
+                "loss_qfl": 5.0,
+                "loss_dfl": 3.0 - step / 2,
+                "gradient_norm": 1.0,
+                "step_seconds": 0.1,
+            }
+        )
         if step % per_epoch == per_epoch - 1:
-            lines.append({"step": step, "epoch": epoch, "evaluation": {"AP": 0.1 * epoch, "AP50": 0.2},
-                          "evaluation_seconds": 1.0})
+            lines.append(
+                {
+                    "step": step,
+                    "epoch": epoch,
+                    "evaluation": {"AP": 0.1 * epoch, "AP50": 0.2},
+                    "evaluation_seconds": 1.0,
+                }
+            )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12, "ep' * cut)
     return folder
@@ -128,16 +181,25 @@ def our_log(folder, epochs=3, per_epoch=4, cut=True):
 
 def test_ours(tmp_path):
     found = curves.read(our_log(tmp_path / "scenes"))
-    assert (found.name, found.kind) == ("scenes", "this suite") and curves.read(tmp_path / "scenes" / "log.jsonl") == found
-    assert found.curves.losses["loss"][:2] == [(0.25, 8.0), (0.5, 7.5)] and found.curves.losses["loss"][-1] == (3.0, 2.5)
+    assert (found.name, found.kind) == ("scenes", "this suite") and curves.read(
+        tmp_path / "scenes" / "log.jsonl"
+    ) == found
+    assert found.curves.losses["loss"][:2] == [(0.25, 8.0), (0.5, 7.5)] and found.curves.losses["loss"][-1] == (
+        3.0,
+        2.5,
+    )
     assert set(found.curves.losses) == {"loss", "loss_qfl", "loss_dfl"}
     assert found.curves.evaluations["AP"] == [(1.0, 0.0), (2.0, 0.1), (3.0, 0.2)] and len(found.curves.rates) == 12
     assert found.standing() == "scenes (this suite): 3 epochs, last loss 2.5, best AP 0.2000 after epoch 3"
 
 
-@pytest.mark.parametrize("text", ["", "no log\n", "Epoch 1: loss 3\n" * 9, '{"a": 1}\n', "[1]\n{broken\n", "\x00\xff" * 99])
+@pytest.mark.parametrize(
+    "text", ["", "no log\n", "Epoch 1: loss 3\n" * 9, '{"a": 1}\n', "[1]\n{broken\n", "\x00\xff" * 99]
+)
 def test_an_unknown_log_is_one_line(tmp_path, text):
-    with pytest.raises(UserError, match="log.txt: no training log that is known; give this suite's log.jsonl") as caught:
+    with pytest.raises(
+        UserError, match="log.txt: no training log that is known; give this suite's log.jsonl"
+    ) as caught:
         read(tmp_path, text)
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(UserError, match="nowhere.txt: can't be read"):
@@ -155,15 +217,19 @@ def test_every_beginning_of_a_log_is_a_beginning_of_its_curves(tmp_path, text):
             continue
         assert part.kind == whole.kind
         for name, points in part.curves.evaluations.items():
-            assert points == whole.curves.evaluations[name][:len(points)]
+            assert points == whole.curves.evaluations[name][: len(points)]
         if text is not GOLD:
             for name, points in part.curves.losses.items():
-                assert points == whole.curves.losses[name][:len(points)]
+                assert points == whole.curves.losses[name][: len(points)]
 
 
 def test_drawing_beside_each_other(tmp_path):
-    trainings = [curves.read(our_log(tmp_path / "ours", per_epoch=80)), read(tmp_path, NANODET, "nano.txt"),
-                 read(tmp_path, GOLD, "gold.txt"), read(tmp_path, DETR, "detr.txt")]
+    trainings = [
+        curves.read(our_log(tmp_path / "ours", per_epoch=80)),
+        read(tmp_path, NANODET, "nano.txt"),
+        read(tmp_path, GOLD, "gold.txt"),
+        read(tmp_path, DETR, "detr.txt"),
+    ]
     first, again = (drawing.draw(trainings, components=True) for _ in range(2))
     assert first.data == again.data and first.kind == "image/svg+xml" and "nano.txt" in first.alt
     assert len(first.data) > len(drawing.draw(trainings).data)
@@ -180,9 +246,11 @@ def test_command_line(capsys, tmp_path):
     assert shown[0].startswith("mine (this suite): 3 epochs")
     assert "best AP 0.2769 after epoch 1" in shown[1] and shown[2] == str(out)
     assert out.read_bytes().startswith(b"\x89PNG")
-    for arguments, message in (([*logs, "-o", str(tmp_path / "x.gif")], "x.gif: curves are drawn as"),
-                               ([*logs, "-o", str(out), "--names", "one"], "--names: 1 names for 2 logs"),
-                               ([str(tmp_path / "nothing"), "-o", str(out)], "can't be read")):
+    for arguments, message in (
+        ([*logs, "-o", str(tmp_path / "x.gif")], "x.gif: curves are drawn as"),
+        ([*logs, "-o", str(out), "--names", "one"], "--names: 1 names for 2 logs"),
+        ([str(tmp_path / "nothing"), "-o", str(out)], "can't be read"),
+    ):
         assert main(["curves", *arguments]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line

@@ -1,4 +1,5 @@
 """Data sets: what is refused and how, and scenes that are the same bytes everywhere."""
+
 import copy
 import json
 import os
@@ -14,8 +15,10 @@ from lib.data import coco, scenes
 from lib.errors import UserError
 
 GOOD = {
-    "images": [{"id": 7, "file_name": "b.png", "width": 40, "height": 30},
-               {"id": 3, "file_name": "a.jpg", "width": 20, "height": 20}],
+    "images": [
+        {"id": 7, "file_name": "b.png", "width": 40, "height": 30},
+        {"id": 3, "file_name": "a.jpg", "width": 20, "height": 20},
+    ],
     "categories": [{"id": 9, "name": "dog"}, {"id": 2, "name": "cat"}],
     "annotations": [
         {"id": 1, "image_id": 7, "category_id": 9, "bbox": [1.5, 2, 10, 12], "area": 120, "iscrowd": 0},
@@ -47,6 +50,7 @@ def drawn(tmp_path_factory):
 
 
 # --- COCO files
+
 
 def test_a_good_file_is_read_as_published(write):
     path = write()
@@ -110,12 +114,21 @@ def test_a_fault_is_one_line_with_file_entry_and_remedy(write, name):
     assert any(all(part in fault for part in named) for fault in coco.verify(path))
 
 
-@pytest.mark.parametrize(("content", "named"), [
-    (json.dumps(GOOD)[:200], "cut short"), ("", "cut short"), ("[1, 2]", "images"), ("{}", "images"),
-    (json.dumps(GOOD).replace("1.5", "NaN"), "NaN"), (json.dumps(GOOD).replace("1.5", "-Infinity"), "Infinity"),
-    (json.dumps(GOOD).replace("1.5", "1e999"), "annotation 1"), ("[" * 100_000, "JSON"), ("9" * 5000, "JSON"),
-    ("\xff\xfe\x00", "JSON"),
-])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (json.dumps(GOOD)[:200], "cut short"),
+        ("", "cut short"),
+        ("[1, 2]", "images"),
+        ("{}", "images"),
+        (json.dumps(GOOD).replace("1.5", "NaN"), "NaN"),
+        (json.dumps(GOOD).replace("1.5", "-Infinity"), "Infinity"),
+        (json.dumps(GOOD).replace("1.5", "1e999"), "annotation 1"),
+        ("[" * 100_000, "JSON"),
+        ("9" * 5000, "JSON"),
+        ("\xff\xfe\x00", "JSON"),
+    ],
+)
 def test_a_file_that_is_no_coco_json(write, content, named):
     path = write()
     path.write_bytes(content.encode("latin-1"))
@@ -137,13 +150,18 @@ def test_the_first_of_several_faults_tells_how_many_more(write):
     assert len(coco.verify(path)) == 3
 
 
-@pytest.mark.parametrize(("values", "reason"), [
-    ({"bbox": [1, 2, 0.9, 5]}, "less than a pixel"), ({"area": 0}, "of no area"), ({"area": -1}, "of no area"),
-])
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"bbox": [1, 2, 0.9, 5]}, "less than a pixel"),
+        ({"area": 0}, "of no area"),
+        ({"area": -1}, "of no area"),
+    ],
+)
 def test_what_published_training_skips_is_skipped_and_reported(write, values, reason):
     path = write(edit("annotations", 0, **values))
     assert coco.load(path).images[1].labels.tolist() == [0]
-    fault, = coco.verify(path)
+    (fault,) = coco.verify(path)
     assert "annotation 1" in fault and reason in fault
 
 
@@ -155,10 +173,15 @@ def test_an_ignored_empty_box_and_a_box_across_the_border_load(write):
 
 
 @pytest.mark.parametrize("name", ["b.png", "a.jpg"])
-@pytest.mark.parametrize(("damage", "named"), [
-    (lambda data: b"", "cut short"), (lambda data: data[:-9], "cut short"),
-    (lambda data: data[:len(data) // 2], "cut short"), (lambda data: b"<html>not found</html>", "unknown format"),
-])
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda data: b"", "cut short"),
+        (lambda data: data[:-9], "cut short"),
+        (lambda data: data[: len(data) // 2], "cut short"),
+        (lambda data: b"<html>not found</html>", "unknown format"),
+    ],
+)
 def test_a_damaged_image_is_one_line(write, name, damage, named, capfd):
     path = write()
     file = path.parent / "images" / name
@@ -324,7 +347,7 @@ def test_shapes_cover_what_geometry_says(name):
 
     expected = parity(layer.contours) & ~parity(layer.cuts) & 1 if layer.cuts else parity(layer.contours)
     per_pixel = expected.reshape(len(coverage), scenes.SAMPLES, len(coverage), scenes.SAMPLES).sum((1, 3))
-    assert coverage.max() == scenes.SAMPLES ** 2
+    assert coverage.max() == scenes.SAMPLES**2
     # corners are rounded to an eighth of a pixel, so only samples at an edge may differ
     assert np.abs(per_pixel - coverage).max() <= scenes.SAMPLES
     assert abs(int(per_pixel.sum()) - int(coverage.sum())) <= 0.02 * coverage.sum()

@@ -1,4 +1,5 @@
 """python -m lib data: every kind explains itself by example, and does what it says with one line for a mistake."""
+
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def fails(capsys, *arguments) -> tuple[str, str]:
     """(stdout, the one line on stderr) of a call that ends with exit code 1."""
     assert main(["data", *map(str, arguments)]) == 1
     shown = capsys.readouterr()
-    line, = shown.err.splitlines()
+    (line,) = shown.err.splitlines()
     assert line.startswith("error: ")
     return shown.out, line
 
@@ -54,7 +55,9 @@ def test_every_kind_is_in_the_help_of_data(capsys):
     assert all(f"python -m lib data {kind} " in shown for kind in KINDS)
 
 
-@pytest.mark.parametrize("arguments", [["convert", "a", "b"], ["convert", "a", "b", "--to", "kitti"], ["fetch", "mnist", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [["convert", "a", "b"], ["convert", "a", "b", "--to", "kitti"], ["fetch", "mnist", "a"]]
+)
 def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(["data", *arguments])
@@ -68,7 +71,9 @@ def test_convert_says_what_became_of_it(capsys, scenes, tmp_path):
     (tmp_path / "yolo/images/train").joinpath("train/000002.png").write_bytes(b"no image")
     assert "--skip-faults" in fails(capsys, "convert", tmp_path / "yolo", tmp_path / "voc", "--to", "voc")[1]
     assert not (tmp_path / "voc").exists()
-    shown = run(capsys, "convert", tmp_path / "yolo", tmp_path / "voc", "--to", "voc", "--skip-faults", "--link", "--workers", 1)
+    shown = run(
+        capsys, "convert", tmp_path / "yolo", tmp_path / "voc", "--to", "voc", "--skip-faults", "--link", "--workers", 1
+    )
     assert "fault: " in shown and "000002.png" in shown and "train: 5 images" in shown
 
 
@@ -95,7 +100,9 @@ def test_verify_of_nothing_and_of_an_unclear_folder(capsys, scenes, tmp_path):
 def test_subset_of_converted_data_is_a_training_set(capsys, scenes, tmp_path):
     run(capsys, "convert", scenes, tmp_path / "voc", "--to", "voc")
     run(capsys, "convert", tmp_path / "voc", tmp_path / "coco", "--to", "coco")
-    shown = run(capsys, "subset", tmp_path / "coco/train.json", tmp_path / "mini", "--train", 2, "--val", 1, "--seed", 1)
+    shown = run(
+        capsys, "subset", tmp_path / "coco/train.json", tmp_path / "mini", "--train", 2, "--val", 1, "--seed", 1
+    )
     assert str(tmp_path / "mini/train.json") in shown and len(coco.load(tmp_path / "mini/train.json").images) == 2
     assert "no fault" in run(capsys, "verify", tmp_path / "mini")
 
@@ -107,12 +114,16 @@ def test_fetch_from_a_folder_without_archives_is_one_line(capsys, tmp_path):
 
 # --- show
 
+
 def test_show_writes_a_sheet_or_a_picture_an_image(capsys, scenes, tmp_path):
     assert "4 of 6 images" in run(capsys, "show", scenes, tmp_path / "sheet.png", "--count", 4, "--split", "train")
     assert cv2.imread(str(tmp_path / "sheet.png")).shape == (2 * (draw.TILE + draw.BAR), 2 * draw.TILE, 3)
     assert "2 of 9 images" in run(capsys, "show", scenes, tmp_path / "boxes", "--count", 2)
     assert len(list((tmp_path / "boxes").rglob("*.png"))) == 2
-    assert "has no split 'test'; it has train, val" in fails(capsys, "show", scenes, tmp_path / "x.png", "--split", "test")[1]
+    assert (
+        "has no split 'test'; it has train, val"
+        in fails(capsys, "show", scenes, tmp_path / "x.png", "--split", "test")[1]
+    )
     blocked = fails(capsys, "show", scenes, scenes / "val.json" / "sheet.png")[1]
     assert "can't be written" in blocked
 
@@ -120,7 +131,9 @@ def test_show_writes_a_sheet_or_a_picture_an_image(capsys, scenes, tmp_path):
 def test_show_names_what_it_can_not_show(capsys, scenes, tmp_path):
     name = json.loads((scenes / "val.json").read_text())["images"][0]["file_name"]
     (scenes / "images" / name).write_bytes(b"no image")
-    assert "fault: " in (shown := run(capsys, "show", scenes / "val.json", tmp_path / "sheet.png")) and "2 of 3" in shown
+    assert (
+        "fault: " in (shown := run(capsys, "show", scenes / "val.json", tmp_path / "sheet.png")) and "2 of 3" in shown
+    )
     for file in scenes.rglob("*.png"):
         file.write_bytes(b"no image")
     assert "no sound image" in fails(capsys, "show", scenes, tmp_path / "none.png")[1]
@@ -132,7 +145,9 @@ def test_boxes_are_drawn_on_the_pixels_they_hold(tmp_path):
     picture = Picture("a.png", tmp_path / "a.png", tmp_path, (300, 200), (Annotation("cat", (100, 50, 201, 151)),))
     image = draw.drawn(picture, ("dog", "cat"))
     colour = np.array(draw.COLOURS[1])
-    assert (image[50:151, 100] == colour).all() and (image[150, 100:201] == colour).all()  # the first and the last row in it
+    assert (image[50:151, 100] == colour).all() and (
+        image[150, 100:201] == colour
+    ).all()  # the first and the last row in it
     assert (image[60:140, 110:190] == 128).all() and (image[160:] == 128).all()
     assert draw.drawn(picture, ("dog", "cat"), 150).shape == (100, 150, 3)
 
@@ -146,12 +161,26 @@ def test_classes_of_another_script_go_by_number(capsys, scenes, tmp_path):
     assert draw.caption("浣熊", ("cat", "浣熊")) == "#1" and draw.caption("cat", ("cat", "浣熊")) == "cat"
 
 
-@pytest.mark.parametrize("arguments", [["verify", "nowhere"], ["fetch", "voc2007", "x", "--from", "nowhere"],
-                                       ["convert", "nowhere", "x", "--to", "voc"], ["show", "nowhere", "x.png"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "nowhere"],
+        ["fetch", "voc2007", "x", "--from", "nowhere"],
+        ["convert", "nowhere", "x", "--to", "voc"],
+        ["show", "nowhere", "x.png"],
+    ],
+)
 def test_no_framework_is_imported(tmp_path, arguments):
-    program = ("import sys\nfrom lib.__main__ import main\ncode = main(['data', *sys.argv[1:]])\n"
-               "print(sorted({'torch', 'jittor', 'lib.backend'} & sys.modules.keys())); sys.exit(code)")
-    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)
+    program = (
+        "import sys\nfrom lib.__main__ import main\ncode = main(['data', *sys.argv[1:]])\n"
+        "print(sorted({'torch', 'jittor', 'lib.backend'} & sys.modules.keys())); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "[]"), done.stderr
     assert list(tmp_path.iterdir()) == []

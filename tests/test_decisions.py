@@ -1,11 +1,12 @@
 """Flipped decisions are listed with their margin, and only rounding excuses them. Framework-free; both environments."""
+
 import numpy as np
 import pytest
 
 from lib.alignment import verdict
 from lib.alignment.decisions import FLIP, excuse, judge, nearness
+from lib.alignment.margins import Margins
 from lib.alignment.verdict import K, Row
-from lib.margins import Margins
 
 CHOSEN = np.array([[0, 1, 2], [2, 1, 0]])
 NEAR, FAR = 0.5 * K, 40.0
@@ -63,7 +64,9 @@ def test_an_illegal_flip_is_worse_than_many_legal_ones_and_all_are_listed():
 def test_what_follows_a_flip_shares_its_margin_in_its_image():
     before = judge("selected", CHOSEN, flipped((1, 2)), margins())
     follow = judge("matched", CHOSEN, flipped((1, 0)), margins(FAR), before)
-    assert follow.rows()[1].passed and follow.flips[0].margin == NEAR and "after an earlier flip" in follow.rows()[1].note
+    assert (
+        follow.rows()[1].passed and follow.flips[0].margin == NEAR and "after an earlier flip" in follow.rows()[1].note
+    )
     assert not judge("matched", CHOSEN, flipped((0, 0)), margins(FAR), before).rows()[0].passed
     both = judge("selected", CHOSEN, flipped((1, 2), (1, 0)), margins())
     assert not judge("matched", CHOSEN, flipped((1, 0)), margins(FAR), both).rows()[0].passed, "one of them is illegal"
@@ -87,6 +90,7 @@ def test_nearness_counts_what_rounding_might_flip():
 def test_faults_are_named():
     def note(*arguments):
         return judge("box", *arguments).rows()[0].note
+
     assert "shape (3,)" in note(CHOSEN, CHOSEN[0], margins())
     assert "int32" in note(CHOSEN, CHOSEN.astype(np.int32), margins())
     assert "margins of shape (2, 3, 3)" in note(CHOSEN, CHOSEN, margins(options=(0, 1)))
@@ -99,12 +103,24 @@ def row(name, passed, what="scalar"):
     return Row(name, what, 1.0, 0.1, 0.5, 1.0, passed)
 
 
-@pytest.mark.parametrize("places, exact, excused", [
-    ([(1, 2)], True, True), ([(1, 2)], False, False), ([(0, 0)], True, False), ([(1, 2), (0, 0)], True, False), ([], True, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "places, exact, excused",
+    [
+        ([(1, 2)], True, True),
+        ([(1, 2)], False, False),
+        ([(0, 0)], True, False),
+        ([(1, 2), (0, 0)], True, False),
+        ([], True, False),
+    ],
+)
 def test_only_a_legal_flip_excuses_a_float32_row_whose_float64_run_passes(places, exact, excused):
     held = [judge("dn/box", CHOSEN, flipped(*places), margins())]
-    rows = [row("dn/loss", False), row("dn/loss", exact, "scalar, float64"), row("dn/other", False), row("nodn/loss", False)]
+    rows = [
+        row("dn/loss", False),
+        row("dn/loss", exact, "scalar, float64"),
+        row("dn/other", False),
+        row("nodn/loss", False),
+    ]
     found = excuse(rows, held, lambda one: f"{one.name.split('/')[0]}/")
     assert [one.passed for one in found] == [None if excused else False, exact, False, False]
     assert not excused or found[0].note == "behind a legal flip of dn/box"

@@ -1,13 +1,16 @@
 """python -m lib detect, and what evaluate says beyond the twelve numbers, with a model that has learnt nothing."""
+
 import csv
 import json
 
 import numpy as np
 import pytest
 
-from lib import checkpoints, convert, inference, models, postprocess
+from lib import convert, models, postprocess
 from lib.__main__ import main
 from lib.data import coco, images, scenes
+from lib.evaluation import inference
+from lib.training import checkpoints
 
 MODEL, SIZE = "nanodet-plus-m_320", ("--size", "64", "64")
 
@@ -41,12 +44,29 @@ def test_one_image_is_found_as_in_a_data_set(made, model):
 def test_detect_draws_and_writes(capsys, tmp_path, made):
     folder, weights = made
     out = tmp_path / "found.json"
-    arguments = ["detect", MODEL, weights, str(folder / "images" / "val"), "-o", str(tmp_path / "drawn"), "--json", str(out),
-                 "--classes", str(folder / "val.json"), "--threshold", "0.005", "--limit", "2", *SIZE]
+    arguments = [
+        "detect",
+        MODEL,
+        weights,
+        str(folder / "images" / "val"),
+        "-o",
+        str(tmp_path / "drawn"),
+        "--json",
+        str(out),
+        "--classes",
+        str(folder / "val.json"),
+        "--threshold",
+        "0.005",
+        "--limit",
+        "2",
+        *SIZE,
+    ]
     assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "200 boxes in 2 images"
     content = json.loads(out.read_text())
-    assert len(content["images"]) == 2 == len(list((tmp_path / "drawn").iterdir())) and len(content["annotations"]) == 200
+    assert (
+        len(content["images"]) == 2 == len(list((tmp_path / "drawn").iterdir())) and len(content["annotations"]) == 200
+    )
     assert [c["name"] for c in content["categories"]] == list(coco.load(folder / "val.json").classes)
 
 
@@ -72,13 +92,37 @@ def test_mistakes_are_one_line(capsys, tmp_path, made):
 def test_evaluate_says_more(capsys, tmp_path, made):
     folder, weights = made
     out = tmp_path / "evaluation"
-    assert main(["evaluate", MODEL, weights, str(folder / "val.json"), *SIZE, "--voc", "--per-class", "--errors", "--confusion",
-                 "--curves", str(out)]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                MODEL,
+                weights,
+                str(folder / "val.json"),
+                *SIZE,
+                "--voc",
+                "--per-class",
+                "--errors",
+                "--confusion",
+                "--curves",
+                str(out),
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "VOC2007 mAP" in shown and "best F1" in shown and "missed " in shown and "(2012)" in shown
     names = {path.name for path in out.iterdir()}
-    assert {"precision_recall.csv", "precision_recall.svg", "classes.svg", "errors.csv", "errors.svg", "confusion.csv",
-            "confusion.svg", "best_thresholds.csv"} == names
+    assert {
+        "precision_recall.csv",
+        "precision_recall.svg",
+        "classes.svg",
+        "errors.csv",
+        "errors.svg",
+        "confusion.csv",
+        "confusion.svg",
+        "best_thresholds.csv",
+    } == names
     with open(out / "confusion.csv", encoding="utf-8-sig") as stream:
         rows = list(csv.reader(stream))
     dataset = coco.load(folder / "val.json")
@@ -92,9 +136,28 @@ def test_evaluate_says_more(capsys, tmp_path, made):
 
 def test_what_detect_wrote_is_evaluated_as_the_model_itself(capsys, tmp_path, made, monkeypatch):
     folder, weights = made
-    monkeypatch.setattr(postprocess.settings(MODEL), "SCORE_THRESHOLD", 0.001)  # it has learnt nothing: its scores are low
+    monkeypatch.setattr(
+        postprocess.settings(MODEL), "SCORE_THRESHOLD", 0.001
+    )  # it has learnt nothing: its scores are low
     truth, out, rows = str(folder / "val.json"), str(tmp_path / "found.json"), str(tmp_path / "rows.json")
-    assert main(["detect", MODEL, weights, str(folder / "images"), "--json", out, "--classes", truth, "--threshold", "0.001", *SIZE]) == 0
+    assert (
+        main(
+            [
+                "detect",
+                MODEL,
+                weights,
+                str(folder / "images"),
+                "--json",
+                out,
+                "--classes",
+                truth,
+                "--threshold",
+                "0.001",
+                *SIZE,
+            ]
+        )
+        == 0
+    )
     assert main(["evaluate", MODEL, weights, truth, "--batch", "1", "--detections", rows, *SIZE]) == 0
     numbers = capsys.readouterr().out.splitlines()[-12:]
     assert numbers[0].split()[1] != "0.0000"

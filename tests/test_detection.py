@@ -1,4 +1,5 @@
 """Detection on pictures, folders and videos with a detector that is none: what is drawn, written, kept and said."""
+
 import json
 import signal
 import subprocess
@@ -10,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lib import detection
-from lib.detection import classes, drawing, sources
 from lib.errors import UserError
+from lib.evaluation import detection
+from lib.evaluation.detection import classes, sources
+from lib.show import drawing
 
 ROOT = Path(__file__).resolve().parents[1]
 CUPS = classes.Classes(("cup", "杯子"), (3, 7))
@@ -49,13 +51,19 @@ def frames_of(path):
 def test_a_picture_is_drawn_and_written_as_coco(tmp_path):
     source = picture(tmp_path / "a.png")
     done = detection.run(str(source), finds, CUPS, tmp_path / "out.png", tmp_path / "out.json")
-    assert (done.images, done.boxes, done.faults, done.written) == (1, 1, (), (tmp_path / "out.png", tmp_path / "out.json"))
+    assert (done.images, done.boxes, done.faults, done.written) == (
+        1,
+        1,
+        (),
+        (tmp_path / "out.png", tmp_path / "out.json"),
+    )
     drawn = cv2.imread(str(tmp_path / "out.png"))
     assert drawn.shape == (48, 64, 3) and (drawn[30, 30] == 60).all() and (drawn != 60).any()
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["images"] == [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}]
-    assert content["annotations"] == [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [16, 12, 32, 24], "area": 768.0,
-                                       "iscrowd": 0, "score": 0.9}]
+    assert content["annotations"] == [
+        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [16, 12, 32, 24], "area": 768.0, "iscrowd": 0, "score": 0.9}
+    ]
     assert content["categories"] == [{"id": 3, "name": "cup"}, {"id": 7, "name": "杯子"}]
 
 
@@ -65,7 +73,10 @@ def test_a_folder_goes_on_after_a_broken_picture(tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("no image")
     done = detection.run(str(tmp_path / "in"), finds, CUPS, tmp_path / "out", tmp_path / "out.json")
     assert done.images == 2 and len(done.faults) == 1 and "c.gif" in done.faults[0]
-    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")) == ["b.jpg", "deep/a.png"]
+    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")) == [
+        "b.jpg",
+        "deep/a.png",
+    ]
     content = json.loads((tmp_path / "out.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["b.jpg", "deep/a.png"]
     assert [annotation["category_id"] for annotation in content["annotations"]] == [3, 7]
@@ -98,8 +109,8 @@ def test_a_video_that_ends_early_says_so(tmp_path):
 CHILD = """
 import sys, time
 import numpy as np
-from lib import detection
-from lib.detection import classes
+from lib.evaluation import detection
+from lib.evaluation.detection import classes
 rng = np.random.default_rng(0)
 
 class Endless(detection.Source):
@@ -119,8 +130,13 @@ detection.run("endless", lambda image: np.array([[9, 9, 60, 60, 0.5, 0]]), class
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_video_plays(tmp_path, how):
-    child = subprocess.Popen([sys.executable, "-c", CHILD, tmp_path / "out.avi", tmp_path / "out.json"], cwd=ROOT,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, tmp_path / "out.avi", tmp_path / "out.json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == "on\n"
     time.sleep(0.2)
     child.send_signal(how)
@@ -164,12 +180,18 @@ def test_a_webcam(tmp_path, monkeypatch):
         sources.open_source("0")
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda folder: folder / "nowhere.mp4", "there is no such file"),
-    (lambda folder: folder, "holds no image"),
-    (lambda folder: [(folder / "x.mp4"), (folder / "x.mp4").write_bytes(b"no video" * 99)][0], "neither an image nor a video"),
-    (lambda folder: [(folder / "x.png"), (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")][0], "cut short"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: folder / "nowhere.mp4", "there is no such file"),
+        (lambda folder: folder, "holds no image"),
+        (
+            lambda folder: [(folder / "x.mp4"), (folder / "x.mp4").write_bytes(b"no video" * 99)][0],
+            "neither an image nor a video",
+        ),
+        (lambda folder: [(folder / "x.png"), (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")][0], "cut short"),
+    ],
+)
 def test_a_source_that_cannot_be_read_is_one_line(tmp_path, make, message, capfd):
     with pytest.raises(UserError, match=message) as caught:
         detection.run(str(make(tmp_path)), finds, CUPS, tmp_path / "out", None)
@@ -233,10 +255,15 @@ def test_classes(tmp_path):
     assert dict(zip(held.names, held.ids))["stop sign"] == 13 and dict(zip(held.names, held.ids))["tv"] == 72
     (tmp_path / "names.txt").write_text("cup\n\n杯子\n", encoding="utf-8")
     assert classes.read(tmp_path / "names.txt") == classes.Classes(("cup", "杯子"), (1, 2))
-    (tmp_path / "coco.json").write_text(json.dumps({"categories": [{"id": 7, "name": "egg"}, {"id": 3, "name": "cup"}]}))
+    (tmp_path / "coco.json").write_text(
+        json.dumps({"categories": [{"id": 7, "name": "egg"}, {"id": 3, "name": "cup"}]})
+    )
     assert classes.read(tmp_path / "coco.json") == classes.Classes(("cup", "egg"), (3, 7))
-    for name, text, message in (("empty.txt", " \n", "names no class"), ("broken.json", "[1", "has no categories"),
-                                ("other.json", "{}", "has no categories")):
+    for name, text, message in (
+        ("empty.txt", " \n", "names no class"),
+        ("broken.json", "[1", "has no categories"),
+        ("other.json", "{}", "has no categories"),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=message):
             classes.read(tmp_path / name)

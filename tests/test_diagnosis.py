@@ -1,4 +1,5 @@
 """A wrong tensor is called by its name, a noisy one by none, and no name makes it pass. Framework-free; both environments."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,10 +36,16 @@ def test_the_fault_is_named_under_noise_and_still_fails(candidate, said):
     assert not verdict.judge([found], {"x": Noise(1e-5, 1e-4)}, "l2")[0].passed
 
 
-@pytest.mark.parametrize("candidate, said", [
-    (REFERENCE.transpose(0, 2, 3, 1), "shape (2, 5, 5, 6) where the reference has (2, 6, 5, 5); equal after transposing by (0, 3, 1, 2)"),
-    (REFERENCE.reshape(2, 6, 25), "equal after reshaping to (2, 6, 5, 5)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "candidate, said",
+    [
+        (
+            REFERENCE.transpose(0, 2, 3, 1),
+            "shape (2, 5, 5, 6) where the reference has (2, 6, 5, 5); equal after transposing by (0, 3, 1, 2)",
+        ),
+        (REFERENCE.reshape(2, 6, 25), "equal after reshaping to (2, 6, 5, 5)"),
+    ],
+)
 def test_a_wrong_shape_says_how_it_came_about_and_stays_a_fault(candidate, said):
     assert said in compare("x", REFERENCE, candidate).fault
 
@@ -66,13 +73,28 @@ def test_whatever_is_said_undoes_the_fault(dimensions, length, seed):
     if (order == np.arange(length)).all():
         assert said is None
     else:
-        assert f"axis {axis}" in said or length == 2 and "equal after" in said
+        assert f"axis {axis}" in said or (length == 2 and "equal after" in said)
 
 
-@pytest.mark.parametrize("value, error, dtype, ulp", [
-    (1.0, 2.0**-23, np.float32, 1), (1.5, 2.0**-22, np.float32, 2), (1024.0, 2.0**-13, np.float32, 1), (-3.0, 2.0**-51, np.float64, 1),
-    (0.0, 2.0**-126, np.float32, 1), (0.0, 2.0**-1021, np.float64, 2), (7, 3, np.int64, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, error, dtype, ulp",
+    [
+        (1.0, 2.0**-23, np.float32, 1),
+        (1.5, 2.0**-22, np.float32, 2),
+        (1024.0, 2.0**-13, np.float32, 1),
+        (-3.0, 2.0**-51, np.float64, 1),
+        (0.0, 2.0**-126, np.float32, 1),
+        (0.0, 2.0**-1021, np.float64, 2),
+        (7, 3, np.int64, 3),
+    ],
+)
 def test_units_in_the_last_place(value, error, dtype, ulp):
-    assert compare("x", np.array([value], np.float64 if dtype is not np.int64 else dtype), np.array([value + error]).astype(dtype),
-                   np.dtype(dtype).name).ulp == ulp
+    assert (
+        compare(
+            "x",
+            np.array([value], np.float64 if dtype is not np.int64 else dtype),
+            np.array([value + error]).astype(dtype),
+            np.dtype(dtype).name,
+        ).ulp
+        == ulp
+    )

@@ -2,6 +2,7 @@
 
 Both sides run on the same framework here: what is tested is whether the engine finds what was planted.
 """
+
 import json
 import os
 import subprocess
@@ -52,6 +53,7 @@ class Net(nn.Module):
 
 def build(change=None):
     """A builder of seeded nets in evaluation mode, with change(net) applied to each."""
+
     def make(precision):
         net = Net()
         shapes = [(name, backend.numpy(value).shape) for name, value in backend.named_state(net)]
@@ -59,6 +61,7 @@ def build(change=None):
         if change:
             change(net)
         return (backend.float64(net) if precision == "float64" else net).eval()
+
     return make
 
 
@@ -85,6 +88,7 @@ def scaled(name, factor):
     def change(net):
         values = {key: backend.numpy(value) for key, value in backend.named_state(net)}
         set_state(net, name, values[name] * np.float32(factor))
+
     return change
 
 
@@ -125,20 +129,34 @@ def reverse_kernel(net):
     set_state(net, "body.2.conv.weight", backend.numpy(values["body.2.conv.weight"])[..., ::-1].copy())
 
 
-@pytest.mark.parametrize("change, path", [
-    (change_eps, "body.1.norm"), (change_activation, "body.2.act"), (reverse_kernel, "body.2.conv"),
-    (scaled("head.weight", 1 + 1e-4), "head"), (scaled("body.0.conv.bias", 0.0), "body.0.conv"),
-    (scaled("body.1.norm.running_var", 1.01), "body.1.norm"), (change_shortcut, "body.1"), (change_order, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, path",
+    [
+        (change_eps, "body.1.norm"),
+        (change_activation, "body.2.act"),
+        (reverse_kernel, "body.2.conv"),
+        (scaled("head.weight", 1 + 1e-4), "head"),
+        (scaled("body.0.conv.bias", 0.0), "body.0.conv"),
+        (scaled("body.1.norm.running_var", 1.01), "body.1.norm"),
+        (change_shortcut, "body.1"),
+        (change_order, ""),
+    ],
+)
 def test_the_faulty_layer_is_named(captured, change, path):
     result = found(captured, change)
     assert {layer.path for layer in result.blamed("forward")} == {path}
     assert answer(result).verdict is verdict.Verdict.FAIL
 
 
-@pytest.mark.parametrize("change, path", [
-    (change_eps, "body.1.norm"), (change_activation, "body.2.act"), (reverse_kernel, "body.2.conv"), (change_shortcut, "body.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, path",
+    [
+        (change_eps, "body.1.norm"),
+        (change_activation, "body.2.act"),
+        (reverse_kernel, "body.2.conv"),
+        (change_shortcut, "body.1"),
+    ],
+)
 def test_and_so_it_is_backward(captured, change, path):
     assert {layer.path for layer in found(captured, change).blamed("backward")} == {path}
 
@@ -147,14 +165,17 @@ def test_of_two_faults_the_first_of_each_pass_is_named(captured):
     def both(net):
         change_eps(net)
         change_activation(net)
+
     result = found(captured, both)
     assert result.first("forward").path == "body.1.norm" and result.first("backward").path == "body.2.act"
 
 
 def test_what_float32_noise_covers_float64_shows(captured):
     """A factor that is half a rounding of float32 away."""
+
     def change(net):
         net.body[1].norm.eps = 1e-5 * (1 + 1e-4)
+
     assert found(captured, change, precisions=("float32",)).first("forward") is None
     assert found(captured, change).first("forward").path == "body.1.norm"
 
@@ -211,7 +232,9 @@ def test_a_name_map_leads_to_modules_of_other_names(captured):
     fields = layers.candidate(lambda precision: Renamed(build()(precision)).eval(), IMAGES, captured, names=names)
     assert answer(divergence.localise(fields)).verdict is verdict.Verdict.PASS
     assert "first" in fields["apart"]["candidate"] and "body.2" in fields["apart"]["reference"]
-    wrong = layers.candidate(lambda precision: Renamed(build(change_eps)(precision)).eval(), IMAGES, captured, names=names)
+    wrong = layers.candidate(
+        lambda precision: Renamed(build(change_eps)(precision)).eval(), IMAGES, captured, names=names
+    )
     assert divergence.localise(wrong).first("forward").path == "body.1.norm"
 
 
@@ -225,6 +248,7 @@ def test_a_module_that_stands_twice_counts_once(tmp_path):
     def make(precision):
         act = nn.ReLU()
         return nn.Sequential(act, nn.Sequential(act)).eval()
+
     layers.reference(make, IMAGES, tmp_path)
     result = divergence.localise(layers.candidate(make, IMAGES, tmp_path))
     assert [layer.name for layer in result.layers] == ["0", "0 (call 2)", "1", divergence.ROOT] and not result.faults
@@ -248,6 +272,7 @@ class Noisy(nn.Module):
 def test_a_layer_that_is_no_function_of_its_inputs_is_shown_not_judged(tmp_path):
     def make(precision):
         return nn.Sequential(Noisy(), nn.ReLU()).eval()
+
     layers.reference(make, IMAGES, tmp_path)
     result = divergence.localise(layers.candidate(make, IMAGES, tmp_path))
     noisy, relu, _ = result.layers
@@ -306,8 +331,12 @@ def test_the_reproduction_script_runs_one_layer_alone(captured, tmp_path):
     root = Path(__file__).resolve().parent
     environment = os.environ | {"PYTHONPATH": f"{root.parent}{os.pathsep}{root}"}
     for builder, least, most in (("test_divergence:right", 0, 1e-6), ("test_divergence:wrong", 1e-4, 1)):
-        script = reproduction.write(captured, "body.1.norm", tmp_path / builder[-5:], {backend.NAME: (builder, "body.1.norm")})
-        said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=True).stdout
+        script = reproduction.write(
+            captured, "body.1.norm", tmp_path / builder[-5:], {backend.NAME: (builder, "body.1.norm")}
+        )
+        said = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, env=environment, check=True
+        ).stdout
         assert said.count("none") == 2 and f"{backend.NAME} output" in said
         assert least <= float(said.split()[-1]) < most
 
@@ -324,7 +353,10 @@ def test_an_unfinished_capture_is_one_line(tmp_path):
 
 def test_a_store_keeps_equal_tensors_once_in_files_of_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "CHUNK", 3000)
-    arrays = [seeded_input(str(i % 5), (16, 16)) for i in range(8)] + [np.array(3, np.int64), np.zeros((2, 0), np.float32)]
+    arrays = [seeded_input(str(i % 5), (16, 16)) for i in range(8)] + [
+        np.array(3, np.int64),
+        np.zeros((2, 0), np.float32),
+    ]
     with store.writing(tmp_path) as writer:
         digests = [writer.put(array) for array in arrays]
     assert len(set(digests)) == 7 and len(list(tmp_path.glob("tensors_*"))) > 1

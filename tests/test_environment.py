@@ -1,4 +1,5 @@
 """Environments: the lists, the building and its interruptions, the variables. Standard library only; both environments."""
+
 import ast
 import errno
 import importlib.metadata
@@ -15,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import doctor, environment, headers, installation, locks
-from lib.environment import ENVIRONMENTS, JT, TORCH
 from lib.errors import UserError, of_a_place
+from lib.machine import doctor, environment, headers, installation, locks
+from lib.machine.environment import ENVIRONMENTS, JT, TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = installation.Python("python3.11", "3.11.7", Path("/base/bin"), Path("/base/include"))
@@ -68,7 +69,9 @@ def test_lists_are_what_a_yaml_parser_reads():
 
 
 def test_shared_pins_are_equal_and_exact():
-    lists = [dict(line.split("==") for line in locks.requirements(ROOT / one.specification.name)) for one in ENVIRONMENTS]
+    lists = [
+        dict(line.split("==") for line in locks.requirements(ROOT / one.specification.name)) for one in ENVIRONMENTS
+    ]
     shared = lists[0].keys() & lists[1].keys()
     assert len(shared) > 10 and {name: lists[0][name] for name in shared} == {name: lists[1][name] for name in shared}
     assert not any("+" in version for pins in lists for version in pins.values())  # +cpu would exclude a GPU build
@@ -83,9 +86,14 @@ def test_locks_answer_to_the_lists_and_to_each_other(project):
     assert not any("+" in locks.version(entry) for entry in found[1].values())
 
 
-@pytest.mark.parametrize("before, after, words", [
-    ("numpy==1.26.4", "numpy==1.26.3", "does not answer to numpy==1.26.4"), ("\nnumpy==", "\nnumpi==", "does not answer to numpy"),
-    ("numpy==1.26.4 \\\n    --hash=sha256:", "numpy==1.26.4 \\\n    --", "numpy has no version with a hash")])
+@pytest.mark.parametrize(
+    "before, after, words",
+    [
+        ("numpy==1.26.4", "numpy==1.26.3", "does not answer to numpy==1.26.4"),
+        ("\nnumpy==", "\nnumpi==", "does not answer to numpy"),
+        ("numpy==1.26.4 \\\n    --hash=sha256:", "numpy==1.26.4 \\\n    --", "numpy has no version with a hash"),
+    ],
+)
 def test_a_lock_that_was_edited_or_forgotten_is_refused(project, before, after, words):
     path = locks.path("jt")
     text = path.read_text()
@@ -99,8 +107,10 @@ def test_what_is_installed_is_the_lock():
     (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
     wanted = {name: locks.version(entry) for name, entry in locks.pins(one).items()}
     here = Path(sysconfig.get_path("purelib"))
-    found = {locks.normalised(dist.metadata["Name"]): dist.version.split("+")[0]
-             for dist in importlib.metadata.distributions(path=[str(here)])}
+    found = {
+        locks.normalised(dist.metadata["Name"]): dist.version.split("+")[0]
+        for dist in importlib.metadata.distributions(path=[str(here)])
+    }
     if "triton" in found:
         wanted |= {name: locks.version(entry) for name, entry in locks.read("torch-cuda").items()}
     if sys.prefix == sys.base_prefix:  # conda's Python brings packages of its own
@@ -109,13 +119,19 @@ def test_what_is_installed_is_the_lock():
 
 
 def test_settings_of_pip_are_passed_on_to_uv_and_those_of_uv_stand(monkeypatch, tmp_path):
-    (tmp_path / "pip.conf").write_text("[global]\nfind-links = /a /b\nextra-index-url = file:///more\n[install]\nfind-links = /c\n")
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nfind-links = /a /b\nextra-index-url = file:///more\n[install]\nfind-links = /c\n"
+    )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
     found = locks.uv_variables(locks.pip_settings(Path(sys.executable)))
-    assert (found["UV_FIND_LINKS"], found["UV_INDEX"], found["UV_DEFAULT_INDEX"]) == ("/c", "file:///more", "https://mirror.example/simple")
+    assert (found["UV_FIND_LINKS"], found["UV_INDEX"], found["UV_DEFAULT_INDEX"]) == (
+        "/c",
+        "file:///more",
+        "https://mirror.example/simple",
+    )
     monkeypatch.setenv("PIP_FIND_LINKS", "/d /e")
     assert locks.uv_variables(locks.pip_settings(Path(sys.executable)))["UV_FIND_LINKS"] == "/d,/e"
     monkeypatch.setenv("UV_FIND_LINKS", "/mine")
@@ -127,8 +143,12 @@ def test_the_list_imports():
     modules = {name: module for module, names in importlib.metadata.packages_distributions().items() for name in names}
     for line in locks.requirements(ROOT / one.specification.name):
         name = line.split("==")[0]
-        if name not in (one.kernel, "setuptools") and "onednn" not in name:  # the frameworks are imported by every other test
-            importlib.import_module({"pyyaml": "yaml", "opencv-python-headless": "cv2"}.get(name, modules.get(name, name)))
+        if (
+            name not in (one.kernel, "setuptools") and "onednn" not in name
+        ):  # the frameworks are imported by every other test
+            importlib.import_module(
+                {"pyyaml": "yaml", "opencv-python-headless": "cv2"}.get(name, modules.get(name, name))
+            )
 
 
 def test_no_pip_section_is_one_line(tmp_path):
@@ -241,7 +261,17 @@ def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     assert installation.find_conda() == str(program)
     folder = build(TORCH, str(program))
-    assert installed[0] == [str(program), "create", "-y", "-p", str(folder), "-c", "conda-forge", "python=3.11", "pip>=24"]
+    assert installed[0] == [
+        str(program),
+        "create",
+        "-y",
+        "-p",
+        str(folder),
+        "-c",
+        "conda-forge",
+        "python=3.11",
+        "pip>=24",
+    ]
     assert installed[1][:3] == [str(folder / "bin" / "python"), "-m", "venv"]  # the installer, by conda's Python
     assert installed[-1][-1] == str(folder / "torch.lock")
     monkeypatch.setenv("ALIGN_CONDA", "no")
@@ -250,7 +280,11 @@ def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
 
 def wheel(folder: Path) -> Path:
     """What the oneDNN wheels leave in an environment."""
-    for name, content in {"lib/libdnnl.so.2": "library", "include/dnnl.hpp": "", "include/oneapi/dnnl/dnnl.h": ""}.items():
+    for name, content in {
+        "lib/libdnnl.so.2": "library",
+        "include/dnnl.hpp": "",
+        "include/oneapi/dnnl/dnnl.h": "",
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     return folder
@@ -404,8 +438,10 @@ def test_doctor_sees_no_loopback_and_places_that_cannot_be_written(monkeypatch, 
 
 def test_system_installs_what_is_missing_and_goes_on_without_the_optional(monkeypatch, tmp_path, capsys):
     calls = []
-    lacking = [doctor.Check("PDF", False, "none", "chromium", ("chromium",), required=False),
-               doctor.Check("C++ compiler", False, "none", "g++", ("g++",))]
+    lacking = [
+        doctor.Check("PDF", False, "none", "chromium", ("chromium",), required=False),
+        doctor.Check("C++ compiler", False, "none", "g++", ("g++",)),
+    ]
     monkeypatch.setattr(doctor, "missing", lambda: lacking)
     monkeypatch.setattr(doctor.os, "geteuid", lambda: 0)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -428,7 +464,7 @@ def test_pytest_is_given_its_options_as_they_are(monkeypatch):
 
 
 def test_users_mistakes_are_one_line():
-    command = [sys.executable, "-m", "lib.environment", "run", "tensorflow"]
+    command = [sys.executable, "-m", "lib.machine.environment", "run", "tensorflow"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 
@@ -446,16 +482,25 @@ def test_a_python_without_the_packages_says_which_to_use():
     assert "older than 3.11" in refused([sys.executable, "-c", old])
 
 
-@pytest.mark.parametrize("name", ["environment", "installation", "locks", "doctor", "errors", "launcher", "__main__"])
+@pytest.mark.parametrize(
+    "name",
+    ["errors", "__main__", *(f"machine/{one}" for one in ("environment", "installation", "locks", "doctor", "launcher"))],
+)
 def test_what_any_python_reads_has_no_newer_syntax(name):
     ast.parse((ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def test_a_full_disk_and_a_read_only_place_are_one_line():
-    program = "import os\n{}\nimport runpy; runpy.run_module('lib.environment', run_name='__main__')"
-    for number, words in ((errno.ENOSPC, "free some room"), (errno.EROFS, "choose a place"), (errno.EACCES, "who may read")):
-        plant = (f"from lib import installation\ndef full(): raise OSError({number}, os.strerror({number}), '/there')\n"
-                 "installation.make_environments = full")
+    program = "import os\n{}\nimport runpy; runpy.run_module('lib.machine.environment', run_name='__main__')"
+    for number, words in (
+        (errno.ENOSPC, "free some room"),
+        (errno.EROFS, "choose a place"),
+        (errno.EACCES, "who may read"),
+    ):
+        plant = (
+            f"from lib.machine import installation\ndef full(): raise OSError({number}, os.strerror({number}), '/there')\n"
+            "installation.make_environments = full"
+        )
         line = refused([sys.executable, "-W", "ignore", "-c", program.format(plant), "envs"])
         assert line.startswith("error: /there: ") and words in line
     for number in (errno.ENOENT, errno.EIO):  # a fault of ours, or of the disk
@@ -464,9 +509,13 @@ def test_a_full_disk_and_a_read_only_place_are_one_line():
 
 def test_in_the_c_locale_a_process_reads_utf8_and_the_builder_prints():
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    program = "from lib import installation\ninstallation.make_environments = lambda: installation.say('\\u2026')\n" \
-              "import runpy; runpy.run_module('lib.environment', run_name='__main__')"
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program, "envs"], cwd=ROOT, env=plain, capture_output=True, text=True)
+    program = (
+        "from lib.machine import installation\ninstallation.make_environments = lambda: installation.say('\\u2026')\n"
+        "import runpy; runpy.run_module('lib.machine.environment', run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, "envs"], cwd=ROOT, env=plain, capture_output=True, text=True
+    )
     assert (result.returncode, result.stdout) == (0, "[envs] ?\n"), result.stderr
     assert all(environment.variables(one, Path("/e"))["PYTHONUTF8"] == "1" for one in ENVIRONMENTS)
 
@@ -474,8 +523,10 @@ def test_in_the_c_locale_a_process_reads_utf8_and_the_builder_prints():
 def test_a_python_of_an_environment_typed_by_hand_has_its_settings():
     (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
     bare = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-    program = "import sys; from lib import environment; environment.adopt(); import os, json; print(json.dumps(dict(os.environ)))"
-    result = subprocess.run([str(one.link / "bin" / "python"), "-c", program], cwd=ROOT, env=bare, capture_output=True, text=True)
+    program = "import sys; from lib.machine import environment; environment.adopt(); import os, json; print(json.dumps(dict(os.environ)))"
+    result = subprocess.run(
+        [str(one.link / "bin" / "python"), "-c", program], cwd=ROOT, env=bare, capture_output=True, text=True
+    )
     found = json.loads(result.stdout)
     assert found["PATH"].startswith(f"{one.link.resolve()}/bin:") and found["PYTHONPATH"] == str(ROOT)
     assert found.get("cache_name") == ("alignment" if one is JT else None)

@@ -1,4 +1,5 @@
 """The mAP difference: weighted accumulation against pycocotools, intervals that cover, verdicts that follow. Both environments."""
+
 import numpy as np
 import pytest
 
@@ -17,16 +18,35 @@ def data_set(images=24, classes=3, seed=0):
         for _ in range(rng.integers(0, 5)):
             x, y, w, h = *rng.uniform(0, 60, 2), *rng.uniform(10, 30, 2)
             category = int(rng.integers(1, classes + 1))
-            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": category, "bbox": [x, y, w, h],
-                                "area": w * h, "iscrowd": int(rng.random() < 0.1)})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
             if rng.random() < 0.8:
                 moved = np.array([x, y, w, h]) + rng.normal(0, 1.5, 4)
-                found.append({"image_id": image, "category_id": category, "bbox": moved.tolist(), "score": float(rng.random())})
+                found.append(
+                    {"image_id": image, "category_id": category, "bbox": moved.tolist(), "score": float(rng.random())}
+                )
         for _ in range(rng.integers(0, 3)):
-            found.append({"image_id": image, "category_id": int(rng.integers(1, classes + 1)), "score": float(rng.random()),
-                          "bbox": [*rng.uniform(0, 60, 2), *rng.uniform(5, 30, 2)]})
-    truth = {"images": [{"id": i} for i in range(1, images + 1)], "annotations": annotations,
-             "categories": [{"id": c, "name": f"c{c}"} for c in range(1, classes + 2)]}
+            found.append(
+                {
+                    "image_id": image,
+                    "category_id": int(rng.integers(1, classes + 1)),
+                    "score": float(rng.random()),
+                    "bbox": [*rng.uniform(0, 60, 2), *rng.uniform(5, 30, 2)],
+                }
+            )
+    truth = {
+        "images": [{"id": i} for i in range(1, images + 1)],
+        "annotations": annotations,
+        "categories": [{"id": c, "name": f"c{c}"} for c in range(1, classes + 2)],
+    }
     return truth, found
 
 
@@ -37,8 +57,10 @@ def repeated(truth, found, weights):
         for _ in range(count):
             id_ = len(images) + 1
             images.append({"id": id_})
-            annotations += [{**a, "id": len(annotations) + i, "image_id": id_} for i, a in
-                            enumerate((a for a in truth["annotations"] if a["image_id"] == image["id"]), 1)]
+            annotations += [
+                {**a, "id": len(annotations) + i, "image_id": id_}
+                for i, a in enumerate((a for a in truth["annotations"] if a["image_id"] == image["id"]), 1)
+            ]
             detections += [{**d, "image_id": id_} for d in found if d["image_id"] == image["id"]]
     return {**truth, "images": images, "annotations": annotations}, detections
 
@@ -96,12 +118,17 @@ def test_a_planted_drop_is_different():
 
 def test_few_images_are_underpowered():
     assert verdict(12, lambda found: moved(found, 0.7)).outcome is Outcome.UNDERPOWERED
-    assert "too few" in verdict(2, lambda found: found).reason, "not even equal detections: two images show nothing of others"
+    assert "too few" in verdict(2, lambda found: found).reason, (
+        "not even equal detections: two images show nothing of others"
+    )
 
 
 def test_a_wider_margin_than_the_difference_makes_it_equivalent():
     result = verdict(200, lambda found: moved(found, 3))
-    assert verdict(200, lambda found: moved(found, 3), margin=1.1 * max(map(abs, result.difference_interval))).outcome is Outcome.EQUIVALENT
+    assert (
+        verdict(200, lambda found: moved(found, 3), margin=1.1 * max(map(abs, result.difference_interval))).outcome
+        is Outcome.EQUIVALENT
+    )
 
 
 def test_sides_that_find_nothing_are_not_equivalent():
@@ -143,8 +170,10 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says():
     """Level 0.90: of 300 intervals 270 are expected to cover; fewer than 250 or more than 290 has a chance below 1e-3."""
     skill, rng = (0.7, 0.6), np.random.default_rng(0)
     one = np.ones((1, 4000), int)
-    population = [np.mean([mean_average_precision(side, one)[0] for side in sides])
-                  for sides in zip(*(world(4000, rng, skill) for _ in range(10)))]
+    population = [
+        np.mean([mean_average_precision(side, one)[0] for side in sides])
+        for sides in zip(*(world(4000, rng, skill) for _ in range(10)))
+    ]
     true = population[1] - population[0]
     covered = 0
     for repeat in range(300):

@@ -65,9 +65,14 @@ def test_published_form():
     assert rows == [{"image_id": 5, "category_id": 7, "bbox": [1, 2, 3, 6], "score": 0.5}]
 
 
-@pytest.mark.parametrize("detection, message", [
-    (found(image_id=9), "image_id 9"), (found(category_id=1), "category_id 1"), (found(score=float("nan")), "NaN"),
-])
+@pytest.mark.parametrize(
+    "detection, message",
+    [
+        (found(image_id=9), "image_id 9"),
+        (found(category_id=1), "category_id 1"),
+        (found(score=float("nan")), "NaN"),
+    ],
+)
 def test_detections_of_something_else_are_one_line(detection, message):
     with pytest.raises(UserError, match=message):
         evaluation.evaluate(TRUTH, [found(), detection])

@@ -1,4 +1,5 @@
 """Matching and precision against pycocotools; the best threshold by trying all of them."""
+
 import json
 
 import numpy as np
@@ -12,8 +13,11 @@ from lib.evaluation import curves, table
 def sample():
     """Forty images, three classes, crowds, duplicates, confusions, equal scores."""
     rng = np.random.default_rng(5)
-    truth = {"images": [{"id": i} for i in range(40)], "annotations": [],
-             "categories": [{"id": c, "name": n} for c, n in ((2, "cup"), (5, "egg"), (9, "pan"), (11, "none"))]}
+    truth = {
+        "images": [{"id": i} for i in range(40)],
+        "annotations": [],
+        "categories": [{"id": c, "name": n} for c, n in ((2, "cup"), (5, "egg"), (9, "pan"), (11, "none"))],
+    }
     found = []
     for image in range(40):
         boxes = np.concatenate([rng.uniform(0, 200, (5, 2)), rng.uniform(10, 90, (5, 2))], 1)
@@ -24,8 +28,14 @@ def sample():
         for _ in range(25):
             pick = rng.integers(5)
             box = boxes[pick] + rng.normal(0, 8, 4) * [1, 1, 0.5, 0.5]
-            found.append({"image_id": image, "category_id": int(rng.choice([labels[pick], 2])),
-                          "bbox": np.maximum(box, 1).tolist(), "score": round(float(rng.random()), 2)})
+            found.append(
+                {
+                    "image_id": image,
+                    "category_id": int(rng.choice([labels[pick], 2])),
+                    "bbox": np.maximum(box, 1).tolist(),
+                    "score": round(float(rng.random()), 2),
+                }
+            )
     return truth, found
 
 
@@ -87,8 +97,11 @@ def test_the_best_threshold_beats_every_other(sample):
 
 
 def test_a_threshold_cannot_cut_between_equal_scores():
-    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cup"}],
-             "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}]}
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}],
+    }
     found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.5} for box in ([0, 0, 10, 10], [50, 50, 10, 10])]
     held = table.table(truth, found)
     best = curves.best_thresholds(held, table.match(held, table.overlaps(held, 0.5)))["cup"]
@@ -96,7 +109,11 @@ def test_a_threshold_cannot_cut_between_equal_scores():
 
 
 def test_only_the_best_hundred_of_a_class_in_an_image_take_part():
-    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "egg"}], "annotations": []}
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "egg"}],
+        "annotations": [],
+    }
     found = [{"image_id": 1, "category_id": 1 + i % 2, "bbox": [0, 0, 1, 1], "score": i / 300} for i in range(300)]
     held = table.table(truth, found)
     assert len(held.found.score) == 200 and held.found.score.min() == 100 / 300

@@ -1,4 +1,5 @@
 """The confusion matrix and each kind of mistake, planted one by one."""
+
 import numpy as np
 import pytest
 
@@ -7,7 +8,8 @@ from lib.evaluation import errors, table
 
 CUP, EGG = [0, 0, 40, 40], [100, 0, 40, 40]
 TRUTH = {
-    "images": [{"id": 1}, {"id": 2}], "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "egg"}],
+    "images": [{"id": 1}, {"id": 2}],
+    "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "egg"}],
     "annotations": [{"image_id": 1, "category_id": 1, "bbox": CUP}, {"image_id": 1, "category_id": 2, "bbox": EGG}],
 }
 RIGHT = [(1, CUP, 0.9), (2, EGG, 0.9)]
@@ -33,32 +35,42 @@ def test_all_right():
     assert not kinds(found) and found.ap == pytest.approx(1) and set(found.cost.values()) == {0.0}
 
 
-@pytest.mark.parametrize("rows, expected", [
-    ([(1, [15, 0, 40, 40], 0.9), RIGHT[1]], {"localisation": 1}),                   # IoU 0.45 with the cup
-    ([(2, CUP, 0.9), RIGHT[1]], {"class": 1}),                                      # the cup as an egg
-    ([*RIGHT, (1, [1, 0, 40, 40], 0.8)], {"duplicate": 1}),
-    ([*RIGHT, (1, [300, 300, 40, 40], 0.8)], {"background": 1}),
-    ([*RIGHT, (1, [115, 0, 40, 40], 0.8)], {"both": 1}),                            # a cup, beside the egg
-    ([RIGHT[0]], {"missed": 1}),
-    ([(1, [15, 0, 40, 40], 0.9), (2, CUP, 0.5), RIGHT[1]], {"localisation": 1, "class": 1}),
-])
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ([(1, [15, 0, 40, 40], 0.9), RIGHT[1]], {"localisation": 1}),  # IoU 0.45 with the cup
+        ([(2, CUP, 0.9), RIGHT[1]], {"class": 1}),  # the cup as an egg
+        ([*RIGHT, (1, [1, 0, 40, 40], 0.8)], {"duplicate": 1}),
+        ([*RIGHT, (1, [300, 300, 40, 40], 0.8)], {"background": 1}),
+        ([*RIGHT, (1, [115, 0, 40, 40], 0.8)], {"both": 1}),  # a cup, beside the egg
+        ([RIGHT[0]], {"missed": 1}),
+        ([(1, [15, 0, 40, 40], 0.9), (2, CUP, 0.5), RIGHT[1]], {"localisation": 1, "class": 1}),
+    ],
+)
 def test_kinds_one_by_one(rows, expected):
     _, found = judged(rows)
     assert kinds(found) == expected
     assert all(found.cost[kind] == 0 for kind in set(errors.KINDS) - set(expected))
 
 
-@pytest.mark.parametrize("kind, rows", [
-    ("localisation", [(1, [15, 0, 40, 40], 0.9), RIGHT[1]]), ("class", [(2, CUP, 0.8), RIGHT[1]]),
-    ("background", [(1, [300, 300, 40, 40], 0.95), *RIGHT]), ("both", [(1, [115, 0, 40, 40], 0.95), *RIGHT]),
-])
+@pytest.mark.parametrize(
+    "kind, rows",
+    [
+        ("localisation", [(1, [15, 0, 40, 40], 0.9), RIGHT[1]]),
+        ("class", [(2, CUP, 0.8), RIGHT[1]]),
+        ("background", [(1, [300, 300, 40, 40], 0.95), *RIGHT]),
+        ("both", [(1, [115, 0, 40, 40], 0.95), *RIGHT]),
+    ],
+)
 def test_mending_the_only_kind_of_mistake_gives_all_that_is_lost(kind, rows):
     _, found = judged(rows)
     assert found.ap + found.cost[kind] == pytest.approx(1) and found.cost[kind] >= 0.25
 
 
 def test_a_duplicate_before_a_right_one_costs():
-    truth = TRUTH | {"annotations": [*TRUTH["annotations"], {"image_id": 1, "category_id": 1, "bbox": [200, 0, 40, 40]}]}
+    truth = TRUTH | {
+        "annotations": [*TRUTH["annotations"], {"image_id": 1, "category_id": 1, "bbox": [200, 0, 40, 40]}]
+    }
     _, found = judged([(1, CUP, 0.9), (1, CUP, 0.8), (1, [200, 0, 40, 40], 0.7), RIGHT[1]], truth)
     assert found.ap + found.cost["duplicate"] == pytest.approx(1)
     assert found.cost["duplicate"] == pytest.approx(50 / 101 / 3 / 2)  # half the cups' recalls at 2/3, of two classes
@@ -77,14 +89,23 @@ def test_only_one_mistake_on_a_box_can_become_its_find():
 
 
 def test_sizes_are_those_of_the_box():
-    truth = TRUTH | {"annotations": [
-        {"image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "area": 500},   # the mask's area decides
-        {"image_id": 1, "category_id": 2, "bbox": [100, 0, 100, 100]}]}
+    truth = TRUTH | {
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "area": 500},  # the mask's area decides
+            {"image_id": 1, "category_id": 2, "bbox": [100, 0, 100, 100]},
+        ]
+    }
     _, found = judged([(1, [300, 300, 32, 32], 0.9)], truth)
     assert found.counts["missed"] == {"small": 1, "medium": 0, "large": 1}
     assert found.counts["background"] == {"small": 0, "medium": 1, "large": 0}
-    assert errors.rows(found)[-1] == {"kind": "missed", "number": 2, "small": 1, "medium": 0, "large": 1,
-                                      "AP lost": found.cost["missed"]}
+    assert errors.rows(found)[-1] == {
+        "kind": "missed",
+        "number": 2,
+        "small": 1,
+        "medium": 0,
+        "large": 1,
+        "AP lost": found.cost["missed"],
+    }
 
 
 def test_the_threshold_hides_detections_but_not_their_cost():
@@ -121,8 +142,9 @@ def test_confusion_sums():
     assert matrix.counts[:2, :2].sum() > 15 and matrix.counts[2].sum() > 0
 
 
-@pytest.mark.parametrize("truth, rows", [(TRUTH | {"annotations": []}, [(1, CUP, 0.9)]), (TRUTH, []),
-                                         (TRUTH | {"annotations": []}, [])])
+@pytest.mark.parametrize(
+    "truth, rows", [(TRUTH | {"annotations": []}, [(1, CUP, 0.9)]), (TRUTH, []), (TRUTH | {"annotations": []}, [])]
+)
 def test_nothing_found_or_nothing_to_find(truth, rows):
     matrix, found = judged(rows, truth)
     assert matrix.counts.sum() == len(truth["annotations"]) + len(rows)

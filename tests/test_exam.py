@@ -1,6 +1,7 @@
 """The exam of the engine: a sample of its faults is caught and localised, a right candidate passes, and a fault that goes
 through every gate is reported as a survivor. `make exam` runs the whole. Both environments, but for faults whose place the
 layers must find: Jittor would compile every layer alone, in two precisions, for minutes (`make exam SIDE=jt` does)."""
+
 import json
 from dataclasses import replace
 
@@ -8,15 +9,15 @@ import numpy as np
 import pytest
 
 from lib import backend
+from lib.alignment.exam import examination, gates, score
+from lib.alignment.exam.catalogue import FAULTS
+from lib.alignment.exam.examination import CLEAN, Result
+from lib.alignment.exam.planting import Change, Fault, attribute, planted
+from lib.alignment.exam.rounding import otherwise_rounded
+from lib.alignment.exam.subjects import SUBJECTS
 from lib.alignment.seeded import seeded_input
 from lib.backend import nn
 from lib.errors import UserError
-from lib.exam import examination, gates, score
-from lib.exam.catalogue import FAULTS
-from lib.exam.examination import CLEAN, Result
-from lib.exam.planting import Change, Fault, attribute, planted
-from lib.exam.rounding import otherwise_rounded
-from lib.exam.subjects import SUBJECTS
 
 IN_LAYERS = ("ghost concat order", "upsample mode", "ghost slice")
 CLASSIC = (*IN_LAYERS, "scale shape", "BN statistics not loaded", "head bias + 2.0")
@@ -42,6 +43,7 @@ def test_the_catalogue_is_large_and_its_names_are_its_own():
 def test_planting_leaves_nothing_behind(fault):
     def state():
         return [vars(change.owner).get(change.name) for change in fault.changes]
+
     before = state()
     with pytest.raises(RuntimeError, match="inside"), planted(fault.changes):
         assert all(a is not b for a, b in zip(state(), before, strict=True))
@@ -82,8 +84,14 @@ def test_a_right_candidate_that_rounds_otherwise_passes(reference, monkeypatch):
 
 def test_what_no_gate_sees_is_a_survivor(reference, monkeypatch):
     cheap(monkeypatch)
-    momentum = Fault("unseen", "inference doesn't read it", "norms", "NanoDet-Plus", r".*",
-                     (attribute("backbone.conv1.1", "momentum", 0.3),))
+    momentum = Fault(
+        "unseen",
+        "inference doesn't read it",
+        "norms",
+        "NanoDet-Plus",
+        r".*",
+        (attribute("backbone.conv1.1", "momentum", 0.3),),
+    )
     held = [examination.judge(momentum, reference)]
     assert not held[0].caught and not held[0].localised and score.survivors(held) == held
     said = score.summary(held)
@@ -102,6 +110,7 @@ def test_another_order_of_sums_is_the_same_function_with_other_roundings():
 def test_what_was_inherited_is_inherited_again():
     class Half(nn.Linear):
         pass
+
     with planted((Change(Half, "forward", lambda original: lambda self, x: "other"),)):
         assert Half(2, 2).forward(None) == "other"
     assert "forward" not in vars(Half)
@@ -113,17 +122,28 @@ def result(name, gate="forward", named=("fpn",), kind="layers"):
 
 
 def test_localised_means_that_nothing_else_is_named():
-    assert result("a").localised and not result("a", named=("fpn", "head")).localised and not result("a", named=()).localised
+    assert (
+        result("a").localised
+        and not result("a", named=("fpn", "head")).localised
+        and not result("a", named=()).localised
+    )
 
 
-@pytest.mark.parametrize("spoil, says", [
-    ([result("s", "none", ())] * 6, "survivor: s"),
-    ([result("m", named=("head",))] * 30, "not localised: m; forward names head"),
-    ([result("clean run 1", kind="clean")], "false alarm: clean run 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        ([result("s", "none", ())] * 6, "survivor: s"),
+        ([result("m", named=("head",))] * 30, "not localised: m; forward names head"),
+        ([result("clean run 1", kind="clean")], "false alarm: clean run 1"),
+    ],
+)
 def test_the_score_falls_by_each_way_to_fail(spoil, says):
     sound = [*(result(str(i)) for i in range(94)), result("clean run 2", "none", (), "clean")]
-    assert score.verdict(sound) == "PASS" and score.summary(sound).endswith("PASS") and "0 false alarms in 1" in score.summary(sound)
+    assert (
+        score.verdict(sound) == "PASS"
+        and score.summary(sound).endswith("PASS")
+        and "0 false alarms in 1" in score.summary(sound)
+    )
     assert score.verdict(sound + spoil) == "FAIL" and says in score.summary(sound + spoil)
     assert score.verdict(sound[:-1]) == "NOT RUN", "without a clean run nobody knows about false alarms"
     assert score.verdict([]) == "NOT RUN" and score.summary([]).startswith("NOT RUN")

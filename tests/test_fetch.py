@@ -1,4 +1,5 @@
 """Fetching: checked, continued where it ended, unpacked inside its folder, whole or not at all. Served from this machine."""
+
 import hashlib
 import io
 import os
@@ -49,8 +50,11 @@ def everything(folder: Path) -> list[str]:
 
 # --- unpacking
 
-SAFE = [("./VOCdevkit/VOC2007/a b.txt", b"one"), ("VOCdevkit/VOC2007/deep/浣熊.txt", b"two"),
-        ("VOCdevkit/VOC2007/a b.txt", b"last")]
+SAFE = [
+    ("./VOCdevkit/VOC2007/a b.txt", b"one"),
+    ("VOCdevkit/VOC2007/deep/浣熊.txt", b"two"),
+    ("VOCdevkit/VOC2007/a b.txt", b"last"),
+]
 
 
 @pytest.mark.parametrize("make", [tar, zipped])
@@ -113,7 +117,9 @@ def test_what_unpacks_to_more_than_the_disk_holds_is_refused(tmp_path, monkeypat
 def test_damaged_archives_are_one_line(tmp_path, make):
     good = make(tmp_path / "good", ("a", os.urandom(5000)), ("b", os.urandom(5000))).read_bytes()
     (tmp_path / "out").mkdir()
-    for number, data in enumerate([b"", b"<html>", good[:6000], good[:len(good) // 2], good[:700] + b"x" * 40 + good[740:]]):
+    for number, data in enumerate(
+        [b"", b"<html>", good[:6000], good[: len(good) // 2], good[:700] + b"x" * 40 + good[740:]]
+    ):
         archive = tmp_path / str(number)
         archive.write_bytes(data)
         if make is tar and number == 4:
@@ -131,6 +137,7 @@ def test_a_name_as_file_and_folder_is_one_line(tmp_path, members):
 
 # --- fetching
 
+
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """A folder with the two archives of a set "small", and their sizes known to `fetch`."""
@@ -138,8 +145,10 @@ def mirror(tmp_path, monkeypatch):
     folder.mkdir()
     one = tar(folder / "one.tar", ("VOCdevkit/VOC2007/Annotations/a.xml", os.urandom(3_000_000)))
     two = zipped(folder / "two.zip", ("VOCdevkit/VOC2007/Annotations/b.xml", b"<annotation/>"))
-    made = [fetch.Archive(part, f"http://publisher.example/{path.name}", md5(path)) for part, path in
-            (("trainval", one), ("test", two))]
+    made = [
+        fetch.Archive(part, f"http://publisher.example/{path.name}", md5(path))
+        for part, path in (("trainval", one), ("test", two))
+    ]
     monkeypatch.setitem(fetch.SETS, "small", tuple(made))
     return folder
 
@@ -179,7 +188,9 @@ def test_a_folder_without_the_archive_or_with_another_one(mirror, tmp_path):
 
 def test_an_archive_that_leaves_its_folder_leaves_no_set(mirror, tmp_path, monkeypatch):
     evil = tar(mirror / "one.tar", ("fine.txt", b"1"), ("../evil.txt", b"2"))
-    monkeypatch.setitem(fetch.SETS, "small", (fetch.Archive("trainval", "http://publisher.example/one.tar", md5(evil)),))
+    monkeypatch.setitem(
+        fetch.SETS, "small", (fetch.Archive("trainval", "http://publisher.example/one.tar", md5(evil)),)
+    )
     with pytest.raises(UserError, match="leads out"):
         fetch.fetch("small", tmp_path / "set", str(mirror), tell=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
@@ -189,12 +200,15 @@ def test_the_published_sets_are_complete():
     assert fetch.SETS.keys() == {"voc2007", "voc2012", "coco2017"}
     every = [archive for archives_ in fetch.SETS.values() for archive in archives_]
     assert len({archive.md5 for archive in every}) == len({archive.url for archive in every}) == 6
-    assert all(len(archive.md5) == 32 and int(archive.md5, 16) and archive.name.endswith((".tar", ".zip")) for archive in every)
+    assert all(
+        len(archive.md5) == 32 and int(archive.md5, 16) and archive.name.endswith((".tar", ".zip")) for archive in every
+    )
 
 
 @pytest.fixture
 def server(mirror):
     """Serves the mirror -> (URL, its behaviour: `stop_after` bytes, whether it knows `ranges`, the Range headers seen)."""
+
     class Handler(BaseHTTPRequestHandler):
         behaviour = {"stop_after": None, "ranges": True, "seen": []}
 
@@ -215,7 +229,7 @@ def server(mirror):
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
-            self.wfile.write(data[start:start + how["stop_after"]] if how["stop_after"] else data[start:])
+            self.wfile.write(data[start : start + how["stop_after"]] if how["stop_after"] else data[start:])
 
         def log_message(self, *_):
             """Nothing on stderr."""

@@ -1,11 +1,19 @@
 """The engine's figures say in words what they show, draw every call, and are the same bytes every time. Framework-free."""
+
 import numpy as np
 
-from lib import figures_alignment
 from lib.alignment.trajectory import LEAST, band
+from lib.show import figures_alignment
 
-DEPTH = {"name": ["a", "b", "(the model itself)"], "leaf": [True, True, False], "own": [1e-7, 2e-3, None], "gate": [5e-7, 5e-7, None],
-         "inherited": [0.0, 1e-3, float("inf")], "noise": [1e-7, 1e-7, 2e-7], "blamed": [False, True, False]}  # fmt: skip
+DEPTH = {
+    "name": ["a", "b", "(the model itself)"],
+    "leaf": [True, True, False],
+    "own": [1e-7, 2e-3, None],
+    "gate": [5e-7, 5e-7, None],
+    "inherited": [0.0, 1e-3, float("inf")],
+    "noise": [1e-7, 1e-7, 2e-7],
+    "blamed": [False, True, False],
+}
 SOUND = DEPTH | {"own": [1e-7, 1e-8, 1e-7], "blamed": [False] * 3}
 NOTHING = {key: [None] * 3 if key in ("own", "gate", "inherited", "noise") else value for key, value in SOUND.items()}
 

@@ -1,4 +1,5 @@
 """Conversion: there and back gives the same numbers, what is lost is said, and a set appears whole or not at all."""
+
 import json
 import os
 import shutil
@@ -38,7 +39,9 @@ def jpeg(orientation: int = 1) -> bytes:
 def make(tmp_path):
     """Writes a data set of the given pictures' annotations in a format -> its folder."""
 
-    def make(kind: str, splits: dict[str, dict[str, list[Annotation]]], classes=("cat", "wild dog"), name="source") -> Path:
+    def make(
+        kind: str, splits: dict[str, dict[str, list[Annotation]]], classes=("cat", "wild dog"), name="source"
+    ) -> Path:
         folder = tmp_path / name
         if folder.exists():
             shutil.rmtree(folder)
@@ -48,8 +51,9 @@ def make(tmp_path):
             for file in annotated:
                 (place / file).parent.mkdir(parents=True, exist_ok=True)
                 (place / file).write_bytes(cv2.imencode(Path(file).suffix, pattern())[1].tobytes())
-            made[split] = tuple(Picture(file, place / file, folder, (WIDTH, HEIGHT), tuple(found))
-                                for file, found in annotated.items())
+            made[split] = tuple(
+                Picture(file, place / file, folder, (WIDTH, HEIGHT), tuple(found)) for file, found in annotated.items()
+            )
         formats.FORMATS[kind].write(folder, classes, made)
         return folder
 
@@ -57,23 +61,30 @@ def make(tmp_path):
 
 
 PLAIN = {"a.png": [Annotation("wild dog", (1, 2, 30, 20)), Annotation("cat", (0, 0, 60, 40))], "sub/b c.jpg": []}
-FLAGGED = {"a.png": [
-    Annotation("cat", (1, 2, 30, 20), difficult=True),
-    Annotation("cat", (5, 5, 9, 9), truncated=True, occluded=True, pose="Left"),
-    Annotation("cat", (3, 3, 9, 9), crowd=True),
-    Annotation("wild dog", (4, 4.5, 9, 9), area=12.5, outline=[[4, 4.5, 9, 9, 4, 9]])]}
+FLAGGED = {
+    "a.png": [
+        Annotation("cat", (1, 2, 30, 20), difficult=True),
+        Annotation("cat", (5, 5, 9, 9), truncated=True, occluded=True, pose="Left"),
+        Annotation("cat", (3, 3, 9, 9), crowd=True),
+        Annotation("wild dog", (4, 4.5, 9, 9), area=12.5, outline=[[4, 4.5, 9, 9, 4, 9]]),
+    ]
+}
 
 
 def contents(folder: Path, kind: str) -> tuple:
     """What a data set says, without where it lies."""
     collection = measured(formats.read(folder, kind=kind))
     assert collection.faults == ()
-    return collection.classes, {split: {picture.name: (picture.annotations, picture.file.read_bytes()) for picture in pictures}
-                                for split, pictures in collection.splits.items()}
+    return collection.classes, {
+        split: {picture.name: (picture.annotations, picture.file.read_bytes()) for picture in pictures}
+        for split, pictures in collection.splits.items()
+    }
 
 
 @pytest.mark.parametrize(("kind", "to"), WAYS)
-@pytest.mark.parametrize("splits", [{"": PLAIN}, {"train": PLAIN, "val": {"c.png": PLAIN["a.png"]}}], ids=["one", "splits"])
+@pytest.mark.parametrize(
+    "splits", [{"": PLAIN}, {"train": PLAIN, "val": {"c.png": PLAIN["a.png"]}}], ids=["one", "splits"]
+)
 def test_there_and_back_is_the_same(make, tmp_path, kind, to, splits):
     folder = make(kind, splits)
     done = formats.convert(folder, tmp_path / "there", to)
@@ -81,12 +92,15 @@ def test_there_and_back_is_the_same(make, tmp_path, kind, to, splits):
     assert formats.detect(tmp_path / "there") == to and formats.verify(tmp_path / "there") == []
     assert contents(tmp_path / "back", kind) == contents(folder, kind) == contents(tmp_path / "there", to)
     assert done.faults == () and done.counts == {
-        split: (len(files), sum(map(len, files.values()))) for split, files in splits.items()}
+        split: (len(files), sum(map(len, files.values()))) for split, files in splits.items()
+    }
     assert all(line.startswith(("pixels", "image ids")) for line in done.lost)
 
 
 def test_train_and_val_are_trained_on_and_test_is_evaluated_on_where_asked(make, tmp_path):
-    folder = make("voc", {"train": PLAIN, "val": {"a.png": PLAIN["a.png"], "c.png": []}, "test": {"d.png": PLAIN["a.png"]}})
+    folder = make(
+        "voc", {"train": PLAIN, "val": {"a.png": PLAIN["a.png"], "c.png": []}, "test": {"d.png": PLAIN["a.png"]}}
+    )
     done = formats.convert(folder, tmp_path / "there", "coco", trainval=True)
     assert done.counts == {"train": (3, 2), "val": (1, 2)}
     assert sorted(contents(tmp_path / "there", "coco")[1]["train"]) == ["a.png", "c.png", "sub/b c.jpg"]
@@ -97,7 +111,9 @@ def test_train_and_val_are_trained_on_and_test_is_evaluated_on_where_asked(make,
 
 decimals = st.decimals(0, 50, places=6).map(float)
 extents = st.decimals("1.5", 9, places=6).map(float)
-some_boxes = st.lists(st.tuples(decimals, st.decimals(0, 30, places=6).map(float), extents, extents), max_size=4, unique=True)
+some_boxes = st.lists(
+    st.tuples(decimals, st.decimals(0, 30, places=6).map(float), extents, extents), max_size=4, unique=True
+)
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -127,19 +143,42 @@ def test_flags_that_coco_has_no_place_for_are_kept_as_keys(make, tmp_path):
     folder = make("voc", {"": FLAGGED})
     formats.convert(folder, tmp_path / "coco", "coco")
     assert contents(tmp_path / "coco", "coco")[1] == contents(folder, "voc")[1]
-    entry, = coco.load(tmp_path / "coco/instances.json").images
+    (entry,) = coco.load(tmp_path / "coco/instances.json").images
     assert len(entry.crowd) == 2 and len(entry.boxes) == 2  # difficult ones are no targets
 
 
 LOST = {
-    ("coco", "voc"): ["crowd: written as difficult: 1 boxes", "area: COCO's differs from width x height: 1 boxes",
-                      "segmentation: only its box stays: 1 boxes", "decimals: kept", "edges from 0: xmin = x + 1",
-                      "image 'license': 1 entries", "'info': 1 entries", "category ids", "image ids"],
-    ("coco", "yolo"): ["crowd: left out, it is no single object: 1", "difficult: left out (--keep-difficult writes them): 1",
-                       "truncated: lost: 1", "occluded: lost: 1", "pose: lost: 1", "area", "segmentation", "image 'license'",
-                       "'info'", "category ids", "image ids"],
-    ("voc", "yolo"): ["difficult: left out (--keep-difficult writes them): 2", "truncated: lost: 1", "occluded", "pose: lost: 1",
-                      "x1 = xmin - 1"],
+    ("coco", "voc"): [
+        "crowd: written as difficult: 1 boxes",
+        "area: COCO's differs from width x height: 1 boxes",
+        "segmentation: only its box stays: 1 boxes",
+        "decimals: kept",
+        "edges from 0: xmin = x + 1",
+        "image 'license': 1 entries",
+        "'info': 1 entries",
+        "category ids",
+        "image ids",
+    ],
+    ("coco", "yolo"): [
+        "crowd: left out, it is no single object: 1",
+        "difficult: left out (--keep-difficult writes them): 1",
+        "truncated: lost: 1",
+        "occluded: lost: 1",
+        "pose: lost: 1",
+        "area",
+        "segmentation",
+        "image 'license'",
+        "'info'",
+        "category ids",
+        "image ids",
+    ],
+    ("voc", "yolo"): [
+        "difficult: left out (--keep-difficult writes them): 2",
+        "truncated: lost: 1",
+        "occluded",
+        "pose: lost: 1",
+        "x1 = xmin - 1",
+    ],
     ("voc", "coco"): ["pixels: VOC's boxes count pixels from 1"],
 }
 
@@ -288,10 +327,12 @@ def test_cocos_own_empty_boxes_do_not_stop_training_but_are_named(make, tmp_path
 def test_boxes_on_stored_pixels_are_reported_and_kept_from_yolo(make, tmp_path):
     folder = make("voc", {"": PLAIN})
     (folder / "JPEGImages/sub/b c.jpg").write_bytes(jpeg(6))
-    fault, = formats.verify(folder)
+    (fault,) = formats.verify(folder)
     assert "EXIF orientation is left out" in fault and "b c.jpg" in fault
     formats.convert(folder, tmp_path / "coco", "coco")
-    assert formats.verify(tmp_path / "coco") == [fault.replace(str(folder / "JPEGImages"), str(tmp_path / "coco/images"))]
+    assert formats.verify(tmp_path / "coco") == [
+        fault.replace(str(folder / "JPEGImages"), str(tmp_path / "coco/images"))
+    ]
     with pytest.raises(UserError, match="YOLO's readers turn it"):
         formats.convert(folder, tmp_path / "yolo", "yolo")
     assert formats.convert(folder, tmp_path / "yolo", "yolo", skip_faults=True).counts == {"": (1, 2)}
@@ -302,16 +343,26 @@ def test_verifying_names_every_image_at_fault_in_order_on_any_number_of_threads(
     for number in (3, 7, 19):
         (folder / f"JPEGImages/{number:02}.png").write_bytes(b"no image")
     found = formats.verify(folder, workers=1)
-    assert [fault.split(".png")[0][-2:] for fault in found] == ["03", "07", "19"] and formats.verify(folder, workers=4) == found
+    assert [fault.split(".png")[0][-2:] for fault in found] == ["03", "07", "19"] and formats.verify(
+        folder, workers=4
+    ) == found
 
 
 # --- real data
+
 
 def test_real_raccoons_go_all_six_ways(shared, tmp_path):
     source = shared / "real/voc_raccoon_40"
     counts = {"": (40, sum(path.read_text().count("<object>") for path in (source / "Annotations").glob("*.xml")))}
     sets = {"voc": source}
-    for kind, to in [("voc", "coco"), ("voc", "yolo"), ("coco", "voc"), ("coco", "yolo"), ("yolo", "voc"), ("yolo", "coco")]:
+    for kind, to in [
+        ("voc", "coco"),
+        ("voc", "yolo"),
+        ("coco", "voc"),
+        ("coco", "yolo"),
+        ("yolo", "voc"),
+        ("yolo", "coco"),
+    ]:
         target = tmp_path / f"{kind}-{to}"
         done = formats.convert(sets[kind], target, to, link=True)
         assert done.counts == counts and done.faults == () and formats.verify(target) == []
@@ -319,7 +370,9 @@ def test_real_raccoons_go_all_six_ways(shared, tmp_path):
     for again in ("coco-voc", "yolo-voc"):
         for path in (source / "Annotations").glob("*.xml"):
             texts = [file.read_text() for file in (path, tmp_path / again / "Annotations" / path.name)]
-            one, other = ([line.strip() for line in text.splitlines() if "<x" in line or "<y" in line] for text in texts)
+            one, other = (
+                [line.strip() for line in text.splitlines() if "<x" in line or "<y" in line] for text in texts
+            )
             assert one == other
 
 

@@ -2,24 +2,39 @@
 
 Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP.
 """
+
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from gold_yolo_cases import (
-    FACTOR, GOLDEN, SHARP, TRAINING, TYPES, Drawn, arrays, entries, error, read, seeded_model, size_of, training_input,
-    training_model)
+    FACTOR,
+    GOLDEN,
+    SHARP,
+    TRAINING,
+    TYPES,
+    Drawn,
+    arrays,
+    entries,
+    error,
+    read,
+    seeded_model,
+    size_of,
+    training_input,
+    training_model,
+)
 
-from lib import backend, boxes, models
+from lib import backend, models
 from lib.alignment.seeded import seeded_input
+from lib.data import boxes
 from lib.errors import UserError
 from lib.models.gold_yolo import INTERMEDIATES, STRIDES, VARIANTS, build_variant, parameter_groups
 from lib.models.step import Step
 from lib.postprocess.gold_yolo import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD, per_image
 
 FORWARD = "forward_gold_yolo-n_320"
-FLOAT64_SLOW = ["f32", pytest.param("f64", marks=pytest.mark.slow)]     # slow in Jittor, where it compiles
+FLOAT64_SLOW = ["f32", pytest.param("f64", marks=pytest.mark.slow)]  # slow in Jittor, where it compiles
 NECK = {"p3": "neck.Rep_p3", "n4": "neck.Rep_n4", "n5": "neck.Rep_n5"}
 
 
@@ -37,10 +52,14 @@ def test_every_entry_as_published(size):
     model = models.build(f"gold-yolo-{size}", 80)
     assert entries(model) == spec["state"]
     assert counts(model) == (spec["params_trainable"], spec["params_total"])
-    kinds = [f"BatchNorm2d eps={m.eps:g} momentum={m.momentum:g}" for _, m in model.named_modules()
-             if isinstance(m, backend.nn.BatchNorm2d)]
+    kinds = [
+        f"BatchNorm2d eps={m.eps:g} momentum={m.momentum:g}"
+        for _, m in model.named_modules()
+        if isinstance(m, backend.nn.BatchNorm2d)
+    ]
     assert {kind.replace("SyncBatchNorm", "BatchNorm2d"): n for kind, n in spec["norms"].items()} == {
-        kind: kinds.count(kind) for kind in kinds}
+        kind: kinds.count(kind) for kind in kinds
+    }
     model.deploy()
     assert entries(model) == spec["deploy_state"]
     assert counts(model)[1] == spec["params_deploy"]
@@ -63,8 +82,14 @@ def test_optimiser_groups_as_published(size):
     values = {name: backend.numpy(value).size for name, value in model.named_parameters()}
     groups = parameter_groups(model)
     # detect.proj_conv.weight is in the published second group, without ever having a gradient; here it is a buffer.
-    ours = [{"tensors": len(group.names) + (i == 1), "elements": sum(values[name] for name in group.names) + 17 * (i == 1),
-             "weight_decay": 5e-4 if group.decays else 0} for i, group in enumerate(groups)]
+    ours = [
+        {
+            "tensors": len(group.names) + (i == 1),
+            "elements": sum(values[name] for name in group.names) + 17 * (i == 1),
+            "weight_decay": 5e-4 if group.decays else 0,
+        }
+        for i, group in enumerate(groups)
+    ]
     assert ours == spec["optimizer_groups"]
     left = set(values) - {name for group in groups for name in group.names}
     assert left | {"detect.proj"} == set(spec["parameters_in_no_optimizer_group"])
@@ -100,18 +125,20 @@ def test_first_weights_have_the_published_distributions():
             assert np.abs(value - expected).max() < 1e-5, name
         elif weight.ndim < 4:
             assert (value == (0 if name.endswith("bias") or "attn.proj.1.bn" in name else 1)).all(), name
-        elif ".Inject_" in name:     # Kaiming normal over the outputs of a 1 x 1 convolution
-            assert value.std() == pytest.approx((2 / len(value)) ** 0.5, rel=5 / value.size ** 0.5), name
+        elif ".Inject_" in name:  # Kaiming normal over the outputs of a 1 x 1 convolution
+            assert value.std() == pytest.approx((2 / len(value)) ** 0.5, rel=5 / value.size**0.5), name
             assert np.abs(value).max() > 2.5 * value.std(), name
         else:
             bound = weight[0].size ** -0.5
             assert 0.95 * bound < np.abs(value).max() <= bound, name
-            assert value.std() == pytest.approx(bound / 3 ** 0.5, rel=5 / value.size ** 0.5), name
+            assert value.std() == pytest.approx(bound / 3**0.5, rel=5 / value.size**0.5), name
 
 
 def test_first_weights_depend_on_seed_and_name_alone():
-    weights = [{name: backend.numpy(value) for name, value in models.build("gold-yolo-n", classes, seed).named_parameters()}
-               for classes, seed in ((2, 0), (5, 0), (2, 1))]
+    weights = [
+        {name: backend.numpy(value) for name, value in models.build("gold-yolo-n", classes, seed).named_parameters()}
+        for classes, seed in ((2, 0), (5, 0), (2, 1))
+    ]
     first, second = "neck.Rep_p4.conv1.rbr_dense.conv.weight", "neck.Rep_p4.block.0.rbr_dense.conv.weight"
     assert (weights[0][first] == weights[1][first]).all()
     assert (weights[0][first] != weights[2][first]).any()
@@ -121,10 +148,12 @@ def test_first_weights_depend_on_seed_and_name_alone():
 # ------------------------------------------------------------------------------------------------------- forward
 def calibrated(kind, size="n", statistics=None):
     """The record's calibrated case: norm statistics from a file, and for size N boxes that are not turned inside out."""
+
     def adjust(state):
         state |= arrays("bn_cal_gold_yolo-n_320") if statistics is None else statistics
         for level in range(3 if size == "n" else 0):
             state[f"detect.reg_preds.{level}.bias"] += np.float32(4)
+
     return seeded_model(VARIANTS[f"gold-yolo-{size}"], kind, adjust).eval()
 
 
@@ -137,8 +166,10 @@ def capture(model, kind, wanted=INTERMEDIATES):
     """Predictions, and the features named in `wanted`."""
     features, modules, handles = {}, dict(model.named_modules()), []
     for name in wanted:
+
         def hook(module, inputs, output, name=name):
             features[name] = output
+
         handles.append(modules[name].register_forward_hook(hook))
     predictions = predict(model, kind)
     for handle in handles:
@@ -161,11 +192,14 @@ def check_forward(record, stored, model, kind):
         assert deviation == pytest.approx(floor, rel=1e-3) if kind == "f64" else deviation <= FACTOR * floor
     published = {stats["name"]: stats for stats in record["intermediates"]}
     assert list(features) == [name for name in published if name in features]
-    floor = max(record["float64"]["neck_rel_l2_diff"])     # the record has no float64 numbers of the other features
+    floor = max(record["float64"]["neck_rel_l2_diff"])  # the record has no float64 numbers of the other features
     for name, feature in features.items():
         assert list(feature.shape) == published[name]["shape"]
         assert abs(size_of(feature) / published[name]["l2"] - 1) <= FACTOR * floor, name
-        assert np.abs(feature.ravel()[:16] - published[name]["first16"]).max() <= FACTOR * floor * published[name]["absmax"], name
+        assert (
+            np.abs(feature.ravel()[:16] - published[name]["first16"]).max()
+            <= FACTOR * floor * published[name]["absmax"]
+        ), name
 
 
 @pytest.mark.parametrize("kind", FLOAT64_SLOW)
@@ -193,8 +227,9 @@ def test_neck_without_calibration_as_published():
 
 def scale_attention(model):
     """The usual 1 / sqrt(key_dim), which the published attention does not have."""
-    backend.load_state(model, {name: backend.numpy(value) / 8 ** 0.5 for name, value in model.named_parameters()
-                               if ".to_q.bn." in name})
+    backend.load_state(
+        model, {name: backend.numpy(value) / 8**0.5 for name, value in model.named_parameters() if ".to_q.bn." in name}
+    )
 
 
 def equal_eps(model):
@@ -251,14 +286,17 @@ def test_drop_path_as_published():
     model = training_model(case, "f32")
     for i in range(2):
         model.neck.high_IFM.transformer_blocks[i].register_forward_hook(
-            lambda module, inputs, output, i=i: features.update({i: backend.numpy(output)}))
+            lambda module, inputs, output, i=i: features.update({i: backend.numpy(output)})
+        )
     drawn = Drawn(record["rand"])
     model.step = Step(random=drawn)
     with backend.no_grad():
         model(training_input(case, "f32"))
-    assert drawn.calls == 2     # attention and MLP of the second block: the first has share 0
+    assert drawn.calls == 2  # attention and MLP of the second block: the first has share 0
     for i in range(2):
-        assert size_of(features[i]) == pytest.approx(published[f"neck.high_IFM.transformer_blocks.{i}"], rel=FACTOR * 1e-5)
+        assert size_of(features[i]) == pytest.approx(
+            published[f"neck.high_IFM.transformer_blocks.{i}"], rel=FACTOR * 1e-5
+        )
     assert [block.drop for block in model.neck.high_IFM.transformer_blocks] == read("extras")["drop_path_probs"]
     assert (features[1][0] == features[0][0]).all() and (features[1][1] != features[0][1]).any()
 
@@ -279,13 +317,16 @@ def test_no_drop_path_without_generator_or_in_eval():
 def test_detections_as_published(case):
     settings = read(FORWARD)["cal"]["nms"][case]
     rows = arrays(FORWARD)["cal_output"][0].copy()
-    if not settings["multi_label"]:     # each cell's best class alone: rows in which the others are 0 give the same
+    if not settings["multi_label"]:  # each cell's best class alone: rows in which the others are 0 give the same
         rows[:, 5:] *= rows[:, 5:] == rows[:, 5:].max(1, keepdims=True)
     limit = MAX_DETECTIONS if settings["multi_label"] else 1000
-    found, expected = per_image(rows, (320, 320), settings["conf"], settings["iou"], limit), arrays(FORWARD)[f"nms_{case}"]
+    found, expected = (
+        per_image(rows, (320, 320), settings["conf"], settings["iou"], limit),
+        arrays(FORWARD)[f"nms_{case}"],
+    )
     assert (rows[:, 5:] > settings["conf"]).sum() == settings["candidates"]
     assert found.dtype == np.float32 and found.shape == expected.shape
-    assert (found[:, 4] == expected[:, 4]).all()     # of equal scores the published order is any
+    assert (found[:, 4] == expected[:, 4]).all()  # of equal scores the published order is any
     assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
     if case == "eval_conf0.03":
         assert (settings["conf"], settings["iou"]) == (SCORE_THRESHOLD, NMS_IOU)

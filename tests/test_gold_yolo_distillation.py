@@ -5,27 +5,40 @@ round to 1 in float32 and count 100 then; so the class loss of a float64 model i
 The anchor-based branch is less well-conditioned: its losses are judged by FACTOR times their own spread, measured in the test
 over float32 runs whose image is moved by one rounding.
 """
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from gold_yolo_cases import FACTOR, SHARP, TRAINING, TYPES, error, golden_targets, read, seeded_model, size_of, training_input
+from gold_yolo_cases import (
+    FACTOR,
+    SHARP,
+    TRAINING,
+    error,
+    golden_targets,
+    read,
+    seeded_model,
+    size_of,
+    training_input,
+)
 
-from lib import backend, boxes, losses, models, training
+from lib import backend, losses, models
 from lib.alignment.capture import REPEATS
 from lib.alignment.seeded import seeded_array, seeded_input
 from lib.alignment.verdict import ROUNDING
 from lib.backend import nn
+from lib.data import boxes
 from lib.errors import UserError
 from lib.losses import gold_yolo_distillation
 from lib.losses.gold_yolo_distillation import STUDENTS, Distillation, divergence, fading
 from lib.models.gold_yolo import VARIANTS
 from lib.models.step import ParameterGroup
-from lib.schedule import Recipe
+from lib.training import loop as training
+from lib.training.schedule import Recipe
 
-RELATIVE = 1e-5     # the golden README's float32 error of a loss
+RELATIVE = 1e-5  # the golden README's float32 error of a loss
 TARGETS = golden_targets(read(TRAINING["n"].file)["targets_rows_img_cls_cx_cy_w_h"], 320)
-KINDS = ["f32", pytest.param("f64", marks=pytest.mark.slow)]     # slow in Jittor, where it compiles
+KINDS = ["f32", pytest.param("f64", marks=pytest.mark.slow)]  # slow in Jittor, where it compiles
 SIZE = (320, 320)
 
 
@@ -56,7 +69,13 @@ def forward(name, kind, adjust=lambda state: state):
 def spread(name, criterion):
     """How far each loss of the float32 model lies from itself, at most, when its image moves by one rounding."""
     model, image = seeded_model(VARIANTS[name], "f32").train(), backend.numpy(training_input(TRAINING["n"], "f32"))
-    moved = [image, *(image * (1 + ROUNDING * seeded_input(f"repeat_{index}", image.shape)).astype(np.float32) for index in range(REPEATS))]
+    moved = [
+        image,
+        *(
+            image * (1 + ROUNDING * seeded_input(f"repeat_{index}", image.shape)).astype(np.float32)
+            for index in range(REPEATS)
+        ),
+    ]
     with backend.no_grad():
         runs = [values_of(criterion(model(backend.tensor(x)), TARGETS, image_size=SIZE)) for x in moved]
     return {loss: max(abs(run[loss] - runs[0][loss]) for run in runs) for loss in runs[0]}
@@ -71,12 +90,19 @@ def test_heads_as_published(size):
     assert [entry for entry in state if entry[0].startswith("detect.")] == record["detect_state"]
 
 
-@pytest.mark.parametrize("name, classes, count", [
-    ("gold-yolo-s-fuse-ab", 80, 23_316_626), ("gold-yolo-s-distill", 80, 23_204_778),     # the fact sheet's
-    ("gold-yolo-s-distill", 10, 23_204_778 - 70 * 451)])
+@pytest.mark.parametrize(
+    "name, classes, count",
+    [
+        ("gold-yolo-s-fuse-ab", 80, 23_316_626),
+        ("gold-yolo-s-distill", 80, 23_204_778),  # the fact sheet's
+        ("gold-yolo-s-distill", 10, 23_204_778 - 70 * 451),
+    ],
+)
 def test_parameter_counts_as_published(name, classes, count):
     model = models.build(name, classes)
-    constant = sum(backend.numpy(value).size for entry, value in backend.named_state(model) if entry.startswith("detect.proj"))
+    constant = sum(
+        backend.numpy(value).size for entry, value in backend.named_state(model) if entry.startswith("detect.proj")
+    )
     assert sum(backend.numpy(value).size for _, value in model.named_parameters()) + constant == count
 
 
@@ -88,13 +114,17 @@ def test_second_branch_as_published(kind):
     centred = np.concatenate([(sides[..., 2:] - sides[..., :2]) / 2, sides[..., :2] + sides[..., 2:]], 2)
     # Single values: within the features' float32 error, of which the plain record names that of the distances.
     floor = read(TRAINING["n"].file)["noise_floor_float32_vs_float64"]["reg_distri_max_abs"]
-    for ours, published in zip((boxes.sigmoid(logits_ab), centred, boxes.sigmoid(logits), distances), record["pred_stats"]):
+    for ours, published in zip(
+        (boxes.sigmoid(logits_ab), centred, boxes.sigmoid(logits), distances), record["pred_stats"]
+    ):
         assert list(ours.shape) == published["shape"]
         assert size_of(ours) == pytest.approx(published["l2"], rel=FACTOR * RELATIVE)
         assert ours.ravel()[:16] == pytest.approx(published["first16"], abs=FACTOR * floor)
     criterion = losses.build("gold-yolo-n-fuse-ab")
     found, classes = (values_of(criterion(rows, TARGETS, image_size=SIZE)) for rows in (outputs, rounded(outputs)))
-    assert [found["loss_iou"], found["loss_dfl"], classes["loss_cls"]] == pytest.approx(record["items_af"], rel=FACTOR * RELATIVE)
+    assert [found["loss_iou"], found["loss_dfl"], classes["loss_cls"]] == pytest.approx(
+        record["items_af"], rel=FACTOR * RELATIVE
+    )
     moves = spread("gold-yolo-n-fuse-ab", criterion)
     assert found["loss_iou_ab"] == pytest.approx(record["items_ab"][0], abs=FACTOR * moves["loss_iou_ab"])
     assert classes["loss_cls_ab"] == pytest.approx(record["items_ab"][2], abs=FACTOR * moves["loss_cls_ab"])
@@ -102,7 +132,7 @@ def test_second_branch_as_published(kind):
     assert (claimed > 0).sum(1).tolist() == record["fg_count_ab"]
 
 
-@pytest.mark.slow     # Jittor compiles the backward pass
+@pytest.mark.slow  # Jittor compiles the backward pass
 def test_gradients_of_the_second_branch_as_published():
     record = read("extras")["fuse_ab_n_320"]
     model = seeded_model(VARIANTS["gold-yolo-n-fuse-ab"], "f32").train()
@@ -110,8 +140,12 @@ def test_gradients_of_the_second_branch_as_published():
     named = [(name, value) for name, value in model.named_parameters() if name in record["grad"]]
     gradients = [backend.numpy(g) for g in backend.grad(sum(scalars.values()), [value for _, value in named])]
     assert len(named) == len(record["grad"])
-    off = [abs(size_of(g) / record["grad"][name][0] - 1) for (name, _), g in zip(named, gradients) if record["grad"][name][0]]
-    assert np.median(off) <= 1e-3 and max(off) <= FACTOR * 1e-3     # the golden README: medians of 1e-4 to 1e-3
+    off = [
+        abs(size_of(g) / record["grad"][name][0] - 1)
+        for (name, _), g in zip(named, gradients)
+        if record["grad"][name][0]
+    ]
+    assert np.median(off) <= 1e-3 and max(off) <= FACTOR * 1e-3  # the golden README: medians of 1e-4 to 1e-3
     assert all(not g.any() for (name, _), g in zip(named, gradients) if not record["grad"][name][0])
 
 
@@ -123,9 +157,17 @@ def test_evaluation_uses_the_published_branch():
         values = {entry: backend.numpy(value).copy() for entry, value in model.named_parameters()}
         with backend.no_grad():
             before = backend.numpy(model(images))
-            for part, matters in (("_ab.", False), ("reg_preds_lrtb.", last), ("reg_preds.", False), ("reg_preds_af.", not last)):
-                chosen = {entry: value + np.linspace(0, 1, len(value), dtype=np.float32) for entry, value in values.items()
-                          if part in entry and entry.endswith("bias")}
+            for part, matters in (
+                ("_ab.", False),
+                ("reg_preds_lrtb.", last),
+                ("reg_preds.", False),
+                ("reg_preds_af.", not last),
+            ):
+                chosen = {
+                    entry: value + np.linspace(0, 1, len(value), dtype=np.float32)
+                    for entry, value in values.items()
+                    if part in entry and entry.endswith("bias")
+                }
                 if chosen:
                     backend.load_state(model, chosen)
                     assert (error(backend.numpy(model(images)), before) > 0.1) == matters, (name, part)
@@ -167,7 +209,9 @@ def no_fading(patch):
 
 
 def other_way_round(patch):
-    patch.setattr(gold_yolo_distillation, "divergence", lambda student, teacher, weight: divergence(teacher, student, weight))
+    patch.setattr(
+        gold_yolo_distillation, "divergence", lambda student, teacher, weight: divergence(teacher, student, weight)
+    )
 
 
 FAULTS = (another_temperature, no_fading, other_way_round)
@@ -175,9 +219,11 @@ FAULTS = (another_temperature, no_fading, other_way_round)
 
 def plain_divergence(student, teacher):
     """The fact sheet's rule, in float64: rows of the last axis at temperature 20, times 400."""
+
     def softmax(x):
         powers = np.exp(x / 20 - (x / 20).max(-1, keepdims=True))
         return powers / powers.sum(-1, keepdims=True)
+
     own, other = softmax(student), softmax(teacher)
     return 400 * (other * np.log(other / own)).sum()
 
@@ -202,7 +248,10 @@ def test_distillation_follows_the_rule():
     assert found["loss_distill_dfl"] == pytest.approx(0.5 * share * plain_divergence(own, other) / len(own), rel=SHARP)
     assert found["loss_distill_cls"] == pytest.approx(0.8 * share * plain_divergence(*scores), rel=SHARP)
     plain = values_of(losses.build("gold-yolo-s-distill", 5)(tensors[0], targets, image_size=(64, 64)))
-    assert {name: found[name] for name in plain} == plain and set(found) - set(plain) == {"loss_distill_dfl", "loss_distill_cls"}
+    assert {name: found[name] for name in plain} == plain and set(found) - set(plain) == {
+        "loss_distill_dfl",
+        "loss_distill_cls",
+    }
 
 
 def test_fading():
@@ -242,14 +291,29 @@ class Reflected(nn.Module):
         return [output * 3 for output in self.student(images)]
 
 
-RECIPE = Recipe(optimiser="SGD", options={"momentum": 0.9}, learning_rate=1e-4, weight_decay=0.0, batch=1, epochs=4,
-                average_decay=0.9, average_steps=10)
+RECIPE = Recipe(
+    optimiser="SGD",
+    options={"momentum": 0.9},
+    learning_rate=1e-4,
+    weight_decay=0.0,
+    batch=1,
+    epochs=4,
+    average_decay=0.9,
+    average_steps=10,
+)
 IMAGES = np.zeros((1, 3, 64, 64), np.float32)
 
 
 def trainer_of(student, teacher):
-    return training.Trainer(student, Distillation(5, 16, "giou", 1.0, 4), RECIPE, 1, [ParameterGroup(("logits", "distances"))],
-                            seed=0, teacher=teacher)
+    return training.Trainer(
+        student,
+        Distillation(5, 16, "giou", 1.0, 4),
+        RECIPE,
+        1,
+        [ParameterGroup(("logits", "distances"))],
+        seed=0,
+        teacher=teacher,
+    )
 
 
 def norm_with(teacher_of):
@@ -259,7 +323,9 @@ def norm_with(teacher_of):
 
 def check_no_gradient_to_the_teacher():
     constant = Rows(0)
-    backend.load_state(constant, {name: backend.numpy(value) * np.float32(3) for name, value in backend.named_state(constant)})
+    backend.load_state(
+        constant, {name: backend.numpy(value) * np.float32(3) for name, value in backend.named_state(constant)}
+    )
     assert norm_with(Reflected) == pytest.approx(norm_with(lambda student: constant), rel=1e-5)
 
 
@@ -275,7 +341,10 @@ def test_a_teacher_with_gradient_does_not_pass(monkeypatch):
 
 def test_the_teacher_stays():
     student, teacher = Rows(0), Rows(1)
-    before = [{name: backend.numpy(value).copy() for name, value in backend.named_state(model)} for model in (student, teacher)]
+    before = [
+        {name: backend.numpy(value).copy() for name, value in backend.named_state(model)}
+        for model in (student, teacher)
+    ]
     trainer = trainer_of(student, teacher)
     for _ in range(2):
         values_of(trainer.issue(IMAGES, small_case()[1]))
@@ -293,13 +362,23 @@ def test_gradient_of_the_divergence():
     assert error(found, 20 * (own - other)) <= SHARP
 
 
-@pytest.mark.slow     # two models with their gradients, which Jittor compiles
+@pytest.mark.slow  # two models with their gradients, which Jittor compiles
 def test_resumed_distillation_is_bit_for_bit():
     """With a real teacher: its drop path is drawn per step, its batch norm's statistics are of no consequence."""
+
     def fresh():
-        built = [models.build(name, 5, seed) for seed, name in enumerate(("gold-yolo-n-distill", "gold-yolo-n-fuse-ab"))]
-        return training.Trainer(built[0], losses.build_distillation("gold-yolo-n-distill", 5, 4), replace(RECIPE, batch=2), 1,
-                                models.parameter_groups("gold-yolo-n-distill", built[0]), seed=0, teacher=built[1])
+        built = [
+            models.build(name, 5, seed) for seed, name in enumerate(("gold-yolo-n-distill", "gold-yolo-n-fuse-ab"))
+        ]
+        return training.Trainer(
+            built[0],
+            losses.build_distillation("gold-yolo-n-distill", 5, 4),
+            replace(RECIPE, batch=2),
+            1,
+            models.parameter_groups("gold-yolo-n-distill", built[0]),
+            seed=0,
+            teacher=built[1],
+        )
 
     def go(trainer, steps):
         for step in range(steps):
@@ -316,8 +395,11 @@ def test_resumed_distillation_is_bit_for_bit():
 
 def test_only_students_have_teachers():
     assert {name: losses.teacher(name) for name in STUDENTS} == {
-        "gold-yolo-n-distill": "gold-yolo-n-fuse-ab", "gold-yolo-s-distill": "gold-yolo-s-fuse-ab",
-        "gold-yolo-m": "gold-yolo-m-fuse-ab", "gold-yolo-l": "gold-yolo-l-fuse-ab"}
+        "gold-yolo-n-distill": "gold-yolo-n-fuse-ab",
+        "gold-yolo-s-distill": "gold-yolo-s-fuse-ab",
+        "gold-yolo-m": "gold-yolo-m-fuse-ab",
+        "gold-yolo-l": "gold-yolo-l-fuse-ab",
+    }
     for name in ("gold-yolo-s", "gold-yolo-s-fuse-ab", "nanodet-plus-m_320", "rtdetr_r18vd"):
         with pytest.raises(UserError, match="no student of a teacher; choose one of gold-yolo-n-distill"):
             losses.teacher(name)

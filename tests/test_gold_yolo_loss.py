@@ -2,24 +2,41 @@
 
 Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from gold_yolo_cases import (
-    FACTOR, GOLDEN, PRECISION, SHARP, TRAINING, TYPES, Drawn, arrays, criterion_of, error, golden_targets, read, size_of,
-    training_input, training_model)
+    FACTOR,
+    GOLDEN,
+    PRECISION,
+    SHARP,
+    TRAINING,
+    TYPES,
+    Drawn,
+    arrays,
+    criterion_of,
+    error,
+    golden_targets,
+    read,
+    size_of,
+    training_input,
+    training_model,
+)
 
-from lib import backend, boxes, losses, models, training
+from lib import backend, losses, models
+from lib.data import boxes
 from lib.losses import gold_yolo_assigners
 from lib.losses.gold_yolo import Assignment, giou_loss, predicted_boxes, siou_loss
 from lib.models.gold_yolo import STRIDES, parameter_groups
 from lib.models.step import Step
-from lib.schedule import recipe
+from lib.training import loop as training
+from lib.training.schedule import recipe
 
 LOSSES = {"loss_iou": "iou_weighted", "loss_dfl": "dfl_weighted", "loss_cls": "cls_weighted"}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-RELATIVE = 1e-5     # the golden README's float32 error of a loss, where a record has none of its own
+RELATIVE = 1e-5  # the golden README's float32 error of a loss, where a record has none of its own
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Run:
-    key: str              # in TRAINING
+    key: str  # in TRAINING
     phase: str
     kind: str
     outputs: list
@@ -42,8 +59,8 @@ class Run:
     assignment: Assignment
     decisions: dict
     gradients: dict
-    statistics: dict      # of batch norm after one forward
-    changes: list         # L2 of every parameter's, after one and after two optimiser steps
+    statistics: dict  # of batch norm after one forward
+    changes: list  # L2 of every parameter's, after one and after two optimiser steps
     total_after_step: float
 
     @property
@@ -88,16 +105,28 @@ def train_once(key, phase, kind):
     found = values_of(scalars)
     arrays_out = [backend.numpy(output) for output in outputs]
     size, stored = (case.pixels, case.pixels), stored_gradients(key, phase)
-    run = [key, phase, kind, arrays_out, found, criterion.assign(arrays_out, targets, size),
-           criterion.decisions(outputs, targets, size),
-           {name: summary(backend.numpy(value), name in stored) for name, value in gradients.items()},
-           {name: backend.numpy(value).copy() for name, value in backend.named_state(model) if name.endswith(STATISTICS)}]
+    run = [
+        key,
+        phase,
+        kind,
+        arrays_out,
+        found,
+        criterion.assign(arrays_out, targets, size),
+        criterion.decisions(outputs, targets, size),
+        {name: summary(backend.numpy(value), name in stored) for name, value in gradients.items()},
+        {name: backend.numpy(value).copy() for name, value in backend.named_state(model) if name.endswith(STATISTICS)},
+    ]
     sgd = record["runs"][f"{phase}_{PRECISION[kind]}"].get("sgd")
     if sgd is None or kind == "f32":
         return Run(*run, [], 0.0)
     changes, before = [], {name: backend.numpy(value).copy() for name, value in model.named_parameters()}
-    optimiser, named = training.optimiser(model, parameter_groups(model), recipe(f"gold-yolo-{case.size}"), lr=sgd["lr"],
-                                          weight_decay=sgd["weight_decay_group_w"])
+    optimiser, named = training.optimiser(
+        model,
+        parameter_groups(model),
+        recipe(f"gold-yolo-{case.size}"),
+        lr=sgd["lr"],
+        weight_decay=sgd["weight_decay_group_w"],
+    )
     for step in range(2):
         if step == 1:
             scalars, gradients = backward(model, criterion, images, targets)[1:]
@@ -113,11 +142,24 @@ def run(request):
 
 def on(condition):
     """Parametrize a test with the runs (key, phase, kind) that fulfil a condition; tests share each run."""
-    chosen = [(key, phase, kind) for key in TRAINING if TRAINING[key].file for kind in TYPES for phase in ("tal", "atss")
-              if key.startswith("n") or kind == "f64"]     # the larger sizes: float64 alone
-    return pytest.mark.parametrize("run", [
-        pytest.param(one, id="-".join(one), marks=pytest.mark.slow if one[2] == "f64" else ())
-        for one in chosen if condition(*one)], indirect=True, scope="module")
+    chosen = [
+        (key, phase, kind)
+        for key in TRAINING
+        if TRAINING[key].file
+        for kind in TYPES
+        for phase in ("tal", "atss")
+        if key.startswith("n") or kind == "f64"
+    ]  # the larger sizes: float64 alone
+    return pytest.mark.parametrize(
+        "run",
+        [
+            pytest.param(one, id="-".join(one), marks=pytest.mark.slow if one[2] == "f64" else ())
+            for one in chosen
+            if condition(*one)
+        ],
+        indirect=True,
+        scope="module",
+    )
 
 
 @on(lambda key, phase, kind: True)
@@ -136,7 +178,9 @@ def sorted_metric(run, image, box):
     cells = boxes.priors((case.pixels, case.pixels), STRIDES).astype(np.float64)
     scores, predicted = boxes.sigmoid(run.outputs[0][image]), predicted_boxes(run.outputs[1][image], cells)
     metric = gold_yolo_assigners._aligned(scores, predicted, target["boxes"], target["labels"])[1]
-    return np.sort((metric * gold_yolo_assigners.contains(target["boxes"], gold_yolo_assigners.centres(cells)))[box])[::-1]
+    return np.sort((metric * gold_yolo_assigners.contains(target["boxes"], gold_yolo_assigners.centres(cells)))[box])[
+        ::-1
+    ]
 
 
 @on(lambda key, phase, kind: True)
@@ -170,7 +214,7 @@ def test_gradients_as_published(run):
         for name in names:
             norm, mean = record["grad"][name]
             gradient = run.gradients[name]
-            assert abs(gradient.mean - mean) <= SHARP * norm / gradient.size ** 0.5, name
+            assert abs(gradient.mean - mean) <= SHARP * norm / gradient.size**0.5, name
         assert max(run.gradients[name].norm for name in zero) <= SHARP * record["global_grad_l2"]
         return
     # A norm's float32 error is one draw, which may be 0 by luck: the k-th largest is compared with the k-th largest, down
@@ -178,16 +222,16 @@ def test_gradients_as_published(run):
     rounded = run.record("float32")["grad"]
     own = sorted(deviation.values(), reverse=True)
     published = sorted((abs(rounded[name][0] / record["grad"][name][0] - 1) for name in names), reverse=True)
-    assert all(ours <= FACTOR * theirs for ours, theirs in list(zip(own, published))[:len(own) // 2])
+    assert all(ours <= FACTOR * theirs for ours, theirs in list(zip(own, published))[: len(own) // 2])
 
 
-@on(lambda key, phase, kind: kind == "f64" and (key == "n_prior" or key == "n_dfl_prior" and phase == "tal"))
+@on(lambda key, phase, kind: kind == "f64" and (key == "n_prior" or (key == "n_dfl_prior" and phase == "tal")))
 def test_full_gradients_as_published(run):
     stored = stored_gradients(run.key, run.phase)
     assert len(stored) >= 10
     for name, array in stored.items():
         if name not in run.floor()["grad_analytically_zero"]:
-            assert size_of(run.gradients[name].values - array) <= 2 ** -24 * size_of(array), name     # stored in float32
+            assert size_of(run.gradients[name].values - array) <= 2**-24 * size_of(array), name  # stored in float32
 
 
 @on(lambda key, phase, kind: key == "n_prior")
@@ -195,13 +239,15 @@ def test_outputs_and_batch_norm_statistics_as_published(run):
     stored, floor = arrays(TRAINING[run.key].file), read(TRAINING[run.key].file)["noise_floor_float32_vs_float64"]
     scores, noise = boxes.sigmoid(run.outputs[0]), (floor["cls_scores_max_abs"], floor["reg_distri_max_abs"])
     for ours, name, allowed in ((scores, "cls_scores", noise[0]), (run.outputs[1], "reg_distri", noise[1])):
-        deviation = error(ours, stored[name])     # float32: so far was the published float64 run from it
+        deviation = error(ours, stored[name])  # float32: so far was the published float64 run from it
         assert deviation == pytest.approx(allowed, abs=SHARP) if run.exact else deviation <= FACTOR * allowed
     seen = [key for key in stored if key.startswith("bn/")]
     assert len(seen) == 8
     for key in seen:
         module = key.removeprefix("bn/").rsplit(".", 1)[0]
-        assert error(run.statistics[key.removeprefix("bn/")], stored[key]) <= FACTOR * noise[0] * np.abs(stored[key]).max(), key
+        assert (
+            error(run.statistics[key.removeprefix("bn/")], stored[key]) <= FACTOR * noise[0] * np.abs(stored[key]).max()
+        ), key
         assert run.statistics[f"{module}.num_batches_tracked"] == 1
 
 
@@ -222,13 +268,16 @@ NOTHING = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64
 ALL = golden_targets(read(TRAINING["n"].file)["targets_rows_img_cls_cx_cy_w_h"], 320)
 
 
-@pytest.mark.parametrize("batch, targets, phase, random", [
-    ("empty_batch_tal", [NOTHING, NOTHING], "tal", None),
-    ("empty_batch_atss", [NOTHING, NOTHING], "atss", None),
-    ("one_image_without_boxes_tal", [NOTHING, ALL[1]], "tal", None),
-    ("one_image_without_boxes_atss", [NOTHING, ALL[1]], "atss", None),
-    ("drop_path_forced_s_320", ALL, "tal", (0.05, 0.95)),
-])
+@pytest.mark.parametrize(
+    "batch, targets, phase, random",
+    [
+        ("empty_batch_tal", [NOTHING, NOTHING], "tal", None),
+        ("empty_batch_atss", [NOTHING, NOTHING], "atss", None),
+        ("one_image_without_boxes_tal", [NOTHING, ALL[1]], "tal", None),
+        ("one_image_without_boxes_atss", [NOTHING, ALL[1]], "atss", None),
+        ("drop_path_forced_s_320", ALL, "tal", (0.05, 0.95)),
+    ],
+)
 def test_special_batches_as_published(batch, targets, phase, random):
     case, record = TRAINING["s"], read("extras")[batch]
     model = training_model(case, "f32")
@@ -249,16 +298,26 @@ def test_no_positives_no_box_gradient():
     leaves = [backend.nn.Parameter(backend.tensor(np.zeros((1, 21, width), np.float32))) for width in (3, 68)]
     scalars = criterion(leaves, [NOTHING], image_size=(32, 32))
     gradients = backend.grad(sum(scalars.values()), leaves)
-    assert values_of(scalars) == pytest.approx({"loss_iou": 0, "loss_dfl": 0, "loss_cls": 63 * 0.75 / 4 * np.log(2)}, rel=1e-6)
+    assert values_of(scalars) == pytest.approx(
+        {"loss_iou": 0, "loss_dfl": 0, "loss_cls": 63 * 0.75 / 4 * np.log(2)}, rel=1e-6
+    )
     assert (backend.numpy(gradients[1]) == 0).all() and (backend.numpy(gradients[0]) > 0).all()
 
 
 @pytest.mark.parametrize("name", ["gold-yolo-n", "gold-yolo-s", "gold-yolo-s-fuse-ab"])
-@pytest.mark.parametrize("edge", [
-    [[8, 10, 50, 40]], [[8, 10, 50, 40]] * 130, [[-50, -20, -10, -5], [70, 90, 99, 99]], [[-9, -9, 99, 99]],
-    [[10, 10, 10, 10], [5, 5, 5, 30], [64, 64, 64, 64]]], ids=["one", "more than cells", "outside", "around", "no area"])
+@pytest.mark.parametrize(
+    "edge",
+    [
+        [[8, 10, 50, 40]],
+        [[8, 10, 50, 40]] * 130,
+        [[-50, -20, -10, -5], [70, 90, 99, 99]],
+        [[-9, -9, 99, 99]],
+        [[10, 10, 10, 10], [5, 5, 5, 30], [64, 64, 64, 64]],
+    ],
+    ids=["one", "more than cells", "outside", "around", "no area"],
+)
 def test_edge_cases_have_finite_losses_and_gradients(name, edge):
-    shapes = ((84, 3), (84, 4 if name == "gold-yolo-n" else 68), (252, 3), (252, 4))[:4 if name.endswith("ab") else 2]
+    shapes = ((84, 3), (84, 4 if name == "gold-yolo-n" else 68), (252, 3), (252, 4))[: 4 if name.endswith("ab") else 2]
     rng = np.random.default_rng(0)
     leaves = [backend.nn.Parameter(backend.tensor(rng.random((1, *shape), np.float32) + 1)) for shape in shapes]
     target = {"boxes": np.asarray(edge, np.float32), "labels": np.ones(len(edge), np.int64)}
@@ -286,8 +345,13 @@ def test_outputs_of_another_size_are_refused():
 
 
 def test_options_of_the_variants():
-    chosen = {name: (c.reg_max, c.box_loss) for name in models.NAMES if name.startswith("gold") for c in [losses.build(name)]}
+    chosen = {
+        name: (c.reg_max, c.box_loss) for name in models.NAMES if name.startswith("gold") for c in [losses.build(name)]
+    }
     assert chosen == {
-        "gold-yolo-n": (0, siou_loss), "gold-yolo-n-fuse-ab": (16, siou_loss), "gold-yolo-n-distill": (16, siou_loss),
-        "gold-yolo-s-distill": (16, giou_loss), **{f"gold-yolo-{size}{head}": (16, giou_loss) for size in "sml"
-                                                   for head in ("", "-fuse-ab")}}
+        "gold-yolo-n": (0, siou_loss),
+        "gold-yolo-n-fuse-ab": (16, siou_loss),
+        "gold-yolo-n-distill": (16, siou_loss),
+        "gold-yolo-s-distill": (16, giou_loss),
+        **{f"gold-yolo-{size}{head}": (16, giou_loss) for size in "sml" for head in ("", "-fuse-ab")},
+    }

@@ -1,11 +1,12 @@
 """The document to hand in: every item from records or NOT RUN, for the suite's models and for a port of the user's."""
+
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-
 import synthetic_records as synthetic
+
 from lib import __main__ as command_line
 from lib.alignment import questions
 from lib.errors import UserError
@@ -15,7 +16,17 @@ from lib.report.beside import REPORTED
 from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, TESTING, TRAINING, Told
 from lib.report.messages import LANGUAGES
 
-ITEMS = ("environment", "data", "training_script", "test_script", "alignment", "performance", "training_log", "curves", "results")
+ITEMS = (
+    "environment",
+    "data",
+    "training_script",
+    "test_script",
+    "alignment",
+    "performance",
+    "training_log",
+    "curves",
+    "results",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +69,7 @@ def test_every_item_is_there_and_believed(folder, language):
     page = handin.render(folder, language=language).html.read_text()
     for port in ("my-port", "synthetic"):
         assert all(part(page, f"{port}-{item}") for item in (*ITEMS, "checklist"))
-    checked, = verify.verify(folder)
+    (checked,) = verify.verify(folder)
     assert checked.faults == () and checked.numbers > 60 and checked.figures == 3
 
 
@@ -82,7 +93,9 @@ def test_what_was_not_run_says_so(folder):
     for demand in ("c_settings", "c_assumptions"):
         assert f"{LANGUAGES['en'].TEXTS[demand]} NOT RUN" in part(page, "my-port-checklist")
     assert part(page, "my-port-training_script").count("NOT RUN") == 2 * len(TRAINING)
-    assert "1.3" not in part(page, "my-port-environment") and part(page, "my-port-environment").count("NOT RUN") == len(ENVIRONMENT)
+    assert "1.3" not in part(page, "my-port-environment") and part(page, "my-port-environment").count("NOT RUN") == len(
+        ENVIRONMENT
+    )
 
 
 def test_a_gap_on_one_side_is_a_gap(folder):

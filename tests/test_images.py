@@ -1,4 +1,5 @@
 """Image files as real data sets hold them: shown as viewers show them, or refused in one line."""
+
 import io
 import struct
 from pathlib import Path

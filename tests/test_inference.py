@@ -6,8 +6,9 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from lib import convert, evaluation, inference, models
+from lib import convert, evaluation, models
 from lib.data import coco
+from lib.evaluation import inference
 
 NAME = "nanodet-plus-m_320"
 PIXELS, SCORE = 0.05, 1e-4  # issue 2
@@ -63,8 +64,14 @@ def test_the_comparison_sees_a_wrong_detection(published):
     first = max(expected, key=lambda row: row["score"])
     others = [row for row in expected if row is not first]
     x, y, w, h = first["bbox"]
-    for wrong in ([], [first, first], [first | {"bbox": [x, y, w + 0.06, h]}], [first | {"bbox": [x - 0.06, y, w, h]}],
-                  [first | {"score": first["score"] - 2e-4}], [first | {"category_id": first["category_id"] + 1}]):
+    for wrong in (
+        [],
+        [first, first],
+        [first | {"bbox": [x, y, w + 0.06, h]}],
+        [first | {"bbox": [x - 0.06, y, w, h]}],
+        [first | {"score": first["score"] - 2e-4}],
+        [first | {"category_id": first["category_id"] + 1}],
+    ):
         assert differences(others + wrong, expected), wrong
     at_threshold = first | {"score": THRESHOLD + 0.5 * SCORE}
     assert not differences([*expected, at_threshold], expected)

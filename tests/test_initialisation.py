@@ -1,4 +1,5 @@
 """Initial weights as distributions, data by stages: right ones pass over many seeds, planted faults are named. Framework-free."""
+
 import numpy as np
 import pytest
 
@@ -6,7 +7,11 @@ from lib.alignment import datastages, initialisation
 from lib.alignment.datastages import first_difference, stage
 from lib.alignment.verdict import Verdict, conclude
 
-SHAPES = {f"layer{i}.weight": (16, 8, 3, 3) for i in range(40)} | {f"layer{i}.bias": (16,) for i in range(40)} | {"norm.weight": (64,)}
+SHAPES = (
+    {f"layer{i}.weight": (16, 8, 3, 3) for i in range(40)}
+    | {f"layer{i}.bias": (16,) for i in range(40)}
+    | {"norm.weight": (64,)}
+)
 
 
 def weights(seed, **changes):
@@ -14,7 +19,12 @@ def weights(seed, **changes):
     rng, found = np.random.default_rng(seed), {}
     for name, shape in SHAPES.items():
         bound = 1 / np.sqrt(72)
-        draw = changes.get(name, (lambda rng, shape: np.ones(shape)) if "norm" in name else lambda rng, shape: rng.uniform(-bound, bound, shape))
+        draw = changes.get(
+            name,
+            (lambda rng, shape: np.ones(shape))
+            if "norm" in name
+            else lambda rng, shape: rng.uniform(-bound, bound, shape),
+        )
         found[name] = np.asarray(draw(rng, shape), np.float32)
     return found
 
@@ -31,20 +41,28 @@ def test_other_seeds_of_the_same_distributions_pass():
     assert conclude("initialisation", "torch-jittor", rows, []).verdict is Verdict.PASS and len(rows) == len(SHAPES)
 
 
-@pytest.mark.parametrize("draw, said", [
-    (lambda rng, shape: rng.normal(0, 1 / np.sqrt(72 * 3), shape), "magnitudes"),  # the same deviation, another shape
-    (lambda rng, shape: rng.uniform(-1, 1, shape) * np.sqrt(6 / 72), "p = "),  # gain sqrt(2) in place of sqrt(1/3)
-    (lambda rng, shape: rng.uniform(-1, 1, shape) * 1.03 / np.sqrt(72), "bound"),  # three percent wider
-    (lambda rng, shape: np.zeros(shape), "constant"),
-    (lambda rng, shape: rng.uniform(0, 1, shape) / np.sqrt(72), "values"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "draw, said",
+    [
+        (
+            lambda rng, shape: rng.normal(0, 1 / np.sqrt(72 * 3), shape),
+            "magnitudes",
+        ),  # the same deviation, another shape
+        (lambda rng, shape: rng.uniform(-1, 1, shape) * np.sqrt(6 / 72), "p = "),  # gain sqrt(2) in place of sqrt(1/3)
+        (lambda rng, shape: rng.uniform(-1, 1, shape) * 1.03 / np.sqrt(72), "bound"),  # three percent wider
+        (lambda rng, shape: np.zeros(shape), "constant"),
+        (lambda rng, shape: rng.uniform(0, 1, shape) / np.sqrt(72), "values"),
+    ],
+)
 def test_another_distribution_is_named(draw, said):
     found = failing(weights(0), weights(1, **{"layer7.weight": draw}))
     assert set(found) == {"layer7.weight"} and said in found["layer7.weight"]
 
 
 def test_constants_are_compared_exactly():
-    assert set(failing(weights(0), weights(1, **{"norm.weight": lambda rng, shape: np.full(shape, 1.001)}))) == {"norm.weight"}
+    assert set(failing(weights(0), weights(1, **{"norm.weight": lambda rng, shape: np.full(shape, 1.001)}))) == {
+        "norm.weight"
+    }
 
 
 def test_missing_misshapen_and_nan_parameters_are_faults():
@@ -67,7 +85,9 @@ def test_too_few_values_are_shown_not_judged():
 
 def test_p_values_are_uniform_where_both_sides_are_right():
     rng = np.random.default_rng(0)
-    values = np.array([initialisation.kolmogorov_smirnov(rng.standard_normal(400), rng.standard_normal(400)) for _ in range(400)])
+    values = np.array(
+        [initialisation.kolmogorov_smirnov(rng.standard_normal(400), rng.standard_normal(400)) for _ in range(400)]
+    )
     for level in (0.05, 0.2, 0.5):
         assert abs(np.mean(values < level) - level) < 4 * np.sqrt(level * (1 - level) / 400)
     bounds = np.array([initialisation._bounds(rng.uniform(-1, 1, 300), rng.uniform(-1, 1, 300)) for _ in range(400)])
@@ -80,8 +100,12 @@ IMAGE = RNG.integers(0, 255, (8, 8, 3)).astype(np.uint8)
 
 
 def stages(change=lambda name, arrays: arrays, keep=True):
-    steps = [("decoded", {"image": IMAGE}), ("resized", {"image": IMAGE[::2, ::2]}),
-             ("batch", {"images": IMAGE[::2, ::2].astype(np.float32) / 255}), ("targets", {"boxes": np.ones((2, 4), np.float32)})]
+    steps = [
+        ("decoded", {"image": IMAGE}),
+        ("resized", {"image": IMAGE[::2, ::2]}),
+        ("batch", {"images": IMAGE[::2, ::2].astype(np.float32) / 255}),
+        ("targets", {"boxes": np.ones((2, 4), np.float32)}),
+    ]
     return [stage(name, change(name, arrays), keep) for name, arrays in steps]
 
 
@@ -106,13 +130,22 @@ def test_a_stated_tolerance_holds_for_its_stage_alone():
 def test_channel_order_type_and_missing_parts_are_named():
     def swapped(name, arrays):
         return {"image": IMAGE[..., ::-1]} if name == "decoded" else arrays
+
     assert first_difference(datastages.compare(stages(), stages(swapped))) == "decoded: image"
-    wide = datastages.compare(stages(), stages(lambda name, arrays: {k: a.astype(np.float64) for k, a in arrays.items()} if name == "batch" else arrays))
+    wide = datastages.compare(
+        stages(),
+        stages(
+            lambda name, arrays: {k: a.astype(np.float64) for k, a in arrays.items()} if name == "batch" else arrays
+        ),
+    )
     assert "type float64" in next(row.note for row in wide if row.passed is False)
     gone = datastages.compare(stages(), stages(lambda name, arrays: {} if name == "targets" else arrays))
     assert first_difference(gone) == "targets: boxes"
-    nan = datastages.compare(stages(), stages(lambda name, arrays: {"images": np.full((4, 4, 3), np.nan, np.float32)} if name == "batch" else arrays),
-                             {"batch": 1e9})
+    nan = datastages.compare(
+        stages(),
+        stages(lambda name, arrays: {"images": np.full((4, 4, 3), np.nan, np.float32)} if name == "batch" else arrays),
+        {"batch": 1e9},
+    )
     assert "nan at" in next(row.note for row in nan if row.passed is False)
 
 

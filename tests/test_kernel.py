@@ -1,11 +1,12 @@
 """How a notebook's process ended: its signal or exit code, what it wrote last, and memory only where there is evidence."""
+
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from lib import kernel
+from lib.machine import kernel
 
 
 def ended(tmp_path, code: str, monkeypatch=None) -> kernel.ProcessDied:
@@ -16,24 +17,36 @@ def ended(tmp_path, code: str, monkeypatch=None) -> kernel.ProcessDied:
     return process.died("it")
 
 
-@pytest.mark.parametrize("code, number, said", [
-    ("import os; os.write(2, b'terminate called\\n'); os.abort()", 6, "it died of signal 6 (SIGABRT)"),
-    ("import os; os.kill(os.getpid(), 9)", 9, "it died of signal 9 (SIGKILL)"),
-    ("import sys; sys.exit(3)", None, "it died of an exit with code 3"),
-    # as Jittor ends: its handler of a crash exits with 1
-    ("import os; os.write(2, b'Caught segfault at address 0x0, thread_name: flush log...\\nSegfault, exit\\n'); os._exit(1)",
-     signal.SIGSEGV, "it died of signal 11 (SIGSEGV)"),
-    ("import os; os.write(2, b'Caught segfault at address 0x0, ...\\nGet signal 8, exit\\n'); os._exit(1)",
-     signal.SIGFPE, "it died of signal 8 (SIGFPE)"),
-    ("1 / 0", None, "it died of an exit with code 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, number, said",
+    [
+        ("import os; os.write(2, b'terminate called\\n'); os.abort()", 6, "it died of signal 6 (SIGABRT)"),
+        ("import os; os.kill(os.getpid(), 9)", 9, "it died of signal 9 (SIGKILL)"),
+        ("import sys; sys.exit(3)", None, "it died of an exit with code 3"),
+        # as Jittor ends: its handler of a crash exits with 1
+        (
+            "import os; os.write(2, b'Caught segfault at address 0x0, thread_name: flush log...\\nSegfault, exit\\n'); os._exit(1)",
+            signal.SIGSEGV,
+            "it died of signal 11 (SIGSEGV)",
+        ),
+        (
+            "import os; os.write(2, b'Caught segfault at address 0x0, ...\\nGet signal 8, exit\\n'); os._exit(1)",
+            signal.SIGFPE,
+            "it died of signal 8 (SIGFPE)",
+        ),
+        ("1 / 0", None, "it died of an exit with code 1"),
+    ],
+)
 def test_a_death_says_its_signal_or_code(tmp_path, code, number, said):
     death = ended(tmp_path, code)
     assert (death.signal, str(death)) == (number, said)
 
 
 def test_what_a_process_wrote_last_is_kept(tmp_path):
-    death = ended(tmp_path, "import os, sys; print('\\n'.join(map(str, range(99)))); sys.stdout.flush(); os.write(2, b'\\x1b[31m\\xffend\\x1b[m\\n'); os.abort()")
+    death = ended(
+        tmp_path,
+        "import os, sys; print('\\n'.join(map(str, range(99)))); sys.stdout.flush(); os.write(2, b'\\x1b[31m\\xffend\\x1b[m\\n'); os.abort()",
+    )
     assert len(death.lines) == kernel.LINES and death.lines[-2:] == ["98", "\ufffdend"]
 
 

@@ -1,6 +1,7 @@
 """The kernels as a user's tools start them: by papermill and nbconvert as typed, from any folder, without a setting of
 the project's in the environment. Both environments.
 """
+
 import json
 import os
 import shutil
@@ -11,13 +12,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib import environment, installation
-from lib.environment import ENVIRONMENTS, JT, TORCH
+from lib.machine import environment, installation
+from lib.machine.environment import ENVIRONMENTS, JT, TORCH
 
 ROOT = Path(__file__).resolve().parents[1]
 TELLS = """\
 import json, os, sys
-import lib.environment
+import lib.machine.environment
 print(json.dumps({"cwd": os.getcwd(), "prefix": sys.prefix, **os.environ}))
 """
 FOUND = """\
@@ -39,9 +40,16 @@ def bare(tmp_path) -> dict:
 def tiny(tmp_path):
     """A notebook in the project's notebooks/ that tells where its kernel runs, and with what."""
     path = ROOT / "notebooks" / f".tiny-{os.getpid()}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("which = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(TELLS)],
-        metadata={"kernelspec": {"name": "torch", "display_name": "PyTorch", "language": "python"}}), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[
+                nbformat.v4.new_code_cell("which = 1", metadata={"tags": ["parameters"]}),
+                nbformat.v4.new_code_cell(TELLS),
+            ],
+            metadata={"kernelspec": {"name": "torch", "display_name": "PyTorch", "language": "python"}},
+        ),
+        path,
+    )
     yield path
     path.unlink()
 
@@ -63,8 +71,11 @@ def check(found: dict, one: environment.Environment) -> None:
 def test_papermill_as_typed(tmp_path, bare, tiny, here, one):
     """From the root and notebooks/ with what is typed relative; from elsewhere with whole paths; -k over the notebook's."""
     folder = ROOT / here
-    program, path = ((ROOT / "envs/torch/bin/papermill", tiny) if here == "/" else
-                     (os.path.relpath(ROOT / "envs/torch/bin/papermill", folder), os.path.relpath(tiny, folder)))
+    program, path = (
+        (ROOT / "envs/torch/bin/papermill", tiny)
+        if here == "/"
+        else (os.path.relpath(ROOT / "envs/torch/bin/papermill", folder), os.path.relpath(tiny, folder))
+    )
     command = [str(program), str(path), str(tmp_path / "out.ipynb"), "-k", one.kernel, "-p", "which", "2"]
     result = subprocess.run(command, cwd=folder, env=bare, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -72,8 +83,18 @@ def test_papermill_as_typed(tmp_path, bare, tiny, here, one):
 
 
 def test_nbconvert_in_the_other_environment_as_typed(tmp_path, bare, tiny):
-    command = [str(JT.link / "bin" / "jupyter"), "nbconvert", "--execute", "--to", "notebook", str(tiny.relative_to(ROOT)),
-               "--output-dir", str(tmp_path), "--output", "out.ipynb"]
+    command = [
+        str(JT.link / "bin" / "jupyter"),
+        "nbconvert",
+        "--execute",
+        "--to",
+        "notebook",
+        str(tiny.relative_to(ROOT)),
+        "--output-dir",
+        str(tmp_path),
+        "--output",
+        "out.ipynb",
+    ]
     result = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     check(told(tmp_path / "out.ipynb"), TORCH)
@@ -81,7 +102,12 @@ def test_nbconvert_in_the_other_environment_as_typed(tmp_path, bare, tiny):
 
 def test_both_environments_show_both_kernels(bare):
     for one in ENVIRONMENTS:
-        listed = subprocess.run([str(one.link / "bin" / "jupyter"), "kernelspec", "list", "--json"], env=bare, capture_output=True, text=True)
+        listed = subprocess.run(
+            [str(one.link / "bin" / "jupyter"), "kernelspec", "list", "--json"],
+            env=bare,
+            capture_output=True,
+            text=True,
+        )
         specs = json.loads(listed.stdout)["kernelspecs"]
         assert {"jittor", "torch"} <= specs.keys()
         assert specs["jittor"]["resource_dir"].startswith(str(one.link.resolve()))
@@ -89,40 +115,57 @@ def test_both_environments_show_both_kernels(bare):
 
 # ------------------------------------------------------------------------------------------------------- the launcher
 
+
 @pytest.fixture
 def places(tmp_path):
     """Two checkouts that tell who was asked to start what, and a folder outside, by the names a, b, out."""
     for name in ("a", "b"):
-        (tmp_path / name / "lib").mkdir(parents=True)
+        (tmp_path / name / "lib" / "machine").mkdir(parents=True)
         (tmp_path / name / "notebooks").mkdir()
-        (tmp_path / name / "lib" / "environment.py").write_text(FOUND)
+        (tmp_path / name / "lib" / "machine" / "environment.py").write_text(FOUND)
         (tmp_path / name / "lib" / "errors.py").write_text("class UserError(Exception): pass\n")
         for one in ENVIRONMENTS:
             (tmp_path / name / f"environment-{one.name}.yml").touch()
     (tmp_path / "out").mkdir()
-    shutil.copy(ROOT / "lib" / "launcher.py", tmp_path / "launcher.py")  # outside, as in an environment
+    shutil.copy(ROOT / "lib" / "machine" / "launcher.py", tmp_path / "launcher.py")  # outside, as in an environment
     return tmp_path
 
 
 def launched(places: Path, cwd: str, parent: str, words=(), session="") -> subprocess.CompletedProcess:
     """Start the launcher in `cwd` by a process that was started in `parent` with these words."""
-    program = ("import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-I', '-S', sys.argv[1], 'jt', 'connection'], "
-               "cwd=sys.argv[2]).returncode)")
-    return subprocess.run([sys.executable, "-c", program, str(places / "launcher.py"), str(places / cwd), *words], cwd=places / parent,
-                          env={**os.environ, "JPY_SESSION_NAME": session}, capture_output=True, text=True, timeout=60)
+    program = (
+        "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-I', '-S', sys.argv[1], 'jt', 'connection'], "
+        "cwd=sys.argv[2]).returncode)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, str(places / "launcher.py"), str(places / cwd), *words],
+        cwd=places / parent,
+        env={**os.environ, "JPY_SESSION_NAME": session},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-@pytest.mark.parametrize("cwd, parent, words, session, found", [
-    ("a", "out", [], "", "a"),
-    ("a/notebooks", "b", ["{}/b/x.ipynb"], "{}/b/x.ipynb", "a"),                # the notebook's folder goes before all else
-    ("out", "out", ["{}/b/x.ipynb"], "{}/a/notebooks/x.ipynb", "a"),            # what the server says before what was typed
-    ("out", "out", ["{}/b/envs/torch/bin/papermill", "y.ipynb"], "", "b"),
-    ("out", "a", ["notebooks/x.ipynb"], "", "a"),                               # papermill --cwd elsewhere
-    ("out", "b", [], "", "b"),                                                  # a server of the project on other folders
-])
+@pytest.mark.parametrize(
+    "cwd, parent, words, session, found",
+    [
+        ("a", "out", [], "", "a"),
+        ("a/notebooks", "b", ["{}/b/x.ipynb"], "{}/b/x.ipynb", "a"),  # the notebook's folder goes before all else
+        ("out", "out", ["{}/b/x.ipynb"], "{}/a/notebooks/x.ipynb", "a"),  # what the server says before what was typed
+        ("out", "out", ["{}/b/envs/torch/bin/papermill", "y.ipynb"], "", "b"),
+        ("out", "a", ["notebooks/x.ipynb"], "", "a"),  # papermill --cwd elsewhere
+        ("out", "b", [], "", "b"),  # a server of the project on other folders
+    ],
+)
 def test_the_launcher_finds_the_checkout(places, cwd, parent, words, session, found):
     result = launched(places, cwd, parent, [word.format(places) for word in words], session.format(places))
-    assert result.stdout.split() == [f"{places}/{found}/lib/environment.py", f"{places}/{found}", "jt", "connection"], result.stderr
+    assert result.stdout.split() == [
+        f"{places}/{found}/lib/machine/environment.py",
+        f"{places}/{found}",
+        "jt",
+        "connection",
+    ], result.stderr
 
 
 def test_outside_of_any_checkout_there_is_one_line(places):

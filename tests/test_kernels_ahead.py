@@ -1,4 +1,5 @@
 """Compiling a model's kernels before the stages: what is run, and when it is left out."""
+
 import numpy as np
 import pytest
 

@@ -4,6 +4,7 @@ without an error; widgets and progress bars are drawn. (Papermill runs the other
 Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of the
 page is kept in reports/lab when a test fails.
 """
+
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import environment
+from lib.machine import environment
 from lib.report.pdf import BROWSERS
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -44,18 +45,32 @@ def lab(tmp_path_factory):
     shutil.copytree(ROOT / "notebooks", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "*.md"))
     cell = {"cell_type": "code", "id": "w", "metadata": {}, "source": WIDGETS, "outputs": [], "execution_count": None}
     kernel = {"kernelspec": {"name": "torch", "display_name": NAMES["torch"]}}
-    (folder / "widgets.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    (folder / "widgets.ipynb").write_text(
+        json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(8)
     python = environment.interpreter(environment.TORCH)
     environ = environment.process_environment(environment.TORCH, python.parents[1])
-    command = [str(python), "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]  # fmt: skip
+    command = [
+        str(python),
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+    ]
     places = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings)}
     with open(settings / "server.log", "w") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environ, **places}, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environ, **places}, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, settings / "server.log")
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset", folder
@@ -141,7 +156,12 @@ def _run_all(page, notebook: Path) -> list[dict]:
 
 
 def _errors(cells: list[dict]) -> list[str]:
-    return [f"{output['ename']}: {output['evalue']}" for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    return [
+        f"{output['ename']}: {output['evalue']}"
+        for cell in cells
+        for output in cell["outputs"]
+        if output["output_type"] == "error"
+    ]
 
 
 @pytest.mark.parametrize("kernel", ["torch", "jittor"])
@@ -159,7 +179,9 @@ def test_sliders_and_progress_bars_are_drawn(lab, opened):
     cells = _run_all(page, lab[1] / "widgets.ipynb")
     assert not _errors(cells)
     page.locator(".widget-slider").first.wait_for()
-    page.locator(".jupyter-widgets progress, .widget-hprogress, .progress-bar, .jupyter-widgets.widget-hprogress").first.wait_for()
+    page.locator(
+        ".jupyter-widgets progress, .widget-hprogress, .progress-bar, .jupyter-widgets.widget-hprogress"
+    ).first.wait_for()
 
 
 def test_an_error_is_seen(lab, opened):
@@ -190,7 +212,9 @@ def test_every_notebook_opens_by_a_double_click_in_its_kernel(lab, page):
         if path.parent != folder:
             _listed(page, path.parent.name).dblclick()
         _listed(page, path.name).dblclick()
-        panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").filter(has=page.locator(".jp-RenderedMarkdown h1"))
+        panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").filter(
+            has=page.locator(".jp-RenderedMarkdown h1")
+        )
         held = json.loads(path.read_text())
         title = "".join(held["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
         panel.locator("h1").get_by_text(title).first.wait_for()

@@ -1,4 +1,5 @@
 """Batches: the same for any number of workers and after a resume, bounded, and no thread is left behind."""
+
 import signal
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_too_few_images_for_a_batch(drawn):
 def test_one_image_is_enough_for_a_mosaic(drawn):
     dataset = coco.load(drawn["train"])
     alone = replace(dataset, images=dataset.images[:1])
-    batch, = Loader(alone, transforms.RECIPES["gold_yolo"], (64, 64), batch=1).iter_epoch(0)
+    (batch,) = Loader(alone, transforms.RECIPES["gold_yolo"], (64, 64), batch=1).iter_epoch(0)
     assert batch.images.shape == (1, 3, 64, 64)
 
 
@@ -142,12 +143,19 @@ def test_closing_early_leaves_no_thread_and_prefetching_is_bounded(drawn, monkey
 
 
 def test_ctrl_c_ends_a_program_at_once(drawn):
-    program = ("import sys; from lib.data import coco, loader, transforms\n"
-               "load = loader.Loader(coco.load(sys.argv[1]), transforms.RECIPES['nanodet_plus'], (320, 320), 4)\n"
-               "for epoch in range(10**6):\n"
-               "    for batch in load.iter_epoch(epoch): print(batch.ids, flush=True)\n")
-    process = subprocess.Popen([sys.executable, "-c", program, str(drawn["train"])], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = (
+        "import sys; from lib.data import coco, loader, transforms\n"
+        "load = loader.Loader(coco.load(sys.argv[1]), transforms.RECIPES['nanodet_plus'], (320, 320), 4)\n"
+        "for epoch in range(10**6):\n"
+        "    for batch in load.iter_epoch(epoch): print(batch.ids, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(drawn["train"])],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 Both sides run on the same framework here: what is tested is whether the engine finds what was planted.
 """
+
 import json
 import weakref
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from lib.alignment.seeded import seeded_input, seeded_state
 from lib.backend import nn
 from lib.errors import UserError
 from lib.models.step import ParameterGroup
-from lib.schedule import Recipe
+from lib.training.schedule import Recipe
 
 
 class Rising(Recipe):
@@ -25,8 +26,17 @@ class Rising(Recipe):
         return super().learning_rates(steps, groups) * np.arange(1, 1 + self.epochs * steps)[:, None]
 
 
-RECIPE = Rising(optimiser="AdamW", options={"betas": (0.9, 0.999), "eps": 1e-8}, learning_rate=1e-3, weight_decay=0.05, batch=2,
-                epochs=2, average_decay=0.9, average_steps=3, clip=1.0)
+RECIPE = Rising(
+    optimiser="AdamW",
+    options={"betas": (0.9, 0.999), "eps": 1e-8},
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    batch=2,
+    epochs=2,
+    average_decay=0.9,
+    average_steps=3,
+    clip=1.0,
+)
 STEPS = 4
 
 
@@ -40,21 +50,32 @@ BATCHES = [Batch(seeded_input(f"toy:{i}", (2, 2, 4, 4))) for i in range(STEPS)]
 
 
 def net(momentum=0.1):
-    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, momentum=momentum), nn.SiLU(), nn.Conv2d(4, 3, 1))
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, momentum=momentum), nn.SiLU(), nn.Conv2d(4, 3, 1)
+    )
     shapes = [(name, backend.numpy(value).shape) for name, value in backend.named_state(model)]
     backend.load_state(model, seeded_state(shapes))
     return model
 
 
 def criterion(outputs, targets, image_size):
-    return {"loss_square": backend.mean(outputs * outputs), "loss_cube": backend.mean((outputs - 1.0) * outputs * outputs)}
+    return {
+        "loss_square": backend.mean(outputs * outputs),
+        "loss_cube": backend.mean((outputs - 1.0) * outputs * outputs),
+    }
 
 
 GROUPS = (ParameterGroup(("0.weight", "3.weight")), ParameterGroup(("1.weight", "1.bias", "3.bias"), decays=False))
 
 
-def trainers(change=lambda trainer: None, groups=GROUPS, precisions=("float32", "float64"), momentum=0.1, kind=steps.Watched,
-             **changes):  # fmt: skip
+def trainers(
+    change=lambda trainer: None,
+    groups=GROUPS,
+    precisions=("float32", "float64"),
+    momentum=0.1,
+    kind=steps.Watched,
+    **changes,
+):
     """A watched trainer per precision, each changed by change(trainer)."""
     found = {}
     for precision in precisions:
@@ -65,7 +86,9 @@ def trainers(change=lambda trainer: None, groups=GROUPS, precisions=("float32", 
 
 
 def run(mode, **options):
-    return steps.lockstep(trainers(**options), steps.fed if mode == "fed" else steps.native(BATCHES), STEPS, ("0.weight", "1.running_var"))
+    return steps.lockstep(
+        trainers(**options), steps.fed if mode == "fed" else steps.native(BATCHES), STEPS, ("0.weight", "1.running_var")
+    )
 
 
 @pytest.fixture(scope="module", params=["fed", "native"])
@@ -83,7 +106,17 @@ def test_the_same_run_passes_and_everything_is_watched(sound):
     result = judged(sound)
     assert result.first() is None and not result.faults
     assert verdict.conclude("lockstep", "torch-jittor", result.rows(), []).verdict is verdict.Verdict.PASS
-    kinds = ["gradient", "clipped", "learning_rate", "step", "exp_avg", "exp_avg_sq", "parameter", "statistics", "average"]
+    kinds = [
+        "gradient",
+        "clipped",
+        "learning_rate",
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+        "parameter",
+        "statistics",
+        "average",
+    ]
     seen = list(dict.fromkeys(step.kind for step in result.steps))
     assert [kind for kind in seen if kind != "loss"] == kinds and ("loss" in seen) == (sound[0] == "native")
     assert any("every element" in row.what for step in result.steps for row in step.rows)
@@ -160,16 +193,23 @@ def kinked(roundings=0.0, activation=lambda: nn.LeakyReLU(SLOPE)):
     state["3.bias"][0] -= np.float32(at)
     backend.load_state(model, state)
     model = backend.float64(model)
-    backend.load_state(model, trajectory.perturbed({name: np.float64(value) for name, value in state.items()}, 0, roundings))
+    backend.load_state(
+        model, trajectory.perturbed({name: np.float64(value) for name, value in state.items()}, 0, roundings)
+    )
     return model
 
 
 def test_what_an_activation_that_flips_within_rounding_does_is_measured():
     def run_of(activation):
         def watched(model):
-            return steps.Watched(model, lambda outputs, targets, image_size: {"loss": backend.mean(outputs)}, RECIPE, 3, GROUPS)
+            return steps.Watched(
+                model, lambda outputs, targets, image_size: {"loss": backend.mean(outputs)}, RECIPE, 3, GROUPS
+            )
+
         single = nn.Sequential(*net().children(), activation())
-        backend.load_state(single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())})
+        backend.load_state(
+            single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())}
+        )
         both = {"float32": watched(single), "float64": watched(kinked(activation=activation))}
         measured = steps.jumps(lambda roundings: watched(kinked(roundings, activation)), steps.native(BATCHES), 1)
         return steps.with_jumps(steps.lockstep(both, steps.native(BATCHES), 1, ())[0], [measured])
@@ -179,9 +219,13 @@ def test_what_an_activation_that_flips_within_rounding_does_is_measured():
 
     smooth, fields = run_of(nn.SiLU), run_of(lambda: nn.LeakyReLU(SLOPE))
     line = smooth["steps"][0]
-    assert all(jump[1] <= max(line["noise"]["gradient"][name], 1e-7) for name, jump in line["jumps"]["gradient"].items())
+    assert all(
+        jump[1] <= max(line["noise"]["gradient"][name], 1e-7) for name, jump in line["jumps"]["gradient"].items()
+    )
     jump = fields["steps"][0]["jumps"]["gradient"]["3.bias"]
-    assert jump == pytest.approx([(1 - SLOPE) / 96] * 2, rel=1e-6), "the mean's gradient, through one element whose slope is another"
+    assert jump == pytest.approx([(1 - SLOPE) / 96] * 2, rel=1e-6), (
+        "the mean's gradient, through one element whose slope is another"
+    )
 
     def passes(error, precision="float32", measured=True):
         """Of a candidate whose gradient lies this far away, where the reference's float32 run happens not to flip."""
@@ -213,21 +257,28 @@ def average_before_update(trainer):
     trainer.average.update = lambda count: None
 
 
-@pytest.mark.parametrize("options, step, kind", [
-    ({"change": shift_rates}, 0, "learning_rate"),
-    ({"change": average_off_by_one}, 0, "average"),
-    ({"change": average_before_update}, 0, "average"),
-    ({"clip": 1.1}, 0, "clipped"),
-    ({"learning_rate": 1.01e-3}, 0, "learning_rate"),
-    ({"options": {"betas": (0.9, 0.998), "eps": 1e-8}}, 0, "exp_avg_sq"),
-    ({"options": {"betas": (0.8, 0.999), "eps": 1e-8}}, 0, "exp_avg"),
-    ({"options": {"betas": (0.9, 0.999), "eps": 1e-6}}, 0, "parameter"),
-    ({"weight_decay": 0.051}, 0, "parameter"),
-    ({"average_decay": 0.99}, 0, "average"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, step, kind",
+    [
+        ({"change": shift_rates}, 0, "learning_rate"),
+        ({"change": average_off_by_one}, 0, "average"),
+        ({"change": average_before_update}, 0, "average"),
+        ({"clip": 1.1}, 0, "clipped"),
+        ({"learning_rate": 1.01e-3}, 0, "learning_rate"),
+        ({"options": {"betas": (0.9, 0.998), "eps": 1e-8}}, 0, "exp_avg_sq"),
+        ({"options": {"betas": (0.8, 0.999), "eps": 1e-8}}, 0, "exp_avg"),
+        ({"options": {"betas": (0.9, 0.999), "eps": 1e-6}}, 0, "parameter"),
+        ({"weight_decay": 0.051}, 0, "parameter"),
+        ({"average_decay": 0.99}, 0, "average"),
+    ],
+)
 def test_the_first_wrong_quantity_is_named(sound, options, step, kind):
     if sound[0] == "fed" and "clip" in options:
-        step = next(i for i, line in enumerate(sound[1]["steps"]) if line["norms"]["float32"]["gradient"] != line["norms"]["float32"]["clipped"])
+        step = next(
+            i
+            for i, line in enumerate(sound[1]["steps"])
+            if line["norms"]["float32"]["gradient"] != line["norms"]["float32"]["clipped"]
+        )
     first = judged(sound, **options).first()
     assert (first.step, first.kind) == (step, kind)
     assert not first.rows[0].passed and f"step {step}:" in first.rows[0].name

@@ -1,4 +1,5 @@
 """A run's log and what TensorBoard is shown of it, read back frame by frame as TensorBoard does. Both environments."""
+
 import os
 import signal
 import struct
@@ -9,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from lib.log import EVENTS, Log, curves, read_log, scalars
+from lib.training.log import EVENTS, Log, curves, read_log, scalars
 
 
 def line(step, loss):
@@ -44,7 +45,10 @@ def shown(folder):
 
 def test_tags_say_what_a_number_is_of():
     assert scalars({"step": 2, "loss": 1.0, "evaluation": {"AP": 0.5}, "cost": {"seconds": 3.0}}) == {
-        "train/loss": 1.0, "evaluation/AP": 0.5, "cost/seconds": 3.0}  # fmt: skip
+        "train/loss": 1.0,
+        "evaluation/AP": 0.5,
+        "cost/seconds": 3.0,
+    }
 
 
 def test_tensorboard_is_shown_every_number_by_steps_done(tmp_path):
@@ -52,7 +56,11 @@ def test_tensorboard_is_shown_every_number_by_steps_done(tmp_path):
         log.write({"step": -1, "epoch": -1, "evaluation": {"AP": 0.25}})
         log.write(line(0, 2.0))
         log.write(line(1, 1.5))
-    assert shown(tmp_path) == {"train/epoch": [(0, -1.0), (1, 0.0), (2, 0.0)], "evaluation/AP": [(0, 0.25)], "train/loss": [(1, 2.0), (2, 1.5)]}
+    assert shown(tmp_path) == {
+        "train/epoch": [(0, -1.0), (1, 0.0), (2, 0.0)],
+        "evaluation/AP": [(0, 0.25)],
+        "train/loss": [(1, 2.0), (2, 1.5)],
+    }
     assert [held["step"] for held in read_log(tmp_path / "log.jsonl")] == [-1, 0, 1]
 
 
@@ -106,8 +114,11 @@ def test_a_frame_cut_in_two_hides_no_other(tmp_path, cut):
 
 
 def test_curves_from_a_log():
-    lines = [{"step": 0, "epoch": 0, "loss": 2.0}, {"step": 1, "epoch": 0, "loss": 1.0},
-             {"step": 1, "epoch": 0, "evaluation": {"AP": 0.1}, "evaluation_seconds": 1.0}]  # fmt: skip
+    lines = [
+        {"step": 0, "epoch": 0, "loss": 2.0},
+        {"step": 1, "epoch": 0, "loss": 1.0},
+        {"step": 1, "epoch": 0, "evaluation": {"AP": 0.1}, "evaluation_seconds": 1.0},
+    ]
     columns, evaluations = curves(lines)
     assert columns == {"step": [0, 1], "epoch": [0, 0], "loss": [2.0, 1.0]}
     assert evaluations == [{"step": 1, "epoch": 0, "AP": 0.1}]

@@ -1,4 +1,5 @@
 """How far scores are from another choice: rules against noise, and the three families at real near ties; both environments."""
+
 import json
 from itertools import permutations
 
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from lib import backend, losses
 from lib.alignment import references
 from lib.alignment.decisions import judge
-from lib.boxes import iou, priors
+from lib.alignment.margins import among, cheapest, cut, largest, noise, settled_by, suppression, whole
+from lib.data.boxes import iou, priors
 from lib.losses import gold_yolo_assigners, nanodet_plus
 from lib.losses import rt_detr as rt_detr_criterion
-from lib.margins import among, cheapest, cut, largest, noise, settled_by, suppression, whole
 from lib.models.nanodet_plus import STRIDES
 from lib.postprocess.candidates import Candidates, near_misses
 
@@ -164,8 +165,10 @@ def test_task_aligned_assignment(seed, times, count):
 
 # ------------------------------------------------------------------------------------------------- the three families
 SIZE = (64, 64)
-TARGETS = [{"boxes": np.array([[4.0, 6, 40, 44], [20, 16, 60, 60], [30, 2, 62, 30]]), "labels": np.array([1, 0, 2])},
-           {"boxes": np.array([[10.0, 10, 50, 50]]), "labels": np.array([2])}]  # fmt: skip
+TARGETS = [
+    {"boxes": np.array([[4.0, 6, 40, 44], [20, 16, 60, 60], [30, 2, 62, 30]]), "labels": np.array([1, 0, 2])},
+    {"boxes": np.array([[10.0, 10, 50, 50]]), "labels": np.array([2])},
+]
 CELLS = sum((64 // stride) ** 2 for stride in (8, 16, 32, 64))
 
 
@@ -181,14 +184,23 @@ def gold(rng):
 
 def rt_detr(rng):
     """One prediction of 20 queries, chosen from 84 tokens."""
-    scores, logits, boxes = rng.standard_normal((2, 84)), rng.standard_normal((2, 84, 3)), rng.uniform(0.2, 0.6, (2, 84, 4))
+    scores, logits, boxes = (
+        rng.standard_normal((2, 84)),
+        rng.standard_normal((2, 84, 3)),
+        rng.uniform(0.2, 0.6, (2, 84, 4)),
+    )
 
     def outputs(kind):
         held = [one.astype(kind) for one in (scores, logits, boxes)]
         tokens = np.argsort(-held[0], 1, kind="stable")[:, :20]
         rows = [np.take_along_axis(one, tokens[..., None], 1) for one in held[1:]]
-        return {"pred_logits": backend.tensor(rows[0]), "pred_boxes": backend.tensor(rows[1]),
-                "selected_tokens": backend.tensor(tokens), "token_scores": backend.tensor(held[0])}
+        return {
+            "pred_logits": backend.tensor(rows[0]),
+            "pred_boxes": backend.tensor(rows[1]),
+            "selected_tokens": backend.tensor(tokens),
+            "token_scores": backend.tensor(held[0]),
+        }
+
     return outputs, [scores, logits, boxes]
 
 
@@ -226,8 +238,13 @@ class Scene:
         return low, high
 
 
-KINDS = [("nanodet-plus-m_320", "gt_inds"), ("gold-yolo-n", "gt_inds"), ("gold-yolo-n", "target_labels"),
-         ("rtdetr_r18vd", "selected_tokens"), ("rtdetr_r18vd", "matched_tokens/final")]  # fmt: skip
+KINDS = [
+    ("nanodet-plus-m_320", "gt_inds"),
+    ("gold-yolo-n", "gt_inds"),
+    ("gold-yolo-n", "target_labels"),
+    ("rtdetr_r18vd", "selected_tokens"),
+    ("rtdetr_r18vd", "matched_tokens/final"),
+]
 
 
 @pytest.mark.parametrize("name, kind", KINDS)
@@ -276,8 +293,6 @@ def test_geometry_alone_decides_atss():
     assert (held.options[held.floors.argmin(-1)] == scene.decisions(0.0)["gt_inds"]).all()
 
 
-
-
 # --------------------------------------------------------------------------------------------- the published margins
 def gap_at(scores, count):
     """The gap between the last chosen score and the next: where each moves half of it they meet."""
@@ -292,7 +307,9 @@ def test_margins_of_dynamic_soft_label_assignment_as_published(golden):
         output = stored["aux_head_out"]
     case = references.case("nanodet-plus-m_320", "loss")
     cells, largest = priors(case.size, STRIDES), 0.0
-    for image, target, single, double in zip(output, case.targets, content["margins_f32"], content["margins_f64"], strict=True):
+    for image, target, single, double in zip(
+        output, case.targets, content["margins_f32"], content["margins_f64"], strict=True
+    ):
         valid = nanodet_plus._inside(cells, target["boxes"]).any(1)
         iou, cost = nanodet_plus._scores(image[valid], cells[valid], target["boxes"], target["labels"])
         assert nanodet_plus._best_ious(iou) == pytest.approx(single["topk_iou_sum_per_gt"], rel=1e-6)

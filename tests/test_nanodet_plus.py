@@ -3,6 +3,7 @@
 Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP.
 Both frameworks reach 1e-11: what a Python number would round to float32 in Jittor goes to its kernels as data.
 """
+
 import hashlib
 import json
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import backend, boxes, losses, models
+from lib import backend, losses, models
 from lib.alignment.seeded import seeded_input, seeded_state
+from lib.data import boxes
 from lib.errors import UserError
 from lib.losses.nanodet_plus import assign, giou_loss
 from lib.models.nanodet_plus import BINS, INTERMEDIATES, STRIDES
@@ -32,18 +34,20 @@ CASES = {
     "m-1.5x_416_80cls": ("nanodet-plus-m-1.5x_416", 80),
 }
 TYPES = {"f32": np.float32, "f64": np.float64}
-FLOAT64_SLOW = ["f32", pytest.param("f64", marks=pytest.mark.slow)]     # slow in Jittor, where it compiles for minutes
+FLOAT64_SLOW = ["f32", pytest.param("f64", marks=pytest.mark.slow)]  # slow in Jittor, where it compiles for minutes
 ZERO = "params_with_exactly_zero_true_gradient(do not compare gradients or AdamW changes)"
 
 
 @pytest.fixture(scope="module")
 def records(golden):
     """records(name) -> (json content, arrays) of a golden file."""
+
     @cache
     def read(name):
         path = golden / "nanodet_plus" / name
         with np.load(path.with_suffix(".npz")) as archive:
             return json.loads(path.with_suffix(".json").read_text()), {key: archive[key] for key in archive.files}
+
     return read
 
 
@@ -70,8 +74,10 @@ def test_every_entry_as_published(golden, case):
     name, num_classes = CASES[case]
     model = models.build(name, num_classes)
     parameters = {entry: backend.numpy(value).size for entry, value in model.named_parameters()}
-    ours = [[entry, list(array.shape), str(array.dtype), "param" if entry in parameters else "buffer"]
-            for entry, array in ((entry, backend.numpy(value)) for entry, value in backend.named_state(model))]
+    ours = [
+        [entry, list(array.shape), str(array.dtype), "param" if entry in parameters else "buffer"]
+        for entry, array in ((entry, backend.numpy(value)) for entry, value in backend.named_state(model))
+    ]
     assert ours == spec["state_dict"]
     assert models.input_size(name) == tuple(spec["input_hw"])
     counts = spec["counts"]
@@ -115,8 +121,9 @@ def test_first_weights_have_the_published_distributions(golden):
     published = record["entries"]
     assert set(published) == {name for name in state if not name.endswith("num_batches_tracked")}
     assert [name for name in published if name.endswith("project") or far(state[name], published[name])] == [
-        "head.distribution_project.project"]
-    for name, stats in published.items():     # uniform where the published values are: no tail beyond their bounds
+        "head.distribution_project.project"
+    ]
+    for name, stats in published.items():  # uniform where the published values are: no tail beyond their bounds
         if stats["std"] > 0 and stats["max"] < 1.8 * stats["std"]:
             assert np.abs(state[name]).max() <= 1.001 * max(stats["max"], -stats["min"]) + 0.1 * stats["std"], name
     planted = [name for name, stats in published.items() if state[name].size > 2000 and far(1.25 * state[name], stats)]
@@ -125,8 +132,10 @@ def test_first_weights_have_the_published_distributions(golden):
 
 
 def test_first_weights_depend_on_seed_and_name_alone():
-    weights = [{name: backend.numpy(value) for name, value in models.build(NAME, classes, seed).named_parameters()}
-               for classes, seed in ((2, 0), (5, 0), (2, 1))]
+    weights = [
+        {name: backend.numpy(value) for name, value in models.build(NAME, classes, seed).named_parameters()}
+        for classes, seed in ((2, 0), (5, 0), (2, 1))
+    ]
     name = "backbone.stage2.0.branch2.0.weight"
     assert (weights[0][name] == weights[1][name]).all()
     assert (weights[0][name] != weights[2][name]).any()
@@ -160,8 +169,10 @@ def capture(model, kind):
     """Predictions, and the features named in INTERMEDIATES."""
     features, modules, handles = {}, dict(model.named_modules()), []
     for name, (path, element) in INTERMEDIATES.items():
+
         def hook(module, inputs, output, name=name, element=element):
             features[name] = output if element is None else output[element]
+
         handles.append(modules[path].register_forward_hook(hook))
     predictions = predict(model, kind)
     for handle in handles:
@@ -183,7 +194,7 @@ def test_forward_as_published(records, kind):
         feature, floor = features[name].astype(np.float64), stats["f32_minus_f64_absmax"]
         assert list(feature.shape) == stats["shape"]
         assert np.abs(feature.ravel()[:16] - stats["first16"]).max() <= (FACTOR + 1) * floor, name
-        allowed = FACTOR * floor * feature.size ** 0.5 if kind == "f32" else SHARP * stats["f64_l2"]
+        allowed = FACTOR * floor * feature.size**0.5 if kind == "f32" else SHARP * stats["f64_l2"]
         assert abs(np.linalg.norm(feature) - stats["f64_l2"]) <= allowed, name
 
 
@@ -194,7 +205,7 @@ def test_detections_as_published(records, num_classes):
     for case, stats in record["calibrated"]["detections"].items():
         logits = predictions.copy()
         logits[:, :, :num_classes] -= np.float32(stats["class_logit_shift_subtracted"])
-        found, = detections(NAME, logits, image_size=(320, 320))
+        (found,) = detections(NAME, logits, image_size=(320, 320))
         assert found.dtype == np.float32
         assert (found[:, 5] == arrays[case.replace("dets", "labels")]).all()
         assert error(found[:, :4], arrays[f"{case}_f64"][:, :4]) <= FACTOR * stats["f64_max_abs_box_diff"]
@@ -241,15 +252,23 @@ def train_once(arrays, kind, epoch):
     names, parameters = zip(*model.named_parameters())
     gradients = backend.grad(sum(scalars.values()), list(parameters))
     values = [backend.numpy(output) for output in outputs]
-    return Run(values, dict(zip(scalars, backend.floats(list(scalars.values())))),
-               criterion.assign(values[1], golden_targets(arrays), (320, 320)),
-               {name: backend.numpy(gradient) for name, gradient in zip(names, gradients)},
-               {name: backend.numpy(value) for name, value in backend.named_state(model)})
+    return Run(
+        values,
+        dict(zip(scalars, backend.floats(list(scalars.values())))),
+        criterion.assign(values[1], golden_targets(arrays), (320, 320)),
+        {name: backend.numpy(gradient) for name, gradient in zip(names, gradients)},
+        {name: backend.numpy(value) for name, value in backend.named_state(model)},
+    )
 
 
-@pytest.fixture(scope="module", params=[
-    pytest.param((kind, phase), marks=pytest.mark.slow if kind == "f64" else (), id=f"{kind}-{phase}")
-    for kind in TYPES for phase in ("joint_epoch0", "detached_epoch10")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((kind, phase), marks=pytest.mark.slow if kind == "f64" else (), id=f"{kind}-{phase}")
+        for kind in TYPES
+        for phase in ("joint_epoch0", "detached_epoch10")
+    ],
+)
 def run(request, records):
     kind, phase = request.param
     return kind, phase, train_once(records("train_m_320_20cls")[1], kind, int(phase.split("epoch")[1]))
@@ -264,9 +283,10 @@ def test_training_step_as_published(records, run):
         assert error(output, arrays[name]) <= (floor + SHARP if exact else (FACTOR + 1) * floor)
     published = record["losses"][f"{phase}/f64"]
     assert {**ours.losses, "loss_total": sum(ours.losses.values())} == pytest.approx(
-        published, rel=SHARP if exact else FACTOR * 5e-7, abs=0)     # 5e-7: the fact sheet's floor of a single term
+        published, rel=SHARP if exact else FACTOR * 5e-7, abs=0
+    )  # 5e-7: the fact sheet's floor of a single term
     assert (ours.assignment.box == arrays["assign_gt_inds"]).all()
-    assert error(ours.assignment.quality, arrays["assign_label_scores"]) <= FACTOR * 3.5e-6     # f32 against f64 outputs
+    assert error(ours.assignment.quality, arrays["assign_label_scores"]) <= FACTOR * 3.5e-6  # f32 against f64 outputs
 
 
 def test_gradients_as_published(records, run):
@@ -282,7 +302,7 @@ def test_gradients_as_published(records, run):
         allowed = SHARP if kind == "f64" else FACTOR * floor
         gradient = ours.gradients[name].astype(np.float64)
         assert abs(np.linalg.norm(gradient) - norm) <= allowed * norm, name
-        assert abs(gradient.mean() - entry[phase]["mean_f64"]) <= allowed * norm / gradient.size ** 0.5, name
+        assert abs(gradient.mean() - entry[phase]["mean_f64"]) <= allowed * norm / gradient.size**0.5, name
         if (key := f"grad/{phase}/f64/{name}") in arrays:
             assert np.linalg.norm(gradient - arrays[key]) <= allowed * norm, name
 
@@ -298,18 +318,29 @@ def test_batch_norm_statistics_as_published(records, run):
         value = ours.state[f"{module}.{statistic}"]
         allowed = FACTOR * floor if kind == "f32" else SHARP * np.abs(arrays[key]).max()
         assert error(value, arrays[key]) <= allowed, key
-        assert ours.state[f"{module}.num_batches_tracked"] == record["bn_after_one_forward"][module]["num_batches_tracked"]
+        assert (
+            ours.state[f"{module}.num_batches_tracked"] == record["bn_after_one_forward"][module]["num_batches_tracked"]
+        )
 
 
 # ---------------------------------------------------------------------------------------------- criterion, edges
-EDGES = ("standard", "both_images_empty", "first_image_empty", "box_without_any_prior_inside",
-         "degenerate_box_next_to_a_normal_one", "two_identical_boxes_different_class", "box_edge_on_prior_centres",
-         "many_boxes")
+EDGES = (
+    "standard",
+    "both_images_empty",
+    "first_image_empty",
+    "box_without_any_prior_inside",
+    "degenerate_box_next_to_a_normal_one",
+    "two_identical_boxes_different_class",
+    "box_edge_on_prior_centres",
+    "many_boxes",
+)
 
 
 def edge_targets(case):
-    return [{"boxes": np.reshape(np.asarray(b, np.float32), (-1, 4)), "labels": np.asarray(labels, np.int64)}
-            for b, labels in zip(case["gt_bboxes"], case["gt_labels"])]
+    return [
+        {"boxes": np.reshape(np.asarray(b, np.float32), (-1, 4)), "labels": np.asarray(labels, np.int64)}
+        for b, labels in zip(case["gt_bboxes"], case["gt_labels"])
+    ]
 
 
 @pytest.mark.parametrize("kind", FLOAT64_SLOW)
@@ -319,7 +350,9 @@ def test_criterion_on_edge_cases_as_published(records, edge, kind):
     _, arrays = records("train_m_320_20cls")
     assert set(record["cases"]) == set(EDGES)
     case, criterion = record["cases"][edge], losses.build(NAME, 20)
-    leaves = [backend.nn.Parameter(backend.tensor(arrays[name].astype(TYPES[kind]))) for name in ("head_out", "aux_head_out")]
+    leaves = [
+        backend.nn.Parameter(backend.tensor(arrays[name].astype(TYPES[kind]))) for name in ("head_out", "aux_head_out")
+    ]
     allowed = SHARP if kind == "f64" else FACTOR * 5e-7
     for outputs, form in ((tuple(leaves), "with_aux"), (leaves[0], "without_aux(self assignment)")):
         expected = case[f"{form}/f64"]
@@ -372,7 +405,7 @@ def plain_assign(output, cells, gt_boxes, gt_labels):
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2 ** 32 - 1), st.integers(0, 12), st.integers(1, 6))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(1, 6))
 def test_assigner_follows_the_rule(seed, count, num_classes):
     rng = np.random.default_rng(seed)
     cells = boxes.priors((96, 64), STRIDES)
@@ -384,10 +417,12 @@ def test_assigner_follows_the_rule(seed, count, num_classes):
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 2 ** 32 - 1))
+@given(st.integers(0, 2**32 - 1))
 def test_giou_between_its_bounds_and_as_defined(seed):
     rng = np.random.default_rng(seed)
-    first, second = (np.concatenate([low, low + rng.uniform(1, 50, (9, 2))], 1) for low in rng.uniform(0, 60, (2, 9, 2)))
+    first, second = (
+        np.concatenate([low, low + rng.uniform(1, 50, (9, 2))], 1) for low in rng.uniform(0, 60, (2, 9, 2))
+    )
     point, signs = np.tile((first[:, :2] + first[:, 2:]) / 2, 2), np.asarray([-1, -1, 1, 1])
     loss = backend.numpy(giou_loss(backend.tensor((first - point) * signs), (second - point) * signs))
     overlap = np.diag(boxes.iou(first, second))

@@ -1,4 +1,5 @@
 """The panel of 71_detect on records that nothing measured: what it offers, marks, shows, and the notebook around it."""
+
 import base64
 import json
 import re
@@ -7,11 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
 import synthetic_records as synthetic
-from lib import panel, record
+
+from lib import record
 from lib.data import scenes
 from lib.errors import UserError
+from lib.show import panel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,11 +44,20 @@ def decoded(html):
 ROWS = np.array([[7, 10, 10, 30, 30, 0.9, 0], [7, 40, 40, 60, 60, 0.5, 1], [8, 10, 10, 30, 30, 0.9, 0]], float)
 
 
-@pytest.mark.parametrize("other, alone", [
-    (ROWS, []), (moved(ROWS, 1.5), []), (moved(ROWS, 2.5), [0, 1, 2]), (moved(ROWS, 0, 0.04), []),
-    (moved(ROWS, 0, -0.06), [0, 1, 2]),
-    (moved(ROWS, 0, 0, 1), [0, 1, 2]), (ROWS[:2], [2]), (ROWS[[2, 1, 0]], []), (ROWS[:0], [0, 1, 2]),
-])
+@pytest.mark.parametrize(
+    "other, alone",
+    [
+        (ROWS, []),
+        (moved(ROWS, 1.5), []),
+        (moved(ROWS, 2.5), [0, 1, 2]),
+        (moved(ROWS, 0, 0.04), []),
+        (moved(ROWS, 0, -0.06), [0, 1, 2]),
+        (moved(ROWS, 0, 0, 1), [0, 1, 2]),
+        (ROWS[:2], [2]),
+        (ROWS[[2, 1, 0]], []),
+        (ROWS[:0], [0, 1, 2]),
+    ],
+)
 def test_differences(other, alone):
     left, right = panel.differences(ROWS, other, pixels=2.0, scores=0.05)
     assert np.flatnonzero(left).tolist() == alone and right.sum() == len(other) - (len(ROWS) - len(alone))
@@ -56,7 +67,13 @@ def test_differences(other, alone):
 def test_records_alone_are_enough(records):
     shown = panel.from_records(records)
     choice = shown.choice()
-    assert (choice.model, choice.weights, choice.left, choice.right, choice.image) == ("synthetic", "own", "jittor", "torch", 0)
+    assert (choice.model, choice.weights, choice.left, choice.right, choice.image) == (
+        "synthetic",
+        "own",
+        "jittor",
+        "torch",
+        0,
+    )
     assert shown.choice(weights="common", left="torch", image=1).left == "torch" and shown.offered_images() == [0, 1]
     picture = shown.picture(shown.choice(threshold=0.0))
     assert picture.kind == "image/png"
@@ -73,14 +90,21 @@ def test_a_planted_difference_is_marked(records):
     synthetic.edit(records, "jittor", "evaluate", change)
     after = panel.from_records(records)
     choice = after.choice(weights="own", image=0, threshold=0.0)
-    assert "Jittor: " in after.picture(choice).alt and len(re.findall(" 1 without counterpart", after.picture(choice).alt)) == 2
-    assert "1 without" not in before.picture(choice).alt and "1 without" not in after.picture(after.choice(weights="common")).alt
+    assert (
+        "Jittor: " in after.picture(choice).alt
+        and len(re.findall(" 1 without counterpart", after.picture(choice).alt)) == 2
+    )
+    assert (
+        "1 without" not in before.picture(choice).alt
+        and "1 without" not in after.picture(after.choice(weights="common")).alt
+    )
     near = after.choice(weights="own", image=0, threshold=0.0, pixels=10.0)
     assert "1 without" not in after.picture(near).alt
 
 
 def test_a_marked_box_looks_different_in_grey():
-    from lib.detection import classes, drawing
+    from lib.evaluation.detection import classes
+    from lib.show import drawing
 
     painter = drawing.Painter(classes.Classes(("cup",), (1,)))
     image, rows = np.full((120, 160, 3), 128, np.uint8), np.array([[20, 60, 140, 110, 0.5, 0]])
@@ -95,7 +119,7 @@ def test_a_data_set_and_result_files(tmp_path, data):
     with pytest.raises(UserError, match="nothing to show"):
         shown.choice()
     from lib.data import coco
-    from lib.detection.classes import Classes
+    from lib.evaluation.detection.classes import Classes
 
     shown.dataset = coco.load(data / "val.json")
     shown.classes = Classes(shown.dataset.classes, shown.dataset.category_ids)
@@ -144,7 +168,9 @@ def test_the_controls_change_the_figure(records):
 
 def test_the_notebook_runs(records, monkeypatch):
     monkeypatch.chdir(ROOT)
-    cells = [c for c in json.loads((ROOT / "notebooks" / "71_detect.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    cells = [
+        c for c in json.loads((ROOT / "notebooks" / "71_detect.ipynb").read_text())["cells"] if c["cell_type"] == "code"
+    ]
     values = {"model": synthetic.MODEL, "records": str(records), "data": None}
     scope = {}
     for cell in cells:

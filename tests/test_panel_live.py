@@ -1,15 +1,18 @@
 """A model that is run from the panel: it joins the menus, its weights must fit, each image is asked for once. Both environments."""
+
 import re
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lib import convert, inference, models, panel
+from lib import convert, models
 from lib.data import coco, scenes
-from lib.detection.classes import Classes
 from lib.errors import UserError
-from lib.panel_live import FILE, SIDE, Live
+from lib.evaluation import inference
+from lib.evaluation.detection.classes import Classes
+from lib.show import panel
+from lib.show.panel_live import FILE, SIDE, Live
 
 NAME = "nanodet-plus-m_320"
 
@@ -33,7 +36,9 @@ def trained(tmp_path_factory):
 def test_models_with_weights_come_first(trained):
     _, live = trained
     assert live.models()[0] == NAME and set(live.models()) == set(models.NAMES)
-    assert [path.split("/")[-2] for path in live.weights(NAME)] == ["jittor", "torch"] and live.weights("gold-yolo-n") == []
+    assert [path.split("/")[-2] for path in live.weights(NAME)] == ["jittor", "torch"] and live.weights(
+        "gold-yolo-n"
+    ) == []
 
 
 def test_common_weights_run_here_find_what_the_record_says(trained):
@@ -55,9 +60,14 @@ def test_an_image_is_asked_for_once(trained):
     del shown.found["mine", "file"]
 
 
-@pytest.mark.parametrize("model, path, message", [
-    ("yolo-x", "", "'yolo-x' is unknown"), (NAME, "nowhere.pth", "nowhere.pth: no such file"), (NAME, "", "weights: no such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, path, message",
+    [
+        ("yolo-x", "", "'yolo-x' is unknown"),
+        (NAME, "nowhere.pth", "nowhere.pth: no such file"),
+        (NAME, "", "weights: no such file"),
+    ],
+)
 def test_what_can_not_be_run_is_named(trained, model, path, message):
     with pytest.raises(UserError, match=message):
         trained[1].join(trained[0], model, path)

@@ -2,6 +2,7 @@
 
 In the torch environment only, which orchestrates. A miniature project with stub notebooks stands in for the real one.
 """
+
 import ast
 import dataclasses
 import itertools
@@ -18,10 +19,10 @@ import nbformat
 import pytest
 import yaml
 
-from lib import environment, kernel, pipeline, progress
-from lib import job as jobs
-from lib import notebook as notebooks
 from lib.errors import UserError
+from lib.machine import environment, kernel, pipeline, progress
+from lib.machine import job as jobs
+from lib.machine import notebook as notebooks
 
 pytest.importorskip("snakemake", reason="the jt environment has no Snakemake")
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,25 +57,63 @@ def notebook(path: Path, *sources: str, parameters: str = "") -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A checkout with stub notebooks and a stub library; both its kernels are this interpreter."""
-    for name in ("__init__", "errors", "record", "environment", "headers", "doctor", "notebook", "kernel", "job", "progress", "pipeline", "alignment/__init__", "alignment/evidence"):
+    machine = [
+        f"machine/{name}"
+        for name in (
+            "__init__",
+            "environment",
+            "headers",
+            "doctor",
+            "notebook",
+            "kernel",
+            "job",
+            "progress",
+            "pipeline",
+        )
+    ]
+    for name in ("__init__", "errors", "record", *machine, "alignment/__init__", "alignment/evidence"):
         (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib" / f"{name}.py")
     shutil.copy(ROOT / "Snakefile", tmp_path)
-    for name, text in {"models/__init__": "from . import nanodet_plus, gold_yolo", "models/nanodet_plus": "WIDTH = 1",
-                       "models/gold_yolo": "", "tables": "from lib import models", "data": "",
-                       "backend/__init__": "from .torch import *\nfrom .jittor import *", "backend/torch": "",
-                       "backend/jittor": "from . import jittor_nn", "backend/jittor_nn": ""}.items():
+    for name, text in {
+        "models/__init__": "from . import nanodet_plus, gold_yolo",
+        "models/nanodet_plus": "WIDTH = 1",
+        "models/gold_yolo": "",
+        "show/__init__": "",
+        "show/tables": "from lib import models",
+        "data": "",
+        "backend/__init__": "from .torch import *\nfrom .jittor import *",
+        "backend/torch": "",
+        "backend/jittor": "from . import jittor_nn",
+        "backend/jittor_nn": "",
+    }.items():
         (tmp_path / "lib" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "lib" / f"{name}.py").write_text(text)
     head = "import json, os, pathlib, time"
     common = f"model = '{MODEL}'\nrecords = ''\nruns = ''"
-    notebook(tmp_path / "notebooks/10_data.ipynb", f"{head}\nfrom lib import data", DATA,
-             parameters="data = ''\nrecords = ''\ntrain_images = 1")
-    notebook(tmp_path / "notebooks/60_train.ipynb", f"{head}\nfrom lib import backend, models, tables", TRAIN, STAGE.format(stage="train", side="os.environ['SIDE']"),
-             parameters=common + "\nepochs = 1")
-    notebook(tmp_path / "notebooks/90_compare.ipynb", f"{head}\nfrom lib import tables", COMPARE, parameters="report = ''\nrecords = ''")
+    notebook(
+        tmp_path / "notebooks/10_data.ipynb",
+        f"{head}\nfrom lib import data",
+        DATA,
+        parameters="data = ''\nrecords = ''\ntrain_images = 1",
+    )
+    notebook(
+        tmp_path / "notebooks/60_train.ipynb",
+        f"{head}\nfrom lib import backend, models\nfrom lib.show import tables",
+        TRAIN,
+        STAGE.format(stage="train", side="os.environ['SIDE']"),
+        parameters=common + "\nepochs = 1",
+    )
+    notebook(
+        tmp_path / "notebooks/90_compare.ipynb",
+        f"{head}\nfrom lib.show import tables",
+        COMPARE,
+        parameters="report = ''\nrecords = ''",
+    )
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 3}, "compare": {}}))
+    (tmp_path / "profiles" / "mini.yaml").write_text(
+        yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 3}, "compare": {}})
+    )
     for one in environment.ENVIRONMENTS:
         folder = tmp_path / "home" / one.name
         (folder / "bin").mkdir(parents=True)
@@ -84,24 +123,44 @@ def project(tmp_path, monkeypatch):
         (tmp_path / "envs" / one.name).symlink_to(folder)
         kernel = tmp_path / ".jupyter" / "data" / "kernels" / one.kernel / "kernel.json"
         kernel.parent.mkdir(parents=True)
-        kernel.write_text(json.dumps({
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
-            "language": "python", "display_name": one.name,
-            "env": {"SIDE": one.kernel, "PYTHONPATH": str(tmp_path)}}))
+        kernel.write_text(
+            json.dumps(
+                {
+                    "argv": [
+                        sys.executable,
+                        "-m",
+                        "ipykernel_launcher",
+                        "-f",
+                        "{connection_file}",
+                        "--log-level=ERROR",
+                    ],
+                    "language": "python",
+                    "display_name": one.name,
+                    "env": {"SIDE": one.kernel, "PYTHONPATH": str(tmp_path)},
+                }
+            )
+        )
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / ".jupyter" / "data") if name == "JUPYTER_DATA_DIR" else str(tmp_path / ".jupyter" / name))
+        monkeypatch.setenv(
+            name,
+            str(tmp_path / ".jupyter" / "data") if name == "JUPYTER_DATA_DIR" else str(tmp_path / ".jupyter" / name),
+        )
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")  # these kernels before the environment's own of the same names
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
 
 
 def start(snakemake: str = "", **options) -> subprocess.Popen:
-    arguments = [text for name, value in {"profile": "mini", "cores": 2, **options}.items() for text in (f"--{name}", str(value))]
+    arguments = [
+        text for name, value in {"profile": "mini", "cores": 2, **options}.items() for text in (f"--{name}", str(value))
+    ]
     arguments += ["--", snakemake] if snakemake else []
-    command = [sys.executable, "-m", "lib.pipeline", "report", *arguments]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    command = [sys.executable, "-m", "lib.machine.pipeline", "report", *arguments]
+    return subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def report(**options) -> tuple[int, str, list[str]]:
@@ -114,12 +173,15 @@ def report(**options) -> tuple[int, str, list[str]]:
 
 # ------------------------------------------------------------------------------------------------------ dependencies
 
+
 def test_sources_follow_imports_to_this_side_and_family(project):
     train = project / "notebooks" / "60_train.ipynb"
     shared = ["lib/__init__.py", "lib/backend/__init__.py", "lib/models/__init__.py", "lib/models/nanodet_plus.py"]
     assert notebooks.sources(train, "torch", [MODEL]) == sorted([*shared, "lib/backend/torch.py"])
-    assert notebooks.sources(train, "jittor", [MODEL]) == sorted([*shared, "lib/backend/jittor.py", "lib/backend/jittor_nn.py"])
-    assert "lib/tables.py" in notebooks.sources(train, "torch", [MODEL], display=True)
+    assert notebooks.sources(train, "jittor", [MODEL]) == sorted(
+        [*shared, "lib/backend/jittor.py", "lib/backend/jittor_nn.py"]
+    )
+    assert "lib/show/tables.py" in notebooks.sources(train, "torch", [MODEL], display=True)
     assert "lib/models/gold_yolo.py" in notebooks.sources(train, "torch", ["gold-yolo-n"])
 
 
@@ -132,7 +194,10 @@ def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refuse
         notebooks.parameters(path, yaml.safe_load("lr: 1e-3"), {}, "p")
 
 
-STARTERS = ("lib/environment.py", "lib/notebook.py")  # they build environments and start kernels: no number is theirs
+STARTERS = (
+    "lib/machine/environment.py",
+    "lib/machine/notebook.py",
+)  # they build environments and start kernels: no number is theirs
 
 
 def from_aside(path: Path, code: str) -> list[str]:
@@ -147,7 +212,9 @@ def test_what_shapes_a_record_takes_nothing_from_the_modules_left_aside(model):
     for stage in (stage for stage in pipeline.STAGES if stage.writes and stage.notebook):
         path = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
         for side, file in ((side, file) for side in stage.sides for file in notebooks.sources(path, side, [model])):
-            assert file in STARTERS or not from_aside(ROOT / file, (ROOT / file).read_text()), f"{stage.name} reads {file}"
+            assert file in STARTERS or not from_aside(ROOT / file, (ROOT / file).read_text()), (
+                f"{stage.name} reads {file}"
+            )
         for cell in notebooks.cells(path):
             assert not filled_from_aside(cell["source"]), f"{path.name}: {cell['source']}"
 
@@ -155,23 +222,39 @@ def test_what_shapes_a_record_takes_nothing_from_the_modules_left_aside(model):
 def filled_from_aside(cell: str) -> bool:
     """Whether what a cell puts into a record comes from a module left aside."""
     names = {name.rpartition(".")[2] for name in notebooks.ASIDE} | {"figures_alignment", "figures_models"}
-    return any(isinstance(node, ast.AugAssign | ast.Assign) and "m." in ast.unparse(node).partition("=")[0]
-               and names & {inner.id for inner in ast.walk(node.value) if isinstance(inner, ast.Name)}
-               for node in ast.walk(ast.parse(cell)))
+    return any(
+        isinstance(node, ast.AugAssign | ast.Assign)
+        and "m." in ast.unparse(node).partition("=")[0]
+        and names & {inner.id for inner in ast.walk(node.value) if isinstance(inner, ast.Name)}
+        for node in ast.walk(ast.parse(cell))
+    )
 
 
 def test_a_module_or_a_cell_that_takes_from_them_is_seen():
-    assert from_aside(ROOT / "lib" / "starts.py", "from lib.tables import curves") == ["lib.tables", "lib.tables.curves"]
-    assert from_aside(ROOT / "lib" / "alignment" / "rows.py", "def f():\n    from .. import figures") == ["lib.figures"]
+    assert from_aside(ROOT / "lib" / "training" / "starts.py", "from lib.show.tables import curves") == [
+        "lib.show.tables",
+        "lib.show.tables.curves",
+    ]
+    assert from_aside(ROOT / "lib" / "alignment" / "rows.py", "def f():\n    from ..show import figures") == [
+        "lib.show.figures"
+    ]
     assert filled_from_aside("with measure() as m:\n    m.fields |= tables.curves(lines)")
     assert not filled_from_aside("with measure() as m:\n    m.fields |= capture.all()\ntables.state(m.fields)")
 
 
-@pytest.mark.parametrize("options, words", [({"profile": "none"}, "choose one of mini"), ({"models": "yolo"}, "is no model"),
-                                            ({"data": "absent.json"}, "absent.json: no such file")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"profile": "none"}, "choose one of mini"),
+        ({"models": "yolo"}, "is no model"),
+        ({"data": "absent.json"}, "absent.json: no such file"),
+    ],
+)
 def test_users_mistakes_are_one_line(project, options, words):
     code, printed, ran = report(**options)
-    assert code == 1 and not ran and words in printed and printed.startswith("error: ") and len(printed.splitlines()) == 1
+    assert (
+        code == 1 and not ran and words in printed and printed.startswith("error: ") and len(printed.splitlines()) == 1
+    )
 
 
 def test_what_the_machine_refuses_is_one_line(project):
@@ -199,8 +282,11 @@ def test_a_notebook_that_is_no_python_is_one_line(project):
 
 # ------------------------------------------------------------------------------------------------- running a notebook
 
+
 def test_a_failing_cell_is_named_and_leaves_the_earlier_output(project):
-    path = notebook(project / "n.ipynb", "x = n + 1", "raise ValueError('box 3 is\\nempty')", "never = 1", parameters="n = 0")
+    path = notebook(
+        project / "n.ipynb", "x = n + 1", "raise ValueError('box 3 is\\nempty')", "never = 1", parameters="n = 0"
+    )
     output = project / "out" / "n.ipynb"
     output.parent.mkdir()
     output.write_text("earlier")
@@ -235,10 +321,18 @@ def test_a_run_is_resumed_only_with_the_very_same_inputs(project):
 
 
 def test_an_edit_while_a_job_runs_is_not_taken_for_done(project, monkeypatch):
-    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):  # what a job sets for its kernel, undone afterwards
+    for name in (
+        "OMP_NUM_THREADS",
+        "RECORD_COMMAND",
+        "RECORD_RESTARTS",
+    ):  # what a job sets for its kernel, undone afterwards
         monkeypatch.setenv(name, "1")
-    notebook(project / "notebooks/10_data.ipynb", "from lib import data", "open('lib/data.py', 'a').write('# edited')",
-             parameters="train_images = 1")
+    notebook(
+        project / "notebooks/10_data.ipynb",
+        "from lib import data",
+        "open('lib/data.py', 'a').write('# edited')",
+        parameters="train_images = 1",
+    )
     (job, *_) = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
     with pytest.raises(UserError, match="edited while it ran"):
         pipeline.run(job.file)
@@ -246,6 +340,7 @@ def test_an_edit_while_a_job_runs_is_not_taken_for_done(project, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------- what runs again
+
 
 @pytest.mark.slow
 def test_only_what_depends_on_a_change_runs_again(project):
@@ -261,7 +356,9 @@ def test_only_what_depends_on_a_change_runs_again(project):
     assert report()[2] == []
     (project / "lib" / "backend" / "jittor_nn.py").write_text("# mended")
     assert report()[2] == ["train/jittor", "compare/none"]
-    (project / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 2}, "compare": {}}))
+    (project / "profiles" / "mini.yaml").write_text(
+        yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 2}, "compare": {}})
+    )
     assert set(report()[2]) == {*trains, "compare/none"}
 
 
@@ -271,7 +368,10 @@ def complete(planned) -> None:
         for path in map(Path, job.results):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(job.name)
-        mark = {"inputs": pipeline.digest(job.inputs), "results": {name: pipeline.digest([name]) for name in job.results}}
+        mark = {
+            "inputs": pipeline.digest(job.inputs),
+            "results": {name: pipeline.digest([name]) for name in job.results},
+        }
         job.done.parent.mkdir(parents=True, exist_ok=True)
         job.done.write_text(json.dumps(mark))
 
@@ -286,7 +386,7 @@ def test_a_record_that_is_gone_or_changed_and_what_reads_it_is_not_done(project)
     train.write_text(f"train_{MODEL}_torch")
     assert pipeline.stale(planned) == []
     state = data.stat()
-    data.write_text("ten digits"[:state.st_size])
+    data.write_text("ten digits"[: state.st_size])
     os.utime(data, ns=(state.st_atime_ns, state.st_mtime_ns + 1))  # no newer than its mark
     assert len(pipeline.stale(planned)) == len(planned) == 4
 
@@ -314,7 +414,8 @@ def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
     for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):
         monkeypatch.setenv(name, "1")
     (project / "lib" / "backend" / "ready.py").write_text(
-        "import sys\nopen('ready', 'w').write(' '.join(sys.argv[1:]))\nsys.exit(len(sys.argv) < 4)")
+        "import sys\nopen('ready', 'w').write(' '.join(sys.argv[1:]))\nsys.exit(len(sys.argv) < 4)"
+    )
     ready = pipeline.Stage("ready", command=("lib.backend.ready",), sides=("jittor",), prepares=True)
     profile = project / "profiles" / "mini.yaml"
     profile.write_text(yaml.safe_dump({"ready": {"size": 64}, **yaml.safe_load(profile.read_text())}))
@@ -342,6 +443,7 @@ def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(mo
             seen.append(json.loads(os.environ["RECORD_RESTARTS"]))
             if (number := next(deaths)) != "ends well":
                 raise kernel.ProcessDied(f"died of {number}", number, [])
+
         monkeypatch.setattr(jobs, "run_once", once)
 
     monkeypatch.setenv("RECORD_RESTARTS", "[]")
@@ -359,12 +461,15 @@ def test_a_gap_says_what_failed_or_what_it_waits_for(project):
     data, train, other, _ = planned
     for job in (train, other):
         job.done.unlink()
-    progress.open_mark(train.done).write_text(json.dumps(
-        {"since": 1.0, "why": "died", "see": "reports/mini/notebooks/m/60_train.failed.ipynb"}))
+    progress.open_mark(train.done).write_text(
+        json.dumps({"since": 1.0, "why": "died", "see": "reports/mini/notebooks/m/60_train.failed.ipynb"})
+    )
     progress.open_mark(other.done).write_text(json.dumps({"since": 1.0}))
     found = pipeline.gaps(planned, pipeline.stale(planned), Path("reports/mini"))
     assert [(gap["side"], gap["why"], gap["see"], gap["waits_for"]) for gap in found] == [
-        (train.side, "died", "notebooks/m/60_train.failed.ipynb", ""), (other.side, "", "", "")]
+        (train.side, "died", "notebooks/m/60_train.failed.ipynb", ""),
+        (other.side, "", "", ""),
+    ]
     progress.open_mark(data.done).write_text(json.dumps({"since": 1.0, "why": "no data", "see": ""}))
     for job in (data, train):
         job.done.unlink(missing_ok=True)
@@ -393,7 +498,9 @@ def test_a_plain_locale_and_an_interruption_are_no_traceback(project, monkeypatc
 
 @pytest.mark.slow
 def test_a_killed_training_continues_and_earlier_results_stay(project):
-    (project / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 4}, "compare": {}}))
+    (project / "profiles" / "mini.yaml").write_text(
+        yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 4}, "compare": {}})
+    )
     (project / "kill").touch()
     code, printed, ran = report()
     assert code == 1 and ran[0] == "data/none" and "train/torch" not in ran, printed
@@ -418,7 +525,11 @@ def test_a_killed_training_continues_and_earlier_results_stay(project):
 @pytest.mark.slow
 def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
     (project / "profiles" / "one.yaml").write_text("data: {}")
-    notebook(project / "notebooks/10_data.ipynb", "import time\ntime.sleep(60)", parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    notebook(
+        project / "notebooks/10_data.ipynb",
+        "import time\ntime.sleep(60)",
+        parameters="data = ''\nrecords = ''\ntrain_images = 1",
+    )
     first = start(profile="one")
     while not list(project.glob("reports/one/notebooks/all/none/.*")):
         assert first.poll() is None
@@ -427,8 +538,12 @@ def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
     assert "another `make report`" in second.communicate()[0] and second.returncode == 1
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    notebook(project / "notebooks/10_data.ipynb", "import json, os, pathlib, time", DATA,
-             parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    notebook(
+        project / "notebooks/10_data.ipynb",
+        "import json, os, pathlib, time",
+        DATA,
+        parameters="data = ''\nrecords = ''\ntrain_images = 1",
+    )
     assert report(profile="one")[0] == 0
 
 
@@ -436,7 +551,16 @@ def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
 def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
     """Every notebook of every family in its kernel, then a report without a FAIL; a second call does nothing."""
     shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
-    command = [sys.executable, "-m", "lib.pipeline", "report", "--profile", "smallest", "--models", " ".join(MODELS)]
+    command = [
+        sys.executable,
+        "-m",
+        "lib.machine.pipeline",
+        "report",
+        "--profile",
+        "smallest",
+        "--models",
+        " ".join(MODELS),
+    ]
     environ = environment.process_environment(environment.TORCH, environment.location(environment.TORCH))
     first, second = (subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True) for _ in range(2))
     assert first.returncode == 0, first.stdout + first.stderr

@@ -2,6 +2,7 @@
 
 But for the last tests both sides run here, in PyTorch: what is tested is the tool, not a framework.
 """
+
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the original of a port is a PyTorch module")
 
-from lib import environment, port  # noqa: E402
-from lib.__main__ import main  # noqa: E402
-from lib.alignment.divergence import ROOT  # noqa: E402
-from lib.errors import UserError  # noqa: E402
-from lib.port import names, side  # noqa: E402
 from torch import nn  # noqa: E402
+
+from lib.__main__ import main  # noqa: E402
+from lib.alignment import port  # noqa: E402
+from lib.alignment.divergence import ROOT  # noqa: E402
+from lib.alignment.port import names, side  # noqa: E402
+from lib.errors import UserError  # noqa: E402
+from lib.machine import environment
 
 STAND_IN = SimpleNamespace(NAME="jittor", VERSION="0.0-stand-in", device=lambda: "cpu", cache_path=lambda: None)
 SHAPE = "2,3,8,8"
@@ -66,7 +69,7 @@ class Port(Original):
 
     def forward(self, x):
         fine = self.stages[0](x)
-        both = torch.cat([fine, self.stages[1](fine) * self.weighting[:, None, None]][::self.order], 1)
+        both = torch.cat([fine, self.stages[1](fine) * self.weighting[:, None, None]][:: self.order], 1)
         return {"map": both, "scores": self.classify(both.mean((2, 3)))}
 
 
@@ -102,7 +105,9 @@ def biased():
         def forward(self, x):
             y = super().forward(x)
             if self.training:
-                self.running_var = self.running_var - self.momentum * (x.var((0, 2, 3)) - x.var((0, 2, 3), unbiased=False)).detach()
+                self.running_var = (
+                    self.running_var - self.momentum * (x.var((0, 2, 3)) - x.var((0, 2, 3), unbiased=False)).detach()
+                )
             return y
 
     found = Port()
@@ -139,7 +144,10 @@ def broken_forward():
 
 def broken_backward():
     found = Original()
-    found.forward = lambda x: {**Original.forward(found, x), "map": found.gate.exp().mul_(2).add_(found.gate.exp().log_())}
+    found.forward = lambda x: {
+        **Original.forward(found, x),
+        "map": found.gate.exp().mul_(2).add_(found.gate.exp().log_()),
+    }
     return found
 
 
@@ -151,7 +159,12 @@ def nan_weights():
 
 def compared(tmp_path, builder="right", **changes):
     """The result with both sides run here."""
-    settings = {"torch": "test_port:original", "jittor": f"test_port:{builder}", "inputs": (SHAPE,), "folder": str(tmp_path / "out")}
+    settings = {
+        "torch": "test_port:original",
+        "jittor": f"test_port:{builder}",
+        "inputs": (SHAPE,),
+        "folder": str(tmp_path / "out"),
+    }
     chosen = port.Port(**(settings | changes))
     chosen.arrays()
     side.original(chosen)
@@ -166,15 +179,21 @@ def verdicts(result):
 # ------------------------------------------------------------------------------------------------------------ verdicts
 def test_a_right_port_under_other_names_passes(tmp_path):
     result = compared(tmp_path)
-    assert verdicts(result) == dict.fromkeys(("structure", "conversion", "forward", "divergence", "gradients", "batch_norm"), "PASS")
+    assert verdicts(result) == dict.fromkeys(
+        ("structure", "conversion", "forward", "divergence", "gradients", "batch_norm"), "PASS"
+    )
     assert result.first() is None and not result.failing() and result.reproduction() is None
     looked = {layer.path for layer in result.divergence["training"].layers}
-    assert looked >= {"", "first.conv", "second.norm", "second.act", "head"}, "modules without weights, and the whole, are paired too"
+    assert looked >= {"", "first.conv", "second.norm", "second.act", "head"}, (
+        "modules without weights, and the whole, are paired too"
+    )
     columns, *_ = (v["rows"] for v in result.verdicts.fields["verdicts"] if v["question"] == "gradients")
     assert {row[0] for row in columns} >= {"training/gate", "evaluation/head.weight"}
 
 
-@pytest.mark.parametrize("builder, path", [("other_eps", "second.norm"), ("first_image", "second.act"), ("other_order", "")])
+@pytest.mark.parametrize(
+    "builder, path", [("other_eps", "second.norm"), ("first_image", "second.act"), ("other_order", "")]
+)
 def test_the_wrong_layer_is_named(tmp_path, builder, path):
     result = compared(tmp_path, builder)
     assert {layer.path for held in result.divergence.values() for layer in held.blamed("forward")} == {path}
@@ -232,10 +251,15 @@ def other_count():
 def test_names_are_inferred_shown_and_can_be_handed_back(tmp_path):
     result = compared(tmp_path)
     held = json.loads(result.port.map.read_text())
-    assert held["state"]["second.conv.weight"] == "stages.1.conv.weight" and held["modules"]["second.act"] == "stages.1.act"
+    assert (
+        held["state"]["second.conv.weight"] == "stages.1.conv.weight"
+        and held["modules"]["second.act"] == "stages.1.act"
+    )
     assert held["state"]["gate"] == "weighting" and "other names" in result.pairs()
-    swapped = {name: theirs.replace("stages.0", "stages.x").replace("stages.1", "stages.0").replace("stages.x", "stages.1")
-               for name, theirs in held["state"].items()}
+    swapped = {
+        name: theirs.replace("stages.0", "stages.x").replace("stages.1", "stages.0").replace("stages.x", "stages.1")
+        for name, theirs in held["state"].items()
+    }
     edited = tmp_path / "edited.json"
     edited.write_text(json.dumps({"state": swapped}))
     assert "forward" in compared(tmp_path, names=str(edited)).failing()
@@ -243,16 +267,24 @@ def test_names_are_inferred_shown_and_can_be_handed_back(tmp_path):
     assert not compared(tmp_path, names=str(edited)).failing()
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda held: held["state"].update({"nowhere": "gate"}), "original has no entry nowhere"),
-    (lambda held: held["state"].update({"gate": "nowhere"}), "port has no entry nowhere"),
-    (lambda held: held["state"].update({"gate": "stages.0.norm.weight"}), "two entries"),
-    (lambda held: held["state"].pop("gate"), "of the original \\(gate\\).*of the port \\(weighting\\)"),
-    (lambda held: held["state"].update({"gate": "head.bias", "head.bias": "gate"}) or held["state"].update(
-        {"gate": "classify.bias", "head.bias": "weighting"}), "shape"),
-    (lambda held: held["modules"].update({"gate": ""}), "original has no module gate"),
-    (lambda held: held.pop("state"), "no map of names"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda held: held["state"].update({"nowhere": "gate"}), "original has no entry nowhere"),
+        (lambda held: held["state"].update({"gate": "nowhere"}), "port has no entry nowhere"),
+        (lambda held: held["state"].update({"gate": "stages.0.norm.weight"}), "two entries"),
+        (lambda held: held["state"].pop("gate"), "of the original \\(gate\\).*of the port \\(weighting\\)"),
+        (
+            lambda held: (
+                held["state"].update({"gate": "head.bias", "head.bias": "gate"})
+                or held["state"].update({"gate": "classify.bias", "head.bias": "weighting"})
+            ),
+            "shape",
+        ),
+        (lambda held: held["modules"].update({"gate": ""}), "original has no module gate"),
+        (lambda held: held.pop("state"), "no map of names"),
+    ],
+)
 def test_a_map_that_does_not_fit_is_one_line(tmp_path, change, said):
     ours, theirs = side.side_of(original()), side.side_of(right())
     names.infer(ours, theirs).write(tmp_path / "names.json")
@@ -289,16 +321,24 @@ def test_constants_that_hide_faults_are_varied_and_others_kept():
 
 
 # ---------------------------------------------------------------------------------------------------------- bad inputs
-@pytest.mark.parametrize("changes, said", [
-    ({"jittor": "test_port"}, "not of the form"), ({"jittor": "no_such_module:build"}, "can't be imported .*No module named"),
-    ({"jittor": "test_port:nothing"}, "has no function nothing"), ({"jittor": "test_port:raising"}, "raised ValueError: two lines"),
-    ({"jittor": "test_port:no_module"}, "gave a dict, not a module"), ({"jittor": "test_port:Original.forward"}, "has no function"),
-    ({"jittor": "test_port:other_output"}, "output has the tensors 0, the original's map, scores"),
-    ({"jittor": "test_port:broken_forward"}, "its forward raised RuntimeError"),
-    ({"jittor": "test_port:broken_backward"}, "its backward raised RuntimeError"),
-    ({"torch": "test_port:nan_weights"}, "its entry second.conv.weight holds NaN"),
-    ({"inputs": ("2,x",)}, "--input 2,x: not a shape"), ({"inputs": ("2,0",)}, "not a shape"), ({"inputs": ("none.npz",)}, "can't be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"jittor": "test_port"}, "not of the form"),
+        ({"jittor": "no_such_module:build"}, "can't be imported .*No module named"),
+        ({"jittor": "test_port:nothing"}, "has no function nothing"),
+        ({"jittor": "test_port:raising"}, "raised ValueError: two lines"),
+        ({"jittor": "test_port:no_module"}, "gave a dict, not a module"),
+        ({"jittor": "test_port:Original.forward"}, "has no function"),
+        ({"jittor": "test_port:other_output"}, "output has the tensors 0, the original's map, scores"),
+        ({"jittor": "test_port:broken_forward"}, "its forward raised RuntimeError"),
+        ({"jittor": "test_port:broken_backward"}, "its backward raised RuntimeError"),
+        ({"torch": "test_port:nan_weights"}, "its entry second.conv.weight holds NaN"),
+        ({"inputs": ("2,x",)}, "--input 2,x: not a shape"),
+        ({"inputs": ("2,0",)}, "not a shape"),
+        ({"inputs": ("none.npz",)}, "can't be read"),
+    ],
+)
 def test_a_bad_input_is_one_line(tmp_path, changes, said):
     with pytest.raises(UserError, match=said) as raised:
         compared(tmp_path, **changes)
@@ -311,7 +351,9 @@ def test_inputs_that_are_not_finite_are_refused(tmp_path):
         compared(tmp_path, inputs=(str(tmp_path / "x.npz"),))
 
 
-@pytest.mark.parametrize("arguments", [["--torch", "a:b"], ["--torch", "a:b", "--jittor", "c:d"], ["records", "--input", "1,3"]])
+@pytest.mark.parametrize(
+    "arguments", [["--torch", "a:b"], ["--torch", "a:b", "--jittor", "c:d"], ["records", "--input", "1,3"]]
+)
 def test_a_command_line_that_lacks_something_says_what(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["compare", *arguments])
@@ -335,7 +377,10 @@ def test_the_example_in_both_frameworks(both, tmp_path, monkeypatch, capsys):
     arguments = ["compare", "--torch", "notebooks.ports.original:build", "--input", "2,3,32,32", "--out", str(tmp_path)]
     assert main([*arguments, "--jittor", "notebooks.ports.port:build"]) == 1
     said = capsys.readouterr()
-    assert "look at body.0.gate (Gate)" in said.out and "not the original's: forward, divergence, gradients, batch_norm" in said.err
+    assert (
+        "look at body.0.gate (Gate)" in said.out
+        and "not the original's: forward, divergence, gradients, batch_norm" in said.err
+    )
     assert (tmp_path / "reproduce" / "evaluation" / "reproduce.py").is_file() and (tmp_path / "index.html").is_file()
     assert main([*arguments, "--jittor", "notebooks.ports.mended:build"]) == 0
     assert "FAIL" not in capsys.readouterr().out

@@ -1,10 +1,12 @@
 """Boxes, suppression and the way back to the original image, against plain NumPy in float64; both environments."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import backend, boxes
+from lib import backend
+from lib.data import boxes
 from lib.models.nanodet_plus import STRIDES
 from lib.postprocess import detections
 
@@ -25,7 +27,7 @@ def plain_iou(a, b):
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 2 ** 32 - 1), st.integers(0, 40), st.integers(1, 40))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(1, 40))
 def test_nms_keeps_what_the_greedy_rule_keeps(seed, count, limit):
     rng = np.random.default_rng(seed)
     candidates, scores, labels = some_boxes(rng, count), rng.random(count), rng.integers(0, 3, count)
@@ -39,7 +41,7 @@ def test_nms_keeps_what_the_greedy_rule_keeps(seed, count, limit):
 def test_iou_has_no_legacy_one_and_suppresses_only_above_the_threshold():
     pair = np.asarray([[0, 0, 2, 1], [1, 0, 3, 1]], np.float64)
     assert boxes.iou(pair, pair)[0, 1] == pytest.approx(1 / 3)
-    halves = np.asarray([[0, 0, 2, 2], [0, 0, 2, 1]], np.float64)     # IoU exactly 0.5
+    halves = np.asarray([[0, 0, 2, 2], [0, 0, 2, 1]], np.float64)  # IoU exactly 0.5
     scores, labels = np.asarray([0.9, 0.8]), np.asarray([0, 0])
     assert boxes.nms(halves, scores, labels, 0.5, 9).tolist() == [0, 1]
     assert boxes.nms(halves, scores, labels, 0.499, 9).tolist() == [0]
@@ -51,8 +53,10 @@ def test_empty_boxes_have_no_overlap():
     assert boxes.iou(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
 
 
-@pytest.mark.parametrize(("size", "counts"), [((320, 320), (1600, 400, 100, 25)), ((416, 416), (2704, 676, 169, 49)),
-                                              ((64, 96), (96, 24, 6, 2))])
+@pytest.mark.parametrize(
+    ("size", "counts"),
+    [((320, 320), (1600, 400, 100, 25)), ((416, 416), (2704, 676, 169, 49)), ((64, 96), (96, 24, 6, 2))],
+)
 def test_priors_are_corners_of_cells_row_by_row(size, counts):
     cells = boxes.priors(size, STRIDES)
     assert tuple(np.count_nonzero(cells[:, 2] == stride) for stride in STRIDES) == counts
@@ -78,10 +82,12 @@ def test_decode_gives_the_mean_of_each_side():
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 2 ** 32 - 1))
+@given(st.integers(0, 2**32 - 1))
 def test_warp_and_its_inverse(seed):
     rng = np.random.default_rng(seed)
-    matrix = np.asarray([[rng.uniform(.5, 2), 0, rng.uniform(-9, 9)], [0, rng.uniform(.5, 2), rng.uniform(-9, 9)], [0, 0, 1]])
+    matrix = np.asarray(
+        [[rng.uniform(0.5, 2), 0, rng.uniform(-9, 9)], [0, rng.uniform(0.5, 2), rng.uniform(-9, 9)], [0, 0, 1]]
+    )
     some = some_boxes(rng, 5)
     np.testing.assert_allclose(boxes.warp(boxes.warp(some, matrix), np.linalg.inv(matrix)), some, atol=1e-9)
     flip = np.asarray([[-1.0, 0, 100], [0, 1, 0], [0, 0, 1]])
@@ -99,11 +105,11 @@ def logits_with(*found):
 
 def test_the_threshold_is_strict_and_every_class_competes():
     output = logits_with((0, 0, 0.0), (0, 2, 1.0), (50, 1, -1.0))
-    found, = detections(NAME, output, image_size=SIZE, score_threshold=0.25)
+    (found,) = detections(NAME, output, image_size=SIZE, score_threshold=0.25)
     assert found[:, 5].tolist() == [2, 0, 1] and (np.diff(found[:, 4]) < 0).all()
-    found, = detections(NAME, output, image_size=SIZE, score_threshold=0.5)
+    (found,) = detections(NAME, output, image_size=SIZE, score_threshold=0.5)
     assert found[:, 5].tolist() == [2]
-    found, = detections(NAME, output, image_size=SIZE, score_threshold=0.25, max_detections=2)
+    (found,) = detections(NAME, output, image_size=SIZE, score_threshold=0.25, max_detections=2)
     assert found[:, 5].tolist() == [2, 0]
 
 
@@ -111,13 +117,15 @@ def test_boxes_are_clipped_to_the_input_then_mapped_back():
     output = backend.tensor(np.repeat(logits_with((0, 1, 3.0)), 2, 0))
     plain = detections(NAME, output, image_size=SIZE)
     assert plain[0][0, :4].tolist() == [0, 0, 28, 28]
-    double = np.diag([2.0, 0.5, 1])     # the network sees the image twice as wide, half as high
-    first, second = detections(NAME, output, image_size=SIZE, warps=[double, np.eye(3)], original_sizes=[(128, 48), (20, 96)])
+    double = np.diag([2.0, 0.5, 1])  # the network sees the image twice as wide, half as high
+    first, second = detections(
+        NAME, output, image_size=SIZE, warps=[double, np.eye(3)], original_sizes=[(128, 48), (20, 96)]
+    )
     assert first[0, :4].tolist() == [0, 0, 14, 56]
     assert second[0, :4].tolist() == [0, 0, 28, 20]
     assert first[0, 4:].tolist() == plain[0][0, 4:].tolist()
 
 
 def test_nothing_found_is_an_empty_array():
-    found, = detections(NAME, logits_with(), image_size=SIZE, warps=[np.eye(3)], original_sizes=[SIZE])
+    (found,) = detections(NAME, logits_with(), image_size=SIZE, warps=[np.eye(3)], original_sizes=[SIZE])
     assert found.shape == (0, 6) and found.dtype == np.float32

@@ -1,18 +1,20 @@
 """The arithmetic of mixed precision, on the CPU in float32, whose overflow stands for float16's. Both environments."""
+
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_training import SHORT, SUMMING, Scaled, Batches, criterion, steps_of, toy_state
+from test_training import SHORT, SUMMING, Batches, Scaled, criterion, steps_of, toy_state
 
-from lib import backend, training
+from lib import backend
 from lib.alignment.seeded import seeded_input
 from lib.errors import UserError
-from lib.log import read_log
 from lib.models.step import ParameterGroup
-from lib.precision import STEADY, LossScale, check_available, mixed_forward
-from lib.training import NORM, Trainer, train
+from lib.training import loop as training
+from lib.training.log import read_log
+from lib.training.loop import NORM, Trainer, train
+from lib.training.precision import STEADY, LossScale, check_available, mixed_forward
 
 HUGE = 2.0**126  # times a gradient of 4 or more this is beyond float32
 
@@ -26,7 +28,9 @@ def mixed(monkeypatch):
 
 def trainer(precision, recipe=SHORT, scale=None):
     model = Scaled()
-    made = Trainer(model, criterion, recipe, 3, [ParameterGroup(tuple(n for n, _ in model.named_parameters()))], None, precision)
+    made = Trainer(
+        model, criterion, recipe, 3, [ParameterGroup(tuple(n for n, _ in model.named_parameters()))], None, precision
+    )
     if scale:
         made.scale.value = scale
     return made
@@ -83,7 +87,9 @@ def test_an_update_that_overflows_is_left_out(mixed):
     assert not np.isfinite(values[NORM]) and np.isfinite([v for n, v in values.items() if n != NORM]).all()
     assert (one.updates, one.step, one.scale.value) == (0, 1, HUGE / 2)
     for name, value in dict(one.model.named_parameters()).items():
-        np.testing.assert_array_equal(backend.numpy(value), backend.numpy(dict(untouched.model.named_parameters())[name]), err_msg=name)
+        np.testing.assert_array_equal(
+            backend.numpy(value), backend.numpy(dict(untouched.model.named_parameters())[name]), err_msg=name
+        )
     one.scale.value = 1.0
     issue(one)
     assert one.updates == 1
@@ -114,14 +120,18 @@ def test_outputs_leave_mixed_precision_as_float32(mixed):
     images = backend.tensor(np.array([[0.1, 1.5]], np.float32))
     found = mixed_forward(Halves(), images)
     assert [backend.numpy(box).dtype for box in found["boxes"]] == [np.float32] * 2
-    np.testing.assert_array_equal(backend.numpy(found["boxes"][0]), np.array([[0.1, 1.5]], np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        backend.numpy(found["boxes"][0]), np.array([[0.1, 1.5]], np.float16).astype(np.float32)
+    )
     assert found["meta"] == (3, "dn") and backend.numpy(found["labels"]).dtype.kind == "i"
 
 
 def run(folder, fault=None, **options):
     model = Scaled()
     groups = [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
-    return train(model, criterion, Batches(fault), SHORT, folder, groups=groups, precision="mixed", checkpoint_every=2, **options)
+    return train(
+        model, criterion, Batches(fault), SHORT, folder, groups=groups, precision="mixed", checkpoint_every=2, **options
+    )
 
 
 def test_a_run_logs_its_scale_and_resumes_with_it(tmp_path, mixed, monkeypatch):

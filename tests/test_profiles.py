@@ -1,4 +1,5 @@
 """Every profile gives a plan; what it requires is asked for; a subset is chosen where it says so. The torch environment."""
+
 import json
 import re
 from dataclasses import replace
@@ -6,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lib import pipeline
 from lib.data import coco, summary
 from lib.errors import UserError
-from lib.notebook import declared
+from lib.machine import pipeline
+from lib.machine.notebook import declared
 
 pytest.importorskip("papermill", reason="the jt environment runs no reports")
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,9 @@ def request_of(folder, profile, **options):
     """A request that gives all that a profile may require."""
     for name in ("coco.json", "weights.pth"):
         (folder / name).write_text("{}")
-    return replace(REQUEST, profile=profile, data=str(folder / "coco.json"), weights=str(folder / "weights.pth"), **options)
+    return replace(
+        REQUEST, profile=profile, data=str(folder / "coco.json"), weights=str(folder / "weights.pth"), **options
+    )
 
 
 def described(job):
@@ -43,10 +46,15 @@ def test_every_profile_gives_a_plan(project, profile):
     assert "train_rtdetr_r18vd_torch" in jobs and "compare_all_none" in jobs
 
 
-@pytest.mark.parametrize("profile, missing, asks", [
-    ("coco_subset", "data", "DATA="), ("coco_subset_80", "data", "DATA="), ("finetune_50", "data", "DATA="),
-    ("finetune_50", "weights", "WEIGHTS=.*BACKBONE="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "profile, missing, asks",
+    [
+        ("coco_subset", "data", "DATA="),
+        ("coco_subset_80", "data", "DATA="),
+        ("finetune_50", "data", "DATA="),
+        ("finetune_50", "weights", "WEIGHTS=.*BACKBONE="),
+    ],
+)
 def test_what_a_profile_requires_is_asked_for(project, profile, missing, asks):
     with pytest.raises(UserError, match=f"PROFILE={profile}: needs {asks}"):
         pipeline.plan(replace(request_of(project, profile), **{missing: ""}))
@@ -62,7 +70,8 @@ def test_a_start_reaches_the_training_and_nothing_else(project):
     jobs = {job.name: described(job) for job in pipeline.plan(request)}
     assert jobs["train_rtdetr_r18vd_jittor"]["parameters"]["start_weights"] == request.weights
     assert [name for name, job in jobs.items() if request.weights in job["inputs"]] == [
-        f"train_{model}_{side}" for model in REQUEST.models for side in ("torch", "jittor")]
+        f"train_{model}_{side}" for model in REQUEST.models for side in ("torch", "jittor")
+    ]
     assert "weights" not in jobs["detect_rtdetr_r18vd_none"]["parameters"]  # which has a parameter of this name
 
 
@@ -70,7 +79,12 @@ def test_a_subset_has_a_place_of_its_own_for_each_choice(project):
     request = request_of(project, "coco_subset")
     jobs = {job.name: described(job) for job in pipeline.plan(request)}
     data = jobs["data_all_none"]["parameters"]
-    assert (data["source"], data["subset_classes"], data["train_images"], data["val_images"]) == (request.data, 10, 800, 200)
+    assert (data["source"], data["subset_classes"], data["train_images"], data["val_images"]) == (
+        request.data,
+        10,
+        800,
+        200,
+    )
     assert jobs["train_rtdetr_r18vd_torch"]["parameters"]["data"] == data["data"] != request.data
     assert [name for name, job in jobs.items() if request.data in job["inputs"]] == ["data_all_none"]
     profile = pipeline.load_profile("coco_subset")
@@ -84,7 +98,9 @@ def test_the_data_stage_chooses_the_subset(shared, tmp_path):
     train, val = summary.prepare(str(tmp_path / "chosen"), 0, 16, 8, source, 40)
     assert (len(train.images), len(val.images), len(train.classes)) == (16, 8, 40)
     assert not {image.id for image in train.images} & {image.id for image in val.images}
-    again, _ = summary.prepare(str(tmp_path / "chosen"), 0, 16, 8, str(shared / "real" / "coco_val_64" / "instances.json"), 40)
+    again, _ = summary.prepare(
+        str(tmp_path / "chosen"), 0, 16, 8, str(shared / "real" / "coco_val_64" / "instances.json"), 40
+    )
     assert [image.id for image in again.images] == [image.id for image in train.images]
     assert coco.splits(tmp_path / "chosen")[1] == val.path
 
@@ -100,8 +116,10 @@ def test_lessons_write_into_a_folder_of_their_own():
     """A notebook that is run by hand with its defaults writes nothing into what `make report` keeps."""
     for path in (ROOT / "notebooks").rglob("[0-9]*.ipynb"):
         for name, value in declared(path).items():
-            assert not (isinstance(value, str) and re.match(r"(reports|data)/(scenes-)?(" + "|".join(PROFILES) + r")(/|$)", value)), (
-                f"{path.name}: {name} = {value}")
+            assert not (
+                isinstance(value, str)
+                and re.match(r"(reports|data)/(scenes-)?(" + "|".join(PROFILES) + r")(/|$)", value)
+            ), f"{path.name}: {name} = {value}"
     assert declared(ROOT / "notebooks" / "90_compare.ipynb")["records"] == "reports/lab/records"
 
 
@@ -109,4 +127,6 @@ def test_the_first_notebook_says_what_a_report_runs():
     text = (ROOT / "notebooks" / "00_start_here.ipynb").read_text()
     said = re.findall(r"`(\d\d_\w+)`", re.search(r"`profiles/quick.yaml` these are (.*?)\. ", text)[1])
     profile = pipeline.load_profile("quick")
-    assert sorted(said) == sorted(stage.notebook for stage in pipeline.STAGES if stage.notebook and stage.name in profile)
+    assert sorted(said) == sorted(
+        stage.notebook for stage in pipeline.STAGES if stage.notebook and stage.name in profile
+    )

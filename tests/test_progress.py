@@ -1,11 +1,12 @@
 """How far a report is: jobs are counted, and what is left is guessed from measured times. The torch environment."""
+
 import json
 import os
 import time
 
 import pytest
 
-from lib import progress
+from lib.machine import progress
 
 
 @pytest.fixture
@@ -15,8 +16,19 @@ def entries(tmp_path):
     folder.mkdir(parents=True)
     names = {name: str(folder / name) for name in "abcd"}
     needs = {"a": [], "b": [names["a"]], "c": [], "d": [names["a"], names["b"]]}
-    jobs = [{"name": name, "done": names[name], "needs": needs[name], "after": [], "threads": 1, "weight": weight,
-             "seconds": None, "to_do": name != "c"} for name, weight in zip("abcd", (10, 20, 10, 40))]
+    jobs = [
+        {
+            "name": name,
+            "done": names[name],
+            "needs": needs[name],
+            "after": [],
+            "threads": 1,
+            "weight": weight,
+            "seconds": None,
+            "to_do": name != "c",
+        }
+        for name, weight in zip("abcd", (10, 20, 10, 40))
+    ]
     (tmp_path / ".plan.json").write_text(json.dumps({"cores": 2, "began": time.time() - 10, "jobs": jobs}))
     return jobs, folder
 

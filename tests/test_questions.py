@@ -2,13 +2,14 @@
 
 Framework-free.
 """
+
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 import synthetic_records as synthetic
+
 from lib.alignment import questions
 from lib.alignment.evidence import Evidence
 from lib.alignment.verdict import Verdict
@@ -37,10 +38,19 @@ def planted(folder, question, change, side="jittor"):
     return answer(folder, question)
 
 
-@pytest.mark.parametrize("question, reason", [
-    ("divergence", "diverges_nowhere"), ("initialisation", "identical"), ("data", "identical"), ("lockstep", "within_gate"),
-    ("trajectory", "stays_in_band"), ("equivalence", "map_difference"), ("assignment", "decided"), ("losses", "within_gate"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question, reason",
+    [
+        ("divergence", "diverges_nowhere"),
+        ("initialisation", "identical"),
+        ("data", "identical"),
+        ("lockstep", "within_gate"),
+        ("trajectory", "stays_in_band"),
+        ("equivalence", "map_difference"),
+        ("assignment", "decided"),
+        ("losses", "within_gate"),
+    ],
+)
 def test_sound_records_pass(sound, question, reason):
     found = answer(sound, question)
     assert found.verdict is Verdict.PASS and found.reason == reason, found.values
@@ -50,6 +60,7 @@ def test_sound_records_pass(sound, question, reason):
 def spoil_layer(number, way="forward", run="float64", error=1e-3):
     def change(fields, arrays):
         fields["layers"][number]["errors"][run][way]["l2"] = error
+
     return change
 
 
@@ -72,10 +83,12 @@ PHASE = synthetic.PHASES[0]
 
 def flip(at, name=BOXES):
     """One decision of the candidate comes out otherwise."""
+
     def change(fields, arrays):
         chosen = arrays[f"assignment/{name}"].copy()
         chosen[at] = 1 - chosen[at] if name == BOXES else 49
         arrays[f"assignment/{name}"] = chosen
+
     return change
 
 
@@ -100,7 +113,9 @@ def test_an_illegal_flip_fails_and_says_where_what_and_how_far(records):
     planted(records, "assignment", flip(synthetic.NEAR))
     found = planted(records, "assignment", flip((0, 3)))
     assert found.verdict is Verdict.FAIL and found.reason == "differs" and found.values["name"] == BOXES
-    assert "flipped at (0, 3)" in found.values["note"] and "floors" in found.values["note"] and "→" in found.values["note"]
+    assert (
+        "flipped at (0, 3)" in found.values["note"] and "floors" in found.values["note"] and "→" in found.values["note"]
+    )
     assert sorted(row.passed for row in rows_of(found, "flipped decision")) == [False, True]
 
 
@@ -115,18 +130,30 @@ def test_what_follows_a_legal_flip_is_legal_in_its_image_alone(records):
 def test_without_exact_scores_no_flip_is_legal(records):
     def forget(fields, arrays):
         del arrays[f"margin/{BOXES}"], arrays[f"option/{BOXES}"]
+
     planted(records, "assignment", forget, side="torch")
     assert answer(records, "assignment").verdict is Verdict.PASS
     found = planted(records, "assignment", flip(synthetic.NEAR))
     assert found.verdict is Verdict.FAIL and "no exact scores" in found.values["note"]
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda fields, arrays: arrays.pop(f"assignment/{BOXES}"), "missing"),
-    (lambda fields, arrays: arrays.update({"assignment/more": np.zeros(3, int)}), "left over"),
-    (lambda fields, arrays: arrays.update({f"assignment/{BOXES}": arrays[f"assignment/{BOXES}"].astype(np.int32)}), "int32"),
-    (lambda fields, arrays: arrays.update({f"assignment/{BOXES}": arrays[f"assignment/{BOXES}"][:, :49]}), "shape (2, 49)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda fields, arrays: arrays.pop(f"assignment/{BOXES}"), "missing"),
+        (lambda fields, arrays: arrays.update({"assignment/more": np.zeros(3, int)}), "left over"),
+        (
+            lambda fields, arrays: arrays.update(
+                {f"assignment/{BOXES}": arrays[f"assignment/{BOXES}"].astype(np.int32)}
+            ),
+            "int32",
+        ),
+        (
+            lambda fields, arrays: arrays.update({f"assignment/{BOXES}": arrays[f"assignment/{BOXES}"][:, :49]}),
+            "shape (2, 49)",
+        ),
+    ],
+)
 def test_decisions_that_can_not_be_compared_are_faults(records, change, said):
     found = planted(records, "assignment", change)
     assert found.verdict is Verdict.FAIL and found.reason == "fault" and said in found.values["note"]
@@ -135,6 +162,7 @@ def test_decisions_that_can_not_be_compared_are_faults(records, change, said):
 def test_margins_that_are_no_numbers_excuse_nothing(records):
     def spoil(fields, arrays):
         arrays[f"margin/{BOXES}"] = np.full_like(arrays[f"margin/{BOXES}"], np.nan)
+
     found = planted(records, "assignment", spoil, side="torch")
     assert found.verdict is Verdict.FAIL and "NaN" in found.values["note"]
 
@@ -156,6 +184,7 @@ def test_a_loss_that_is_wrong_in_float64_too_is_not_excused(records):
     def wrong(fields, arrays):
         for run in ("float32", "float64"):
             fields["losses"][PHASE][run]["loss_bbox"] *= 1.01
+
     planted(records, "losses", flip(synthetic.NEAR))
     assert planted(records, "losses", wrong).verdict is Verdict.FAIL
 
@@ -167,21 +196,28 @@ def test_the_published_side_is_judged_by_our_exact_scores(records):
     found = questions.QUESTIONS["assignment"][2](evidence, "published", "jittor")
     assert found.verdict is Verdict.PASS and found.values["flipped"] == 1
     synthetic.edit(records, "published", "loss", flip((0, 3)))
-    assert questions.QUESTIONS["assignment"][2](Evidence(records, synthetic.MODEL), "published", "jittor").verdict is Verdict.FAIL
+    assert (
+        questions.QUESTIONS["assignment"][2](Evidence(records, synthetic.MODEL), "published", "jittor").verdict
+        is Verdict.FAIL
+    )
 
 
 def lose(index):
     """The candidate has one detection less."""
+
     def change(fields, arrays):
         for run in ("float32", "float64"):
             arrays[f"{run}/detections"] = np.delete(arrays[f"{run}/detections"], index, 0)
+
     return change
 
 
 def near_miss(index, margin):
     """The reference's exact scores say how near a detection was to suppression."""
+
     def change(fields, arrays):
         arrays["near/detections"] = np.append(arrays["float64/detections"][index], margin)[None]
+
     return change
 
 
@@ -206,6 +242,7 @@ def test_a_detection_farther_from_suppression_may_not_be_lost(records, margin):
 def test_the_first_quantity_apart_is_named_with_mode_and_step(records):
     def change(fields, arrays):
         fields["native"]["steps"][1]["norms"]["float64"]["average"]["head.weight"] *= 1 + 1e-6
+
     found = planted(records, "lockstep", change)
     assert found.verdict is Verdict.FAIL and found.reason == "first_apart"
     assert (found.values["mode"], found.values["step"], found.values["kind"]) == ("native", 1, "average")
@@ -214,6 +251,7 @@ def test_the_first_quantity_apart_is_named_with_mode_and_step(records):
 def test_other_batches_are_named(records):
     def change(fields, arrays):
         fields["batches"] = fields["curves"]["batches"] = ["c" * 64]
+
     assert planted(records, "lockstep", change).values["name"] == "batches"
     assert answer(records, "trajectory").verdict is Verdict.FAIL
 
@@ -221,15 +259,23 @@ def test_other_batches_are_named(records):
 def test_a_run_that_leaves_the_band_fails(records):
     def change(fields, arrays):
         fields["curves"]["own"]["loss"][3] *= 1 + 1e-3
+
     found = planted(records, "trajectory", change)
     assert found.verdict is Verdict.FAIL and "leaves at step 3" in found.values["note"]
 
 
-@pytest.mark.parametrize("change", [
-    lambda fields, arrays: fields["curves"].update(off=fields["curves"]["own"]),  # a wrong rate that nobody sees
-    lambda fields, arrays: fields["curves"]["controls"][2]["loss"].__setitem__(1, 2.0),  # a control far from the others
-    lambda fields, arrays: [run["loss"].__setitem__(0, 3.0 + i) for i, run in enumerate(fields["curves"]["controls"])],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields, arrays: fields["curves"].update(off=fields["curves"]["own"]),  # a wrong rate that nobody sees
+        lambda fields, arrays: fields["curves"]["controls"][2]["loss"].__setitem__(
+            1, 2.0
+        ),  # a control far from the others
+        lambda fields, arrays: [
+            run["loss"].__setitem__(0, 3.0 + i) for i, run in enumerate(fields["curves"]["controls"])
+        ],
+    ],
+)
 def test_a_band_that_can_tell_nothing_is_neither_pass_nor_fail(records, change):
     found = planted(records, "trajectory", change, side="torch")
     assert found.verdict is Verdict.UNDERPOWERED and found.reason == "band_cannot_tell"
@@ -238,6 +284,7 @@ def test_a_band_that_can_tell_nothing_is_neither_pass_nor_fail(records, change):
 def test_nan_fails_whatever_the_band(records):
     def change(fields, arrays):
         fields["curves"]["own"]["loss"][0] = float("nan")
+
     assert planted(records, "trajectory", change).verdict is Verdict.FAIL
 
 
@@ -250,12 +297,15 @@ def test_too_few_controls_fail(records):
 def test_the_stage_at_which_the_data_differ_is_named(records):
     def change(fields, arrays):
         fields["data"][1][1]["result"] = fields["data"][2][1]["boxes 0"] = "4" * 64
+
     found = planted(records, "data", change)
     assert found.verdict is Verdict.FAIL and found.values["first"] == "image 0, 1: colours: result"
 
 
 def test_a_weight_that_starts_otherwise_is_named(records):
-    found = planted(records, "initialisation", lambda fields, arrays: fields["initial"].update({"head.weight": "b" * 64}))
+    found = planted(
+        records, "initialisation", lambda fields, arrays: fields["initial"].update({"head.weight": "b" * 64})
+    )
     assert found.verdict is Verdict.FAIL and "head.weight" in found.values["note"]
 
 
@@ -266,12 +316,15 @@ def miss(weights, share):
             hit = arrays[f"matches/{weights}/{label}/hit"].copy()
             hit[:, : int(share * synthetic.IMAGES)] = False
             arrays[f"matches/{weights}/{label}/hit"] = hit
+
     return change
 
 
 def test_a_detector_that_misses_half_is_different(records):
     found = planted(records, "equivalence", miss("common", 0.5))
-    assert found.verdict is Verdict.FAIL and found.values["outcome"] == "DIFFERENT" and found.values["difference"] < -0.1
+    assert (
+        found.verdict is Verdict.FAIL and found.values["outcome"] == "DIFFERENT" and found.values["difference"] < -0.1
+    )
 
 
 def test_own_weights_are_shown_not_judged(records):
@@ -287,5 +340,6 @@ def test_one_image_can_not_tell(records):
 def test_another_ground_truth_is_a_fault(records):
     def change(fields, arrays):
         arrays["matches/common/0/boxes"] = arrays["matches/common/0/boxes"] * 2
+
     found = planted(records, "equivalence", change)
     assert found.verdict is Verdict.FAIL and "ground truth" in found.values["note"]

@@ -36,15 +36,16 @@ def test_a_record_says_where_it_came_from(tmp_path):
     assert (found.run_id, found.side, found.provenance.seed) == ("toy/torch/forward", "torch", 7)
     assert found.fields["loss"] == float(np.float32(0.1))
     # FIPS 180-2, example B.1
-    assert found.provenance.inputs == {
-        str(source): "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    assert found.provenance.inputs == {str(source): "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
     assert found.provenance.versions["torch"] == "2.x" and found.provenance.cache_path == "/cache"
     assert found.provenance.peak_rss_mib > 10 and found.provenance.wall_seconds >= 0
 
 
 @settings(max_examples=25)
-@given(npst.arrays("uint32", npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
-       st.sampled_from(["float32", "int32", "uint32"]))
+@given(
+    npst.arrays("uint32", npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+    st.sampled_from(["float32", "int32", "uint32"]),
+)
 def test_arrays_come_back_bit_for_bit(tmp_path_factory, bits, dtype):
     array = bits.view(dtype)
     path = measured(tmp_path_factory.mktemp("records"), arrays={"a": array, "transposed": array.T})
@@ -58,7 +59,10 @@ def test_missing_numbers_are_words(tmp_path):
     path = measured(tmp_path, {"ap": math.nan, "losses": [math.inf, (np.float64(-np.inf),)], "lr": 1e-7})
     text = path.read_text()
     assert json.loads(text, parse_constant=pytest.fail)["fields"] == {
-        "ap": "NaN", "losses": ["Infinity", ["-Infinity"]], "lr": 1e-7}
+        "ap": "NaN",
+        "losses": ["Infinity", ["-Infinity"]],
+        "lr": 1e-7,
+    }
 
 
 def test_arrays_in_fields_are_refused(tmp_path):
@@ -84,7 +88,11 @@ def test_a_rerun_without_arrays_leaves_none_behind(tmp_path):
 def test_arrays_lie_in_the_file_as_safetensors_itself_writes_them(tmp_path):
     """They are streamed, so that a record's arrays are in memory once."""
     arrays = {f"{name} {index}": np.arange(index).astype(name) for name in record.TYPES for index in (3, 1, 0)}
-    arrays |= {"scalar": np.array(2.5), "\"é\"": np.ones((2, 3), np.float32).T, "strided": np.arange(12.0).reshape(3, 4)[:, ::2]}
+    arrays |= {
+        "scalar": np.array(2.5),
+        '"é"': np.ones((2, 3), np.float32).T,
+        "strided": np.arange(12.0).reshape(3, 4)[:, ::2],
+    }
     path = measured(tmp_path, arrays=arrays)
     whole = {name: np.array(array, order="C") for name, array in arrays.items()}
     assert path.with_suffix(".safetensors").read_bytes() == safetensors.numpy.save(whole)
@@ -118,8 +126,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_record(tmp_path):
 def test_a_killed_writer_leaves_the_earlier_file(tmp_path):
     target = tmp_path / "result.json"
     target.write_text("whole")
-    program = ("import os, signal, sys\nfrom lib.record import atomic\n"
-               "with atomic(sys.argv[1]) as t:\n t.write_text('ha'); os.kill(os.getpid(), signal.SIGKILL)")
+    program = (
+        "import os, signal, sys\nfrom lib.record import atomic\n"
+        "with atomic(sys.argv[1]) as t:\n t.write_text('ha'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
     result = subprocess.run([sys.executable, "-c", program, target], cwd=record.ROOT)
     assert result.returncode == -signal.SIGKILL and target.read_text() == "whole"
 
@@ -155,10 +165,17 @@ def lose_a_field(path):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("fault, message", [
-    (flip_a_bit, "a is not what"), (cut, "not valid JSON"), (drop_arrays, "can't be read"),
-    (os.remove, "can't be read"), (other_schema, "schema_version"), (lose_a_field, "provenance.command"),
-])
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (flip_a_bit, "a is not what"),
+        (cut, "not valid JSON"),
+        (drop_arrays, "can't be read"),
+        (os.remove, "can't be read"),
+        (other_schema, "schema_version"),
+        (lose_a_field, "provenance.command"),
+    ],
+)
 def test_a_damaged_record_is_one_line(tmp_path, fault, message):
     path = measured(tmp_path, arrays={"a": np.ones(3)})
     assert record.load_arrays(path).keys() == {"a"}

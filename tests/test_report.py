@@ -1,4 +1,5 @@
 """The report shows what the records hold, binds every number to its field, and needs no network."""
+
 import html
 import io
 import json
@@ -10,16 +11,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import synthetic_records as synthetic
 from PIL import Image
 
-import synthetic_records as synthetic
-from lib import figures, figures_alignment, figures_models, record, report, tables
+from lib import record, report
 from lib.alignment import questions
 from lib.alignment.rosetta import counts, topics
 from lib.alignment.rosetta.listing import Listing
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
 from lib.report import messages, pdf, pictures, themes, verify
+from lib.show import figures, figures_alignment, figures_models, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "90_compare.ipynb"
@@ -90,7 +92,10 @@ def test_headings_leave_out_no_level(page):
 def test_every_question_has_a_theme_and_words():
     assert set(questions.QUESTIONS) <= {question for members in themes.THEMES.values() for question in members}
     assert themes.grouped(["speed", "forward", "losses"]) == {
-        "theme_answers": ("forward",), "theme_learning": ("losses",), "theme_cost": ("speed",)}
+        "theme_answers": ("forward",),
+        "theme_learning": ("losses",),
+        "theme_cost": ("speed",),
+    }
     for language in messages.LANGUAGES.values():
         keys = {*questions.QUESTIONS, *(f"{question}_ask" for question in questions.QUESTIONS), *themes.THEMES}
         assert keys <= set(language.TEXTS)
@@ -110,8 +115,10 @@ def test_text_can_be_read_on_every_ground():
 
 def contrast(one: str, other: str) -> float:
     def light(colour: str) -> float:
-        parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-        return np.dot([0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts])
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return np.dot(
+            [0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        )
 
     low, high = sorted((light(one), light(other)))
     return (high + 0.05) / (low + 0.05)
@@ -125,6 +132,7 @@ def test_a_flipped_decision_is_listed_with_its_margin(judged, tmp_path, monkeypa
         chosen = arrays[f"assignment/{synthetic.CHOICES[0]}"].copy()
         chosen[synthetic.NEAR] = 1 - chosen[synthetic.NEAR]
         arrays[f"assignment/{synthetic.CHOICES[0]}"] = chosen
+
     synthetic.edit(folder, "jittor", "loss", flip)
     compared = questions.judge_records(folder, [synthetic.MODEL])
     flips = tables.flips(compared)
@@ -134,17 +142,21 @@ def test_a_flipped_decision_is_listed_with_its_margin(judged, tmp_path, monkeypa
     monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
     page = report.render(folder, tmp_path / "out", "quick", [synthetic.MODEL], language).html
     assert f"{synthetic.CHOICES[0]} at (1, 7)" in page.read_text() and said in page.read_text()
-    assert not [fault for checked in verify.verify(tmp_path / "out") for fault in checked.faults if "figure" not in fault]
+    assert not [
+        fault for checked in verify.verify(tmp_path / "out") for fault in checked.faults if "figure" not in fault
+    ]
 
 
 def test_failures_and_gaps_are_on_the_first_page(judged, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
     (folder / synthetic.MODEL / "jittor" / "train.json").unlink()
-    synthetic.edit(folder, "jittor", "loss", lambda fields, arrays: arrays.pop("float32/gradient/joint_epoch0/head.weight"))
+    synthetic.edit(
+        folder, "jittor", "loss", lambda fields, arrays: arrays.pop("float32/gradient/joint_epoch0/head.weight")
+    )
     compared = questions.judge_records(folder, [synthetic.MODEL])
-    assert tables.failures(compared) == [f"synthetic: gradients ({pair})" for pair in ("published-jittor", "torch-jittor")] + [
-        f"synthetic: step ({pair})" for pair in ("published-jittor", "torch-jittor")
-    ]
+    assert tables.failures(compared) == [
+        f"synthetic: gradients ({pair})" for pair in ("published-jittor", "torch-jittor")
+    ] + [f"synthetic: step ({pair})" for pair in ("published-jittor", "torch-jittor")]
     page = rendered(folder, tmp_path / "out", monkeypatch)
     summary = page.split('id="how"')[0]
     assert summary.count('class="badge fail" data-ref') == 4 and summary.count('class="badge not-run" data-ref') == 1
@@ -185,12 +197,18 @@ def test_probes_of_the_operators_are_counted(judged, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
     monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
     assert "No record of the probes" in rendered(folder, tmp_path / "out", monkeypatch)
-    native = [probe for probe in topics.PROBES if probe.backend is None and np.asarray(probe.reference()).dtype.kind == "f"][:2]
+    native = [
+        probe for probe in topics.PROBES if probe.backend is None and np.asarray(probe.reference()).dtype.kind == "f"
+    ][:2]
     for side, apart in (("torch", 0), ("jittor", 1)):
         right = (np.asarray(probe.reference()) + shift for probe, shift in zip(native, (0, apart)))
-        answers = ({"kind": "numbers", "shape": list(values.shape), "values": values.ravel().tolist()} for values in right)
-        probes = {probe.name: {"digest": Listing().digest(probe), "native": answer, "backend": None, "seconds": 0.0}
-                  for probe, answer in zip(native, answers)}
+        answers = (
+            {"kind": "numbers", "shape": list(values.shape), "values": values.ravel().tolist()} for values in right
+        )
+        probes = {
+            probe.name: {"digest": Listing().digest(probe), "native": answer, "backend": None, "seconds": 0.0}
+            for probe, answer in zip(native, answers)
+        }
         backend = SimpleNamespace(NAME=side, VERSION="0", device=lambda: "cpu", cache_path=lambda: None)
         with record.measure("rosetta", "all", folder, side=backend) as out:
             out.fields["probes"] = probes
@@ -246,16 +264,23 @@ IMAGE = np.zeros((32, 32, 3), np.uint8)
 BOX = np.array([[4.0, 4.0, 20.0, 20.0]])
 
 
-@pytest.mark.parametrize("draw", [
-    lambda: figures.box_sizes(SIZES),
-    lambda: figures.contact_sheet([IMAGE] * 3, [BOX] * 3, columns=2),
-    lambda: figures.assignment(IMAGE, BOX, np.array([[8.0, 8.0, 8.0], [16.0, 16.0, 8.0]]), np.array([1, 0])),
-    lambda: figures.feature_maps({"a": np.ones((1, 3, 4, 4)), "b": np.ones((1, 3, 2, 2))}),
-    lambda: figures.class_histogram({"train": [3, 1], "val": [1, 0]}, ["disc", "star"]),
-    lambda: figures_models.distributions(np.zeros((2, 4, 8))),
-    lambda: figures.learning_rate({"step": [0, 1, 2], "learning_rate": [0.0, 1.0, 0.5]}),
-    lambda: figures.bars({"conv": {"torch": 1.0, "jittor": 2.0}, "norm": {"torch": 0.5, "jittor": 0.2}}, "time (ms)", "Slowest operators."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.box_sizes(SIZES),
+        lambda: figures.contact_sheet([IMAGE] * 3, [BOX] * 3, columns=2),
+        lambda: figures.assignment(IMAGE, BOX, np.array([[8.0, 8.0, 8.0], [16.0, 16.0, 8.0]]), np.array([1, 0])),
+        lambda: figures.feature_maps({"a": np.ones((1, 3, 4, 4)), "b": np.ones((1, 3, 2, 2))}),
+        lambda: figures.class_histogram({"train": [3, 1], "val": [1, 0]}, ["disc", "star"]),
+        lambda: figures_models.distributions(np.zeros((2, 4, 8))),
+        lambda: figures.learning_rate({"step": [0, 1, 2], "learning_rate": [0.0, 1.0, 0.5]}),
+        lambda: figures.bars(
+            {"conv": {"torch": 1.0, "jittor": 2.0}, "norm": {"torch": 0.5, "jittor": 0.2}},
+            "time (ms)",
+            "Slowest operators.",
+        ),
+    ],
+)
 def test_figures_are_the_same_bytes_each_time_and_say_what_they_show(draw):
     first, second = draw(), draw()
     assert first == second and first.alt
@@ -270,6 +295,7 @@ def test_sides_differ_without_colour():
 
 def test_long_curves_become_a_small_picture():
     """Vectors while they are few, else a PNG of few colours: a report of three models stays below five megabytes."""
+
     def drawn(steps: int) -> figures.Picture:
         held = {"step": np.arange(steps), "loss": np.linspace(3, 1, steps) + np.sin(np.arange(steps))}
         return figures.loss_curves({"torch": held, "jittor": held})
@@ -283,7 +309,9 @@ def test_long_curves_become_a_small_picture():
 def test_a_framework_has_its_colour_in_every_figure():
     """The band's runs too: the run that is wrong on purpose is black."""
     runs = [1.0 + 1e-6 * np.random.default_rng(seed).standard_normal(8) for seed in range(LEAST)]
-    drawn = figures_alignment.trajectory("the loss", band(runs), {"PyTorch": runs[0], "rate off": 1.1 * runs[0], "Jittor": runs[1]})
+    drawn = figures_alignment.trajectory(
+        "the loss", band(runs), {"PyTorch": runs[0], "rate off": 1.1 * runs[0], "Jittor": runs[1]}
+    )
     shown = drawn.data.decode()
     assert all(figures.COLOURS[side] in shown for side in ("torch", "jittor"))
 
@@ -293,11 +321,25 @@ def test_tables_against_numpy():
     norms = tables.gradient_norms(arrays, "p/")
     assert norms.loc["body", "one"] == 5.0 and norms.loc["head", "two"] == 2.0 and np.isnan(norms.loc["head", "one"])
     held = {"assignment/joint/box": np.array([0, 0, 2, 2, 0, 1]), "option/joint/box": np.arange(3), "bn/x": np.zeros(3)}
-    held["margin/joint/box"] = np.where(held["assignment/joint/box"][:, None] == np.arange(3), 0, np.array([40, 3, 40.0]))
+    held["margin/joint/box"] = np.where(
+        held["assignment/joint/box"][:, None] == np.arange(3), 0, np.array([40, 3, 40.0])
+    )
     found = tables.decisions(held, {"joint/box": {"cost": 1e-6}})
-    assert found.loc[("joint", "box")].to_dict() == {"places": 6, "chosen": 3, "values": 3, "nearest, floors": 3,
-                                                     "below the gate": 5, "floors of": "cost 1e-06"}
-    fields = {"state": [["body.w", [2, 3], "float32", "param", ""], ["body.m", [3], "float32", "buffer", ""], ["head.w", [], "float32", "param", ""]]}
+    assert found.loc[("joint", "box")].to_dict() == {
+        "places": 6,
+        "chosen": 3,
+        "values": 3,
+        "nearest, floors": 3,
+        "below the gate": 5,
+        "floors of": "cost 1e-06",
+    }
+    fields = {
+        "state": [
+            ["body.w", [2, 3], "float32", "param", ""],
+            ["body.m", [3], "float32", "buffer", ""],
+            ["head.w", [], "float32", "param", ""],
+        ]
+    }
     assert tables.state(fields).loc["body", ["entries", "param", "buffer"]].tolist() == [2, 6, 3]
     assert tables.state(fields).loc["head", ["entries", "param", "buffer"]].tolist() == [1, 1, 0]
     assert tables.text(4330904) == "4\u2009330\u2009904" and tables.text(0.000123456) == "0.0001235"
@@ -308,6 +350,7 @@ def test_both_environments_pin_the_same_numpy():
 
 
 # --------------------------------------------------------------------------------------------------------- notebook
+
 
 def run_notebook(records: Path, out: Path) -> dict:
     """Execute the code cells of 90_compare in this process with the parameters replaced."""
@@ -326,7 +369,12 @@ def test_the_notebook_renders_and_goes_red_on_a_fail(judged, tmp_path, monkeypat
     assert run_notebook(folder, tmp_path / "green")["failed"] == []
     said = capsys.readouterr().out
     assert said.startswith("PASS ") and "FAIL" not in said and "NOT RUN" not in said
-    synthetic.edit(folder, "jittor", "loss", lambda fields, arrays: fields["losses"]["joint_epoch0"]["float32"].update(loss_bbox=2.0))
+    synthetic.edit(
+        folder,
+        "jittor",
+        "loss",
+        lambda fields, arrays: fields["losses"]["joint_epoch0"]["float32"].update(loss_bbox=2.0),
+    )
     with pytest.raises(AssertionError, match=r"losses \(torch-jittor\)"):
         run_notebook(folder, tmp_path / "red")
     assert (tmp_path / "red" / "index.html").exists(), "the report is there before the batch run goes red"

@@ -1,20 +1,25 @@
 """What stands beside the verdicts is bound to its records, or says that it was not run; the first page counts what there is."""
+
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-
 import synthetic_records as synthetic
-from lib import report, starts
+
+from lib import report
 from lib.alignment import questions
 from lib.alignment.evidence import Evidence
 from lib.record import measure
 from lib.report import beside, handin, pdf, pictures, verify
 from lib.report.messages import LANGUAGES, Messages
 from lib.report.page import _worst
+from lib.training import starts
 
-FOUR = {"ImageNet start": ({"AP": 0.01, "AP50": 0.02}, {"AP": 0.31, "AP50": 0.52}), "fine-tuned": ({"AP": 0.03, "AP50": 0.04}, {"AP": 0.33, "AP50": 0.54})}
+FOUR = {
+    "ImageNet start": ({"AP": 0.01, "AP50": 0.02}, {"AP": 0.31, "AP50": 0.52}),
+    "fine-tuned": ({"AP": 0.03, "AP50": 0.04}, {"AP": 0.33, "AP50": 0.54}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def test_all_stands_there_and_is_believed(folder, language):
     for name in beside.COST:
         assert f'data-ref="synthetic/jittor/divergence#/fields/cost/{name}"' in speed
     assert words["starts"] in training and words["loader"] in speed and words["engine"] in speed
-    checked, = verify.verify(folder)
+    (checked,) = verify.verify(folder)
     assert checked.faults == ()
 
 
@@ -67,7 +72,7 @@ def test_a_number_beside_can_not_be_edited(folder):
     ref = "synthetic/jittor/divergence#/fields/cost/times_plain"
     cell = re.search(rf'<data value="2.0" data-ref="{ref}">2</data>', section(page, "speed"))[0]
     path.write_text(page.replace(cell, cell.replace(">2<", ">1<")))
-    checked, = verify.verify(folder)
+    (checked,) = verify.verify(folder)
     assert any("times_plain says '2'" in fault for fault in checked.faults)
 
 
@@ -76,13 +81,13 @@ def test_starts_are_called_as_the_training_calls_them():
 
 
 def test_what_was_not_trained_is_said_in_one_line(folder):
-    table, = held(folder, "training")
+    (table,) = held(folder, "training")
     assert len(table.rows) == 2 and plain(table.rows[1][0]) == "fresh weights, after"
     assert table.gap.startswith("ImageNet start, fine-tuned.") and "0.24" in plain(table.rows[1][1])
     assert held(folder, "training", "zh")[0].gap.startswith("ImageNet 起点、微调。")
     for side in ("torch", "jittor"):
         (folder / "records" / synthetic.MODEL / side / "train.json").unlink()
-    table, = held(folder, "training")
+    (table,) = held(folder, "training")
     assert table.rows == () and table.gap.startswith("fresh weights, ImageNet start, fine-tuned.")
 
 
@@ -90,7 +95,7 @@ def test_the_four_runs_stand_side_by_side(folder):
     """Before and after from both starts; what one framework has not run is said in its cells."""
     numbers = {name: {"before": before, "after": after, "evaluations": []} for name, (before, after) in FOUR.items()}
     synthetic.edit(folder / "records", "torch", "train", lambda fields, arrays: fields["starts"].update(numbers))
-    table, = held(folder, "training")
+    (table,) = held(folder, "training")
     assert table.gap is None and len(table.rows) == 1 + 1 + 4
     cells = {plain(name): [plain(cell) for cell in row] for name, *row in table.rows}
     assert cells["ImageNet start, before"] == ["0.01", "0.02", "NOT RUN", "NOT RUN"]
@@ -104,7 +109,10 @@ def test_the_loader_is_told_for_the_recipe_of_the_model(folder):
         out.fields["loader_images_per_second"] = rates
     shutil.copytree(folder / "records" / synthetic.MODEL, folder / "records" / "gold-yolo-n")
     loader, _ = held(folder, "speed", model="gold-yolo-n")
-    assert "445.3" in plain(loader.lead) and 'data-ref="all/none/data#/fields/loader_images_per_second/gold_yolo"' in loader.lead
+    assert (
+        "445.3" in plain(loader.lead)
+        and 'data-ref="all/none/data#/fields/loader_images_per_second/gold_yolo"' in loader.lead
+    )
     assert "was not measured" in held(folder, "speed")[0].lead and "未测量" in held(folder, "speed", "zh")[0].lead
     assert [plain(row[1]) for row in loader.rows[1:]] == ["5.1", "0.5", "0.007519"]
 
@@ -159,7 +167,10 @@ def test_a_port_of_the_user_has_no_columns_of_a_published_side(folder):
     page = report.render(folder / "records", folder, "mine", ["mine"]).html.read_text().split('id="how"')[0]
     table = plain(re.search(r'<table class="matrix">.*?</table>', page, re.S)[0])
     assert "PyTorch ↔ Jittor" in table and "Published" not in table
-    assert "AP, each its own training PyTorch NOT RUN , Jittor NOT RUN" in table and "Time, Jittor / PyTorch NOT RUN" in table
+    assert (
+        "AP, each its own training PyTorch NOT RUN , Jittor NOT RUN" in table
+        and "Time, Jittor / PyTorch NOT RUN" in table
+    )
 
 
 def test_a_count_can_not_be_left_out(folder):
@@ -181,8 +192,16 @@ def test_rows_that_are_not_judged_make_way_for_those_that_are():
     def row(what: str, ratio: float, passed: bool | None) -> dict:
         return {"what": what, "ratio": ratio, "passed": passed}
 
-    rows = [row("a", 0.9, None), row("a", 0.2, True), row("a", 0.1, True), row("b", 0.5, None), row("b", 0.4, None), row("c", 2.0, False),
-            row("c", 3.0, False), row("c", 0.1, True)]  # fmt: skip
+    rows = [
+        row("a", 0.9, None),
+        row("a", 0.2, True),
+        row("a", 0.1, True),
+        row("b", 0.5, None),
+        row("b", 0.4, None),
+        row("c", 2.0, False),
+        row("c", 3.0, False),
+        row("c", 0.1, True),
+    ]
     assert [index for index, _ in _worst(list(enumerate(rows)))] == [6, 5, 1, 3]
 
 

@@ -1,12 +1,13 @@
 """`python -m lib verify` believes a report that says what its records say, and finds one digit that does not."""
+
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-
 import synthetic_records as synthetic
+
 from lib import __main__ as command_line
 from lib import record, report
 from lib.alignment import questions
@@ -66,7 +67,7 @@ def edit(folder: Path, pattern: str, replacement: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_report_as_rendered_is_believed(made, language):
-    checked, = verify.verify(made / language)
+    (checked,) = verify.verify(made / language)
     assert checked.faults == ()
     assert checked.numbers > 200 and checked.names > 100 and checked.figures >= 7
     assert checked.records == len(list((made / language / "records").rglob("*.json")))
@@ -74,33 +75,59 @@ def test_a_report_as_rendered_is_believed(made, language):
 
 def test_both_languages_show_the_same_numbers(made):
     """The same references with the same values, in whatever order a sentence has them."""
+
     def numbers(language: str) -> list[tuple[str, str]]:
-        return sorted(re.findall(r'<data value="([^"]*)" data-ref="([^"]*)"', (made / language / "index.html").read_text()))
+        return sorted(
+            re.findall(r'<data value="([^"]*)" data-ref="([^"]*)"', (made / language / "index.html").read_text())
+        )
 
     assert numbers("en") == numbers("zh")
 
 
-@pytest.mark.parametrize("planted, pattern, replacement, seen", [
-    ("a digit of a shown number", r'(data-ref="[^"]*/error">\d*\.?\d*)\d(\D)', r"\g<1>7777\2", "the page says"),
-    ("the value behind a shown number", r'<data value="\d([^"]*" data-ref="[^"]*/error")', r'<data value="77\1', "the value of"),
-    ("a count of verdicts", r'(data-count="PASS"[^>]*>)\d+', r"\g<1>99", "the page says '99'"),
-    ("a reference to another field", r'data-ref="([^"]*/rows/\d+)/3"', r'data-ref="\1/4"', "leads to"),
-    ("a moment", r'(/started">20)\d\d', r"\g<1>99", "the page says '2099"),
-    ("a commit", r'(versions/published">)\w', r"\1#", "the page says"),
-    ("a name", r'(rows/\d+/0">)(\w)', r"\1x\2", "the page says"),
-    ("a verdict's word", r'(class="badge pass" data-ref="[^"]*">)PASS', r"\1FAIL", "says 'PASS'"),
-    ("a verdict's look", r'class="badge pass"', r'class="badge fail"', "looks like another verdict"),
-    ("a number in a sentence", r"How to read this</h2>\n<p>", "How to read this</h2>\n<p>On 42 machines. ", "'42' is bound to no record"),
-    ("a number beside a bound one", r"(</data></a>)", r"\g<1>5", "is bound to no record"),
-    ("a number bound to nothing", r'<data value="(\d+)" data-ref="[^"]*"', r'<data value="\1"', "is bound to no record"),
-    ("a record that is not there", r'data-ref="synthetic/torch/', 'data-ref="other/torch/', "the record is missing"),
-    ("a field that is not there", r'(data-ref="synthetic/torch/[^"]*)"', r'\1/more"', "no field"),
-    ("a link to another record", r'(class="ref" href="#record-synthetic-)none', r"\1torch", "leads to"),
-    ("a figure", r'(data:image/svg\+xml;base64,.{2000})\w', r"\1A", "not what the records draw"),
-    ("what stands for a figure", r'(<img alt=")', r"\1No. ", "not what the records draw"),
-    ("a figure of no question", r'data-figure="', 'data-figure="other-', "figure"),
-    ("a script", r"</main>", "<script>1</script></main>", "runs a script"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "planted, pattern, replacement, seen",
+    [
+        ("a digit of a shown number", r'(data-ref="[^"]*/error">\d*\.?\d*)\d(\D)', r"\g<1>7777\2", "the page says"),
+        (
+            "the value behind a shown number",
+            r'<data value="\d([^"]*" data-ref="[^"]*/error")',
+            r'<data value="77\1',
+            "the value of",
+        ),
+        ("a count of verdicts", r'(data-count="PASS"[^>]*>)\d+', r"\g<1>99", "the page says '99'"),
+        ("a reference to another field", r'data-ref="([^"]*/rows/\d+)/3"', r'data-ref="\1/4"', "leads to"),
+        ("a moment", r'(/started">20)\d\d', r"\g<1>99", "the page says '2099"),
+        ("a commit", r'(versions/published">)\w', r"\1#", "the page says"),
+        ("a name", r'(rows/\d+/0">)(\w)', r"\1x\2", "the page says"),
+        ("a verdict's word", r'(class="badge pass" data-ref="[^"]*">)PASS', r"\1FAIL", "says 'PASS'"),
+        ("a verdict's look", r'class="badge pass"', r'class="badge fail"', "looks like another verdict"),
+        (
+            "a number in a sentence",
+            r"How to read this</h2>\n<p>",
+            "How to read this</h2>\n<p>On 42 machines. ",
+            "'42' is bound to no record",
+        ),
+        ("a number beside a bound one", r"(</data></a>)", r"\g<1>5", "is bound to no record"),
+        (
+            "a number bound to nothing",
+            r'<data value="(\d+)" data-ref="[^"]*"',
+            r'<data value="\1"',
+            "is bound to no record",
+        ),
+        (
+            "a record that is not there",
+            r'data-ref="synthetic/torch/',
+            'data-ref="other/torch/',
+            "the record is missing",
+        ),
+        ("a field that is not there", r'(data-ref="synthetic/torch/[^"]*)"', r'\1/more"', "no field"),
+        ("a link to another record", r'(class="ref" href="#record-synthetic-)none', r"\1torch", "leads to"),
+        ("a figure", r"(data:image/svg\+xml;base64,.{2000})\w", r"\1A", "not what the records draw"),
+        ("what stands for a figure", r'(<img alt=")', r"\1No. ", "not what the records draw"),
+        ("a figure of no question", r'data-figure="', 'data-figure="other-', "figure"),
+        ("a script", r"</main>", "<script>1</script></main>", "runs a script"),
+    ],
+)
 def test_one_edit_is_found(copy, planted, pattern, replacement, seen):
     edit(copy, pattern, replacement)
     found = faults(copy)
@@ -111,7 +138,11 @@ def test_a_verdict_that_is_left_out_is_found(copy):
     page = copy / "index.html"
     verdicts = record.read(copy / "records" / COMPARE).fields["verdicts"]
     left_out = next(i for i, verdict in enumerate(verdicts) if verdict["question"] == "forward")
-    page.write_text(re.sub(rf'<span class="badge \w+" data-ref="[^"]*/verdicts/{left_out}/verdict">\w+</span>', "", page.read_text()))
+    page.write_text(
+        re.sub(
+            rf'<span class="badge \w+" data-ref="[^"]*/verdicts/{left_out}/verdict">\w+</span>', "", page.read_text()
+        )
+    )
     assert any("leaves out the verdict on forward" in fault for fault in faults(copy))
 
 
@@ -123,7 +154,9 @@ def test_a_missing_record_is_found(copy, name):
 
 def test_a_record_that_was_edited_later_is_found_though_nothing_of_it_is_shown(copy):
     synthetic.edit(copy / "records", "jittor", "train", lambda fields, arrays: fields.update(batches_sha256="c" * 64))
-    assert faults(copy) == ("synthetic/jittor/train: the record changed after synthetic/none/compare was made from it; compare again",)
+    assert faults(copy) == (
+        "synthetic/jittor/train: the record changed after synthetic/none/compare was made from it; compare again",
+    )
 
 
 def test_arrays_that_are_not_their_record_s_are_found(copy):
@@ -182,6 +215,7 @@ def test_a_folder_without_a_report_is_a_clear_error(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------- languages
 
+
 def placeholders(text: str) -> list[str]:
     return sorted(set(re.findall(r"\{(\w+)\}", text)))
 
@@ -193,8 +227,13 @@ def test_the_catalogues_have_the_same_keys_and_placeholders():
 
 
 def test_every_question_has_its_words():
-    missing = [f"{name}: {key}" for name in LANGUAGES for question in questions.QUESTIONS for key in (question, f"{question}_ask")
-               if key not in LANGUAGES[name].TEXTS]  # fmt: skip
+    missing = [
+        f"{name}: {key}"
+        for name in LANGUAGES
+        for question in questions.QUESTIONS
+        for key in (question, f"{question}_ask")
+        if key not in LANGUAGES[name].TEXTS
+    ]
     assert not missing
 
 
@@ -225,13 +264,24 @@ def test_records_named_by_hand_do_not_lead_out_of_the_folder(made):
 
     with pytest.raises(UserError, match="missing"):
         Fields(made / "en" / "records")["../../secret#/fields/x"]
-    assert record.read(made / "en" / "records" / COMPARE).fields["k"] == Fields(made / "en" / "records")[f"{COMPARE[:-5]}#/fields/k"]
+    assert (
+        record.read(made / "en" / "records" / COMPARE).fields["k"]
+        == Fields(made / "en" / "records")[f"{COMPARE[:-5]}#/fields/k"]
+    )
 
 
-GAPS = [{"stage": "train", "model": "m", "side": "jittor", "why": "code cell 5 ('x = 3'): the kernel died of signal 9 (SIGKILL)",
-         "see": "notebooks/m/jittor/60_train.failed.ipynb", "waits_for": ""},
-        {"stage": "evaluate", "model": "m", "side": "torch", "why": "", "see": "", "waits_for": "m/jittor/train"},
-        {"stage": "loss", "model": "m", "side": "torch", "why": "", "see": "", "waits_for": ""}]  # fmt: skip
+GAPS = [
+    {
+        "stage": "train",
+        "model": "m",
+        "side": "jittor",
+        "why": "code cell 5 ('x = 3'): the kernel died of signal 9 (SIGKILL)",
+        "see": "notebooks/m/jittor/60_train.failed.ipynb",
+        "waits_for": "",
+    },
+    {"stage": "evaluate", "model": "m", "side": "torch", "why": "", "see": "", "waits_for": "m/jittor/train"},
+    {"stage": "loss", "model": "m", "side": "torch", "why": "", "see": "", "waits_for": ""},
+]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

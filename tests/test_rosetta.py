@@ -1,4 +1,5 @@
 """The probes of the migration notebook and their verdicts; what needs one framework says so, the rest runs in both."""
+
 import copy
 from collections import Counter
 from dataclasses import replace
@@ -18,20 +19,64 @@ LISTING = Listing()
 
 # Differences between the frameworks that must be seen, and that the backend must mend.
 MENDED = (
-    "type of a float64 array", "integers beyond 32 bits", "sum of uint8", "Python number in float64", "shape of a full sum",
-    "floor division of integers", "remainder of integers", "precision of a sum", "mean of nothing", "saturated sigmoid",
-    "argmax", "abs at 0", "clamp at its bounds", "ties of maximum(a, b)", "after eval()", "built under no_grad",
-    "batch norm's running variance", "batch norm far from zero", "layer norm far from zero", "mode of interpolate by default",
-    "scale factor on an odd size", "a window as large as the map", "adaptive average pooling", "padding row of an embedding",
-    "what is trained", "a tensor as an attribute", "names of the state", "loading another shape", "accumulated gradients",
+    "type of a float64 array",
+    "integers beyond 32 bits",
+    "sum of uint8",
+    "Python number in float64",
+    "shape of a full sum",
+    "floor division of integers",
+    "remainder of integers",
+    "precision of a sum",
+    "mean of nothing",
+    "saturated sigmoid",
+    "argmax",
+    "abs at 0",
+    "clamp at its bounds",
+    "ties of maximum(a, b)",
+    "after eval()",
+    "built under no_grad",
+    "batch norm's running variance",
+    "batch norm far from zero",
+    "layer norm far from zero",
+    "mode of interpolate by default",
+    "scale factor on an odd size",
+    "a window as large as the map",
+    "adaptive average pooling",
+    "padding row of an embedding",
+    "what is trained",
+    "a tensor as an attribute",
+    "names of the state",
+    "loading another shape",
+    "accumulated gradients",
 )
 # Differences that no backend mends.
 DIFFERENT = (
-    "rounding of halves", "subnormal numbers", "variance by default", "deviation of a constant", "max along an axis", "stop_grad",
-    "binary cross entropy at the ends", "cross entropy's label out of range", "when work is done", "random stream",
-    "format of save", "AdamW's decay by default", "cosine schedule", "nms at the legacy + 1",
+    "rounding of halves",
+    "subnormal numbers",
+    "variance by default",
+    "deviation of a constant",
+    "max along an axis",
+    "stop_grad",
+    "binary cross entropy at the ends",
+    "cross entropy's label out of range",
+    "when work is done",
+    "random stream",
+    "format of save",
+    "AdamW's decay by default",
+    "cosine schedule",
+    "nms at the legacy + 1",
 )
-SAME = ("sigmoid", "GELU", "gather", "relu at 0", "AdamW", "step schedule", "one_hot", "eps of the norms", "nearest from 3 to 7")
+SAME = (
+    "sigmoid",
+    "GELU",
+    "gather",
+    "relu at 0",
+    "AdamW",
+    "step schedule",
+    "one_hot",
+    "eps of the norms",
+    "nearest from 3 to 7",
+)
 
 
 def recorded(probe, **altered):
@@ -82,7 +127,10 @@ def test_a_changed_answer_is_different_and_a_missing_side_unknown(name):
         alone = {side: recorded(probe)[side]}
         assert judge(probe, alone, "d").verdict == Verdict.UNKNOWN
     raised = {"kind": "raised", "values": ["RuntimeError: no such operator"]}
-    assert judge(probe, recorded(probe, jittor_native=raised), "d").reason == "jittor, native: RuntimeError: no such operator"
+    assert (
+        judge(probe, recorded(probe, jittor_native=raised), "d").reason
+        == "jittor, native: RuntimeError: no such operator"
+    )
     assert judge(probe, recorded(probe), "another version").verdict == Verdict.UNKNOWN
     assert judge(probe, {}, "d").verdict == Verdict.UNKNOWN
 
@@ -103,8 +151,8 @@ def test_agreement_is_never_fooled():
     assert not agree(nan, np.ones(2), np.inf)
     assert not agree(np.array([np.inf]), np.array([-np.inf]), np.inf)
     assert not agree(np.array([np.inf]), np.array([1e38]), np.inf)
-    assert not agree(np.ones(3), np.ones(1), 1.0)             # broadcast
-    assert not agree(np.ones((2, 3)), np.ones((3, 2)), 1.0)   # transposed
+    assert not agree(np.ones(3), np.ones(1), 1.0)  # broadcast
+    assert not agree(np.ones((2, 3)), np.ones((3, 2)), 1.0)  # transposed
     assert not agree(np.zeros(0), np.ones(1), 1.0) and agree(np.zeros(0), np.zeros(0), 0.0)
     assert not agree(np.array(["1.0"]), np.array([1.0]), 1.0)
     assert not agree(np.array([2**53]), np.array([2**53 + 1]), 5.0)
@@ -132,7 +180,10 @@ def test_a_probe_that_raises_keeps_its_message_and_others_go_on(tmp_path):
 
 
 def test_one_side_is_recorded_and_shown(tmp_path):
-    few = [PROBES[name] for name in ("type of an int64 array", "abs at 0", "exponential schedule", "truth of several values")]
+    few = [
+        PROBES[name]
+        for name in ("type of an int64 array", "abs at 0", "exponential schedule", "truth of several values")
+    ]
     measure.run(few, tmp_path)
     sheet = Sheet(few, tmp_path)
     assert set(sheet.records) == {backend.NAME}
@@ -146,7 +197,9 @@ def test_one_side_is_recorded_and_shown(tmp_path):
 
 
 def test_verdicts_need_no_framework():
-    imported = child("import sys; from lib.alignment.rosetta import sheet, topics; print({'torch', 'jittor'} & set(sys.modules))")
+    imported = child(
+        "import sys; from lib.alignment.rosetta import sheet, topics; print({'torch', 'jittor'} & set(sys.modules))"
+    )
     assert imported == "set()"
 
 
@@ -189,8 +242,11 @@ def verdict_here(name):
 
 
 @pytest.mark.skipif(backend.NAME == "torch", reason="asks what Jittor answers")
-@pytest.mark.parametrize("names, verdict", [(MENDED, Verdict.MENDED), (DIFFERENT, Verdict.DIFFERENT), (SAME, Verdict.SAME)],
-                         ids=["mended", "different", "same"])
+@pytest.mark.parametrize(
+    "names, verdict",
+    [(MENDED, Verdict.MENDED), (DIFFERENT, Verdict.DIFFERENT), (SAME, Verdict.SAME)],
+    ids=["mended", "different", "same"],
+)
 def test_known_differences_are_seen_and_mended(names, verdict):
     found = {name: verdict_here(name) for name in names}
     assert {name: finding for name, finding in found.items() if finding.verdict != verdict} == {}

@@ -1,5 +1,6 @@
 """RT-DETR's matcher and criterion by their rules, and on targets at the edge of what they are for; runs in both
 environments."""
+
 from itertools import permutations
 
 import numpy as np
@@ -9,14 +10,14 @@ from hypothesis import strategies as st
 from rt_detr_cases import NAME
 
 from lib import backend, losses, models
-from lib.boxes import sigmoid
+from lib.data.boxes import sigmoid
 from lib.errors import UserError
 from lib.losses.rt_detr import giou_loss
 from lib.losses.rt_detr_matcher import costs, giou, iou, match, second_best_gap
 from lib.models.rt_detr_denoising import corners
 from lib.models.step import Step
 
-SIZE = (96, 64)     # height, width
+SIZE = (96, 64)  # height, width
 
 
 def prediction(rng, q, k, n=1):
@@ -38,7 +39,7 @@ def floats(scalars):
 
 # ------------------------------------------------------------------------------------------------------- matcher
 @settings(max_examples=40)
-@given(st.integers(0, 2 ** 32 - 1), st.integers(1, 5), st.integers(1, 5))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 5))
 def test_matching_is_the_cheapest_of_all_and_the_gap_that_to_the_next(seed, q, g):
     rng = np.random.default_rng(seed)
     predicted = prediction(rng, q, 3)
@@ -47,7 +48,9 @@ def test_matching_is_the_cheapest_of_all_and_the_gap_that_to_the_next(seed, q, g
     if q >= g:
         totals = sorted(sum(cost[row, column] for column, row in enumerate(rows)) for rows in permutations(range(q), g))
     else:
-        totals = sorted(sum(cost[row, column] for row, column in enumerate(columns)) for columns in permutations(range(g), q))
+        totals = sorted(
+            sum(cost[row, column] for row, column in enumerate(columns)) for columns in permutations(range(g), q)
+        )
     found = match(predicted["pred_logits"][0], predicted["pred_boxes"][0], labels, boxes)
     assert cost[found.queries, found.boxes].sum() == pytest.approx(totals[0])
     assert len(found.queries) == min(q, g) and (np.diff(found.queries) > 0).all()
@@ -55,15 +58,19 @@ def test_matching_is_the_cheapest_of_all_and_the_gap_that_to_the_next(seed, q, g
 
 
 def test_one_cost_by_hand():
-    logits, box, other = np.asarray([[0.3, -1.2]]), np.asarray([[0.5, 0.5, 0.2, 0.4]]), np.asarray([[0.6, 0.5, 0.2, 0.4]])
+    logits, box, other = (
+        np.asarray([[0.3, -1.2]]),
+        np.asarray([[0.5, 0.5, 0.2, 0.4]]),
+        np.asarray([[0.6, 0.5, 0.2, 0.4]]),
+    )
     p = 1 / (1 + np.exp(1.2))
-    classes = 0.25 * (1 - p) ** 2 * -np.log(p + 1e-8) - 0.75 * p ** 2 * -np.log(1 - p + 1e-8)
-    third = 0.1 * 0.4 / (0.3 * 0.4)     # half of each box overlaps
+    classes = 0.25 * (1 - p) ** 2 * -np.log(p + 1e-8) - 0.75 * p**2 * -np.log(1 - p + 1e-8)
+    third = 0.1 * 0.4 / (0.3 * 0.4)  # half of each box overlaps
     assert costs(logits, box, np.asarray([1]), other)[0, 0] == pytest.approx(2 * classes + 5 * 0.1 - 2 * third)
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 2 ** 32 - 1))
+@given(st.integers(0, 2**32 - 1))
 def test_giou_of_loss_and_matcher_agree_and_keep_their_bounds(seed):
     rng = np.random.default_rng(seed)
     first, second = (prediction(rng, 9, 1)["pred_boxes"][0] for _ in range(2))
@@ -86,15 +93,20 @@ def test_losses_by_the_rule():
     true = np.asarray([[21.5 / 64, 27 / 96, 37 / 64, 46 / 96], [40 / 64, 60 / 96, 40 / 64, 60 / 96]])
     pairs = match(logits, boxes, np.asarray([2, 0]), true)
     chance = sigmoid(logits)
-    shares, weights = np.zeros_like(logits), 0.75 * chance ** 2
+    shares, weights = np.zeros_like(logits), 0.75 * chance**2
     for query, box in zip(pairs.queries, pairs.boxes):
         at = query, (2, 0)[box]
         shares[at] = weights[at] = iou(boxes[query], true[box])
     entropy = -(shares * np.log(chance) + (1 - shares) * np.log(1 - chance))
     matched, own = boxes[pairs.queries], true[pairs.boxes]
-    assert floats(criterion(tensors(predicted), given_targets, image_size=SIZE)) == pytest.approx({
-        "loss_vfl": (weights * entropy).sum() / 2, "loss_bbox": 5 * np.abs(matched - own).sum() / 2,
-        "loss_giou": 2 * (1 - giou(matched, own)).sum() / 2}, rel=1e-9)
+    assert floats(criterion(tensors(predicted), given_targets, image_size=SIZE)) == pytest.approx(
+        {
+            "loss_vfl": (weights * entropy).sum() / 2,
+            "loss_bbox": 5 * np.abs(matched - own).sum() / 2,
+            "loss_giou": 2 * (1 - giou(matched, own)).sum() / 2,
+        },
+        rel=1e-9,
+    )
 
 
 def test_iou_and_weights_have_no_gradient():
@@ -114,7 +126,10 @@ EDGES = {
     "no boxes at all": [target([], []), target([], [])],
     "one empty image": [target([], []), target([[5, 5, 30, 40]], [1])],
     "one box each": [target([[1, 1, 60, 90]], [0]), target([[5, 5, 30, 40]], [1])],
-    "boxes outside the image": [target([[-50, -20, -10, -5], [70, 100, 90, 120]], [0, 1]), target([[-9, -9, 99, 99]], [2])],
+    "boxes outside the image": [
+        target([[-50, -20, -10, -5], [70, 100, 90, 120]], [0, 1]),
+        target([[-9, -9, 99, 99]], [2]),
+    ],
     "boxes without area": [target([[10, 10, 10, 10], [5, 5, 5, 30]], [0, 1]), target([[64, 96, 64, 96]], [2])],
     "equal boxes": [target([[5, 5, 30, 40]] * 3, [1, 1, 2]), target([[5, 5, 30, 40]] * 2, [0, 0])],
     "more boxes than queries": [target(np.tile([[5, 5, 30, 40]], (130, 1)), [1] * 130), target([[5, 5, 30, 40]], [1])],
@@ -132,7 +147,7 @@ def test_edge_cases_train_with_finite_losses_and_gradients(model, edge):
     model.step = Step(random=np.random.default_rng(1), targets=given_targets)
     images = np.random.default_rng(2).random((2, 3, *SIZE), np.float32)
     outputs = model(backend.tensor(images))
-    assert outputs["pred_boxes"].shape[1] == 126     # as many tokens as the map has: fewer than 300, and than 130 boxes
+    assert outputs["pred_boxes"].shape[1] == 126  # as many tokens as the map has: fewer than 300, and than 130 boxes
     boxes = sum(len(t["labels"]) for t in given_targets)
     assert ("dn_meta" in outputs) == (boxes > 0)
     criterion = losses.build(NAME, 3)
@@ -165,7 +180,10 @@ def test_a_fresh_model_ties_where_truth_and_noise_are_cut_at_the_edge(model):
 
 
 def test_two_boxes_without_area_give_no_nan():
-    nothing = {"pred_logits": np.zeros((1, 2, 3)), "pred_boxes": np.asarray([[[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.0, 0.0]]])}
+    nothing = {
+        "pred_logits": np.zeros((1, 2, 3)),
+        "pred_boxes": np.asarray([[[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.0, 0.0]]]),
+    }
     leaves = {key: backend.nn.Parameter(backend.tensor(value)) for key, value in nothing.items()}
     scalars = losses.build(NAME, 3)(leaves, [target([[32, 48, 32, 48]], [1])], image_size=SIZE)
     assert np.isfinite(list(floats(scalars).values())).all()
@@ -173,10 +191,15 @@ def test_two_boxes_without_area_give_no_nan():
     assert all(np.isfinite(backend.numpy(gradient)).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (target([[30, 5, 5, 40]], [1]), r"image 1 .*\[30.0, 5.0, 5.0, 40.0\]"), (target([[5, 5, np.nan, 40]], [1]), "finite"),
-    (target([[5, 5, 30, 40]], [3]), "labels .*0 to 2"), (target([[5, 5, 30, 40]], [-1]), "labels"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (target([[30, 5, 5, 40]], [1]), r"image 1 .*\[30.0, 5.0, 5.0, 40.0\]"),
+        (target([[5, 5, np.nan, 40]], [1]), "finite"),
+        (target([[5, 5, 30, 40]], [3]), "labels .*0 to 2"),
+        (target([[5, 5, 30, 40]], [-1]), "labels"),
+    ],
+)
 def test_targets_that_mean_nothing_are_refused_in_one_line(model, wrong, message):
     given_targets = [target([[5, 5, 30, 40]], [1]), wrong]
     model.step = Step(random=np.random.default_rng(1), targets=given_targets)

@@ -3,25 +3,37 @@
 The gentle case judges everything. Plain seeded weights make the decoder chaotic (the published float32 gradients carry
 noise of 5 % there): their losses and matchings are judged, their gradients only in float64.
 """
+
 from functools import cache
 
 import numpy as np
 import pytest
 from rt_detr_cases import (
-    FACTOR, NAME, SHARP, TYPES, Replay, error, image, published_tables, read, seeded_model, step, targets,
-)  # fmt: skip
+    FACTOR,
+    NAME,
+    SHARP,
+    TYPES,
+    Replay,
+    error,
+    image,
+    published_tables,
+    read,
+    seeded_model,
+    step,
+    targets,
+)
 
 from lib import backend, losses, models
 from lib.alignment.capture import features
 from lib.models import rt_detr_decoder
 from lib.models.rt_detr_denoising import denoising, truths
 from lib.models.step import Step
-from lib.training import clip
+from lib.training.loop import clip
 
 GENTLE, PLAIN = "train_r18vd_gentle", "train_r18vd"
 # How far the records' float32 margins of a matching lie from float64, at most; the float64 runs here assert it.
 MARGIN_NOISE = {GENTLE: 2e-4, PLAIN: 1.3e-2}
-MEAN_BOX_NOISE = 5e-7     # of the gentle case's published float32 predictions (fact sheet, section 12)
+MEAN_BOX_NOISE = 5e-7  # of the gentle case's published float32 predictions (fact sheet, section 12)
 
 
 @cache
@@ -39,18 +51,31 @@ def run_once(kind, name, variant):
         gradients = backend.grad(sum(scalars.values()), list(parameters))
     result = {
         "sizes": {entry: backend.numpy(value).size for entry, value in zip(names, parameters)},
-        "name": name, "variant": variant, "exact": kind == "f64",
-        "record": record, "arrays": arrays, "published": record["variants"][variant],
-        "losses": dict(zip(scalars, backend.floats(list(scalars.values())))), "aifi": found["aifi"],
-        "gradients": {entry: summary(backend.numpy(gradient), f"dn/grad64/{entry}" in arrays)
-                      for entry, gradient in zip(names, gradients)},
+        "name": name,
+        "variant": variant,
+        "exact": kind == "f64",
+        "record": record,
+        "arrays": arrays,
+        "published": record["variants"][variant],
+        "losses": dict(zip(scalars, backend.floats(list(scalars.values())))),
+        "aifi": found["aifi"],
+        "gradients": {
+            entry: summary(backend.numpy(gradient), f"dn/grad64/{entry}" in arrays)
+            for entry, gradient in zip(names, gradients)
+        },
         "matches": criterion.match(outputs, targets(record), (320, 320)),
         "named": losses.named(NAME, outputs, {}),
         "decisions": criterion.decisions(outputs, targets(record), (320, 320)),
         "tokens": backend.numpy(outputs["selected_tokens"]),
-        "state": {entry: backend.numpy(value).copy() for entry, value in backend.named_state(model)
-                  if "running" in entry or "tracked" in entry}}
-    result["norm"], changes, result["residuals"] = published_step(model, dict(zip(names, gradients)), record["optimizer"])
+        "state": {
+            entry: backend.numpy(value).copy()
+            for entry, value in backend.named_state(model)
+            if "running" in entry or "tracked" in entry
+        },
+    }
+    result["norm"], changes, result["residuals"] = published_step(
+        model, dict(zip(names, gradients)), record["optimizer"]
+    )
     result["changes"] = {entry: change for entry, change in changes.items() if f"dn/step64/{entry}" in arrays}
     return result
 
@@ -69,17 +94,28 @@ def published_step(model, gradients, settings):
     before = {entry: backend.numpy(value).astype(np.float64) for entry, value in named.items()}
     clipped, norm = clip([gradients[entry] for group in groups for entry in group.names], settings["clip_max_norm"])
     optimiser = backend.AdamW(
-        [{"parameters": [(entry, named[entry]) for entry in group.names], "lr": 1e-4 * group.learning_rate_factor,
-          "weight_decay": 1e-4 * group.decays} for group in groups],
-        lr=1e-4, betas=tuple(settings["betas"]), eps=settings["eps"], weight_decay=1e-4)
+        [
+            {
+                "parameters": [(entry, named[entry]) for entry in group.names],
+                "lr": 1e-4 * group.learning_rate_factor,
+                "weight_decay": 1e-4 * group.decays,
+            }
+            for group in groups
+        ],
+        lr=1e-4,
+        betas=tuple(settings["betas"]),
+        eps=settings["eps"],
+        weight_decay=1e-4,
+    )
     optimiser.step(clipped)
     changes = {entry: backend.numpy(value) - before[entry] for entry, value in model.named_parameters()}
     residuals, scaled = {}, iter(clipped)
     for group, published in zip(groups, settings["groups"], strict=True):
         for entry in group.names:
             gradient = backend.numpy(next(scaled)).astype(np.float64)
-            rule = -published["lr"] * (gradient / (np.abs(gradient) + settings["eps"])
-                                       + published["weight_decay"] * before[entry])
+            rule = -published["lr"] * (
+                gradient / (np.abs(gradient) + settings["eps"]) + published["weight_decay"] * before[entry]
+            )
             rounding = np.finfo(backend.numpy(named[entry]).dtype).eps * (np.abs(before[entry]) + published["lr"])
             residuals[entry] = (np.abs(changes[entry] - rule) / rounding).max()
     return backend.floats([norm])[0], changes, residuals
@@ -87,9 +123,14 @@ def published_step(model, gradients, settings):
 
 def runs(names, variants):
     """Fixture parameters; float64 is slow in Jittor, where it compiles for minutes."""
-    return [pytest.param((kind, name, variant), id="-".join((kind, name, variant)),
-                         marks=pytest.mark.slow if kind == "f64" else ())
-            for kind in TYPES for name in names for variant in variants]
+    return [
+        pytest.param(
+            (kind, name, variant), id="-".join((kind, name, variant)), marks=pytest.mark.slow if kind == "f64" else ()
+        )
+        for kind in TYPES
+        for name in names
+        for variant in variants
+    ]
 
 
 @pytest.fixture(params=runs((GENTLE, PLAIN), ("dn", "nodn")))
@@ -133,9 +174,11 @@ def test_matchings_as_published_where_the_margin_exceeds_the_noise(run):
             if run["exact"] or margin > FACTOR * noise:
                 assert sorted(pairs) == sorted(theirs["tokens"][index])
                 judged += 1
-            else:     # too close to call: the other assignment must be as close to ours
+            else:  # too close to call: the other assignment must be as close to ours
                 assert 0 <= gap <= margin + FACTOR * noise
-            assert sorted(pairs) == sorted([token, box] for box, token in enumerate(table[index].tolist()) if token >= 0)
+            assert sorted(pairs) == sorted(
+                [token, box] for box, token in enumerate(table[index].tolist()) if token >= 0
+            )
     assert judged == (8 if run["exact"] or run["name"] == GENTLE else 7)
 
 
@@ -150,12 +193,12 @@ def test_every_gradient_as_published(gentle):
     for name, entry in published["params"].items():
         norm, mean, values = gentle["gradients"][name]
         if name in published["negligible_grads"] or name in published["params_without_grad"]:
-            assert norm <= (1e-14 if exact else 1e-8) * gentle["norm"], name     # the true gradient is zero
+            assert norm <= (1e-14 if exact else 1e-8) * gentle["norm"], name  # the true gradient is zero
             continue
         scale, size = entry["grad_l2_f64"], gentle["sizes"][name]
         allowed = (SHARP if exact else FACTOR * entry["grad_rel_l2_err_f32"]) * scale
         assert abs(norm - scale) <= allowed, name
-        assert abs(mean - entry["grad_mean_f64"]) <= allowed / size ** 0.5, name
+        assert abs(mean - entry["grad_mean_f64"]) <= allowed / size**0.5, name
         if values is not None and gentle["variant"] == "dn":
             assert np.linalg.norm(values - gentle["arrays"][f"dn/grad64/{name}"]) <= allowed, name
 
@@ -190,9 +233,9 @@ def test_one_optimiser_step_as_published(recorded):
         if recorded["exact"]:
             assert np.linalg.norm(change - exact) <= 1e-8 * np.linalg.norm(exact), name
         entry = recorded["published"]["params"][name]
-        noise = 5 * FACTOR * entry["grad_rel_l2_err_f32"] * entry["grad_l2_f64"] / gradient.size ** 0.5
+        noise = 5 * FACTOR * entry["grad_rel_l2_err_f32"] * entry["grad_l2_f64"] / gradient.size**0.5
         rate, sure = recorded["record"]["optimizer"]["groups"][entry["group"]]["lr"], np.abs(gradient) > noise
-        allowed = rate * noise / np.abs(gradient[sure]) + 4e-7     # roundings of parameters of the order 1
+        allowed = rate * noise / np.abs(gradient[sure]) + 4e-7  # roundings of parameters of the order 1
         assert (np.abs(change - exact)[sure] <= allowed).all(), name
         surely, total = surely + np.count_nonzero(sure), total + sure.size
     assert surely > 0.6 * total
@@ -202,7 +245,7 @@ def test_predictions_and_attention_as_published(recorded):
     """Per decoder layer, and for the denoising queries; the selected queries are aligned by their token."""
     floor = recorded["record"]["full_noise_max_abs_f32_f64"]["encoder.encoder.0"]
     assert error(recorded["aifi"], recorded["arrays"]["full/encoder.encoder.0"]) <= FACTOR * floor
-    order = np.argsort(recorded["arrays"]["dn/topk_ind"], 1)[:, :, None]     # ours are in the order of tokens already
+    order = np.argsort(recorded["arrays"]["dn/topk_ind"], 1)[:, :, None]  # ours are in the order of tokens already
     for name in ("final", "aux_0", "aux_1", "aux_2", "dn_0", "dn_1", "dn_2"):
         one, other = recorded["named"][f"{name}/pred_boxes"], recorded["arrays"][f"dn/{name}/pred_boxes"]
         if not name.startswith("dn"):
@@ -216,7 +259,7 @@ def test_denoising_queries_as_published():
     noised = denoising(truths(targets(record), (320, 320), 80), 80, Replay(arrays))
     assert noised.groups == record["denoising"]["num_group"]
     assert (noised.labels == arrays["dn_input_class"]).all()
-    wide = np.abs(arrays["dn_bbox_unact"]) < 3     # the logit magnifies rounding near the ends
+    wide = np.abs(arrays["dn_bbox_unact"]) < 3  # the logit magnifies rounding near the ends
     assert np.abs(noised.boxes - arrays["dn_bbox_unact"])[wide].max() <= 3e-6
     assert np.abs(noised.boxes - arrays["dn_bbox_unact"]).max() <= 1e-4
     assert ((noised.blocks(300) < 0) == arrays["dn_attn_mask"]).all()
@@ -237,8 +280,12 @@ def some_targets(*counts):
     found = []
     for count in counts:
         low = rng.uniform(0, 60, (count, 2))
-        found.append({"boxes": np.concatenate([low, low + rng.uniform(4, 40, (count, 2))], 1).astype(np.float32),
-                      "labels": rng.integers(0, 5, count)})
+        found.append(
+            {
+                "boxes": np.concatenate([low, low + rng.uniform(4, 40, (count, 2))], 1).astype(np.float32),
+                "labels": rng.integers(0, 5, count),
+            }
+        )
     return found
 
 
@@ -254,15 +301,20 @@ def test_main_loss_never_sees_the_denoising_queries(monkeypatch):
             assert prediction["pred_logits"].shape[1] == outputs["dn_meta"]["dn_num_split"][0]
         assert outputs["pred_logits"].shape[1] == 189 == outputs["dn_meta"]["dn_num_split"][1]
         scalars = criterion(outputs, given, image_size=(96, 96))
-        found.append((dict(zip(scalars, backend.floats(list(scalars.values())))), backend.numpy(outputs["pred_logits"])))
+        found.append(
+            (dict(zip(scalars, backend.floats(list(scalars.values())))), backend.numpy(outputs["pred_logits"]))
+        )
     (first, logits), (second, others) = found
     assert (logits == others).all()
     assert [name for name in first if first[name] != second[name]] == [name for name in first if "_dn_" in name]
     without = {key: value for key, value in outputs.items() if not key.startswith("dn_")}
     alone = criterion(without, given, image_size=(96, 96))
-    assert dict(zip(alone, backend.floats(list(alone.values())))) == {n: v for n, v in second.items() if "_dn_" not in n}
-    monkeypatch.setattr(rt_detr_decoder.Denoising, "blocks",
-                        lambda self, others: np.zeros(2 * [self.labels.shape[1] + others]))
+    assert dict(zip(alone, backend.floats(list(alone.values())))) == {
+        n: v for n, v in second.items() if "_dn_" not in n
+    }
+    monkeypatch.setattr(
+        rt_detr_decoder.Denoising, "blocks", lambda self, others: np.zeros(2 * [self.labels.shape[1] + others])
+    )
     _, leaking = train_outputs(images, given, np.random.default_rng(2))
     assert error(backend.numpy(leaking["pred_logits"]), others) > 1e-2
 
@@ -290,7 +342,7 @@ def test_multi_scale_resizes_the_batch_and_not_the_targets():
     total = sum(backend.floats(list(losses.build(NAME, 5)(outputs, given, image_size=(96, 96)).values())))
     assert np.isfinite(total)
     model.step = Step(targets=given)
-    assert model(backend.tensor(images))["pred_boxes"].shape[1] == 189     # nothing random: no resizing
+    assert model(backend.tensor(images))["pred_boxes"].shape[1] == 189  # nothing random: no resizing
     model.step = Step(random=np.random.default_rng(0), targets=given)
     with backend.no_grad():
         assert model.eval()(backend.tensor(images))["pred_boxes"].shape[1] == 189

@@ -2,6 +2,7 @@
 
 In the torch environment only, with transformers (optional; version 5.23.0 was checked).
 """
+
 import json
 
 import numpy as np
@@ -59,8 +60,10 @@ def test_same_predictions_on_a_square_image(name):
     last = VARIANTS[name].last
     first, second = np.argsort(kept["tokens"][0]), np.argsort(backend.numpy(order)[0])
     assert (kept["tokens"][0][first] == backend.numpy(order)[0][second]).all()
-    for key, value, largest in (("pred_logits", found.intermediate_logits, 1.6e-4),     # of the recorded comparisons
-                                ("pred_boxes", found.intermediate_reference_points, 2.6e-5)):
+    for key, value, largest in (
+        ("pred_logits", found.intermediate_logits, 1.6e-4),  # of the recorded comparisons
+        ("pred_boxes", found.intermediate_reference_points, 2.6e-5),
+    ):
         assert error(ours[key][0, first], backend.numpy(value)[0, last][second]) <= FACTOR * largest
 
 
@@ -73,7 +76,10 @@ def test_the_record_of_50_forward(monkeypatch):
     given = live.convert.state
 
     def changed(model):
-        return {entry: value * (1.001 if entry == "decoder.dec_score_head.2.bias" else 1) for entry, value in given(model).items()}
+        return {
+            entry: value * (1.001 if entry == "decoder.dec_score_head.2.bias" else 1)
+            for entry, value in given(model).items()
+        }
 
     monkeypatch.setattr(live.convert, "state", changed)
     found = live.compare("rtdetr_r18vd", case)["outputs"]["pred_logits"]
@@ -94,10 +100,14 @@ def test_same_losses(variant):
     model.step = Step(random=Replay(arrays) if variant == "dn" else None, targets=given)
     scalars = losses.build("rtdetr_r18vd", 80)(model(backend.tensor(images)), given, image_size=(320, 320))
     ours = dict(zip(scalars, backend.floats(list(scalars.values()))))
-    theirs.config.num_denoising = theirs.model.config.num_denoising = record["denoising"]["num_denoising"] * (variant == "dn")
+    theirs.config.num_denoising = theirs.model.config.num_denoising = record["denoising"]["num_denoising"] * (
+        variant == "dn"
+    )
     torch.manual_seed(0)
-    labels = [{"class_labels": torch.tensor(t["labels"]), "boxes": torch.tensor(t["boxes"], dtype=torch.float32)}
-              for t in record["targets"]]
+    labels = [
+        {"class_labels": torch.tensor(t["labels"]), "boxes": torch.tensor(t["boxes"], dtype=torch.float32)}
+        for t in record["targets"]
+    ]
     found = {key: float(value.detach()) for key, value in theirs(torch.tensor(images), labels=labels).loss_dict.items()}
     assert set(found) == set(ours)
     floor = record["variants"][variant]["loss_max_rel_diff_f32_f64"]

@@ -1,4 +1,5 @@
 """Rates, momenta, accumulation, averages and input sizes of the recipes against the published curves. Both environments."""
+
 import json
 import math
 
@@ -8,8 +9,8 @@ import pytest
 from lib import backend, models
 from lib.errors import UserError
 from lib.models.step import ParameterGroup
-from lib.schedule import recipe, scaled
-from lib.training import optimiser
+from lib.training.loop import optimiser
+from lib.training.schedule import recipe, scaled
 
 PUBLISHED = recipe("nanodet-plus-m_320")
 GOLD = recipe("gold-yolo-s")
@@ -25,7 +26,11 @@ def curves(golden):
 
 @pytest.mark.parametrize("steps", [1232, 172, 59])
 def test_learning_rates_are_the_published_ones(curves, steps):
-    case = next(case for name, case in curves["cases"].items() if name.split("_iters")[0].endswith(str(steps)) or f"_{steps}_" in name)
+    case = next(
+        case
+        for name, case in curves["cases"].items()
+        if name.split("_iters")[0].endswith(str(steps)) or f"_{steps}_" in name
+    )
     rates = PUBLISHED.learning_rates(steps)
     assert rates.shape == (300 * steps, 1)
     rates = rates[:, 0]
@@ -96,10 +101,16 @@ def test_gold_yolo_warms_up_for_a_thousand_steps_at_least():
     assert GOLD.accumulations(100)[[0, 499, 501, 1000]].tolist() == [1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("model, batch, rate, decay", [
-    ("gold-yolo-s", 256, 0.08, 0.002), ("gold-yolo-n", 128, 0.08, 0.001), ("gold-yolo-s", 32, 0.01, 5e-4),
-    ("gold-yolo-s", 16, 0.005, 5e-4), ("gold-yolo-s", 48, 0.015, 3.75e-4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, batch, rate, decay",
+    [
+        ("gold-yolo-s", 256, 0.08, 0.002),
+        ("gold-yolo-n", 128, 0.08, 0.001),
+        ("gold-yolo-s", 32, 0.01, 5e-4),
+        ("gold-yolo-s", 16, 0.005, 5e-4),
+        ("gold-yolo-s", 48, 0.015, 3.75e-4),
+    ],
+)
 def test_gold_yolo_rate_follows_the_batch_and_decay_the_images_per_update(model, batch, rate, decay):
     """On one device: lr0 * batch / 32, decay * batch * max(1, round(64 / batch)) / 64; 0.002 and 0.001 are the README's."""
     run = scaled(recipe(model), IMAGES, batch=batch, epochs=300)
@@ -137,7 +148,20 @@ def test_rt_detr_sides_keep_their_proportion_to_the_input():
     published = (480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800)
     assert scaled(RT_DETR, IMAGES, batch=16, epochs=72).sides == published
     assert scaled(RT_DETR, IMAGES, batch=16, epochs=72, size=(320, 320)).sides == (
-        256, 256, 288, 288, 320, 320, 320, 320, 352, 352, 384, 384, 416)  # fmt: skip
+        256,
+        256,
+        288,
+        288,
+        320,
+        320,
+        320,
+        320,
+        352,
+        352,
+        384,
+        384,
+        416,
+    )
     assert set(scaled(RT_DETR, 64, batch=8, epochs=1, size=(96, 96)).sides) == {64, 96, 128}
     assert set(scaled(RT_DETR, 64, batch=8, epochs=1, size=(32, 32)).sides) == {32}
 

@@ -1,5 +1,6 @@
 """Decks work without a network and show every cell's result after its question. Needs reveal.js, which only the torch
 environment has."""
+
 import json
 import re
 import shutil
@@ -12,8 +13,9 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbconvert")
 
 from lib import __main__ as command_line  # noqa: E402
-from lib import backend, slides  # noqa: E402
+from lib import backend
 from lib.errors import UserError  # noqa: E402
+from lib.report import slides  # noqa: E402
 from lib.report.pdf import BROWSERS  # noqa: E402
 
 if backend.NAME != "torch":
@@ -28,14 +30,16 @@ def notebook():
     new = nbformat.v4
     shown = new.new_output("execute_result", data={"text/html": PICTURE, "text/plain": "Picture"}, execution_count=3)
     said = new.new_output("stream", name="stdout", text="forty-two </script> & more\n")
-    return new.new_notebook(cells=[
-        new.new_markdown_cell("# What is a kernel?\n\n**Question.** Which?"),
-        new.new_code_cell("classes = 80", metadata={"tags": ["parameters"]}, execution_count=1),
-        new.new_code_cell("import hidden_module", execution_count=2),
-        new.new_markdown_cell("**Predict first.** How many? 有几个？"),
-        new.new_code_cell("shown()", outputs=[shown, said], execution_count=3),
-        new.new_markdown_cell("For the speaker.", metadata={"slideshow": {"slide_type": "notes"}}),
-    ])  # fmt: skip
+    return new.new_notebook(
+        cells=[
+            new.new_markdown_cell("# What is a kernel?\n\n**Question.** Which?"),
+            new.new_code_cell("classes = 80", metadata={"tags": ["parameters"]}, execution_count=1),
+            new.new_code_cell("import hidden_module", execution_count=2),
+            new.new_markdown_cell("**Predict first.** How many? 有几个？"),
+            new.new_code_cell("shown()", outputs=[shown, said], execution_count=3),
+            new.new_markdown_cell("For the speaker.", metadata={"slideshow": {"slide_type": "notes"}}),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def test_a_deck_is_one_file_that_loads_nothing(deck):
 
 
 def test_questions_come_before_results_and_the_machinery_is_left_out(deck):
-    body = deck[deck.index('<div class="slides">'):]
+    body = deck[deck.index('<div class="slides">') :]
     assert "hidden_module" not in body and "classes = 80" not in re.sub(r"<[^>]+>", "", body)
     question, result = body.index("Predict first"), body.index("data:image/png")
     assert "</section><section" in re.sub(r"\s", "", body[question:result]), "the result shows with its question"
@@ -73,8 +77,17 @@ def test_it_opens_in_a_browser(deck, tmp_path):
         pytest.skip("no Chromium on this machine")
     page = tmp_path / "deck.html"
     page.write_text(deck)
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000",
-               "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", page.as_uri()]  # fmt: skip
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=5000",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert re.search(r'<div class="reveal[^"]*\bready\b', shown), "reveal.js did not start"
     assert shown.count('class="stack') == 2 and 'class="slide-number"' in shown
@@ -112,7 +125,10 @@ def test_a_lecture_that_reads_both_kernels_records_has_both(tmp_path, monkeypatc
     ran = []
     monkeypatch.setattr(slides, "execute", lambda source, executed, kernel, values: ran.append((kernel, values)))
     monkeypatch.setattr(slides.environment, "location", lambda environment: tmp_path)
-    assert slides._run(ROOT / "notebooks" / "30_migration.ipynb", tmp_path) == tmp_path / ".executed" / "30_migration.ipynb"
+    assert (
+        slides._run(ROOT / "notebooks" / "30_migration.ipynb", tmp_path)
+        == tmp_path / ".executed" / "30_migration.ipynb"
+    )
     records = {"records": str(tmp_path / ".executed" / "records")}
     assert ran == [("jittor", records), ("torch", records)]
     ran.clear()
@@ -126,7 +142,9 @@ def test_a_text_taller_than_its_slide_gets_smaller(tmp_path):
     if browser is None:
         pytest.skip("no Chromium on this machine")
     long = notebook()
-    long.cells[0].source += "\n\n" + "\n\n".join(["Many words that go on for longer than a line of a slide is wide, and then on."] * 9)
+    long.cells[0].source += "\n\n" + "\n\n".join(
+        ["Many words that go on for longer than a line of a slide is wide, and then on."] * 9
+    )
     page = tmp_path / "deck.html"
     page.write_text(slides.deck(long))
     with playwright.sync_playwright() as started:

@@ -1,4 +1,5 @@
 """Where trainings start: checkpoints, backbones, the runs that people set side by side. Both environments."""
+
 import json
 from types import SimpleNamespace
 
@@ -6,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lib import convert, figures, models, pretrained, runs, starts, tables
+from lib import convert, models
 from lib.errors import UserError
+from lib.show import figures, tables
+from lib.training import pretrained, runs, starts
 
 NAME = "nanodet-plus-m_320"
 PLAN = runs.Training(NAME, "data", "run")
@@ -16,8 +19,10 @@ PLAN = runs.Training(NAME, "data", "run")
 @pytest.fixture(scope="module")
 def held(tmp_path_factory):
     """The state of a model of three classes, filled with its own numbers, and a file of it."""
-    values = {name: np.full_like(value, 3 if value.dtype.kind == "i" else 0.125)
-              for name, value in convert.state(models.build(NAME, 3)).items()}  # fmt: skip
+    values = {
+        name: np.full_like(value, 3 if value.dtype.kind == "i" else 0.125)
+        for name, value in convert.state(models.build(NAME, 3)).items()
+    }
     path = tmp_path_factory.mktemp("weights") / "three.safetensors"
     save_file(values, path)
     return values, path
@@ -34,7 +39,9 @@ def test_another_number_of_classes_keeps_its_own_last_layers(held):
     model = models.build(NAME, 5)
     first = convert.state(model)
     origin = pretrained.load_weights(model, NAME, 5, path)
-    assert origin.first_values == pretrained.class_entries(NAME, 5) and origin.loaded == len(values) - len(origin.first_values)
+    assert origin.first_values == pretrained.class_entries(NAME, 5) and origin.loaded == len(values) - len(
+        origin.first_values
+    )
     for name, value in convert.state(model).items():
         np.testing.assert_array_equal(value, first[name] if name in origin.first_values else values[name], err_msg=name)
 
@@ -48,26 +55,40 @@ def test_the_same_number_of_classes_loads_all(held):
 def test_a_checkpoint_that_lacks_an_entry_is_refused(held, tmp_path):
     name = next(iter(held[0]))
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        pretrained.load_weights(models.build(NAME, 3), NAME, 3, saved(tmp_path, {n: v for n, v in held[0].items() if n != name}))
+        pretrained.load_weights(
+            models.build(NAME, 3), NAME, 3, saved(tmp_path, {n: v for n, v in held[0].items() if n != name})
+        )
 
 
 def test_whole_parts_may_be_absent_and_are_named(held, tmp_path):
     values, _ = held
-    lean = saved(tmp_path, {name: value for name, value in values.items() if not name.startswith(("aux_fpn.", "aux_head."))})
+    lean = saved(
+        tmp_path, {name: value for name, value in values.items() if not name.startswith(("aux_fpn.", "aux_head."))}
+    )
     with pytest.raises(UserError, match="aux_fpn. aux_head."):
         pretrained.load_weights(models.build(NAME, 5), NAME, 5, lean)
     model = models.build(NAME, 5)
     first = convert.state(model)
     origin = pretrained.load_weights(model, NAME, 5, lean, ("aux_fpn.", "aux_head.", "fpn."))
-    assert set(origin.first_values) == {"aux_fpn.", "aux_head.", *(e for e in pretrained.class_entries(NAME, 5) if e[:4] == "head")}
+    assert set(origin.first_values) == {
+        "aux_fpn.",
+        "aux_head.",
+        *(e for e in pretrained.class_entries(NAME, 5) if e[:4] == "head"),
+    }
     for name, value in convert.state(model).items():
-        np.testing.assert_array_equal(value, first[name] if name.startswith(origin.first_values) else values[name], err_msg=name)
+        np.testing.assert_array_equal(
+            value, first[name] if name.startswith(origin.first_values) else values[name], err_msg=name
+        )
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_a_backbone_is_loaded_entry_by_entry_and_a_classifier_is_named(held, tmp_path, prefix):
     own = {name: value for name, value in held[0].items() if name.startswith("backbone.")}
-    file = saved(tmp_path, {prefix + name.removeprefix("backbone."): value for name, value in own.items()} | {"fc.weight": np.ones(2, np.float32)})
+    file = saved(
+        tmp_path,
+        {prefix + name.removeprefix("backbone."): value for name, value in own.items()}
+        | {"fc.weight": np.ones(2, np.float32)},
+    )
     model = models.build(NAME, 3)
     first = convert.state(model)
     origin = pretrained.load_backbone(model, file)
@@ -79,12 +100,18 @@ def test_a_backbone_is_loaded_entry_by_entry_and_a_classifier_is_named(held, tmp
 def test_a_deeper_backbone_is_another_one(held, tmp_path):
     own = {name: value for name, value in held[0].items() if name.startswith("backbone.")}
     with pytest.raises(UserError, match=r"backbone\.stage2\.9\.weight"):
-        pretrained.load_backbone(models.build(NAME, 3), saved(tmp_path, own | {"backbone.stage2.9.weight": np.ones(2, np.float32)}))
+        pretrained.load_backbone(
+            models.build(NAME, 3), saved(tmp_path, own | {"backbone.stage2.9.weight": np.ones(2, np.float32)})
+        )
 
 
 def test_many_names_are_counted_not_listed(held):
     origin = pretrained.load_backbone(models.build(NAME, 3), held[1])
-    assert len(origin.left_over) > 100 and f"and {len(origin.left_over) - pretrained.SHOWN} more" in str(origin) and len(str(origin)) < 600
+    assert (
+        len(origin.left_over) > 100
+        and f"and {len(origin.left_over) - pretrained.SHOWN} more" in str(origin)
+        and len(str(origin)) < 600
+    )
 
 
 def test_a_stem_that_is_never_trained_and_random_is_named(capsys):
@@ -102,25 +129,35 @@ def test_one_start_is_the_plan_and_two_have_folders_of_their_own():
     assert [plan.weights for plan in starts.plans(PLAN, weights="w").values()] == ["w"]
     two = starts.plans(PLAN, "w", "b")
     assert [(name, plan.weights, plan.backbone, plan.folder) for name, plan in two.items()] == [
-        (starts.IMAGENET, None, "b", "run/imagenet"), (starts.FINE_TUNED, "w", None, "run")]
+        (starts.IMAGENET, None, "b", "run/imagenet"),
+        (starts.FINE_TUNED, "w", None, "run"),
+    ]
 
 
 def test_the_record_holds_each_start_before_and_after(tmp_path, monkeypatch):
     def train(plan):
         log = tmp_path / f"{plan.folder.replace('/', '-')}.jsonl"
         low = 0.1 if plan.backbone else 0.4
-        lines = [{"step": step, "epoch": epoch, "evaluation": {"AP": low + add, "AP50": 0.5}} for step, epoch, add in
-                 ((-1, -1, 0), (3, 0, 0.3), (7, 1, 0.2))]  # fmt: skip
+        lines = [
+            {"step": step, "epoch": epoch, "evaluation": {"AP": low + add, "AP50": 0.5}}
+            for step, epoch, add in ((-1, -1, 0), (3, 0, 0.3), (7, 1, 0.2))
+        ]
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return SimpleNamespace(log=log, best=lines[1], plan=plan)
 
     monkeypatch.setattr(runs, "train", train)
-    monkeypatch.setattr(runs, "training_record", lambda plan, outcome, steps: {"of": outcome.plan.folder, "overfit": steps})
+    monkeypatch.setattr(
+        runs, "training_record", lambda plan, outcome, steps: {"of": outcome.plan.folder, "overfit": steps}
+    )
     held = starts.record(starts.plans(PLAN, "w", "b"), 5)
     assert (held["of"], held["overfit"]) == ("run", 5)  # what later stages evaluate
     table = tables.starts(held["starts"])
     assert table["AP"].round(6).to_dict() == {
-        (starts.IMAGENET, "before"): 0.1, (starts.IMAGENET, "after"): 0.4, (starts.FINE_TUNED, "before"): 0.4, (starts.FINE_TUNED, "after"): 0.7}
+        (starts.IMAGENET, "before"): 0.1,
+        (starts.IMAGENET, "after"): 0.4,
+        (starts.FINE_TUNED, "before"): 0.4,
+        (starts.FINE_TUNED, "after"): 0.7,
+    }
     assert table["epoch"].tolist() == [0, 1, 0, 1]
     drawn = figures.map_curves({name: found["evaluations"] for name, found in held["starts"].items()})
     assert starts.IMAGENET in drawn.alt and starts.FINE_TUNED in drawn.alt
@@ -129,5 +166,3 @@ def test_the_record_holds_each_start_before_and_after(tmp_path, monkeypatch):
 def test_fresh_weights_have_no_numbers_before():
     held = {starts.FRESH: {"before": None, "after": {"epoch": 4, "AP": 0.2}}}
     assert tables.starts(held).index.tolist() == [(starts.FRESH, "after")]
-
-

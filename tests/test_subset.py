@@ -1,4 +1,5 @@
 """Subsets of a COCO file: the same everywhere, renumbered classes, images left in place, and what is refused."""
+
 import json
 import random
 from hashlib import sha256
@@ -78,8 +79,10 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_order_of_the_file(sourc
     other.write_text(json.dumps(document))
     (tmp_path / "train2017").symlink_to(source.parent.parent / "train2017")
     options = {"train": 10, "val": 3, "classes": 5}
-    first, second, seeded = (digests(subset.write(path, tmp_path / name, seed=seed, **options))
-                             for path, name, seed in ((source, "a", 2), (other, "b", 2), (source, "c", 3)))
+    first, second, seeded = (
+        digests(subset.write(path, tmp_path / name, seed=seed, **options))
+        for path, name, seed in ((source, "a", 2), (other, "b", 2), (source, "c", 3))
+    )
     assert first == second != seeded
     assert digests(subset.write(source, tmp_path / "a", seed=2, **options)) == first  # again changes nothing
 
@@ -91,14 +94,24 @@ def test_the_choice_is_pinned():
 
 def test_a_larger_subset_keeps_the_validation_images_and_contains_the_smaller(source, tmp_path):
     small, large = (subset.write(source, tmp_path / str(train), train=train, val=4) for train in (8, 20))
-    ids = [[{entry.id for entry in coco.load(paths[split]).images} for split in ("train", "val")] for paths in (small, large)]
+    ids = [
+        [{entry.id for entry in coco.load(paths[split]).images} for split in ("train", "val")]
+        for paths in (small, large)
+    ]
     assert ids[0][1] == ids[1][1] and ids[0][0] < ids[1][0]
 
 
-@pytest.mark.parametrize(("options", "named"), [
-    ({"train": 100}, "fewer than 100"), ({"train": 0}, "train 0"), ({"val": 0}, "val 0"), ({"seed": -1}, "seed -1"),
-    ({"classes": 11}, "has 10 classes, 11"), ({"classes": 0}, "0 were asked for"),
-])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"train": 100}, "fewer than 100"),
+        ({"train": 0}, "train 0"),
+        ({"val": 0}, "val 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"classes": 11}, "has 10 classes, 11"),
+        ({"classes": 0}, "0 were asked for"),
+    ],
+)
 def test_what_cannot_be_chosen_is_one_line(source, tmp_path, options, named):
     with pytest.raises(UserError, match=named) as caught:
         subset.write(source, tmp_path / "new", **({"train": 5, "val": 2} | options))

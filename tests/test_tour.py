@@ -1,17 +1,19 @@
 """What the tours show is what the modules did; runs in both environments."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lib import backend, models, tour
+from lib import backend, models
 from lib.alignment import capture, references
 from lib.backend import nn
 from lib.models import gold_yolo_blocks
 from lib.models.gold_yolo import VARIANTS, build_variant
 from lib.models.rt_detr_decoder import DeformableAttention
 from lib.models.rt_detr_denoising import Denoising
-from lib.tour import gold_yolo, rt_detr
+from lib.show import tour
+from lib.show.tour import gold_yolo, rt_detr
 
 N, R18 = "gold-yolo-n", "rtdetr_r18vd"
 PARTS = r"backbone\.ERBlock_\d|neck\.\w+"
@@ -30,15 +32,20 @@ def images():
 
 
 def reads(model, images, pattern) -> dict[str, tuple[str, ...]]:
-    return {node.name.partition(".")[2]: tuple(name.partition(".")[2] for name in node.reads)
-            for node in tour.wiring(model, images, pattern)}
+    return {
+        node.name.partition(".")[2]: tuple(name.partition(".")[2] for name in node.reads)
+        for node in tour.wiring(model, images, pattern)
+    }
 
 
 def test_wiring_is_the_published_one(seeded, images):
     found = reads(seeded, images, PARTS)
     assert set(found["low_FAM"]) == {"ERBlock_2", "ERBlock_3", "ERBlock_4", "ERBlock_5"}
     assert found["Inject_p4"] == ("LAF_p4", "low_IFM") and found["Inject_p3"] == ("LAF_p3", "low_IFM")
-    assert set(found["high_FAM"]) == {"Rep_p3", "Rep_p4", "ERBlock_5"} and found["Inject_n5"] == ("LAF_n5", "conv_1x1_n")
+    assert set(found["high_FAM"]) == {"Rep_p3", "Rep_p4", "ERBlock_5"} and found["Inject_n5"] == (
+        "LAF_n5",
+        "conv_1x1_n",
+    )
     assert set(found["LAF_n5"]) == {"Rep_n4", "reduce_layer_c5"}
 
 
@@ -84,7 +91,10 @@ def test_branches_add_up_to_the_merged_kernel():
     kept = dict(model.named_modules())[path].rbr_reparam
     assert np.allclose(merged, backend.numpy(kept.weight), atol=1e-6)
     off = ~np.eye(len(merged), dtype=bool)
-    assert not branches["identity"][off].any() and not np.delete(branches["1 × 1"].reshape(*merged.shape[:2], 9), 4, 2).any()
+    assert (
+        not branches["identity"][off].any()
+        and not np.delete(branches["1 × 1"].reshape(*merged.shape[:2], 9), 4, 2).any()
+    )
     assert gold_yolo.branching(nn.ReLU()) is None and gold_yolo.responses(model, None) == {}
 
 
@@ -131,7 +141,9 @@ def test_places_are_those_that_the_module_reads():
     backend.load_state(attention, values)
     query, boxes = random.standard_normal((1, 5, 256)).astype(np.float32), random.random((1, 5, 4)).astype(np.float32)
     offsets = backend.numpy(attention.sampling_offsets(backend.tensor(query)))[0]
-    grid = backend.numpy(attention._grid(backend.tensor(query), backend.tensor(boxes)))     # (a, q, levels * p, 2) in -1 … 1
+    grid = backend.numpy(
+        attention._grid(backend.tensor(query), backend.tensor(boxes))
+    )  # (a, q, levels * p, 2) in -1 … 1
     expected = (grid.reshape(8, 5, 3, 4, 2).transpose(1, 0, 2, 3, 4) + 1) / 2
     assert np.allclose(rt_detr.places(offsets, boxes[0]), expected, atol=1e-4)
 
@@ -144,14 +156,17 @@ def test_sampling_of_the_first_weights_is_a_star_around_the_box():
     assert list(layers) == ["layer 0", "layer 1", "layer 2"]
     first = layers["layer 0"]
     assert np.allclose(first.shares, 1 / 12) and np.abs(first.box[:2] - 0.5).max() < 0.2
-    right, low = first.places[0, :, 3], first.places[2, :, 3]     # heads 0 and 2, the farthest points: the middles of two sides
+    right, low = (
+        first.places[0, :, 3],
+        first.places[2, :, 3],
+    )  # heads 0 and 2, the farthest points: the middles of two sides
     assert np.allclose(right, [[first.box[0] + first.box[2] / 2, first.box[1]]] * 3, atol=1e-5)
     assert np.allclose(low, [[first.box[0], first.box[1] + first.box[3] / 2]] * 3, atol=1e-5)
 
 
 def test_noised_boxes_by_sign():
-    logits = np.zeros((1, 8, 4))                     # two groups of two positives, two negatives: all cover the middle half
-    logits[0, [2, 3, 6, 7], 2:] = np.log(3)          # the negatives three quarters
+    logits = np.zeros((1, 8, 4))  # two groups of two positives, two negatives: all cover the middle half
+    logits[0, [2, 3, 6, 7], 2:] = np.log(3)  # the negatives three quarters
     noised = Denoising(np.zeros((1, 8), np.int64), logits, (np.array([0, 1, 4, 5]),), 2)
     found = rt_detr.noised_boxes(noised, 0, (40, 80), 1)
     assert found["positive"].tolist() == [[20, 10, 60, 30]] * 2

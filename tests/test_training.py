@@ -1,4 +1,5 @@
 """Average, optimiser and groups against the published numbers; whole runs against a killed process. Both environments."""
+
 import json
 import math
 import os
@@ -6,21 +7,21 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lib import backend, losses, models, training
+from lib import backend, losses, models
 from lib.alignment.seeded import seeded_input, seeded_state
-from lib.average import Average
 from lib.data import stream
 from lib.errors import UserError
-from lib.log import EVENTS, read_log
 from lib.models.step import ParameterGroup
-from lib.schedule import GoldYolo, recipe
-from lib.training import NORM, Trainer, clip, train
+from lib.training import loop as training
+from lib.training.average import Average
+from lib.training.log import EVENTS, read_log
+from lib.training.loop import NORM, Trainer, clip, train
+from lib.training.schedule import GoldYolo, recipe
 
 PUBLISHED = recipe("nanodet-plus-m_320")
 SHORT = replace(PUBLISHED, batch=2, epochs=2, warmup_steps=2, average_steps=3)
@@ -29,7 +30,9 @@ SHORT = replace(PUBLISHED, batch=2, epochs=2, warmup_steps=2, average_steps=3)
 # ------------------------------------------------------------------------------------------------------ a toy run
 def seeded(model: backend.nn.Module) -> backend.nn.Module:
     """The model, filled by name."""
-    backend.load_state(model, seeded_state((name, backend.numpy(value).shape) for name, value in backend.named_state(model)))
+    backend.load_state(
+        model, seeded_state((name, backend.numpy(value).shape) for name, value in backend.named_state(model))
+    )
     return model
 
 
@@ -77,7 +80,10 @@ class Batches:
 
 def criterion(outputs, targets, image_size):
     assert image_size == (4, 4)
-    return {"loss_square": backend.mean(outputs * outputs), "loss_cube": backend.mean((outputs - 1.0) * outputs * outputs)}
+    return {
+        "loss_square": backend.mean(outputs * outputs),
+        "loss_cube": backend.mean((outputs - 1.0) * outputs * outputs),
+    }
 
 
 def run(folder, fault=None, **options):
@@ -85,7 +91,16 @@ def run(folder, fault=None, **options):
     model = Scaled()
     groups = [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
     recipe = options.pop("recipe", SHORT)
-    return train(model, criterion, Batches(fault), recipe, folder, groups=groups, checkpoint_every=options.pop("every", 2), **options)
+    return train(
+        model,
+        criterion,
+        Batches(fault),
+        recipe,
+        folder,
+        groups=groups,
+        checkpoint_every=options.pop("every", 2),
+        **options,
+    )
 
 
 def without_times(path):
@@ -105,9 +120,19 @@ def steps_of(path):
 
 # Four batches of two until an update once warm: as many are summed as warmed up, 1, 2, 3, 4, 4, 4.
 SUMMING = GoldYolo(
-    optimiser="SGD", options={"momentum": 0.9, "nesterov": True}, learning_rate=0.05, weight_decay=1e-3, batch=2, epochs=2,
-    average_decay=0.9, average_steps=3, final_ratio=0.1, warmup_epochs=1, warmup_momentum=0.8, nominal_batch=8,
-)  # fmt: skip
+    optimiser="SGD",
+    options={"momentum": 0.9, "nesterov": True},
+    learning_rate=0.05,
+    weight_decay=1e-3,
+    batch=2,
+    epochs=2,
+    average_decay=0.9,
+    average_steps=3,
+    final_ratio=0.1,
+    warmup_epochs=1,
+    warmup_momentum=0.8,
+    nominal_batch=8,
+)
 RECIPES = {"one by one": SHORT, "summing": SUMMING}
 
 
@@ -121,9 +146,15 @@ def test_average_follows_the_published_sequence(curves):
     model = toy()
 
     def load(time):
-        backend.load_state(model, {
-            name: np.array(time, np.int64) if name.endswith("num_batches_tracked")
-            else seeded_input(f"ema:{time}:{name}", tuple(value.shape)) for name, value in backend.named_state(model)})  # fmt: skip
+        backend.load_state(
+            model,
+            {
+                name: np.array(time, np.int64)
+                if name.endswith("num_batches_tracked")
+                else seeded_input(f"ema:{time}:{name}", tuple(value.shape))
+                for name, value in backend.named_state(model)
+            },
+        )
 
     load(0)
     average = Average(model, PUBLISHED)
@@ -134,7 +165,9 @@ def test_average_follows_the_published_sequence(curves):
         assert state.keys() == step["state"].keys()
         for name, expected in step["state"].items():
             # One unit in the last place: Jittor's compiler contracts a product and a sum into one rounding.
-            np.testing.assert_allclose(state[name].ravel(), expected, rtol=1.2e-7, atol=6e-8, err_msg=f"{name} {step['t']}")
+            np.testing.assert_allclose(
+                state[name].ravel(), expected, rtol=1.2e-7, atol=6e-8, err_msg=f"{name} {step['t']}"
+            )
             assert state[name].dtype.kind != "i" or state[name].ravel().tolist() == expected
 
 
@@ -143,11 +176,12 @@ def test_average_lends_the_model_and_gives_it_back():
     before = {name: backend.numpy(value).copy() for name, value in backend.named_state(model)}
     average = Average(model, PUBLISHED)
     average.load_state({name: value + np.asarray(1, value.dtype) for name, value in before.items()})
-    with pytest.raises(RuntimeError, match="evaluation failed"):
-        with average.in_use() as lent:
-            assert not lent.training
-            np.testing.assert_array_equal(backend.numpy(dict(backend.named_state(lent))["0.weight"]), before["0.weight"] + 1)
-            raise RuntimeError("evaluation failed")
+    with pytest.raises(RuntimeError, match="evaluation failed"), average.in_use() as lent:
+        assert not lent.training
+        np.testing.assert_array_equal(
+            backend.numpy(dict(backend.named_state(lent))["0.weight"]), before["0.weight"] + 1
+        )
+        raise RuntimeError("evaluation failed")
     assert model.training
     for name, value in backend.named_state(model):
         np.testing.assert_array_equal(backend.numpy(value), before[name], err_msg=name)
@@ -165,10 +199,17 @@ def test_clip_is_global_and_leaves_small_gradients_alone():
 def published_trainer(record, **changes):
     """A trainer over the seeded NanoDet-Plus-m (20 classes) and the step on the golden batch."""
     model = seeded(models.build("nanodet-plus-m_320", num_classes=20))
-    trainer = Trainer(model, losses.build("nanodet-plus-m_320", num_classes=20), replace(PUBLISHED, **changes), 1232,
-                      models.parameter_groups("nanodet-plus-m_320", model))
-    targets = [{"boxes": np.array(boxes, np.float32), "labels": np.array(labels, np.int64)}
-               for boxes, labels in zip(record["gt_bboxes_xyxy"], record["gt_labels"])]  # fmt: skip
+    trainer = Trainer(
+        model,
+        losses.build("nanodet-plus-m_320", num_classes=20),
+        replace(PUBLISHED, **changes),
+        1232,
+        models.parameter_groups("nanodet-plus-m_320", model),
+    )
+    targets = [
+        {"boxes": np.array(boxes, np.float32), "labels": np.array(labels, np.int64)}
+        for boxes, labels in zip(record["gt_bboxes_xyxy"], record["gt_labels"])
+    ]
     images = seeded_input("train_batch", (2, 3, 320, 320))
 
     def step():
@@ -178,11 +219,14 @@ def published_trainer(record, **changes):
     return trainer, step
 
 
-@pytest.mark.parametrize("variant, changes", [
-    ("clip35_lr1e-3", {"warmup_ratio": 1.0}),
-    ("noclip_lr1e-3", {"warmup_ratio": 1.0, "clip": math.inf}),
-    ("clip35_warmup_step0_lr1e-7", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "variant, changes",
+    [
+        ("clip35_lr1e-3", {"warmup_ratio": 1.0}),
+        ("noclip_lr1e-3", {"warmup_ratio": 1.0, "clip": math.inf}),
+        ("clip35_warmup_step0_lr1e-7", {}),
+    ],
+)
 def test_a_step_changes_each_parameter_as_published(golden, variant, changes):
     record = json.loads((golden / "nanodet_plus" / "train_m_320_20cls.json").read_text())
     expected = record["optimizer"]["variants"][variant]
@@ -204,11 +248,15 @@ def test_a_step_changes_each_parameter_as_published(golden, variant, changes):
 
 def test_the_first_two_losses_are_the_published_ones(golden):
     record = json.loads((golden / "nanodet_plus" / "train_m_320_20cls.json").read_text())
-    variant = record["optimizer"]["variants"]["clip35_lr1e-3"]["f64"]["losses_per_step(fixed batch, loss before each step)"]
+    variant = record["optimizer"]["variants"]["clip35_lr1e-3"]["f64"][
+        "losses_per_step(fixed batch, loss before each step)"
+    ]
     _, step = published_trainer(record, warmup_ratio=1.0)
     for expected, tolerance in zip(variant, (5e-6, 2e-3)):
         measured = step()
-        assert list(measured) == [name for name in expected if name.startswith(("loss_", "aux_")) and name != "loss_total"] + [NORM]
+        assert list(measured) == [
+            name for name in expected if name.startswith(("loss_", "aux_")) and name != "loss_total"
+        ] + [NORM]
         for name, value in measured.items():
             assert value == pytest.approx(expected.get(name, expected["grad_norm_before_clip"]), rel=tolerance), name
 
@@ -217,7 +265,14 @@ def test_the_first_two_losses_are_the_published_ones(golden):
 def test_log_holds_every_component_and_the_rate(tmp_path):
     outcome = run(tmp_path)
     lines = steps_of(outcome.log)
-    assert [line["step"] for line in lines] == list(range(6)) and [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    assert [line["step"] for line in lines] == list(range(6)) and [line["epoch"] for line in lines] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
     assert [line["learning_rate"] for line in lines] == SHORT.learning_rates(3)[:, 0].tolist()
     for line in lines:
         assert line["loss"] == line["loss_square"] + line["loss_cube"]
@@ -232,7 +287,9 @@ def test_every_epoch_says_what_it_took(tmp_path):
         steps = [line for line in lines if "loss" in line and line["epoch"] == epoch]
         seconds, waited = (sum(step[name] for step in steps) for name in ("step_seconds", "wait_seconds"))
         cost = line["cost"]
-        assert cost["seconds"] == pytest.approx(seconds, abs=1e-3) and cost["waiting_share"] == pytest.approx(waited / seconds, abs=1e-5)
+        assert cost["seconds"] == pytest.approx(seconds, abs=1e-3) and cost["waiting_share"] == pytest.approx(
+            waited / seconds, abs=1e-5
+        )
         assert cost["images_per_second"] == pytest.approx(6 / seconds, rel=1e-3)
         assert 10 < cost["peak_rss_mib"] < 1 << 20 and "peak_device_mib" not in cost  # these tests run on the CPU
 
@@ -246,7 +303,10 @@ def test_gradients_are_summed_until_an_update_is_due():
     for index in range(6):
         images = seeded_input(f"toy:{index}", (2, 2, 4, 4))
         losses = criterion(model(backend.tensor(images)), [], image_size=(4, 4))
-        alone = [backend.numpy(value).astype(np.float64) for value in backend.grad(sum(losses.values()), [p for _, p in named])]
+        alone = [
+            backend.numpy(value).astype(np.float64)
+            for value in backend.grad(sum(losses.values()), [p for _, p in named])
+        ]
         trainer.issue(images, [])
         updates.append(trainer.updates)
         if index in (1, 2, 3):  # the parameters stand still
@@ -262,7 +322,9 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, name):
     call = f"t.run({str(tmp_path / 'killed')!r}, (4, 'kill'), recipe=t.RECIPES[{name!r}])"
     script = f"import sys; sys.path[:0] = ['tests']; import test_training as t; {call}"
     # A shell in between: Jittor takes a child killed by a signal for its own end.
-    shell = subprocess.run(["sh", "-c", '"$0" -c "$1"; echo "status $?"', sys.executable, script], capture_output=True, text=True)
+    shell = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1"; echo "status $?"', sys.executable, script], capture_output=True, text=True
+    )
     assert "status 137" in shell.stdout, shell.stderr
     with open(tmp_path / "killed" / "log.jsonl", "a") as log:
         log.write('{"step": 4, "epo')  # what a kill in the middle of a write leaves
@@ -370,7 +432,11 @@ def test_the_start_is_evaluated_where_asked_and_is_not_the_best(tmp_path):
     outcome = run(tmp_path, evaluate=evaluate, evaluate_before=True)
     for name, value in before.items():
         np.testing.assert_array_equal(seen[0][name], value, err_msg=name)
-    evaluations = [(line["step"], line["epoch"], line["evaluation"]["AP"]) for line in read_log(outcome.log) if "evaluation" in line]
+    evaluations = [
+        (line["step"], line["epoch"], line["evaluation"]["AP"])
+        for line in read_log(outcome.log)
+        if "evaluation" in line
+    ]
     assert evaluations == [(-1, -1, 0.9), (2, 0, 0.8), (5, 1, pytest.approx(0.7))] and outcome.best["epoch"] == 0
     assert [line["epoch"] for line in read_log(outcome.log)][0] == -1
 
@@ -379,11 +445,19 @@ def toy_state(model):
     return {name: backend.numpy(value).copy() for name, value in backend.named_state(model)}
 
 
-@pytest.mark.parametrize("fault", [
-    lambda: np.empty(1 << 60, np.uint8),                              # NumPy, as the loader would
-    pytest.param(lambda: backend.numpy(backend.zeros((1 << 44, 4)) + 1.0), marks=pytest.mark.skipif(
-        backend.NAME == "jittor", reason="Jittor's kernels do not look whether an allocation failed: the process dies")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda: np.empty(1 << 60, np.uint8),  # NumPy, as the loader would
+        pytest.param(
+            lambda: backend.numpy(backend.zeros((1 << 44, 4)) + 1.0),
+            marks=pytest.mark.skipif(
+                backend.NAME == "jittor",
+                reason="Jittor's kernels do not look whether an allocation failed: the process dies",
+            ),
+        ),
+    ],
+)
 def test_exhausted_memory_is_named_with_its_remedy(tmp_path, fault):
     class Greedy(Batches):
         def iter_epoch(self, epoch, skip=0):
@@ -407,7 +481,14 @@ def test_another_fault_of_the_framework_is_not_taken_for_exhausted_memory(tmp_pa
 
     model = Scaled()
     with pytest.raises(RuntimeError, match="a kernel broke"):
-        train(model, criterion, Broken(), SHORT, tmp_path, groups=[ParameterGroup(tuple(n for n, _ in model.named_parameters()))])
+        train(
+            model,
+            criterion,
+            Broken(),
+            SHORT,
+            tmp_path,
+            groups=[ParameterGroup(tuple(n for n, _ in model.named_parameters()))],
+        )
 
 
 def test_without_a_seed_the_model_draws_nothing():

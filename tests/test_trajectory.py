@@ -1,4 +1,5 @@
 """Trajectories: right runs stay in the band of the controls, wrong ones leave it. The toy training runs in torch only."""
+
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +12,8 @@ from lib.alignment.trajectory import HORIZON, LEAST, TOO_WIDE, band, judge, pert
 from lib.alignment.verdict import ROUNDING, K
 from lib.backend import nn
 from lib.models.step import ParameterGroup
-from lib.schedule import Recipe
-from lib.training import Trainer
+from lib.training.loop import Trainer
+from lib.training.schedule import Recipe
 
 STEPS = 40
 
@@ -75,7 +76,9 @@ def test_what_is_no_band_is_a_fault():
     assert "controls part" in band([run + i for i, run in enumerate(CONTROLS)]).fault
     assert "39 steps" in judge("loss", band(CONTROLS), CONTROLS[0][:-1]).note
     for held in (band(CONTROLS[:4]), band([CONTROLS[0]] * 5)):
-        assert judge("loss", held, CONTROLS[0]).passed is False and sensitivity("loss", held, CONTROLS[0]).passed is False
+        assert (
+            judge("loss", held, CONTROLS[0]).passed is False and sensitivity("loss", held, CONTROLS[0]).passed is False
+        )
 
 
 @pytest.mark.parametrize("first", [1, 7])
@@ -106,8 +109,17 @@ class Batch:
 
 
 BATCHES = [Batch(seeded_input(f"toy:{i}", (4, 2, 6, 6))) for i in range(STEPS)]
-RECIPE = Recipe(optimiser="AdamW", options={"betas": (0.9, 0.999), "eps": 1e-8}, learning_rate=5e-3, weight_decay=0.05, batch=4,
-                epochs=1, average_decay=0.99, average_steps=10, clip=35.0)
+RECIPE = Recipe(
+    optimiser="AdamW",
+    options={"betas": (0.9, 0.999), "eps": 1e-8},
+    learning_rate=5e-3,
+    weight_decay=0.05,
+    batch=4,
+    epochs=1,
+    average_decay=0.99,
+    average_steps=10,
+    clip=35.0,
+)
 
 
 def criterion(outputs, targets, image_size):
@@ -116,7 +128,9 @@ def criterion(outputs, targets, image_size):
 
 
 def train(seed=None, batches=BATCHES, momentum=0.1, **changes):
-    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8, momentum=momentum), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8, momentum=momentum), nn.ReLU(), nn.Conv2d(8, 3, 1)
+    )
     state = seeded_state((name, backend.numpy(value).shape) for name, value in backend.named_state(model))
     backend.load_state(model, state if seed is None else perturbed(state, seed))
     names = tuple(name for name, _ in model.named_parameters())
@@ -142,11 +156,18 @@ def test_runs_that_differ_by_rounding_stay_in_the_band(bands):
         assert [row.note for row in rows(bands, curves) if row.passed is not True] == []
 
 
-@pytest.mark.parametrize("changes", [
-    {"learning_rate": 5e-3 * 1.01}, {"learning_rate": 5e-3 / 1.01}, {"weight_decay": 0.055}, {"clip": 0.1},
-    {"options": {"betas": (0.9, 0.999), "eps": 1e-5}}, {"options": {"betas": (0.9, 0.99), "eps": 1e-8}},
-    {"batches": [*BATCHES[:5], BATCHES[6], BATCHES[5], *BATCHES[7:]]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 5e-3 * 1.01},
+        {"learning_rate": 5e-3 / 1.01},
+        {"weight_decay": 0.055},
+        {"clip": 0.1},
+        {"options": {"betas": (0.9, 0.999), "eps": 1e-5}},
+        {"options": {"betas": (0.9, 0.99), "eps": 1e-8}},
+        {"batches": [*BATCHES[:5], BATCHES[6], BATCHES[5], *BATCHES[7:]]},
+    ],
+)
 def test_a_wrong_run_leaves_it(bands, changes):
     curves = train(**changes)
     assert not all(row.passed for row in rows(bands, curves))

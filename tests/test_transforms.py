@@ -1,4 +1,5 @@
 """What the recipes of all families promise: boxes that follow their objects, and samples that are the same everywhere."""
+
 from dataclasses import replace
 
 import cv2
@@ -8,15 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib.boxes import area
 from lib.data import stream, transforms
+from lib.data.boxes import area
 from lib.data.transforms import RECIPES, Picture, gold_yolo, planes
 
 COLOURS = [colour for colour in np.ndindex(4, 4, 4) if len(set(colour)) > 1]  # times 85: no grey among them
-EDGE = 5         # pixels over which an enlarged edge blurs
+EDGE = 5  # pixels over which an enlarged edge blurs
 BACKGROUND = 40  # neither near one of these nor near the borders' 0 and 114
-ALL = {**RECIPES, **gold_yolo.VARIANTS, "gold_yolo, last epochs": RECIPES["gold_yolo"].at(299, 300),
-       "gold_yolo, mixing": replace(RECIPES["gold_yolo"], mixup=0.7)}
+ALL = {
+    **RECIPES,
+    **gold_yolo.VARIANTS,
+    "gold_yolo, last epochs": RECIPES["gold_yolo"].at(299, 300),
+    "gold_yolo, mixing": replace(RECIPES["gold_yolo"], mixup=0.7),
+}
 PLAIN = {  # true colours
     "nanodet_plus": replace(RECIPES["nanodet_plus"], brightness=(0, 0), contrast=(1, 1), saturation=(1, 1)),
     "gold_yolo": replace(RECIPES["gold_yolo"], colours=(0, 0, 0)),
@@ -37,7 +42,7 @@ def painted(seed: int) -> list[Picture]:
             low = np.array([x * width // 2, y * height // 2]) + rng.integers(0, 12, 2)
             high = np.array([(x + 1) * width // 2, (y + 1) * height // 2]) - rng.integers(0, 12, 2)
             label = next(colours)
-            image[low[1]:high[1], low[0]:high[0]] = np.array(COLOURS[label])[::-1] * 85  # BGR
+            image[low[1] : high[1], low[0] : high[0]] = np.array(COLOURS[label])[::-1] * 85  # BGR
             boxes.append([*low, *high])
             labels.append(label)
         pictures.append(Picture(image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)))
@@ -58,9 +63,9 @@ def assert_boxes_hold_their_colours(recipe, pictures, index, size, rng) -> None:
         of_colour = (np.abs(image - np.array(COLOURS[label]) * 85) <= 12).all(2)
         patches = cv2.erode(of_colour.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=0)
         for x1, y1, x2, y2 in np.rint(boxes[labels == label]).astype(int):
-            inner = of_colour[y1 + EDGE:max(y2 - EDGE, 0), x1 + EDGE:max(x2 - EDGE, 0)]
+            inner = of_colour[y1 + EDGE : max(y2 - EDGE, 0), x1 + EDGE : max(x2 - EDGE, 0)]
             assert inner.all(), f"{[x1, y1, x2, y2]} of {label} holds {inner.mean()} of its colour"
-            patches[max(y1 - EDGE, 0):y2 + EDGE, max(x1 - EDGE, 0):x2 + EDGE] = 0
+            patches[max(y1 - EDGE, 0) : y2 + EDGE, max(x1 - EDGE, 0) : x2 + EDGE] = 0
         assert not patches.any(), f"colour of {label} lies outside of {boxes[labels == label]}"
 
 
@@ -115,8 +120,9 @@ def test_the_same_draws_give_the_same_bytes_and_change_no_picture(name):
     before = [picture.image.copy() for picture in pictures]
     for picture in pictures:
         picture.image.setflags(write=False)
-    first, again, other = (ALL[name].augment(pictures, 2, (96, 64), stream(7, "augment", *key))
-                           for key in ((1, 3), (1, 3), (2, 3)))
+    first, again, other = (
+        ALL[name].augment(pictures, 2, (96, 64), stream(7, "augment", *key)) for key in ((1, 3), (1, 3), (2, 3))
+    )
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
     assert not np.array_equal(first[0], other[0])
     assert all(np.array_equal(picture.image, image) for picture, image in zip(pictures, before))
@@ -144,8 +150,12 @@ def test_boxes_that_stick_out_of_their_image_are_no_trouble(name):
 
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=30)
-@given(height=st.integers(2, 300), width=st.integers(2, 300), size=st.sampled_from([(32, 32), (96, 160), (640, 640)]),
-       data=st.data())
+@given(
+    height=st.integers(2, 300),
+    width=st.integers(2, 300),
+    size=st.sampled_from([(32, 32), (96, 160), (640, 640)]),
+    data=st.data(),
+)
 def test_evaluation_brings_boxes_back(name, height, width, size, data):
     x1, x2 = sorted(data.draw(st.lists(st.integers(0, width), min_size=2, max_size=2)))
     y1, y2 = sorted(data.draw(st.lists(st.integers(0, height), min_size=2, max_size=2)))
@@ -165,7 +175,7 @@ def test_evaluation_shows_the_image_where_its_matrix_says(name):
     image = ALL[name].as_picture(prepared).astype(int)
     for box, label in zip(transforms.warp_boxes(picture.boxes, warp, (96, 128)), picture.labels):
         x, y = np.rint((box[:2] + box[2:]) / 2).astype(int)
-        assert np.abs(image[y - 5:y + 5, x - 5:x + 5] - np.array(COLOURS[label]) * 85).max() <= 6
+        assert np.abs(image[y - 5 : y + 5, x - 5 : x + 5] - np.array(COLOURS[label]) * 85).max() <= 6
 
 
 def test_the_recipe_of_a_model():

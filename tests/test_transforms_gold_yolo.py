@@ -1,4 +1,5 @@
 """Gold-YOLO's recipe: the letterbox of the published AP, mosaics, the warp, mixtures, colours, and what drops a box."""
+
 from collections import Counter
 from dataclasses import replace
 
@@ -22,14 +23,17 @@ def one_box(*box: int, side: int = 96, grey: int = 100) -> Picture:
 
 
 # Worked out by hand from the published steps: resized to int(side * inner / longest), padding halved and rounded down.
-@pytest.mark.parametrize(("model", "shape", "size", "inside"), [
-    ("gold-yolo-s", (480, 640), (640, 640), (475, 634, 82, 3)),
-    ("gold-yolo-n", (480, 640), (640, 640), (477, 636, 81, 2)),
-    ("gold-yolo-m", (640, 427), (640, 640), (636, 424, 2, 108)),
-    ("gold-yolo-l", (100, 50), (640, 640), (636, 318, 2, 161)),
-    ("gold-yolo-s", (480, 640), (320, 320), (237, 317, 41, 1)),
-    ("gold-yolo-n", (208, 256), (96, 96), (77, 95, 9, 0)),
-])
+@pytest.mark.parametrize(
+    ("model", "shape", "size", "inside"),
+    [
+        ("gold-yolo-s", (480, 640), (640, 640), (475, 634, 82, 3)),
+        ("gold-yolo-n", (480, 640), (640, 640), (477, 636, 81, 2)),
+        ("gold-yolo-m", (640, 427), (640, 640), (636, 424, 2, 108)),
+        ("gold-yolo-l", (100, 50), (640, 640), (636, 318, 2, 161)),
+        ("gold-yolo-s", (480, 640), (320, 320), (237, 317, 41, 1)),
+        ("gold-yolo-n", (208, 256), (96, 96), (77, 95, 9, 0)),
+    ],
+)
 def test_the_letterbox_of_the_published_evaluation(model, shape, size, inside):
     height, width, top, left = inside
     image = noise(*shape)
@@ -38,7 +42,7 @@ def test_the_letterbox_of_the_published_evaluation(model, shape, size, inside):
     method = cv2.INTER_AREA if max(shape) > max(height, width) else cv2.INTER_LINEAR
     middle = cv2.resize(image, (width, height), interpolation=method)[:, :, ::-1].astype(np.float32) / np.float32(255)
     window = np.zeros(size, bool)
-    window[top:top + height, left:left + width] = True
+    window[top : top + height, left : left + width] = True
     np.testing.assert_array_equal(prepared[:, window].reshape(3, height, width), middle.transpose(2, 0, 1))
     assert (prepared[:, ~window] == np.float32(114) / np.float32(255)).all() and not window.all()
 
@@ -68,8 +72,8 @@ def test_a_mosaic_holds_the_picture_and_three_of_all_anywhere():
         assert len(pictures.asked) == 4 and 3 in pictures.asked
         places[pictures.asked.index(3)] += 1
         others.update(pictures.asked)
-    assert min(places[place] for place in range(4)) > 60     # of 100
-    assert min(others[index] for index in range(10) if index != 3) > 80 and others[3] > 480   # of 120 and 520
+    assert min(places[place] for place in range(4)) > 60  # of 100
+    assert min(others[index] for index in range(10) if index != 3) > 80 and others[3] > 480  # of 120 and 520
 
 
 def test_a_mosaic_meets_anywhere_in_the_middle_half():
@@ -106,16 +110,19 @@ def test_half_of_the_pictures_are_mirrored():
     assert 70 < sum(box[0] < 48 for box in boxes) < 130
 
 
-@pytest.mark.parametrize(("before", "after", "kept"), [
-    ([0, 0, 20, 20], [0, 0, 20, 20], True),
-    ([0, 0, 20, 20], [0, 0, 20, 2], False),        # two pixels high
-    ([0, 0, 20, 20], [0, 0, 20, 2.01], True),
-    ([0, 0, 100, 100], [0, 0, 100, 10], False),    # a tenth of its area
-    ([0, 0, 100, 100], [0, 0, 100, 10.1], True),
-    ([0, 0, 100, 5], [0, 0, 100, 5], False),       # twenty times as long as high
-    ([0, 0, 99, 5], [0, 0, 99, 5], True),
-    ([5, 5, 5, 5], [0, 0, 0, 0], False),
-])
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ([0, 0, 20, 20], [0, 0, 20, 20], True),
+        ([0, 0, 20, 20], [0, 0, 20, 2], False),  # two pixels high
+        ([0, 0, 20, 20], [0, 0, 20, 2.01], True),
+        ([0, 0, 100, 100], [0, 0, 100, 10], False),  # a tenth of its area
+        ([0, 0, 100, 100], [0, 0, 100, 10.1], True),
+        ([0, 0, 100, 5], [0, 0, 100, 5], False),  # twenty times as long as high
+        ([0, 0, 99, 5], [0, 0, 99, 5], True),
+        ([5, 5, 5, 5], [0, 0, 0, 0], False),
+    ],
+)
 def test_what_drops_a_box(before, after, kept):
     assert gold_yolo._is_worth_keeping(np.array([before], float), np.array([after], float)).tolist() == [kept]
 
@@ -125,7 +132,7 @@ def test_a_mixture_has_both_pictures_and_all_boxes():
     shares = []
     for seed in range(300):
         mixed = gold_yolo._mixture(first, second, stream(seed, "mix"))
-        level, = np.unique(mixed.image)
+        (level,) = np.unique(mixed.image)
         shares.append(1 - level / 200)
         np.testing.assert_array_equal(mixed.boxes, [[1, 2, 30, 40], [5, 6, 70, 80]])
     # Beta(32, 32): mean 1/2, deviation 1 / (2 sqrt(65)) = 0.062

@@ -1,4 +1,5 @@
 """NanoDet-Plus: preprocessing and augmentation against the published code's record, and the faults that it shows."""
+
 import json
 from dataclasses import replace
 
@@ -58,7 +59,9 @@ def run(published, name: str, recipe=RECIPE, image=None):
         boxes = transforms.warp_boxes(arrays["boxes"], matrix, prepared.shape[1:])
     else:
         replay = Replay(case["random_draws_in_order"])
-        prepared, matrix, boxes, _ = recipe.augment([Picture(image, arrays["boxes"], np.zeros(3, np.int64))], 0, size, replay)
+        prepared, matrix, boxes, _ = recipe.augment(
+            [Picture(image, arrays["boxes"], np.zeros(3, np.int64))], 0, size, replay
+        )
         assert not replay.draws
     return prepared.transpose(1, 2, 0), matrix, boxes
 
@@ -78,17 +81,21 @@ def test_as_published(published, name):
     assert largest_difference(published, name, prepared) <= PIXEL
     whole = prepared.astype(np.float64)
     assert [whole.mean(), whole.std(), np.linalg.norm(whole)] == pytest.approx(
-        [case["img"][key] for key in ("mean", "std", "l2")], rel=PIXEL)
+        [case["img"][key] for key in ("mean", "std", "l2")], rel=PIXEL
+    )
     np.testing.assert_allclose(matrix, arrays[f"{name}/warp_matrix"], rtol=0, atol=LAST_BIT * np.abs(matrix).max())
     assert boxes.dtype == np.float32
     np.testing.assert_array_equal(boxes, arrays[f"{name}/boxes"])
 
 
-@pytest.mark.parametrize(("fault", "recipe"), [
-    ("mean in RGB order", replace(RECIPE, mean=RECIPE.mean[::-1])),
-    ("deviation in RGB order", replace(RECIPE, std=RECIPE.std[::-1])),
-    ("mean rounded", replace(RECIPE, mean=(103.5, 116.3, 123.7))),
-])
+@pytest.mark.parametrize(
+    ("fault", "recipe"),
+    [
+        ("mean in RGB order", replace(RECIPE, mean=RECIPE.mean[::-1])),
+        ("deviation in RGB order", replace(RECIPE, std=RECIPE.std[::-1])),
+        ("mean rounded", replace(RECIPE, mean=(103.5, 116.3, 123.7))),
+    ],
+)
 def test_a_wrong_constant_shows(published, fault, recipe):
     assert largest_difference(published, "val_320", run(published, "val_320", recipe)[0]) > 100 * PIXEL
 
@@ -108,8 +115,7 @@ def test_draws_in_another_order_show(published):
     case = published[0]["train_320_seed0"]
     draws = case["random_draws_in_order"]
     with pytest.raises(AssertionError):
-        RECIPE.augment([Picture(published[1]["raw_bgr_uint8"], *NOTHING)], 0, (320, 320),
-                       Replay(draws[::-1]))
+        RECIPE.augment([Picture(published[1]["raw_bgr_uint8"], *NOTHING)], 0, (320, 320), Replay(draws[::-1]))
 
 
 def test_no_boxes_stay_no_boxes():
@@ -126,8 +132,10 @@ def test_keeping_the_ratio_of_a_hair_leaves_a_pixel():
 def test_a_stream_repeats_itself_and_differs_from_the_next():
     image = stream(1, "image").integers(0, 256, (48, 64, 3)).astype(np.uint8)
     target = np.array([[4, 5, 30, 40]], np.float32), np.array([2])
-    first, again, other = (RECIPE.augment([Picture(image, *target)], 0, (64, 64), stream(7, "augment", *key))
-                           for key in ((1, 3), (1, 3), (2, 3)))
+    first, again, other = (
+        RECIPE.augment([Picture(image, *target)], 0, (64, 64), stream(7, "augment", *key))
+        for key in ((1, 3), (1, 3), (2, 3))
+    )
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
     assert not np.array_equal(first[1], other[1])
 
@@ -152,7 +160,9 @@ def test_the_inverse_brings_boxes_back(x, y, width, height, seed, keep_ratio):
     image = np.zeros((120, 100, 3), np.uint8)
     box = np.array([[x, y, x + width, y + height]], np.float32)
     recipe = replace(RECIPE, keep_ratio=keep_ratio, translate=(0.5, 0.5), scale=(0.6, 0.8))  # nothing leaves the input
-    _, matrix, there, _ = recipe.augment([Picture(image, box, np.zeros(1, np.int64))], 0, (96, 160), stream(seed, "box"))
+    _, matrix, there, _ = recipe.augment(
+        [Picture(image, box, np.zeros(1, np.int64))], 0, (96, 160), stream(seed, "box")
+    )
     assert (there[:, 2:] > there[:, :2]).all()
     back = transforms.warp_boxes(there, np.linalg.inv(matrix), image.shape[:2])
     np.testing.assert_allclose(back, box, rtol=0, atol=1e-4)  # float32 of values up to 160, times the scale

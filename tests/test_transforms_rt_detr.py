@@ -1,4 +1,5 @@
 """RT-DETR's recipe: resizing, windows and colours against formulas, ranges and probabilities against their definition."""
+
 import colorsys
 from dataclasses import replace
 
@@ -6,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.boxes import iou
 from lib.data import stream, transforms
+from lib.data.boxes import iou
 from lib.data.transforms import Picture
 
 RECIPE = transforms.RECIPES["rt_detr"]
@@ -28,10 +29,13 @@ def samples(recipe, count: int, of: Picture | None = None):
 
 # --- resizing
 
+
 def test_an_unchanged_sample_is_the_image():
     of = picture()
     prepared, warp, boxes, labels = UNCHANGED.augment([of], 0, (80, 100), stream(0, "rt"))
-    np.testing.assert_array_equal(prepared, of.image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(
+        prepared, of.image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    )
     np.testing.assert_array_equal(warp, np.eye(3))
     np.testing.assert_array_equal(boxes, of.boxes)
     assert labels.tolist() == [5, 6, 7]
@@ -43,13 +47,14 @@ def test_shrinking_averages_and_enlarging_does_not_keep_the_ratio():
     assert np.abs(prepared * 255 - 100).max() < 13  # without antialiasing every pixel would be 0 or 200
     ramp = np.broadcast_to(np.arange(50, dtype=np.uint8)[None, :, None] * 4, (20, 50, 3)).copy()
     prepared, warp = RECIPE.preprocess(ramp, (64, 160))
-    centres = (np.arange(160) + 0.5) / warp[0, 0] - 0.5     # of the input's columns, in image pixels
+    centres = (np.arange(160) + 0.5) / warp[0, 0] - 0.5  # of the input's columns, in image pixels
     inner = slice(3, -3)
     assert np.abs(prepared[0, 10] * 255 - 4 * centres)[inner].max() <= 0.51  # rounded to grey levels
     np.testing.assert_array_equal(warp, np.diag([3.2, 3.2, 1]))
 
 
 # --- windows
+
 
 def test_zooming_out_puts_black_around_half_of_the_images():
     found = samples(replace(UNCHANGED, zoom=0.5), 300)
@@ -60,8 +65,11 @@ def test_zooming_out_puts_black_around_half_of_the_images():
     for prepared, warp, boxes, labels in found:
         x, y, right, bottom = transforms.warp_boxes(np.array([[0, 0, 100, 80]]), warp, (80, 100))[0]
         outside = np.ones((80, 100), bool)
-        outside[max(int(y) - 1, 0):int(bottom) + 2, max(int(x) - 1, 0):int(right) + 2] = False
-        assert not prepared[:, outside].any() and prepared[:, int(y) + 1:int(bottom) - 1, int(x) + 1:int(right) - 1].all()
+        outside[max(int(y) - 1, 0) : int(bottom) + 2, max(int(x) - 1, 0) : int(right) + 2] = False
+        assert (
+            not prepared[:, outside].any()
+            and prepared[:, int(y) + 1 : int(bottom) - 1, int(x) + 1 : int(right) - 1].all()
+        )
         assert boxes[:, 2:].max() <= max(right, bottom) + 1
 
 
@@ -71,13 +79,19 @@ def test_crops_keep_the_boxes_whose_centres_they_hold():
     centres = (of.boxes[:, :2] + of.boxes[:, 2:]) / 2
     ratios = []
     for _, warp, boxes, labels in samples(replace(UNCHANGED, crop=0.8), 300):
-        left, top, right, bottom = np.rint([-warp[0, 2] / warp[0, 0], -warp[1, 2] / warp[1, 1],
-                                            (100 - warp[0, 2]) / warp[0, 0], (80 - warp[1, 2]) / warp[1, 1]]).astype(int)
+        left, top, right, bottom = np.rint(
+            [
+                -warp[0, 2] / warp[0, 0],
+                -warp[1, 2] / warp[1, 1],
+                (100 - warp[0, 2]) / warp[0, 0],
+                (80 - warp[1, 2]) / warp[1, 1],
+            ]
+        ).astype(int)
         assert 0 <= left < right <= 100 and 0 <= top < bottom <= 80
         if (left, top, right, bottom) == (0, 0, 100, 80):
             whole += 1
             continue
-        assert right - left >= 29 and bottom - top >= 23   # 0.3 of the sides, rounded down
+        assert right - left >= 29 and bottom - top >= 23  # 0.3 of the sides, rounded down
         ratios.append((right - left) / (bottom - top))
         inside = ((centres > [left, top]) & (centres < [right, bottom])).all(1)
         assert inside.any() and labels.tolist() == of.labels[inside].tolist()
@@ -117,11 +131,12 @@ def test_half_of_the_images_are_mirrored_with_their_boxes():
 def test_boxes_below_a_pixel_are_dropped_before_and_after_resizing():
     boxes = np.array([[10, 10, 10.9, 50], [10, 10, 11, 50], [20, 20, 40, 60]], np.float32)
     of = Picture(np.zeros((80, 100, 3), np.uint8), boxes, np.arange(3))
-    assert UNCHANGED.augment([of], 0, (160, 200), stream(0, "rt"))[3].tolist() == [1, 2]    # small in the image
-    assert UNCHANGED.augment([of], 0, (40, 50), stream(0, "rt"))[3].tolist() == [2]         # small in the input
+    assert UNCHANGED.augment([of], 0, (160, 200), stream(0, "rt"))[3].tolist() == [1, 2]  # small in the image
+    assert UNCHANGED.augment([of], 0, (40, 50), stream(0, "rt"))[3].tolist() == [2]  # small in the input
 
 
 # --- colours
+
 
 class Only:
     """One of brightness, contrast, saturation and hue happens, at the lower end of its range; channels stay in order."""
@@ -146,21 +161,26 @@ def turn(rgb: np.ndarray, part: float) -> np.ndarray:
     return np.array([colorsys.hsv_to_rgb((h + part) % 1, s, v) for h, s, v in pixels]).reshape(rgb.shape) * 255
 
 
-@pytest.mark.parametrize(("change", "amount", "formula", "tolerance"), [
-    ("brightness", 1.1, lambda x: x * 1.1, 1),
-    ("brightness", 0.9, lambda x: x * 0.9, 1),
-    ("contrast", 0.5, lambda x: x * 0.5 + 0.5 * grey(x).mean(), 1.5),
-    ("contrast", 1.5, lambda x: x * 1.5 - 0.5 * grey(x).mean(), 1.5),
-    ("saturation", 0.6, lambda x: x * 0.6 + 0.4 * grey(x), 1.5),
-    ("saturation", 1.5, lambda x: x * 1.5 - 0.5 * grey(x), 1.5),
-    ("hue", 0.05, lambda x: turn(x, 12 / 256), 8),     # hue and saturation have 256 steps, rounded down twice
-    ("hue", -0.05, lambda x: turn(x, -12 / 256), 8),
-])
+@pytest.mark.parametrize(
+    ("change", "amount", "formula", "tolerance"),
+    [
+        ("brightness", 1.1, lambda x: x * 1.1, 1),
+        ("brightness", 0.9, lambda x: x * 0.9, 1),
+        ("contrast", 0.5, lambda x: x * 0.5 + 0.5 * grey(x).mean(), 1.5),
+        ("contrast", 1.5, lambda x: x * 1.5 - 0.5 * grey(x).mean(), 1.5),
+        ("saturation", 0.6, lambda x: x * 0.6 + 0.4 * grey(x), 1.5),
+        ("saturation", 1.5, lambda x: x * 1.5 - 0.5 * grey(x), 1.5),
+        ("hue", 0.05, lambda x: turn(x, 12 / 256), 8),  # hue and saturation have 256 steps, rounded down twice
+        ("hue", -0.05, lambda x: turn(x, -12 / 256), 8),
+    ],
+)
 def test_colour_changes_are_what_their_formulas_say(change, amount, formula, tolerance):
     rgb = picture(20, 20).image
     draws = Only(change)
     changed = np.asarray(replace(RECIPE, **{change: (amount, 9.0)})._distort(Image.fromarray(rgb), draws)).astype(float)
-    assert np.abs(changed - np.clip(formula(rgb.astype(float)), 0, 255)).max() <= tolerance < np.abs(changed - rgb).max()
+    assert (
+        np.abs(changed - np.clip(formula(rgb.astype(float)), 0, 255)).max() <= tolerance < np.abs(changed - rgb).max()
+    )
     assert not draws.draws
 
 
@@ -169,11 +189,14 @@ def test_every_order_of_channels_occurs_and_half_of_the_images_keep_theirs():
     colour = Image.new("RGB", (2, 2), (0, 255, 128))
     orders = [recipe._distort(colour, stream(seed, "channels")).getpixel((0, 0)) for seed in range(400)]
     kept = sum(np.abs(np.array(order) - [0, 255, 128]).max() < 6 for order in orders)
-    assert 180 < kept < 290     # 1/2 and a sixth of the rest
+    assert 180 < kept < 290  # 1/2 and a sixth of the rest
     assert len({tuple(np.argsort(order)) for order in orders}) == 6
 
 
 def test_brightness_has_its_range():
     recipe = replace(RECIPE, contrast=(1, 1), saturation=(1, 1), hue=(0, 0))
-    levels = [recipe._distort(Image.new("RGB", (1, 1), (160,) * 3), stream(seed, "b")).getpixel((0, 0))[0] for seed in range(400)]
+    levels = [
+        recipe._distort(Image.new("RGB", (1, 1), (160,) * 3), stream(seed, "b")).getpixel((0, 0))[0]
+        for seed in range(400)
+    ]
     assert 140 <= min(levels) < 143 and 177 < max(levels) <= 180 and 150 < levels.count(160) < 250

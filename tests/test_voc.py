@@ -1,4 +1,5 @@
 """Pascal VOC XML: each untidiness of real files has its rule or its line, and nothing in a file is expanded or run."""
+
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -38,7 +39,7 @@ def write(tmp_path):
 
 
 def only(collection) -> Picture:
-    picture, = collection.pictures()
+    (picture,) = collection.pictures()
     return picture
 
 
@@ -48,7 +49,7 @@ def faults(folder: Path) -> list[tuple[str, bool]]:
 
 def test_pixels_count_from_one_and_include_the_last(write):
     collection = measured(voc.read(write({"a.xml": GOOD})))
-    annotation, = only(collection).annotations
+    (annotation,) = only(collection).annotations
     assert annotation == Annotation("cat", (0, 1, 40, 30), truncated=True, pose="Left")
     assert (collection.classes, collection.splits.keys(), collection.faults) == (("cat",), {""}, ())
     assert collection.others == {"path": 1}
@@ -71,7 +72,11 @@ TIDIED = {  # name: (XML, what is read, what is reported)
     "no flags": (changed("<truncated>1</truncated><difficult>0</difficult>", ""), {"truncated": False}, []),
     "difficult": (changed("<difficult>0", "<difficult> 1\n"), {"difficult": True}, []),
     "an unspecified flag": (changed("<truncated>1", "<truncated>Unspecified"), {"truncated": False}, []),
-    "a flag of another kind": (changed("<difficult>0", "<difficult>2"), {"difficult": False}, ["difficult '2'", "taken as 0"]),
+    "a flag of another kind": (
+        changed("<difficult>0", "<difficult>2"),
+        {"difficult": False},
+        ["difficult '2'", "taken as 0"],
+    ),
     "no size": (changed(SIZE, ""), {}, ["has size ['', '']", "taken from the image"]),
     "an empty size": (changed(SIZE, "<size/>"), {}, ["taken from the image"]),
     "a size of zeros": (changed("<width>40", "<width>0"), {}, ["has size ['0', '30']", "taken from the image"]),
@@ -81,7 +86,11 @@ TIDIED = {  # name: (XML, what is read, what is reported)
     "another script": (changed("<name>cat", "<name>浣熊"), {"name": "浣熊"}, []),
     "one pixel": (changed("<xmin>1<", "<xmin>40<"), {"box": (39, 1, 40, 30)}, ["one pixel wide or high"]),
     "pixels from zero": (changed("<xmin>1<", "<xmin>0<"), {"box": (-1, 1, 40, 30)}, ["VOC's first pixel is 1"]),
-    "across the border": (changed("<xmax>40<", "<xmax>50<"), {"box": (0, 1, 50, 30)}, ["10 pixels beyond the image of 40x30"]),
+    "across the border": (
+        changed("<xmax>40<", "<xmax>50<"),
+        {"box": (0, 1, 50, 30)},
+        ["10 pixels beyond the image of 40x30"],
+    ),
     "parts of a person": (changed("<pose>", "<part><name>head</name></part><pose>"), {}, []),
     "a comment and a processing instruction": (changed("<pose>", "<!-- x --><?php echo 1 ?><pose>"), {}, []),
 }
@@ -91,32 +100,46 @@ TIDIED = {  # name: (XML, what is read, what is reported)
 def test_untidy_files_are_read_by_rule(write, name):
     text, read, reported = TIDIED[name]
     folder = write({"a.xml": text})
-    annotation, = only(measured(voc.read(folder))).annotations
+    (annotation,) = only(measured(voc.read(folder))).annotations
     expected = {"name": "cat", "box": (0, 1, 40, 30), "truncated": True, "pose": "Left", **read}
     assert annotation == Annotation(**expected)
     found = faults(folder)
     assert len(found) == bool(reported)
     for message, loses in found:
-        assert not loses and "\n" not in message and "; " in message and str(folder / "Annotations" / "a.xml") in message
+        assert (
+            not loses and "\n" not in message and "; " in message and str(folder / "Annotations" / "a.xml") in message
+        )
         assert all(part in message for part in reported), message
 
 
 LOSING = {  # name: (XML, what the message names)
     "swapped corners": (changed("<xmin>1<", "<xmin>41<"), ["object 1 (cat)", "zero or negative size"]),
-    "no box": (changed(OBJECT[OBJECT.index("<bndbox"):OBJECT.index("</object")], ""), ["object 1 (cat)", "four finite numbers"]),
+    "no box": (
+        changed(OBJECT[OBJECT.index("<bndbox") : OBJECT.index("</object")], ""),
+        ["object 1 (cat)", "four finite numbers"],
+    ),
     "a word as number": (changed("<xmin>1<", "<xmin>one<"), ["object 1 (cat)", "'one'"]),
     "nan": (changed("<xmin>1<", "<xmin>nan<"), ["object 1 (cat)", "'nan'"]),
     "infinity": (changed("<xmin>1<", "<xmin>1e999<"), ["object 1 (cat)", "four finite"]),
     "python's own digits": (changed("<xmin>1<", "<xmin>1_0<"), ["object 1 (cat)", "four finite"]),
     "no name": (changed("<name>cat</name>", ""), ["object 1", "name ''"]),
-    "outside": (changed("<xmin>1<", "<xmin>50<").replace(">40</xmax>", ">60</xmax>"), ["object 1 (cat)", "outside the image"]),
+    "outside": (
+        changed("<xmin>1<", "<xmin>50<").replace(">40</xmax>", ">60</xmax>"),
+        ["object 1 (cat)", "outside the image"],
+    ),
     "another size": (changed("<width>40", "<width>41"), ["a.png", "is 40x30 pixels, its entry says 41x30"]),
     "another root": ("<html/>", ["<html>"]),
     "no XML": ("", ["no valid XML"]),
     "cut short": (GOOD[:-20], ["no valid XML"]),
     "an unknown encoding": ('<?xml version="1.0" encoding="klingon"?>' + GOOD, ["no valid XML", "UTF-8"]),
-    "a bomb": ('<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]>' + GOOD.replace("cat", "&c;"), ["document type"]),
-    "an entity of a file": ('<!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]>' + GOOD.replace("cat", "&b;"), ["document type"]),
+    "a bomb": (
+        '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]>' + GOOD.replace("cat", "&c;"),
+        ["document type"],
+    ),
+    "an entity of a file": (
+        '<!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]>' + GOOD.replace("cat", "&b;"),
+        ["document type"],
+    ),
     "an entity that is nowhere": (GOOD.replace("cat", "&b;"), ["no valid XML"]),
 }
 
@@ -126,7 +149,7 @@ def test_what_would_be_lost_is_one_line_with_file_entry_and_remedy(write, name):
     text, named = LOSING[name]
     folder = write({"a.xml": text})
     found = [message for message, loses in faults(folder) if loses]
-    message, = found
+    (message,) = found
     assert "\n" not in message and "; " in message and str(folder) in message
     assert all(part in message for part in named), message
 
@@ -135,7 +158,7 @@ def test_the_other_objects_of_a_faulty_file_stay(write):
     faulty, other = OBJECT.replace("<xmin>1<", "<xmin>x<"), OBJECT.replace("cat", "dog")
     folder = write({"a.xml": GOOD.replace(OBJECT, OBJECT + faulty + other)})
     assert [annotation.name for annotation in only(measured(voc.read(folder))).annotations] == ["cat", "dog"]
-    (message, loses), = faults(folder)
+    ((message, loses),) = faults(folder)
     assert loses and "object 2" in message
 
 
@@ -176,14 +199,22 @@ def test_an_image_without_extension(write):
 def test_lists_make_the_splits(write):
     names = ["a", "b c", "d", "e"]
     documents = {f"{name}.xml": GOOD.replace("a.png", f"{name}.png") for name in names}
-    folder = write(documents, [f"{name}.png" for name in names],
-                   {"train": "a\nb c  1\n\nd -1\nd\ngone\n", "val": "d\n", "trainval": "a\ne\n"})
+    folder = write(
+        documents,
+        [f"{name}.png" for name in names],
+        {"train": "a\nb c  1\n\nd -1\nd\ngone\n", "val": "d\n", "trainval": "a\ne\n"},
+    )
     collection = voc.read(folder)
     assert {split: [picture.name for picture in chosen] for split, chosen in collection.splits.items()} == {
-        "train": ["a.png", "b c.png", "d.png"], "val": ["d.png"]}
+        "train": ["a.png", "b c.png", "d.png"],
+        "val": ["d.png"],
+    }
     assert collection.others["image outside ImageSets/Main"] == 1
     assert [fault.loses for fault in collection.faults] == [False, True]
-    assert "line 5 lists 'd' again" in collection.faults[0].message and "line 6 lists 'gone'" in collection.faults[1].message
+    assert (
+        "line 5 lists 'd' again" in collection.faults[0].message
+        and "line 6 lists 'gone'" in collection.faults[1].message
+    )
 
 
 def test_trainval_alone_is_the_training_split(write):
@@ -223,9 +254,13 @@ def test_other_layouts(write, tmp_path):
 
 coordinates = st.decimals(0, 20_000, places=6).map(float)
 boxes = st.tuples(coordinates, coordinates, coordinates, coordinates).map(
-    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]) + 1, max(c[1], c[3]) + 1))
-names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1).map(
-    lambda text: " ".join(text.split())).filter(lambda text: text and text.isprintable())
+    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]) + 1, max(c[1], c[3]) + 1)
+)
+names = (
+    st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1)
+    .map(lambda text: " ".join(text.split()))
+    .filter(lambda text: text and text.isprintable())
+)
 
 
 @given(names, boxes, st.booleans(), st.booleans(), st.booleans())

@@ -1,4 +1,5 @@
 """YOLO text: pixels come back exactly, each faulty line is named, and the layouts people use are found."""
+
 from pathlib import Path
 
 import cv2
@@ -47,7 +48,7 @@ def test_parts_of_the_sides_become_pixels(write):
 
 
 def test_an_outline_keeps_its_extent_and_its_points(write):
-    annotation, = measured(yolo.read(write({**CLASSES, "labels/a.txt": "0 0.1 0.1 0.5 0.2 0.25 0.9"}))).annotations()
+    (annotation,) = measured(yolo.read(write({**CLASSES, "labels/a.txt": "0 0.1 0.1 0.5 0.2 0.25 0.9"}))).annotations()
     assert annotation.box == (4, 3, 20, 27) and annotation.outline == [[4, 3, 20, 6, 10, 27]]
 
 
@@ -73,7 +74,7 @@ FAULTS = {  # line: what its message names
 def test_a_faulty_line_is_named_and_the_others_stay(write, content):
     folder = write({**GOOD, "labels/a.txt": "1 0.25 0.5 0.5 0.2\n" + content + "\n"})
     collection = measured(yolo.read(folder))
-    fault, = collection.faults
+    (fault,) = collection.faults
     assert FAULTS[content] in fault.message and "a.txt: line 2" in fault.message and "; " in fault.message
     assert len(list(collection.annotations())) == 2 - fault.loses
 
@@ -96,19 +97,46 @@ def test_labels_of_another_encoding_are_one_line(write):
 LAYOUTS = {  # name: (texts, images, expected names)
     "side by side": ({**CLASSES, "a.txt": "0 0.5 0.5 1 1", "README.txt": "hello"}, ["a.png"], {"": ["a.png"]}),
     "flat images, labels apart": ({**CLASSES, "labels/a.txt": "0 0.5 0.5 1 1"}, ["a.png"], {"": ["a.png"]}),
-    "split folders": ({**CLASSES, "labels/train/a.txt": "0 0.5 0.5 1 1", "labels/val/x/b.txt": ""},
-                      ["images/train/a.png", "images/val/x/b.png"], {"train": ["a.png"], "val": ["x/b.png"]}),
-    "data.yaml": ({"data.yaml": "path: ../datasets/far\ntrain: images/t\nval: images/v\nnames: {0: cat}",
-                   "labels/t/a.txt": "0 0.5 0.5 1 1", "labels/v/b.txt": ""}, ["images/t/a.png", "images/v/b.png"],
-                  {"train": ["a.png"], "val": ["b.png"]}),
-    "folders above": ({"data.yaml": "train: ../train/images\nval: ../valid/images\nnames: [cat]",
-                       "train/labels/a.txt": "0 0.5 0.5 1 1", "valid/labels/b.txt": "", "README.roboflow.txt": "x"},
-                      ["train/images/a.png", "valid/images/b.png"], {"train": ["a.png"], "val": ["b.png"]}),
-    "one set twice": ({"data.yaml": "train: images\nval: images\nnames: [cat]", "labels/a.txt": "0 0.5 0.5 1 1"},
-                      ["images/a.png"], {"": ["a.png"]}),
-    "lists of images": ({"data.yaml": "train: train.txt\nval: val.txt\nnames: [cat]", "labels/a.txt": "0 0.5 0.5 1 1",
-                         "labels/b.txt": "", "train.txt": "./images/a.png\n", "val.txt": "images/b.png\n"},
-                        ["images/a.png", "images/b.png"], {"train": ["a.png"], "val": ["b.png"]}),
+    "split folders": (
+        {**CLASSES, "labels/train/a.txt": "0 0.5 0.5 1 1", "labels/val/x/b.txt": ""},
+        ["images/train/a.png", "images/val/x/b.png"],
+        {"train": ["a.png"], "val": ["x/b.png"]},
+    ),
+    "data.yaml": (
+        {
+            "data.yaml": "path: ../datasets/far\ntrain: images/t\nval: images/v\nnames: {0: cat}",
+            "labels/t/a.txt": "0 0.5 0.5 1 1",
+            "labels/v/b.txt": "",
+        },
+        ["images/t/a.png", "images/v/b.png"],
+        {"train": ["a.png"], "val": ["b.png"]},
+    ),
+    "folders above": (
+        {
+            "data.yaml": "train: ../train/images\nval: ../valid/images\nnames: [cat]",
+            "train/labels/a.txt": "0 0.5 0.5 1 1",
+            "valid/labels/b.txt": "",
+            "README.roboflow.txt": "x",
+        },
+        ["train/images/a.png", "valid/images/b.png"],
+        {"train": ["a.png"], "val": ["b.png"]},
+    ),
+    "one set twice": (
+        {"data.yaml": "train: images\nval: images\nnames: [cat]", "labels/a.txt": "0 0.5 0.5 1 1"},
+        ["images/a.png"],
+        {"": ["a.png"]},
+    ),
+    "lists of images": (
+        {
+            "data.yaml": "train: train.txt\nval: val.txt\nnames: [cat]",
+            "labels/a.txt": "0 0.5 0.5 1 1",
+            "labels/b.txt": "",
+            "train.txt": "./images/a.png\n",
+            "val.txt": "images/b.png\n",
+        },
+        ["images/a.png", "images/b.png"],
+        {"train": ["a.png"], "val": ["b.png"]},
+    ),
 }
 
 
@@ -121,9 +149,16 @@ def test_layouts(write, name):
 
 
 def test_images_and_lines_outside_the_splits_are_named(write):
-    folder = write({"data.yaml": "train: train.txt\nval: images/val\nnames: [cat]", "labels/a.txt": "", "labels/c.txt": "",
-                    "labels/val/b.txt": "", "train.txt": "images/a.png\n../../etc/passwd\n"},
-                   ["images/a.png", "images/val/b.png", "images/c.png"])
+    folder = write(
+        {
+            "data.yaml": "train: train.txt\nval: images/val\nnames: [cat]",
+            "labels/a.txt": "",
+            "labels/c.txt": "",
+            "labels/val/b.txt": "",
+            "train.txt": "images/a.png\n../../etc/passwd\n",
+        },
+        ["images/a.png", "images/val/b.png", "images/c.png"],
+    )
     found = " ".join(fault.message for fault in yolo.read(folder).faults if fault.loses)
     assert "line 2 lists '../../etc/passwd'" in found and "c.png: is in no split" in found
 
@@ -178,4 +213,6 @@ def test_what_is_written_is_read_again(tmp_path):
     collection = measured(yolo.read(tmp_path))
     assert collection.classes == classes and collection.faults == ()
     assert {split: [picture.annotations for picture in found] for split, found in collection.splits.items()} == {
-        "train": [(annotation,)], "val": [(annotation,)]}
+        "train": [(annotation,)],
+        "val": [(annotation,)],
+    }

@@ -4,6 +4,7 @@ Everything starts from seeded weights and inputs (lib.alignment.seeded), those o
 can be compared. Each computation runs in float32 and, where the backend computes wholly in float64, again in float64:
 that run is what the rounding noise of the others is measured against. Nothing is compared here.
 """
+
 import hashlib
 import itertools
 import math
@@ -15,18 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from lib import backend, checkpoints, convert, losses, models, postprocess, training
+from lib import backend, convert, losses, models, postprocess
 from lib.alignment import divergence, layers, reproduction
 from lib.alignment.compare import norm
 from lib.alignment.evidence import SIDES, is_reference
+from lib.alignment.margins import Margins
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array
 from lib.alignment.trajectory import perturbed
 from lib.alignment.verdict import REPEATS, K
 from lib.backend import nn
 from lib.errors import UserError
-from lib.margins import Margins
-from lib.schedule import recipe
+from lib.training import checkpoints
+from lib.training import loop as training
+from lib.training.schedule import recipe
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 
@@ -57,8 +60,16 @@ def conversion(name: str, case: Case) -> Fields:
     trained = {entry for entry, _ in model.named_parameters()}
     return {
         "case": case.name,
-        "state": [[entry, list(array.shape), str(array.dtype), "param" if entry in trained else "buffer",
-                   hashlib.sha256(array.tobytes()).hexdigest()] for entry, array in state.items()],
+        "state": [
+            [
+                entry,
+                list(array.shape),
+                str(array.dtype),
+                "param" if entry in trained else "buffer",
+                hashlib.sha256(array.tobytes()).hexdigest(),
+            ]
+            for entry, array in state.items()
+        ],
         "parameters": sum(state[entry].size for entry in trained),
         "norm_layers": _norm_layers(model),
         "coverage": {"loaded": len(coverage.loaded), "total": len(state)},
@@ -89,8 +100,10 @@ def features(model: nn.Module, wanted: Mapping[str, tuple[str, int | None]]) -> 
     modules = dict(model.named_modules())
     with ExitStack() as stack:
         for name, (path, element) in wanted.items():
+
             def keep(module, inputs, output, name=name, element=element):
                 found[name] = backend.numpy(output if element is None else output[element])
+
             stack.callback(modules[path].register_forward_hook(keep).remove)
         yield found
 
@@ -98,8 +111,12 @@ def features(model: nn.Module, wanted: Mapping[str, tuple[str, int | None]]) -> 
 def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     """Inference on one seeded image: the output, named features by depth, and the detections."""
     settings = postprocess.settings(name)
-    fields: Fields = {"case": case.name, "score_threshold": settings.SCORE_THRESHOLD,
-                      "max_detections": settings.MAX_DETECTIONS, "float64": backend.FLOAT64}
+    fields: Fields = {
+        "case": case.name,
+        "score_threshold": settings.SCORE_THRESHOLD,
+        "max_detections": settings.MAX_DETECTIONS,
+        "float64": backend.FLOAT64,
+    }
     arrays, runs, outputs = {}, {}, {}
     for precision in precisions():
         model = seeded_model(name, case, precision).eval()
@@ -113,7 +130,9 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     arrays |= {f"assignment/{key}": array for key, array in losses.decisions(name, runs["float32"]).items()}
     if "float64" in runs:
         _margins(losses.margins(name, runs["float64"], runs["float32"]), "", fields, arrays)
-        arrays["near/detections"], noise = postprocess.near_misses(name, outputs["float64"], outputs["float32"], case.size, NEAR)
+        arrays["near/detections"], noise = postprocess.near_misses(
+            name, outputs["float64"], outputs["float32"], case.size, NEAR
+        )
         fields.setdefault("noise", {})["detections"] = noise
     return fields, arrays
 
@@ -124,6 +143,7 @@ def layer_by_layer(name: str, case: Case, folder: Path, side: str) -> Fields:
 
     Where a layer diverges, a script that runs the first one alone is left in `folder` ("reproduction").
     """
+
     def build(precision: str) -> nn.Module:
         return seeded_model(name, case, precision).eval()
 
@@ -134,10 +154,15 @@ def layer_by_layer(name: str, case: Case, folder: Path, side: str) -> Fields:
     found = divergence.localise(fields)
     first = found.first("forward") or found.first("backward")
     script = None
-    if first and not any(call["unable"] for call in fields["layers"] if (call["path"], call["call"]) == (first.path, first.call)):
+    if first and not any(
+        call["unable"] for call in fields["layers"] if (call["path"], call["call"]) == (first.path, first.call)
+    ):
         builders = {side: ("lib.models:build", first.path) for side in SIDES if side != "published"}
-        script = str(reproduction.write(folder, first.path, folder / "reproduction", builders, first.call,
-                                        arguments=(name, case.num_classes)))
+        script = str(
+            reproduction.write(
+                folder, first.path, folder / "reproduction", builders, first.call, arguments=(name, case.num_classes)
+            )
+        )
     return fields | {"reproduction": script}
 
 
@@ -148,14 +173,23 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
     largest = max(target["labels"].max(initial=-1) for target in case.targets)
     if largest >= case.num_classes:
         raise UserError(f"51_loss_and_gradient: classes is {case.num_classes}: its boxes need at least {largest + 1}")
-    fields: Fields = {"case": case.name, "float64": backend.FLOAT64,
-                      "losses": {phase: {} for phase in case.phases}, "optimiser": {}}
+    fields: Fields = {
+        "case": case.name,
+        "float64": backend.FLOAT64,
+        "losses": {phase: {} for phase in case.phases},
+        "optimiser": {},
+    }
     arrays: Arrays = {}
     for phase in case.phases:
         runs = {precision: _phase(name, case, phase, precision, fields, arrays) for precision in precisions()}
         if "float64" in runs:
             criterion = _criterion(name, case, case.phases[phase])
-            _margins(criterion.margins(runs["float64"], runs["float32"], case.targets, case.size), f"{phase}/", fields, arrays)
+            _margins(
+                criterion.margins(runs["float64"], runs["float32"], case.targets, case.size),
+                f"{phase}/",
+                fields,
+                arrays,
+            )
     if is_reference(backend.NAME):
         fields["repeats"] = {label: _repeats(name, case, phase) for label, phase in case.phases.items()}
         if not case.has_golden() and "float64" in precisions():
@@ -175,7 +209,9 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
     fields["losses"][phase][precision] = _values(parts)
     outputs = _without_graph(outputs)
     del parts
-    arrays |= {f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()}
+    arrays |= {
+        f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()
+    }
     if precision == "float32":
         decided = criterion.decisions(outputs, case.targets, case.size)
         arrays |= {f"assignment/{phase}/{key}": array for key, array in decided.items()}
@@ -288,16 +324,27 @@ def _step(name: str, case: Case, gradients: Mapping[str, Any], precision: str, f
     """One optimiser step of the published recipe from the case's weights with the given gradients."""
     published, update = recipe(name), case.update
     model = seeded_model(name, case, precision)
-    before = {entry: backend.numpy(parameter).copy() for entry, parameter in model.named_parameters()}  # PyTorch's is a view
+    before = {
+        entry: backend.numpy(parameter).copy() for entry, parameter in model.named_parameters()
+    }  # PyTorch's is a view
     groups = models.parameter_groups(name, model)
     optimiser, named = training.optimiser(model, groups, published, lr=update.learning_rate)
     limit = np.inf if update.clip is None else update.clip
     clipped, norm = training.clip([gradients[entry] for entry, _ in named], limit)
     optimiser.step(clipped)
-    settings = fields["optimiser"].setdefault(update.name, {
-        "rule": published.optimiser, "phase": update.phase, "lr": update.learning_rate, "options": dict(published.options),
-        "weight_decay": published.weight_decay, "clip": update.clip, "grad_norm": {},
-        "groups": [{"names": list(g.names), "factor": g.learning_rate_factor, "decays": g.decays} for g in groups]})
+    settings = fields["optimiser"].setdefault(
+        update.name,
+        {
+            "rule": published.optimiser,
+            "phase": update.phase,
+            "lr": update.learning_rate,
+            "options": dict(published.options),
+            "weight_decay": published.weight_decay,
+            "clip": update.clip,
+            "grad_norm": {},
+            "groups": [{"names": list(g.names), "factor": g.learning_rate_factor, "decays": g.decays} for g in groups],
+        },
+    )
     settings["grad_norm"][precision] = backend.floats([norm])[0]
     updated = {entry for entry, _ in named}
     for entry, parameter in model.named_parameters():

@@ -4,6 +4,7 @@ Names, shapes and types come first, then NaN and Inf, and only then numbers; eve
 permuted or reversed tensor can't pass. Nothing is intersected, broadcast or cast in silence. Whether a deviation is
 acceptable is not said here (`lib.alignment.verdict`).
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,7 +32,9 @@ class Comparison:
     worst: tuple[int, ...]  # where max_abs is
     scale_max: float
     scale_l2: float
-    ulp: float = float("nan")  # max_abs in units in the last place, of the candidate's type, of the reference where it is
+    ulp: float = float(
+        "nan"
+    )  # max_abs in units in the last place, of the candidate's type, of the reference where it is
     diagnosis: str | None = None  # what a wrong tensor looks like, in words; never a reason to pass
 
     @property
@@ -43,7 +46,10 @@ class Comparison:
 
 
 def compare_sets(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], dtype: str | None = None, diagnosed: bool = True
+    reference: Mapping[str, np.ndarray],
+    candidate: Mapping[str, np.ndarray],
+    dtype: str | None = None,
+    diagnosed: bool = True,
 ) -> list[Comparison]:
     """One Comparison per name on either side, the reference's order first; never an empty list.
 
@@ -56,11 +62,14 @@ def compare_sets(
         compare(name, array, candidate[name], dtype, diagnosed) if name in candidate else _faulty(name, "missing")
         for name, array in reference.items()
     ]
-    return results + [_faulty(name, "left over: the reference has no such entry") for name in candidate if name not in reference]
+    return results + [
+        _faulty(name, "left over: the reference has no such entry") for name in candidate if name not in reference
+    ]
 
 
-def compare(name: str, reference: np.ndarray, candidate: np.ndarray, dtype: str | None = None,
-            diagnosed: bool = True) -> Comparison:  # fmt: skip
+def compare(
+    name: str, reference: np.ndarray, candidate: np.ndarray, dtype: str | None = None, diagnosed: bool = True
+) -> Comparison:
     """Compare two tensors: shape, then type, then NaN and Inf, then values in float64; `diagnosed` as for sets."""
     reference, candidate = np.asarray(reference), np.asarray(candidate)
     if reason := _incomparable(reference, candidate, dtype or reference.dtype.name):
@@ -74,10 +83,18 @@ def compare(name: str, reference: np.ndarray, candidate: np.ndarray, dtype: str 
     fault = "all zero where the reference is not" if scale_l2 > 0 and candidate_l2 == 0 else None
     wrong = diagnosed and fault is None and norm(difference) > WRONG * scale_l2
     return Comparison(
-        name=name, fault=fault, size=reference.size, max_abs=float(difference[worst]), l2=norm(difference),
-        cosine=float(np.vdot(a, b) / product) if product else float("nan"), differing=differing,
-        worst=tuple(int(i) for i in worst), scale_max=float(np.abs(a).max()), scale_l2=scale_l2,
-        ulp=_ulp(float(difference[worst]), float(a[worst]), candidate.dtype), diagnosis=explain(a, b) if wrong else None,
+        name=name,
+        fault=fault,
+        size=reference.size,
+        max_abs=float(difference[worst]),
+        l2=norm(difference),
+        cosine=float(np.vdot(a, b) / product) if product else float("nan"),
+        differing=differing,
+        worst=tuple(int(i) for i in worst),
+        scale_max=float(np.abs(a).max()),
+        scale_l2=scale_l2,
+        ulp=_ulp(float(difference[worst]), float(a[worst]), candidate.dtype),
+        diagnosis=explain(a, b) if wrong else None,
     )
 
 
@@ -155,7 +172,9 @@ def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float
     )
 
 
-def _nearest(reference: np.ndarray, candidate: np.ndarray, a: list[int], b: list[int], radius: float) -> list[tuple[int, int]]:
+def _nearest(
+    reference: np.ndarray, candidate: np.ndarray, a: list[int], b: list[int], radius: float
+) -> list[tuple[int, int]]:
     distance = np.abs(reference[a][:, None, 1:5] - candidate[b][None, :, 1:5]).max(axis=2)  # (len(a), len(b))
     # Boxes can coincide (clipped to the whole image): the nearer score decides between equal boxes.
     gap = np.abs(reference[a][:, None, 5] - candidate[b][None, :, 5])

@@ -3,6 +3,7 @@
 A stage is a name and arrays: the decoded image, each augmentation, the batch, the targets. Arrays are equal by hash, or,
 where a tolerance in the array's own units is stated for the stage, by their largest difference.
 """
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,9 @@ def stage(name: str, arrays: Mapping[str, np.ndarray], keep: bool = True) -> Sta
     return Stage(name, {key: digest(array) for key, array in held.items()}, held if keep else None)
 
 
-def compare(reference: Sequence[Stage], candidate: Sequence[Stage], tolerances: Mapping[str, float] | None = None) -> list[Row]:
+def compare(
+    reference: Sequence[Stage], candidate: Sequence[Stage], tolerances: Mapping[str, float] | None = None
+) -> list[Row]:
     """A row per stage up to the first that differs, which fails; the later ones, which inherit it, are shown."""
     tolerances = dict(tolerances or {})
     if not reference:
@@ -38,7 +41,11 @@ def compare(reference: Sequence[Stage], candidate: Sequence[Stage], tolerances: 
     if names[0] != names[1]:
         at = next((i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1]), min(map(len, names)))
         there, here = (side[at] if at < len(side) else "the end" for side in names)
-        rows.append(fault(there if at < len(names[0]) else here, "data", f"stage {at} is {here} where the reference has {there}"))
+        rows.append(
+            fault(
+                there if at < len(names[0]) else here, "data", f"stage {at} is {here} where the reference has {there}"
+            )
+        )
     first = None
     for ours, theirs in zip(reference, candidate):
         if ours.name != theirs.name:
@@ -54,7 +61,7 @@ def compare(reference: Sequence[Stage], candidate: Sequence[Stage], tolerances: 
 
 
 def first_difference(rows: Sequence[Row]) -> str | None:
-    """"stage: array" of the first failing row."""
+    """ "stage: array" of the first failing row."""
     return next((row.name for row in rows if row.passed is False), None)
 
 

@@ -1,4 +1,5 @@
 """What a training image goes through in this process, stage by stage, as hashes: for `datastages.compare`."""
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,14 @@ def first_batch(loader: Loader) -> tuple[Batch, list[Stage]]:
     return batch, [*stages, stage("batch", {"images": batch.images}, keep=False), stage("targets", targets, keep=False)]
 
 
-def augmented(recipe: transforms.Recipe, pictures: Sequence[transforms.Picture], index: int, size: transforms.Size,
-              rng: np.random.Generator, title: str) -> tuple[list[Stage], transforms.Augmented]:  # fmt: skip
+def augmented(
+    recipe: transforms.Recipe,
+    pictures: Sequence[transforms.Picture],
+    index: int,
+    size: transforms.Size,
+    rng: np.random.Generator,
+    title: str,
+) -> tuple[list[Stage], transforms.Augmented]:
     """A stage per return of a function in lib/data/transforms that gives arrays, and what the augmentation gives.
 
     Python's own hook for profilers sees the returns, so that what runs is the code that trains, unchanged.

@@ -1,8 +1,9 @@
 """Discrete decisions of two sides: which differ, and whether rounding may have flipped them.
 
 A flip's margin says how far the scores behind it would have to move for it, from the reference's exact scores, in floors:
-multiples of their measured noise (lib.margins). A flip is legal only where its margin is below the gate, K floors.
+multiples of their measured noise (lib.alignment.margins). A flip is legal only where its margin is below the gate, K floors.
 """
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lib.alignment.compare import compare
+from lib.alignment.margins import Margins
 from lib.alignment.verdict import K, Row, fault
-from lib.margins import Margins
 
 FLIP = "flipped decision"  # what a row of one flip says it is
 
@@ -40,9 +41,13 @@ class Decisions:
     total: int
     flips: tuple[Flip, ...]
     fault: str | None = None  # why they can't be compared
-    nearest: float = float("nan")  # the smallest margin of any decision to become another, in floors; NaN: nobody measured it
+    nearest: float = float(
+        "nan"
+    )  # the smallest margin of any decision to become another, in floors; NaN: nobody measured it
     within: int = 0  # decisions with a margin below the gate
-    astray: tuple[float, ...] = ()  # per image (the first axis) how far the farthest choice of either side is from the exact one
+    astray: tuple[
+        float, ...
+    ] = ()  # per image (the first axis) how far the farthest choice of either side is from the exact one
 
     @property
     def illegal(self) -> list[Flip]:
@@ -58,7 +63,9 @@ class Decisions:
             worst = max(self.illegal, key=lambda flip: np.nan_to_num(flip.margin, nan=np.inf))
             how = f"margin {worst.margin:.4g} floors" if not np.isnan(self.nearest) else "no exact scores on record"
             note = f"flipped at {worst.where}: {worst.reference} → {worst.candidate}, {how}"
-        whole = Row(self.name, "decisions", float(len(self.illegal)), 0.0, 0.0, float(self.total), not self.illegal, note)
+        whole = Row(
+            self.name, "decisions", float(len(self.illegal)), 0.0, 0.0, float(self.total), not self.illegal, note
+        )
         return [whole, *(self._row(flip) for flip in self.flips)]
 
     def _row(self, flip: Flip) -> Row:
@@ -66,8 +73,13 @@ class Decisions:
         return Row(f"{self.name} at {flip.where}", FLIP, flip.margin, 1.0, float(K), 0.0, flip.legal, note)
 
 
-def judge(name: str, reference: np.ndarray, candidate: np.ndarray, margins: Margins | None = None,
-          before: Decisions | None = None) -> Decisions:  # fmt: skip
+def judge(
+    name: str,
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    margins: Margins | None = None,
+    before: Decisions | None = None,
+) -> Decisions:
     """Choices of two sides of the same shape; without margins no flip is legal.
 
     A flip's margin is that of the choice that is farther from the exact one. before: of what both chose from here; where a
@@ -77,15 +89,21 @@ def judge(name: str, reference: np.ndarray, candidate: np.ndarray, margins: Marg
         return Decisions(name, np.size(reference), (), why)
     places = [tuple(map(int, at)) for at in np.argwhere(reference != candidate)]
     if margins is None:
-        return Decisions(name, reference.size, tuple(Flip(at, str(reference[at]), str(candidate[at]), np.inf) for at in places))
+        return Decisions(
+            name, reference.size, tuple(Flip(at, str(reference[at]), str(candidate[at]), np.inf) for at in places)
+        )
     ordered, far = np.sort(margins.floors, -1), np.maximum(_of(margins, reference), _of(margins, candidate))
     nearest = ordered[..., 1] if ordered.shape[-1] > 1 else np.full(reference.shape, np.inf)
     flips = []
     for at in places:
         earlier = _earlier(before, at[0])
-        flips.append(Flip(at, str(reference[at]), str(candidate[at]), min(float(far[at]), earlier), bool(earlier < far[at])))
+        flips.append(
+            Flip(at, str(reference[at]), str(candidate[at]), min(float(far[at]), earlier), bool(earlier < far[at]))
+        )
     astray = tuple(float(one.max(initial=0.0)) for one in far)
-    return Decisions(name, reference.size, tuple(flips), None, float(nearest.min()), int(np.count_nonzero(nearest <= K)), astray)
+    return Decisions(
+        name, reference.size, tuple(flips), None, float(nearest.min()), int(np.count_nonzero(nearest <= K)), astray
+    )
 
 
 def _of(margins: Margins, chosen: np.ndarray) -> np.ndarray:
@@ -118,8 +136,13 @@ def nearness(held: Sequence[Decisions]) -> dict[str, Any]:
     if not measured:
         return {}
     nearest = min(measured, key=lambda kind: kind.nearest)
-    return {"decisions": sum(kind.total for kind in measured), "flipped": sum(len(kind.flips) for kind in measured),
-            "within": sum(kind.within for kind in measured), "nearest": nearest.nearest, "nearest_name": nearest.name}
+    return {
+        "decisions": sum(kind.total for kind in measured),
+        "flipped": sum(len(kind.flips) for kind in measured),
+        "within": sum(kind.within for kind in measured),
+        "nearest": nearest.nearest,
+        "nearest_name": nearest.name,
+    }
 
 
 def restored(name: str, arrays: Mapping[str, np.ndarray]) -> Margins | None:
@@ -135,9 +158,15 @@ def excuse(rows: Sequence[Row], held: Sequence[Decisions], belongs: Callable[[Ro
     """
     doubles = [row for row in rows if "float64" in row.what]
     sound = {row.name for row in doubles} - {row.name for row in doubles if not row.passed}
-    return [replace(row, passed=None, note=f"behind a legal flip of {flipped}")
-            if row.passed is False and "float64" not in row.what and row.name in sound
-            and (flipped := _excused(held, belongs(row))) else row for row in rows]
+    return [
+        replace(row, passed=None, note=f"behind a legal flip of {flipped}")
+        if row.passed is False
+        and "float64" not in row.what
+        and row.name in sound
+        and (flipped := _excused(held, belongs(row)))
+        else row
+        for row in rows
+    ]
 
 
 def _excused(held: Sequence[Decisions], beginning: str) -> str:

@@ -2,14 +2,15 @@
 
 An explanation holds where what it leaves of the deviation is at most a LEFT-th: noise stays, and chance does not do it.
 """
+
 from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
 
 LEFT = 1e-3
-PAIRS = 4_000_000     # pairs of slices looked at to find a permutation
-ORDERS = 4            # axes up to which every order of them is tried
+PAIRS = 4_000_000  # pairs of slices looked at to find a permutation
+ORDERS = 4  # axes up to which every order of them is tried
 ELEMENTS = 4_000_000  # of larger tensors only the plain explanations are tried: others would cost seconds
 
 

@@ -11,6 +11,7 @@ of a batch norm whose output goes to tokens (reshape, permute) is not that of fi
 Blamed is a layer beyond its gate none of whose parts is: of the layers around a fault the innermost, and where all parts
 are right the code that puts them together. The first such layer in the order of the pass is the first divergence.
 """
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,7 @@ class Layer:
     leaf: bool
     own: Mapping[tuple[str, str], Row]
     inherited: Mapping[str, float | None]  # relative L2 of "input", "output", "input_gradient", "output_gradient"
-    noise: Mapping[str, float | None]      # the same of the reference's float32 against its float64
+    noise: Mapping[str, float | None]  # the same of the reference's float32 against its float64
 
     @property
     def name(self) -> str:
@@ -93,9 +94,17 @@ def localise(fields: Mapping[str, Any]) -> Divergence:
     shared = {direction: _shared(fields["layers"], direction) for direction in DIRECTIONS}
     factor = SHARP if fields["float64"] == "full" else 1.0
     layers = [
-        Layer(call["path"], call["call"], call["kind"], call["leaf"], _own(call, shared, factor), _numbers(call["inherited"]),
-              _numbers(call["noise"])) for call in fields["layers"]
-    ]  # fmt: skip
+        Layer(
+            call["path"],
+            call["call"],
+            call["kind"],
+            call["leaf"],
+            _own(call, shared, factor),
+            _numbers(call["inherited"]),
+            _numbers(call["noise"]),
+        )
+        for call in fields["layers"]
+    ]
     layers = [replace(layer, own=_held_to_the_largest(layer, _largest(layers))) for layer in layers]
     extra = [] if fields["mapped"] else fields["apart"]["candidate"]
     faults = [fault(path, "module", "left over: the reference has no such module") for path in extra]
@@ -106,9 +115,18 @@ def localise(fields: Mapping[str, Any]) -> Divergence:
 
 def _largest(layers: Sequence[Layer]) -> dict[str, float]:
     """The largest relative floor of a leaf in float32, by direction."""
-    return {direction: max((row.relative(row.floor) for layer in layers if layer.leaf
-                            if (row := layer.own.get((direction, "float32"))) and row.floor == row.floor), default=0.0)
-            for direction in DIRECTIONS}
+    return {
+        direction: max(
+            (
+                row.relative(row.floor)
+                for layer in layers
+                if layer.leaf
+                if (row := layer.own.get((direction, "float32"))) and row.floor == row.floor
+            ),
+            default=0.0,
+        )
+        for direction in DIRECTIONS
+    }
 
 
 def _held_to_the_largest(layer: Layer, largest: Mapping[str, float]) -> dict[tuple[str, str], Row]:
@@ -137,7 +155,12 @@ def _own(call: Mapping[str, Any], shared: Mapping[str, float], factor: float) ->
             if entry is None:
                 continue
             # Where a composite holds a step or a kink, float32 noise inside it can flip a unit: then float64 judges.
-            kinked = precision == "float32" and not call["leaf"] and "float64" in call["errors"] and (direction == "backward" or entry["discrete"])
+            kinked = (
+                precision == "float32"
+                and not call["leaf"]
+                and "float64" in call["errors"]
+                and (direction == "backward" or entry["discrete"])
+            )
             shown = unfit or ("judged in float64: noise inside it may flip a unit" if kinked else None)
             rows[direction, precision] = _row(name, direction, precision, entry, shared[direction], shown, factor)
     return rows
@@ -150,16 +173,21 @@ def _unfit(call: Mapping[str, Any]) -> str | None:
     if not float(call["repeat"]) <= K:
         return f"it gives another output each time ({float(call['repeat']):.3g} roundings apart)"
     if not float(call["replay"]) <= K:
-        return f"alone it gives another output than inside the model ({float(call['replay']):.3g} floors apart): it depends on " \
-               "more than its positional inputs"
+        return (
+            f"alone it gives another output than inside the model ({float(call['replay']):.3g} floors apart): it depends on "
+            "more than its positional inputs"
+        )
     return None
 
 
-def _row(name: str, direction: str, precision: str, entry: Mapping[str, Any], shared: float, shown: str | None,
-         factor: float) -> Row:  # fmt: skip
+def _row(
+    name: str, direction: str, precision: str, entry: Mapping[str, Any], shared: float, shown: str | None, factor: float
+) -> Row:
     """Both metrics are gated, the worse in gates is shown; `factor`: how much closer a float64 run is held."""
     what = f"own error, {direction}, {precision}"
-    entry = entry | {key: float(entry[key]) for key in ("max_abs", "l2", "scale_max", "scale_l2", "floor_max", "floor_l2")}
+    entry = entry | {
+        key: float(entry[key]) for key in ("max_abs", "l2", "scale_max", "scale_l2", "floor_max", "floor_l2")
+    }
     floors = {"max_abs": entry["floor_max"], "l2": entry["floor_l2"]}
     scales = {"max_abs": entry["scale_max"], "l2": entry["scale_l2"]}
     if entry["fault"] and not shown:
@@ -167,16 +195,32 @@ def _row(name: str, direction: str, precision: str, entry: Mapping[str, Any], sh
     least = max(ROUNDING, shared if entry["size"] < FEW else 0.0)
     factor = factor if precision == "float64" else 1.0
     gates = {m: 0.0 if entry["discrete"] else K * factor * max(floors[m], least * scales[m]) for m in floors}
-    rows = [Row(name, what, entry[m], gates[m] / K, gates[m], scales[m], None if shown else bool(entry[m] <= gates[m]),
-                shown or f"{entry['tensor']}, worst at {tuple(entry['worst'])}") for m in gates]  # fmt: skip
+    rows = [
+        Row(
+            name,
+            what,
+            entry[m],
+            gates[m] / K,
+            gates[m],
+            scales[m],
+            None if shown else bool(entry[m] <= gates[m]),
+            shown or f"{entry['tensor']}, worst at {tuple(entry['worst'])}",
+        )
+        for m in gates
+    ]
     return max(rows, key=lambda row: (row.passed is False, row.ratio))
 
 
 def _shared(calls: Sequence[Mapping[str, Any]], direction: str) -> float:
     """The relative floor of tensors of a few elements, as `verdict.noise_floors` has it."""
-    entries = [call["errors"]["float32"][direction] for call in calls if call["errors"].get("float32", {}).get(direction)]
-    relative = {str(i): (float(e["floor_l2"]) / float(e["scale_l2"]), e["size"]) for i, e in enumerate(entries)
-                if not e["fault"] and not e["discrete"] and float(e["scale_l2"])}  # fmt: skip
+    entries = [
+        call["errors"]["float32"][direction] for call in calls if call["errors"].get("float32", {}).get(direction)
+    ]
+    relative = {
+        str(i): (float(e["floor_l2"]) / float(e["scale_l2"]), e["size"])
+        for i, e in enumerate(entries)
+        if not e["fault"] and not e["discrete"] and float(e["scale_l2"])
+    }
     return shared_floor(relative) if relative else 0.0
 
 

@@ -7,6 +7,7 @@ Two one-sided tests at MARGIN: EQUIVALENT where the interval of level 1 - 2 ALPH
 does not and the interval of level 1 - ALPHA excludes 0, otherwise UNDERPOWERED: these images can't tell. The percentiles
 are widened for few images by Student's t (Hesterberg, The American Statistician 69, 2015, "expanded percentile").
 """
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -38,7 +39,7 @@ class ClassMatches:
     """The detections of one class, best score first, and the boxes there are to find."""
 
     image: np.ndarray  # (d,) index of the image
-    hit: np.ndarray    # (10, d) bool, by IoU: finds a box
+    hit: np.ndarray  # (10, d) bool, by IoU: finds a box
     counts: np.ndarray  # (10, d) bool: False for one on an ignored box
     boxes: np.ndarray  # (images,) that count
 
@@ -61,7 +62,7 @@ class Equivalence:
     candidate: float
     difference: float
     equivalence_interval: tuple[float, float]  # of level 1 - 2 ALPHA
-    difference_interval: tuple[float, float]   # of level 1 - ALPHA
+    difference_interval: tuple[float, float]  # of level 1 - ALPHA
     margin: float
     images: int
     resamples: int
@@ -80,14 +81,24 @@ def matches(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -
     classes = []
     for label in range(len(held.classes)):
         own, boxes = held.found.label == label, (held.truth.label == label) & ~held.truth.ignored
-        classes.append(ClassMatches(held.found.image[own], hit[:, own], counts[:, own],
-                                    np.bincount(held.truth.image[boxes], minlength=images)))
+        classes.append(
+            ClassMatches(
+                held.found.image[own],
+                hit[:, own],
+                counts[:, own],
+                np.bincount(held.truth.image[boxes], minlength=images),
+            )
+        )
     return Matches(images, tuple(classes))
 
 
 def arrays(held: Matches) -> dict[str, np.ndarray]:
     """The matches as arrays for a record: "<class>/image", "<class>/hit", …"""
-    return {f"{label}/{name}": np.asarray(value) for label, entry in enumerate(held.classes) for name, value in vars(entry).items()}
+    return {
+        f"{label}/{name}": np.asarray(value)
+        for label, entry in enumerate(held.classes)
+        for name, value in vars(entry).items()
+    }
 
 
 def restored(kept: Mapping[str, np.ndarray], images: int) -> Matches:
@@ -130,8 +141,9 @@ def _average_precision(entry: ClassMatches, weights: np.ndarray, boxes: np.ndarr
 
 
 # -------------------------------------------------------------------------------------------------------- verdict
-def compare(reference: Matches, candidate: Matches, *, margin: float = MARGIN, resamples: int = RESAMPLES,
-            seed: int = 0) -> Equivalence:  # fmt: skip
+def compare(
+    reference: Matches, candidate: Matches, *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0
+) -> Equivalence:
     """The verdict on candidate - reference over the same images. ValueError where the ground truths differ."""
     if not _same_truth(reference, candidate):
         raise ValueError("the two sides were not matched against the same ground truth")
@@ -146,8 +158,9 @@ def compare(reference: Matches, candidate: Matches, *, margin: float = MARGIN, r
     return Equivalence(outcome, reason, *values, values[1] - values[0], *intervals, margin, count, resamples, seed)
 
 
-def _decide(values: Sequence[float], inner: tuple[float, float], outer: tuple[float, float],
-            margin: float) -> tuple[Outcome, str]:  # fmt: skip
+def _decide(
+    values: Sequence[float], inner: tuple[float, float], outer: tuple[float, float], margin: float
+) -> tuple[Outcome, str]:
     if not np.isfinite([*values, *inner, *outer]).all():
         return Outcome.UNDERPOWERED, "too few images for an interval"
     if not any(values):
@@ -178,5 +191,8 @@ def student(probability: float, freedom: int) -> float:
 
 
 def _same_truth(a: Matches, b: Matches) -> bool:
-    return a.images == b.images and len(a.classes) == len(b.classes) and all(
-        np.array_equal(x.boxes, y.boxes) for x, y in zip(a.classes, b.classes))
+    return (
+        a.images == b.images
+        and len(a.classes) == len(b.classes)
+        and all(np.array_equal(x.boxes, y.boxes) for x, y in zip(a.classes, b.classes))
+    )

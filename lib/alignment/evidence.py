@@ -1,4 +1,5 @@
 """The records of one model, as the questions read them."""
+
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ class Evidence:
         value: Any = self.get(side, stage).fields
         for depth, key in enumerate(keys):
             if not isinstance(value, dict) or key not in value:
-                raise UserError(f"{self._path(side, stage)}: has no field {'/'.join(keys[: depth + 1])}; run the stage again")
+                raise UserError(
+                    f"{self._path(side, stage)}: has no field {'/'.join(keys[: depth + 1])}; run the stage again"
+                )
             value = value[key]
         return value
 

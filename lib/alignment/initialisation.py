@@ -5,6 +5,7 @@ the values and on their magnitudes (which tells symmetric distributions apart wi
 the largest magnitudes where both sides look uniform, and equality where a side is constant. Their p-values are corrected
 for their number (Holm), so that thousands of right parameters pass together.
 """
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Moments:
     mean: float
     std: float
     kurtosis: float  # NaN for a constant
-    largest: float   # magnitude
+    largest: float  # magnitude
 
     @property
     def uniform(self) -> bool:

@@ -4,14 +4,16 @@ Jittor compiles what it meets. Stages that start side by side would compile side
 cores, and wait for each other's lock. A kernel is the same for every size of its input: here the stages' own functions run
 on small ones. What is left, the layers one by one, compiles where it is met.
 """
+
 import argparse
 import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from lib import backend, notebook
+from lib import backend
 from lib.alignment import capture, references
 from lib.alignment.references.case import Case
+from lib.machine import notebook
 from lib.record import ROOT, atomic
 
 SIDE = 128  # of the small input: the smallest multiple of 32 whose smallest map every model's neck can pool

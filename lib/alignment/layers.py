@@ -8,6 +8,7 @@ errors and the reference's own float32 error beside them; `lib.alignment.diverge
 Backward means the vector-Jacobian product of one call with a seeded cotangent: the gradient of sum(output * cotangent)
 with respect to the inputs and to the module's own parameters.
 """
+
 import operator
 import tempfile
 import time
@@ -40,7 +41,7 @@ class Cost:
     """What looking at all layers takes, beside the plain runs that it is made of: each module alone, forward and backward."""
 
     plain: float = 0.0  # seconds in those
-    bytes: int = 0      # of the tensors compared
+    bytes: int = 0  # of the tensors compared
     started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
@@ -52,8 +53,13 @@ class Cost:
     def fields(self) -> dict[str, float]:
         """For a record; GB are 10^9 bytes."""
         seconds = time.perf_counter() - self.started
-        return {"seconds": seconds, "plain_seconds": self.plain, "times_plain": seconds / self.plain if self.plain else float("nan"),
-                "bytes": self.bytes, "gb_per_second": self.bytes / 1e9 / seconds}
+        return {
+            "seconds": seconds,
+            "plain_seconds": self.plain,
+            "times_plain": seconds / self.plain if self.plain else float("nan"),
+            "bytes": self.bytes,
+            "gb_per_second": self.bytes / 1e9 / seconds,
+        }
 
 
 # ------------------------------------------------------------------------------------------------------ one module
@@ -66,7 +72,9 @@ def alone(module: nn.Module, structure: tree.Structure, inputs: Arrays, key: str
     return {"forward": arrays, "backward": _numpy(_gradients(key, outputs, arrays, starts))}
 
 
-def _run(module: nn.Module, structure: tree.Structure, arrays: Arrays, precision: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _run(
+    module: nn.Module, structure: tree.Structure, arrays: Arrays, precision: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outputs of the module for these inputs, and those inputs that have a gradient as "input <name>"."""
     tensors, starts = {}, {}
     for name, array in arrays.items():
@@ -122,8 +130,10 @@ def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
     first = {id(module): (path, module) for path, module in reversed(list(model.named_modules()))}
     with ExitStack() as stack:
         for path, module in first.values():
+
             def call(module, inputs, output, *named, path=path):  # Jittor's own modules pass named arguments on
                 hook(path, module, inputs, output)
+
             handle = module.register_forward_hook(call)
             # Jittor's own modules give no handle.
             stack.callback(handle.remove if handle is not None else module.remove_forward_hook)
@@ -140,17 +150,32 @@ def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer)
         structure, given = tree.take_apart(inputs, is_tensor)
         _, found = tree.take_apart(output, is_tensor, "output")
         counts[path] = counts.get(path, -1) + 1
-        calls.append({
-            "path": path, "call": counts[path], "kind": type(module).__name__, "structure": structure,
-            "leaf": sum(1 for _ in module.named_modules()) == 1, "input": _put(writer, given), "output": _put(writer, found),
-        })  # fmt: skip
+        calls.append(
+            {
+                "path": path,
+                "call": counts[path],
+                "kind": type(module).__name__,
+                "structure": structure,
+                "leaf": sum(1 for _ in module.named_modules()) == 1,
+                "input": _put(writer, given),
+                "output": _put(writer, found),
+            }
+        )
         live.append({"input": given, "output": found})
 
     given = [backend.tensor(array) for array in images]
     with _hooked(model, keep):
-        output = model(*[nn.Parameter(value) * 1.0 if array.dtype.kind == "f" else value for value, array in zip(given, images)])
+        output = model(
+            *[nn.Parameter(value) * 1.0 if array.dtype.kind == "f" else value for value, array in zip(given, images)]
+        )
     _, outputs = tree.take_apart(output, is_tensor, "output")
-    inner = {id(value): value for sides in live for held in sides.values() for value in held.values() if differentiable(value)}
+    inner = {
+        id(value): value
+        for sides in live
+        for held in sides.values()
+        for value in held.values()
+        if differentiable(value)
+    }
     gradients = _gradients("#0", outputs, _numpy(outputs), inner)  # the cotangent of the whole model alone
     kept = {key: writer.put(backend.numpy(value)) for key, value in gradients.items()}
     for call, sides in zip(calls, live, strict=True):
@@ -190,8 +215,13 @@ def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) ->
     return {"captured": sha256(folder / store.INDEX), "calls": len(calls), "bytes": writer.bytes, "cost": cost.fields()}
 
 
-def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping[str, nn.Module]], writer: store.Writer,
-           cost: Cost) -> None:  # fmt: skip
+def _exact(
+    call: dict[str, Any],
+    run: store.Reader,
+    models: Mapping[str, Mapping[str, nn.Module]],
+    writer: store.Writer,
+    cost: Cost,
+) -> None:
     """Add what the module gives alone in float64, its float32 error, and whether it gives the same alone each time
     ("repeat", in roundings) and as inside the model ("replay", in floors)."""
     call |= {"exact": {}, "floor": {}, "repeat": None, "replay": None, "unable": None}
@@ -209,12 +239,17 @@ def _exact(call: dict[str, Any], run: store.Reader, models: Mapping[str, Mapping
     for direction in DIRECTIONS:
         call["exact"][direction] = {name: writer.put(array) for name, array in double[direction].items()}
         cost.bytes += sum(array.nbytes for array in double[direction].values())
-        found = [compare(name, array, single[direction][name], _dtype(array, "float32"))
-                 for name, array in double[direction].items()]
+        found = [
+            compare(name, array, single[direction][name], _dtype(array, "float32"))
+            for name, array in double[direction].items()
+        ]
         call["floor"][direction] = {c.name: [c.max_abs, c.l2] for c in found if c.fault is None}
     if any(array.size < FEW for array in double["backward"].values()):
         with cost.running():
-            draws = [alone(models["float64"][path], call["structure"], given, f"{key}:{draw}", "float64")["backward"] for draw in range(REPEATS)]
+            draws = [
+                alone(models["float64"][path], call["structure"], given, f"{key}:{draw}", "float64")["backward"]
+                for draw in range(REPEATS)
+            ]
         _cancelling(call["floor"]["backward"], draws, sum(array.size for array in double["forward"].values()))
     if not again:
         call["unable"] = "it gives no tensor"
@@ -236,13 +271,22 @@ def _cancelling(floors: dict[str, list[float]], draws: Sequence[Arrays], summand
     for name, array in draws[0].items():
         if array.size < FEW and name in floors:
             typical = np.sqrt(np.mean([draw[name] ** 2 for draw in draws], 0)) * ROUNDING * np.sqrt(summands / 2)
-            floors[name] = [max(floors[name][0], float(typical.max(initial=0.0))), max(floors[name][1], float(np.linalg.norm(typical)))]
+            floors[name] = [
+                max(floors[name][0], float(typical.max(initial=0.0))),
+                max(floors[name][1], float(np.linalg.norm(typical))),
+            ]
 
 
 # ------------------------------------------------------------------------------------------------------- candidate
-def candidate(build: Build, images: Sequence[np.ndarray], folder: str | Path, names: Mapping[str, str] | None = None,
-              precisions: Sequence[str] = ("float32", "float64"), entries: Mapping[str, str] | None = None,
-              float64: str = "full") -> dict[str, Any]:  # fmt: skip
+def candidate(
+    build: Build,
+    images: Sequence[np.ndarray],
+    folder: str | Path,
+    names: Mapping[str, str] | None = None,
+    precisions: Sequence[str] = ("float32", "float64"),
+    entries: Mapping[str, str] | None = None,
+    float64: str = "full",
+) -> dict[str, Any]:
     """Errors of this side's layers against the reference captured in `folder`: fields for a record.
 
     names: path of the reference's module -> path of this side's, for the modules to look at; None: all, under equal paths.
@@ -259,17 +303,37 @@ def candidate(build: Build, images: Sequence[np.ndarray], folder: str | Path, na
             mapped = {path: path for path in known} if names is None else names
             models = {precision: dict(build(precision).named_modules()) for precision in precisions}
             renamed = {theirs: reference for reference, theirs in (entries or {}).items()}
-            layers = [_layer(call, mapped, models, own, (exact, run, mine), renamed, float64 == "partial", cost)
-                      for call in calls if call["path"] in mapped]
+            layers = [
+                _layer(call, mapped, models, own, (exact, run, mine), renamed, float64 == "partial", cost)
+                for call in calls
+                if call["path"] in mapped
+            ]
     # Outside a map a port may be built as it likes; both lists are for the reader of the report.
-    apart = {"reference": sorted(known - set(mapped)), "candidate": sorted({path for path, _ in own} - set(mapped.values()))}
-    return {"captured": sha256(folder / store.INDEX), "layers": layers, "apart": apart, "mapped": names is not None,
-            "precisions": list(precisions), "float64": float64, "cost": cost.fields()}
+    apart = {
+        "reference": sorted(known - set(mapped)),
+        "candidate": sorted({path for path, _ in own} - set(mapped.values())),
+    }
+    return {
+        "captured": sha256(folder / store.INDEX),
+        "layers": layers,
+        "apart": apart,
+        "mapped": names is not None,
+        "precisions": list(precisions),
+        "float64": float64,
+        "cost": cost.fields(),
+    }
 
 
-def _layer(call: Mapping[str, Any], names: Mapping[str, str], models: Mapping[str, Mapping[str, nn.Module]], own: Mapping,
-           readers: tuple[store.Reader, store.Reader, store.Reader], renamed: Mapping[str, str], partial: bool,
-           cost: Cost) -> dict[str, Any]:  # fmt: skip
+def _layer(
+    call: Mapping[str, Any],
+    names: Mapping[str, str],
+    models: Mapping[str, Mapping[str, nn.Module]],
+    own: Mapping,
+    readers: tuple[store.Reader, store.Reader, store.Reader],
+    renamed: Mapping[str, str],
+    partial: bool,
+    cost: Cost,
+) -> dict[str, Any]:
     """Own and inherited errors of one call. readers: of what is exact, of the reference's run, of this side's; renamed: this
     side's state entries -> the reference's."""
     (exact, run, mine), path = readers, names[call["path"]]
@@ -294,12 +358,18 @@ def _layer(call: Mapping[str, Any], names: Mapping[str, str], models: Mapping[st
                 found["no_float64"] = said
                 continue
             return found | {"fault": said}
-        got["backward"] = {_as_the_reference(name, call["path"], path, renamed): array for name, array in got["backward"].items()}
+        got["backward"] = {
+            _as_the_reference(name, call["path"], path, renamed): array for name, array in got["backward"].items()
+        }
         if partial and precision == "float64":
-            got = {way: {n: a.astype(precision) if a.dtype.kind == "f" else a for n, a in held.items()} for way, held in got.items()}
+            got = {
+                way: {n: a.astype(precision) if a.dtype.kind == "f" else a for n, a in held.items()}
+                for way, held in got.items()
+            }
         cost.bytes += sum(array.nbytes for arrays in truth.values() for array in arrays.values())
         found["errors"][precision] = {
-            direction: _worst(truth[direction], got[direction], call["floor"][direction], precision) for direction in DIRECTIONS
+            direction: _worst(truth[direction], got[direction], call["floor"][direction], precision)
+            for direction in DIRECTIONS
         }
     return found
 
@@ -320,14 +390,24 @@ def _worst(truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], pr
         if name in truth and name in got:
             found.append(compare(name, truth[name], got[name], _dtype(truth[name], precision), diagnosed=False))
         else:
-            found += compare_sets({n: a for n, a in truth.items() if n == name}, {n: a for n, a in got.items() if n == name})
+            found += compare_sets(
+                {n: a for n, a in truth.items() if n == name}, {n: a for n, a in got.items() if n == name}
+            )
     worst = max(found, key=lambda c: _ratio(c, floors.get(c.name)))
     floor = floors.get(worst.name, (float("nan"), float("nan")))
     return {
-        "tensor": worst.name, "fault": worst.fault, "size": worst.size, "max_abs": worst.max_abs, "l2": worst.l2,
-        "scale_max": worst.scale_max, "scale_l2": worst.scale_l2, "floor_max": floor[0], "floor_l2": floor[1],
-        "worst": list(worst.worst), "discrete": worst.name in truth and truth[worst.name].dtype.kind != "f",
-    }  # fmt: skip
+        "tensor": worst.name,
+        "fault": worst.fault,
+        "size": worst.size,
+        "max_abs": worst.max_abs,
+        "l2": worst.l2,
+        "scale_max": worst.scale_max,
+        "scale_l2": worst.scale_l2,
+        "floor_max": floor[0],
+        "floor_l2": floor[1],
+        "worst": list(worst.worst),
+        "discrete": worst.name in truth and truth[worst.name].dtype.kind != "f",
+    }
 
 
 def _dtype(exact: np.ndarray, precision: str) -> str:
@@ -338,7 +418,10 @@ def _ratio(found: Comparison, floor: Sequence[float] | None) -> float:
     """The error in floors, the larger of its two metrics; infinite for a fault."""
     if found.fault or floor is None:
         return float("inf")
-    pairs = ((found.max_abs, max(floor[0], ROUNDING * found.scale_max)), (found.l2, max(floor[1], ROUNDING * found.scale_l2)))
+    pairs = (
+        (found.max_abs, max(floor[0], ROUNDING * found.scale_max)),
+        (found.l2, max(floor[1], ROUNDING * found.scale_l2)),
+    )
     return max(error / least if least else float("inf") if error else 0.0 for error, least in pairs)
 
 
@@ -359,4 +442,3 @@ def _inherited(truth: Both, got: Both, cost: Cost) -> dict[str, float | None]:
         cost.bytes += sum(array.nbytes for array in floats.values())
         found[side] = max((c.relative_l2 if c.fault is None else float("inf") for c in comparisons), default=None)
     return found
-

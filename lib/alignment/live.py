@@ -2,6 +2,7 @@
 
 A reference for outputs and losses, not for gradients: it detaches a layer's box where the published code does not.
 """
+
 import importlib.util
 from typing import Any
 
@@ -22,9 +23,14 @@ def compare(name: str, case: Case) -> dict[str, Any] | None:
         return None
     single, exact = (_ours(name, case, run) for run in ("float32", "float64"))
     theirs, version = _theirs(name, case)
-    outputs = {key: {"error": float(np.abs(array - exact[f"final/{key}"]).max()),
-                     "floor": float(np.abs(single[f"final/{key}"] - exact[f"final/{key}"]).max()),
-                     "scale": float(np.abs(exact[f"final/{key}"]).max())} for key, array in theirs.items()}  # fmt: skip
+    outputs = {
+        key: {
+            "error": float(np.abs(array - exact[f"final/{key}"]).max()),
+            "floor": float(np.abs(single[f"final/{key}"] - exact[f"final/{key}"]).max()),
+            "scale": float(np.abs(exact[f"final/{key}"]).max()),
+        }
+        for key, array in theirs.items()
+    }
     return {"name": "transformers", "version": version, "outputs": outputs}
 
 
@@ -46,7 +52,9 @@ def _theirs(name: str, case: Case) -> tuple[dict[str, np.ndarray], str]:
     model = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(backbone_config=backbone, **chosen)).eval()
     state = renamed(convert.state(capture.seeded_model(name, case)))
     if unknown := set(state) ^ {entry for entry, _ in backend.named_state(model)}:
-        raise AssertionError(f"transformers {transformers.__version__}: entries without a counterpart: {sorted(unknown)[:3]}")
+        raise AssertionError(
+            f"transformers {transformers.__version__}: entries without a counterpart: {sorted(unknown)[:3]}"
+        )
     backend.load_state(model, state)
     with backend.no_grad():
         found = model(backend.tensor(case.input()))
@@ -55,4 +63,7 @@ def _theirs(name: str, case: Case) -> tuple[dict[str, np.ndarray], str]:
     tokens = np.argsort(-scores, 1, kind="stable")[:, : logits.shape[1]]
     boxes = backend.numpy(found.intermediate_reference_points)[:, VARIANTS[name].last]
     order = np.argsort(tokens, 1)[:, :, None]
-    return {"pred_logits": np.take_along_axis(logits, order, 1), "pred_boxes": np.take_along_axis(boxes, order, 1)}, transformers.__version__
+    return {
+        "pred_logits": np.take_along_axis(logits, order, 1),
+        "pred_boxes": np.take_along_axis(boxes, order, 1),
+    }, transformers.__version__

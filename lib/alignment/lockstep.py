@@ -8,6 +8,7 @@ farther is held to its kind's largest floor, where its float64 run agrees sharpl
 to step: where the reference's own two runs part by HORIZON of a typical gradient, rounding decides what follows, and from that
 step on differences are shown but not judged. `lib.alignment.steps` records.
 """
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,9 @@ class Lockstep:
         return [*self.faults, *(step.rows[0] for step in self.steps)]
 
 
-def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: tuple[Arrays, Arrays] = ({}, {})) -> Lockstep:
+def compare(
+    reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: tuple[Arrays, Arrays] = ({}, {})
+) -> Lockstep:
     """Judge the candidate's fields against the reference's, which has both precisions; arrays: their selected tensors."""
     faults = [*_groups(reference["groups"], candidate["groups"]), *_kinds(reference["sizes"], candidate["sizes"])]
     ours, theirs = reference["steps"], candidate["steps"]
@@ -66,8 +69,13 @@ def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: 
     for number, (mine, other) in enumerate(zip(ours, theirs)):
         zero |= _true_zeros(mine)
         for kind in mine["norms"]["float64"]:
-            found = {precision: [*_norms(number, kind, precision, mine, other, reference["sizes"], zero),
-                                 *_tensors(f"{number}/{kind}/", precision, *arrays, zero, mine)] for precision in other["norms"]}
+            found = {
+                precision: [
+                    *_norms(number, kind, precision, mine, other, reference["sizes"], zero),
+                    *_tensors(f"{number}/{kind}/", precision, *arrays, zero, mine),
+                ]
+                for precision in other["norms"]
+            }
             if number >= horizon:
                 found = {precision: [_unjudged(row) for row in rows] for precision, rows in found.items()}
             judged = excuse_flips([row for rows in found.values() for row in rows if row.passed is not None])
@@ -83,22 +91,32 @@ def _horizon(lines: Sequence[Mapping]) -> int:
     """The first step at which the reference's float32 gradients lie HORIZON or more from its float64 ones, in the median."""
     for number, line in enumerate(lines):
         exact, noise = line["norms"]["float64"]["gradient"], line["noise"]["gradient"]
-        if np.median([float(noise[name]) / abs(float(value)) for name, value in exact.items() if float(value)] or [0.0]) >= HORIZON:
+        if (
+            np.median(
+                [float(noise[name]) / abs(float(value)) for name, value in exact.items() if float(value)] or [0.0]
+            )
+            >= HORIZON
+        ):
             return number
     return len(lines)
 
 
 def _unjudged(row: Row) -> Row:
     """The row without its gate's word; a fault (NaN, a missing tensor) and what must be equal (a rate, a count) stay judged."""
-    return replace(row, passed=None, note="beyond the horizon: the reference's own runs part here") if row.gate > 0 else row
+    return (
+        replace(row, passed=None, note="beyond the horizon: the reference's own runs part here")
+        if row.gate > 0
+        else row
+    )
 
 
 def _severity(row: Row) -> tuple:
     return row.passed is not False, row.passed is None, -row.ratio
 
 
-def _norms(number: int, kind: str, precision: str, mine: Mapping, other: Mapping, sizes: Mapping,
-           zero: set[str]) -> Iterator[Row]:  # fmt: skip
+def _norms(
+    number: int, kind: str, precision: str, mine: Mapping, other: Mapping, sizes: Mapping, zero: set[str]
+) -> Iterator[Row]:
     """A row per tensor: its norm against the reference's exact one."""
     exact, noise, found = mine["norms"]["float64"][kind], mine["noise"][kind], other["norms"][precision].get(kind, {})
     relative = [float(noise[name]) / abs(float(value)) for name, value in exact.items() if float(value)]
@@ -115,12 +133,20 @@ def _norms(number: int, kind: str, precision: str, mine: Mapping, other: Mapping
             yield fault(label, what, f"{float(found[name])}")
             continue
         # A handful of numbers can agree by luck; what is counted or set has no noise and is exact.
-        counted = not float(noise[name]) and kind in ("learning_rate", "step") or name.endswith("num_batches_tracked")
+        counted = (not float(noise[name]) and kind in ("learning_rate", "step")) or name.endswith("num_batches_tracked")
         least = 0.0 if counted else max(ROUNDING, typical if sizes[kind].get(name, FEW) < FEW else 0.0)
         floor = max(float(noise[name]), least * scale)
         floor = floor * SHARP if precision == "float64" else floor + 2 / K * _jump(mine, kind, name).l2
-        yield Row(label, what, error, floor, K * floor, scale, None if name in zero else bool(error <= K * floor),
-                  "true gradient zero: only noise moves it" if name in zero else "")
+        yield Row(
+            label,
+            what,
+            error,
+            floor,
+            K * floor,
+            scale,
+            None if name in zero else bool(error <= K * floor),
+            "true gradient zero: only noise moves it" if name in zero else "",
+        )
 
 
 def _jump(line: Mapping[str, Any], kind: str, name: str) -> Noise:
@@ -130,20 +156,28 @@ def _jump(line: Mapping[str, Any], kind: str, name: str) -> Noise:
 
 def _tensors(prefix: str, precision: str, ours: Arrays, theirs: Arrays, zero: set[str], mine: Mapping) -> Iterator[Row]:
     """A row per selected tensor, element by element."""
+
     def of(arrays: Arrays, run: str) -> dict[str, np.ndarray]:
         start = f"{run}/{prefix}"
         return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
     exact, rounded, found = of(ours, "float64"), of(ours, "float32"), of(theirs, precision)
     kept = {name: array for name, array in exact.items() if array.dtype.kind == "f" and name not in zero}
     if not kept:
         return
     floors = noise_floors(kept, {name: rounded[name] for name in kept if name in rounded})
     number, kind, _ = prefix.split("/")
-    floors = {name: floor.times(SHARP) if precision == "float64" else floor.plus(_jump(mine, kind, name).times(2 / K))
-              for name, floor in floors.items()}
+    floors = {
+        name: floor.times(SHARP) if precision == "float64" else floor.plus(_jump(mine, kind, name).times(2 / K))
+        for name, floor in floors.items()
+    }
     candidates = {name: array for name, array in found.items() if array.dtype.kind == "f" and name not in zero}
-    for row in judge(compare_sets(kept, candidates, precision), floors, "l2", f"every element of the {kind}, {precision}"):
-        yield Row(f"step {number}: {row.name}", row.what, row.error, row.floor, row.gate, row.scale, row.passed, row.note)
+    for row in judge(
+        compare_sets(kept, candidates, precision), floors, "l2", f"every element of the {kind}, {precision}"
+    ):
+        yield Row(
+            f"step {number}: {row.name}", row.what, row.error, row.floor, row.gate, row.scale, row.passed, row.note
+        )
 
 
 def _true_zeros(line: Mapping[str, Any]) -> set[str]:
@@ -157,7 +191,11 @@ def _groups(ours: Mapping[str, list], theirs: Mapping[str, list]) -> Iterator[Ro
     words = ("learning-rate factor", "decay", "warm-up start")
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if name not in theirs or name not in ours:
-            yield fault(name, "parameter group", "not updated by the candidate" if name in ours else "updated by the candidate alone")
+            yield fault(
+                name,
+                "parameter group",
+                "not updated by the candidate" if name in ours else "updated by the candidate alone",
+            )
         elif list(ours[name]) != list(theirs[name]):
             pairs = zip(words, ours[name], theirs[name])
             said = (f"{word} {b} where the reference has {a}" for word, a, b in pairs if a != b)
@@ -166,8 +204,12 @@ def _groups(ours: Mapping[str, list], theirs: Mapping[str, list]) -> Iterator[Ro
 
 def _kinds(ours: Mapping[str, Mapping[str, int]], theirs: Mapping[str, Mapping[str, int]]) -> Iterator[Row]:
     """A failing row per tensor that one side alone has, or has in another size."""
-    a, b = ({f"{kind}/{name}": np.array(size) for kind, sizes in side.items() for name, size in sizes.items()}
-            for side in (ours, theirs))
+    a, b = (
+        {f"{kind}/{name}": np.array(size) for kind, sizes in side.items() for name, size in sizes.items()}
+        for side in (ours, theirs)
+    )
     for found in compare_sets(a, b):
         if found.fault or found.differing:
-            yield fault(found.name, "state", found.fault or f"{b[found.name]} elements where {a[found.name]} are expected")
+            yield fault(
+                found.name, "state", found.fault or f"{b[found.name]} elements where {a[found.name]} are expected"
+            )

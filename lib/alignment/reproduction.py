@@ -1,4 +1,5 @@
 """One layer alone, to look at in each environment: a folder with its input, its weights, the exact output and a script."""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -51,9 +52,16 @@ for name, exact in part["exact"].items():
 ''')
 
 
-def write(captured: str | Path, path: str, folder: str | Path, builders: Mapping[str, tuple[str, str]], call: int = 0,
-          mode: str = "eval", names: Mapping[str, Mapping[str, str]] | None = None,
-          arguments: Sequence[str | int] = ()) -> Path:  # fmt: skip
+def write(
+    captured: str | Path,
+    path: str,
+    folder: str | Path,
+    builders: Mapping[str, tuple[str, str]],
+    call: int = 0,
+    mode: str = "eval",
+    names: Mapping[str, Mapping[str, str]] | None = None,
+    arguments: Sequence[str | int] = (),
+) -> Path:
     """Write the folder for one call of the module at `path` from what `layers.reference` captured; the script's path.
 
     builders: framework -> ("package.module:function", path of the layer in what it builds); arguments: of that function.
@@ -73,10 +81,15 @@ def write(captured: str | Path, path: str, folder: str | Path, builders: Mapping
         arrays |= {f"exact {name}": exact.get(digest) for name, digest in entry["exact"]["forward"].items()}
     with atomic(folder / ARRAYS) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays))
-    text = _TEXT.substitute(layer=f"{path or 'The whole model'} ({entry['kind']})", folder=folder, mode=mode,
-                            arguments=tuple(arguments),
-                            builders={name: tuple(builder) for name, builder in builders.items()}, structure=entry["structure"],
-                            names={name: dict(pairs) for name, pairs in (names or {}).items()})
+    text = _TEXT.substitute(
+        layer=f"{path or 'The whole model'} ({entry['kind']})",
+        folder=folder,
+        mode=mode,
+        arguments=tuple(arguments),
+        builders={name: tuple(builder) for name, builder in builders.items()},
+        structure=entry["structure"],
+        names={name: dict(pairs) for name, pairs in (names or {}).items()},
+    )
     with atomic(folder / SCRIPT) as temporary:
         temporary.write_text(text)
     return folder / SCRIPT

@@ -1,4 +1,5 @@
 """What the questions are answered with: tensors, statistics, detections, updates of two sides turned into judged rows."""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,20 @@ from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
 from lib.alignment.seeded import seeded_array
 from lib.alignment.verdict import (
-    FEW, ROUNDING, SHARP, K, Noise, Row, decisions, fault, judge, judge_scalars, judge_value, noise_floors, shared_floor,
-)  # fmt: skip
+    FEW,
+    ROUNDING,
+    SHARP,
+    K,
+    Noise,
+    Row,
+    decisions,
+    fault,
+    judge,
+    judge_scalars,
+    judge_value,
+    noise_floors,
+    shared_floor,
+)
 
 NOTHING = np.zeros((0, 7))
 Arrays = Mapping[str, np.ndarray]
@@ -28,9 +41,18 @@ def float64_factor(evidence: Evidence, stage: str, a: str, b: str) -> float:
     return SHARP if {evidence.field(side, stage, "float64") for side in (a, b)} == {"full"} else 1.0
 
 
-def tensors(evidence: Evidence, stage: str, a: str, b: str, single: BySide, double: BySide, metric: str,
-            prefix: str = "", deviations: Mapping[str, Noise] | None = None, jumps: Mapping[str, Noise] | None = None,
-            ) -> list[Row]:  # fmt: skip
+def tensors(
+    evidence: Evidence,
+    stage: str,
+    a: str,
+    b: str,
+    single: BySide,
+    double: BySide,
+    metric: str,
+    prefix: str = "",
+    deviations: Mapping[str, Noise] | None = None,
+    jumps: Mapping[str, Noise] | None = None,
+) -> list[Row]:
     """Rows for all tensors of the pair; `single`, `double`: each side's float32 and float64 runs, without `prefix`.
 
     The published side records a selection: what the other has beside it is not judged here.
@@ -39,14 +61,18 @@ def tensors(evidence: Evidence, stage: str, a: str, b: str, single: BySide, doub
     """
     floors = noise_floors(double[a], single[a]) if double[a] else {}
     floors = {name: floor.at_least((deviations or {}).get(name, floor)) for name, floor in floors.items()}
-    wide = {name: floor.plus(jumps[name].times(2 / K)) if name in (jumps or {}) else floor for name, floor in floors.items()}
+    wide = {
+        name: floor.plus(jumps[name].times(2 / K)) if name in (jumps or {}) else floor for name, floor in floors.items()
+    }
     factor = float64_factor(evidence, stage, a, b)
     rows = _float64(double[a], double[b], wide if factor == 1 else floors, factor, metric)
     floors = wide
     if a != "published":
         return judge(compare_sets(single[a], single[b]), floors, metric) + rows
     statistics = {
-        name.removeprefix(prefix): entry for name, entry in evidence.field(a, stage, "statistics").items() if name.startswith(prefix)
+        name.removeprefix(prefix): entry
+        for name, entry in evidence.field(a, stage, "statistics").items()
+        if name.startswith(prefix)
     }
     own = _measured_floors(evidence, stage, prefix)
     if double[a]:
@@ -69,10 +95,17 @@ def _measured_floors(evidence: Evidence, stage: str, prefix: str) -> dict[str, N
     floors = noise_floors(exact, chosen(rounded, tuple(exact)))
     # One run can lie close to its exact one by luck: none counts for less than the set's middle.
     sizes = {name: (np.abs(exact[name]).max(initial=0.0), norm(exact[name])) for name in floors}
-    middle = [float(np.median([pair / size for pair, size in pairs if size] or [0.0])) for pairs in (
-        [(floors[name].max_abs, sizes[name][0]) for name in floors], [(floors[name].l2, sizes[name][1]) for name in floors])]
-    return {name: Noise(max(floor.max_abs, middle[0] * sizes[name][0]), max(floor.l2, middle[1] * sizes[name][1]))
-            for name, floor in floors.items()}
+    middle = [
+        float(np.median([pair / size for pair, size in pairs if size] or [0.0]))
+        for pairs in (
+            [(floors[name].max_abs, sizes[name][0]) for name in floors],
+            [(floors[name].l2, sizes[name][1]) for name in floors],
+        )
+    ]
+    return {
+        name: Noise(max(floor.max_abs, middle[0] * sizes[name][0]), max(floor.l2, middle[1] * sizes[name][1]))
+        for name, floor in floors.items()
+    }
 
 
 def _float64(exact: Arrays, candidates: Arrays, floors: Mapping[str, Noise], factor: float, metric: str) -> list[Row]:
@@ -85,13 +118,21 @@ def _float64(exact: Arrays, candidates: Arrays, floors: Mapping[str, Noise], fac
     sharp = {name: floor.times(factor) for name, floor in floors.items() if name in names}
     for name in kept:
         size = np.abs(exact[name]).max(initial=0.0), norm(exact[name])
-        sharp[name] = Noise(max(sharp[name].max_abs, 2 * ROUNDING / K * size[0]), max(sharp[name].l2, 2 * ROUNDING / K * size[1]))
+        sharp[name] = Noise(
+            max(sharp[name].max_abs, 2 * ROUNDING / K * size[0]), max(sharp[name].l2, 2 * ROUNDING / K * size[1])
+        )
     rounded = {name: candidates[name].astype(np.float32) if name in kept else candidates[name] for name in names}
     return judge(compare_sets(chosen(exact, names), rounded), sharp, metric, "every element, float64") if names else []
 
 
-def _against_float32(name: str, reference: np.ndarray, candidates: Arrays, entry: Mapping[str, Any], own: Mapping[str, Noise],
-                     metric: str) -> list[Row]:  # fmt: skip
+def _against_float32(
+    name: str,
+    reference: np.ndarray,
+    candidates: Arrays,
+    entry: Mapping[str, Any],
+    own: Mapping[str, Noise],
+    metric: str,
+) -> list[Row]:
     """For a tensor published in float32 only: one floor more than K, as the reference has its own error."""
     floors = dict(own)
     if "floor_max" in entry:
@@ -99,8 +140,9 @@ def _against_float32(name: str, reference: np.ndarray, candidates: Arrays, entry
     return judge(compare_sets({name: reference}, chosen(candidates, (name,))), floors, metric, slack=1.0)
 
 
-def _against_statistics(entries: Mapping[str, Mapping], candidates: Arrays, dtype: str, factor: float,
-                        own: Mapping[str, Noise]) -> list[Row]:  # fmt: skip
+def _against_statistics(
+    entries: Mapping[str, Mapping], candidates: Arrays, dtype: str, factor: float, own: Mapping[str, Noise]
+) -> list[Row]:
     """Rows for tensors of which the published side gives the norm, the mean and the first values in place of all.
 
     Floors: |norm(a) - norm(b)| <= norm(a - b); |mean(a) - mean(b)| <= norm(a - b) / sqrt(n). `own` where it gives none.
@@ -121,14 +163,18 @@ def _against_statistics(entries: Mapping[str, Mapping], candidates: Arrays, dtyp
         rows.append(judge_value(name, "L2 norm" + suffix, abs(norm(array) - entry["l2"]), floor, entry["l2"], slack))
         if entry.get("mean") is not None:
             error = abs(float(np.mean(array, dtype=np.float64)) - entry["mean"])
-            rows.append(judge_value(name, "mean" + suffix, error, floor / np.sqrt(size), entry["l2"] / np.sqrt(size), slack))
+            rows.append(
+                judge_value(name, "mean" + suffix, error, floor / np.sqrt(size), entry["l2"] / np.sqrt(size), slack)
+            )
         if entry.get("first") and dtype == "float32":
             error = np.abs(array.ravel()[: len(entry["first"])] - np.array(entry["first"])).max()
             rows.append(judge_value(name, "first values", error, entry["floor_max"], entry["max"], slack=1.0))
     return rows
 
 
-def _unjudged(name: str, entry: Mapping[str, Any], candidates: Arrays, dtype: str, known: Mapping[str, float]) -> str | None:
+def _unjudged(
+    name: str, entry: Mapping[str, Any], candidates: Arrays, dtype: str, known: Mapping[str, float]
+) -> str | None:
     """Why a tensor can't be held against its published statistics, or None."""
     if name not in candidates:
         return "missing"
@@ -153,7 +199,9 @@ def other_deviations(evidence: Evidence, exact: Arrays, rounded: Arrays) -> dict
     to lie where that of `rounded` does.
     """
     found: dict[str, Noise] = {}
-    if evidence.get("published", "loss") and evidence.field("published", "loss", "case") == evidence.field("torch", "loss", "case"):
+    if evidence.get("published", "loss") and evidence.field("published", "loss", "case") == evidence.field(
+        "torch", "loss", "case"
+    ):
         for name, entry in evidence.field("published", "loss", "statistics").items():
             key = name.removeprefix("gradient/")
             if key != name and key in exact and (own := norm(rounded[key] - exact[key])):
@@ -176,7 +224,9 @@ def measured_jumps(evidence: Evidence, prefix: str) -> dict[str, Noise]:
     its largest deviation is measured beside its L2.
     """
     held = evidence.get("torch", "loss").fields.get("jumps", {})
-    return {name.removeprefix(prefix): Noise(*map(float, pair)) for name, pair in held.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): Noise(*map(float, pair)) for name, pair in held.items() if name.startswith(prefix)
+    }
 
 
 def _published_deviation(entry: Mapping[str, Any]) -> float:
@@ -194,8 +244,9 @@ def true_zeros(evidence: Evidence, a: str, single: Arrays, double: Arrays) -> di
         statistics = evidence.field(a, "loss", "statistics")
         noise |= {
             name.removeprefix("gradient/"): (_published_deviation(entry), entry["l2"])
-            for name, entry in statistics.items() if name.startswith("gradient/")
-        }  # fmt: skip
+            for name, entry in statistics.items()
+            if name.startswith("gradient/")
+        }
     return {name: deviation for name, (deviation, size) in noise.items() if deviation > size}
 
 
@@ -216,12 +267,19 @@ def excuse_flips(rows: Sequence[Row]) -> list[Row]:
 def _excused(row: Row, floor: float) -> Row:
     if not row.error <= K * floor:
         return row
-    return replace(row, what=f"{row.what}, flipped activation", floor=floor, gate=K * floor, passed=True,
-                   note="beyond its own floor, held to the set's largest; its float64 run agrees")  # fmt: skip
+    return replace(
+        row,
+        what=f"{row.what}, flipped activation",
+        floor=floor,
+        gate=K * floor,
+        passed=True,
+        note="beyond its own floor, held to the set's largest; its float64 run agrees",
+    )
 
 
-def detections(a: str, b: str, single: Arrays, double: Arrays, threshold: float, limit: int,
-               near: np.ndarray = NOTHING) -> list[Row]:  # fmt: skip
+def detections(
+    a: str, b: str, single: Arrays, double: Arrays, threshold: float, limit: int, near: np.ndarray = NOTHING
+) -> list[Row]:
     """Rows for detections (m, 6) or (m, 7) of each side, paired one to one, and for each that one side has alone.
 
     Such a one is legal only where its score lies within the gate of the cut, the score threshold or the lowest score kept
@@ -230,8 +288,12 @@ def detections(a: str, b: str, single: Arrays, double: Arrays, threshold: float,
     """
     measured = a if a in double else b  # the published record may hold no float64 run: the other side's own error then
     if missing := [side for side, runs in ((a, single), (b, single), (measured, double)) if side not in runs]:
-        return [fault("detections", "detections", f"missing on side {missing[0]}, which has no noise floor without them")]
-    exact, rounded, candidate = (_with_image(runs[side]) for side, runs in ((measured, double), (measured, single), (b, single)))
+        return [
+            fault("detections", "detections", f"missing on side {missing[0]}, which has no noise floor without them")
+        ]
+    exact, rounded, candidate = (
+        _with_image(runs[side]) for side, runs in ((measured, double), (measured, single), (b, single))
+    )
     reference = exact if a == measured == "published" else _with_image(single[a])
     for side, found in ((a, reference), (b, candidate)):
         if not np.isfinite(found).all():
@@ -243,14 +305,19 @@ def detections(a: str, b: str, single: Arrays, double: Arrays, threshold: float,
     cuts = {image: _cut(reference[reference[:, 0] == image], threshold, limit) for image in np.unique(reference[:, 0])}
     flips = []
     for side, rows in ((a, reference[list(found.only_reference)]), (b, candidate[list(found.only_candidate)])):
-        margins = np.minimum(np.maximum(rows[:, 5] - np.array([cuts.get(row[0], threshold) for row in rows]), 0) / floor_score,
-                             _near(rows, near, K * floor_box, K * floor_score))  # fmt: skip
+        margins = np.minimum(
+            np.maximum(rows[:, 5] - np.array([cuts.get(row[0], threshold) for row in rows]), 0) / floor_score,
+            _near(rows, near, K * floor_box, K * floor_score),
+        )
         flips += [_alone(side, row, float(margin)) for row, margin in zip(rows, margins)]
     illegal = [flip for flip in flips if not flip.passed]
     return [
         decisions("unmatched detections", len(illegal), len(reference), f"first: {illegal[0].name}" if illegal else ""),
-        judge_value("box, pixels", "matched detections", found.box, floor_box, float(np.abs(reference[:, 1:5]).max(initial=1.0))),
-        judge_value("score", "matched detections", found.score, floor_score, 1.0), *flips,
+        judge_value(
+            "box, pixels", "matched detections", found.box, floor_box, float(np.abs(reference[:, 1:5]).max(initial=1.0))
+        ),
+        judge_value("score", "matched detections", found.score, floor_score, 1.0),
+        *flips,
     ]
 
 
@@ -287,7 +354,11 @@ def mapping(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any
     note = ""
     if differing:
         key = differing[0]
-        note = f"{key}: missing" if key not in candidate else f"{key}: {candidate[key]} where the reference has {reference[key]}"
+        note = (
+            f"{key}: missing"
+            if key not in candidate
+            else f"{key}: {candidate[key]} where the reference has {reference[key]}"
+        )
     elif extra:
         note = f"{extra[0]}: left over"
     elif not reference:
@@ -311,14 +382,18 @@ def step_residuals(evidence: Evidence, side: str, variant: str, run: str = "floa
     factor = min(1.0, limit / (total + 1e-6)) if limit is not None else 1.0  # as torch.nn.utils.clip_grad_norm_
     members = {name: group for group in settings["groups"] for name in group["names"]}
     found = {}
-    expected = changes if side == "published" or not gradients else {**{n: 0 for n in members or gradients}, **changes}
+    expected = (
+        changes if side == "published" or not gradients else {**dict.fromkeys(members or gradients, 0), **changes}
+    )
     for name in expected:
         gradient, change = gradients.get(name), changes.get(name)
         if gradient is None or change is None or gradient.shape != change.shape:
             found[name] = float("nan")
             continue
         weight = np.asarray(weights.get(name, seeded_array(name, change.shape)), np.float64)
-        rule = FIRST_STEP[settings["rule"]](settings, members.get(name, WHOLE), weight, factor * gradient.astype(np.float64))
+        rule = FIRST_STEP[settings["rule"]](
+            settings, members.get(name, WHOLE), weight, factor * gradient.astype(np.float64)
+        )
         found[name] = float((np.abs(change - rule[0]) / (rounding * (np.abs(weight) + rule[1]))).max(initial=0.0))
     return found
 
@@ -349,6 +424,7 @@ FIRST_STEP = {"AdamW": _adamw, "SGD": _sgd}
 
 def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str]) -> list[Row]:
     """Rows for the L2 of each parameter's change; not those whose true gradient is zero: AdamW makes noise a whole step."""
+
     def norms(side: str, run: str) -> dict[str, float]:
         if side == "published":
             held = {name: pair[run] for name, pair in evidence.field(side, "loss", "step_norms", variant).items()}
@@ -360,7 +436,9 @@ def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str])
     rows = judge_scalars(exact, rounded, norms(b, "float32"), exact if a == "published" else rounded)
     if a == "torch":
         jumps = measured_jumps(evidence, "step/")
-        rows = [_wider(row, jumps[row.name].l2) if row.name in jumps and row.floor == row.floor else row for row in rows]
+        rows = [
+            _wider(row, jumps[row.name].l2) if row.name in jumps and row.floor == row.floor else row for row in rows
+        ]
     if double := norms(b, "float64"):
         sharp = judge_scalars(exact, rounded, double, factor=float64_factor(evidence, "loss", a, b))
         rows += [replace(row, what="scalar, float64") for row in sharp]

@@ -2,6 +2,7 @@
 
 They are the weights with which the golden records were computed. PCG64 seeded by the CRC-32 of the name.
 """
+
 import zlib
 from collections.abc import Iterable
 
@@ -25,7 +26,7 @@ def seeded_array(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     elif kind == "running_mean":
         values = 0.1 * draw.standard_normal(shape)
     elif len(shape) > 1:
-        values = draw.standard_normal(shape) * np.sqrt(2.0 / int(np.prod(shape[1:])))     # He, by fan-in
+        values = draw.standard_normal(shape) * np.sqrt(2.0 / int(np.prod(shape[1:])))  # He, by fan-in
     elif kind == "bias" or kind.endswith("_bias"):
         values = 0.05 * draw.standard_normal(shape)
     else:

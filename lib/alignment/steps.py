@@ -3,6 +3,7 @@
 A watched trainer is the project's own, but for one seam: what `Trainer` clips before each update is clipped here, by the
 same function, so that gradients are seen before and after. Nothing is compared here.
 """
+
 import errno
 import math
 import tempfile
@@ -14,14 +15,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from lib import backend, training
+from lib import backend
 from lib.alignment.compare import norm
 from lib.alignment.seeded import seeded_input
 from lib.alignment.verdict import K
 from lib.errors import UserError
 from lib.models.step import ParameterGroup
 from lib.record import FULL
-from lib.schedule import Recipe
+from lib.training import loop as training
+from lib.training.schedule import Recipe
 
 Arrays = dict[str, np.ndarray]
 Kinds = dict[str, Arrays]  # kind -> name -> values
@@ -32,8 +34,15 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class Watched(training.Trainer):
     """A trainer that keeps the gradients of its last update until they are asked for."""
 
-    def __init__(self, model: backend.nn.Module, criterion: Any, recipe: Recipe, steps_per_epoch: int,
-                 groups: Sequence[ParameterGroup], seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        model: backend.nn.Module,
+        criterion: Any,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        groups: Sequence[ParameterGroup],
+        seed: int = 0,
+    ):
         super().__init__(model, criterion, replace(recipe, clip=math.inf), steps_per_epoch, groups, seed)
         self._limit, self.groups = recipe.clip, tuple(groups)
         self._seen: Kinds = {"gradient": {}, "clipped": {}}  # until the first update
@@ -62,8 +71,10 @@ class Watched(training.Trainer):
         """
         state, seen = self.state(), self._seen
         self._seen = {"gradient": {}, "clipped": {}}
-        of = {part: {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(part + "/")}
-              for part in ("model", "average", "optimiser")}
+        of = {
+            part: {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(part + "/")}
+            for part in ("model", "average", "optimiser")
+        }
         trained = set(self._names)
         return {
             **seen,
@@ -89,23 +100,30 @@ Advance = Callable[[Watched, int], Mapping[str, float]]  # takes one step and gi
 
 def native(batches: Sequence[Any]) -> Advance:
     """Steps on the batches (with `images` and `targets`), as training takes them."""
+
     def advance(trainer: Watched, step: int) -> Mapping[str, float]:
         dtype = backend.numpy(next(iter(trainer.model.parameters()))).dtype
         asked = trainer.issue(batches[step].images.astype(dtype), batches[step].targets)
         return dict(zip(asked, backend.floats(list(asked.values())), strict=True))
+
     return advance
 
 
 def fed(trainer: Watched, step: int) -> Mapping[str, float]:
     """A step on seeded gradients, the same on every side: the optimiser, clipping, schedule and average alone."""
     size = 10.0 ** (step % 3 - 2)  # some steps are clipped and some are not
-    trainer.feed({name: (size * seeded_input(f"gradient:{step}:{name}", array.shape)).astype(array.dtype)
-                  for name, array in trainer.trained().items()})
+    trainer.feed(
+        {
+            name: (size * seeded_input(f"gradient:{step}:{name}", array.shape)).astype(array.dtype)
+            for name, array in trainer.trained().items()
+        }
+    )
     return {}
 
 
-def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int,
-             selected: Sequence[str]) -> tuple[dict[str, Any], Arrays]:  # fmt: skip
+def lockstep(
+    trainers: Mapping[str, Watched], advance: Advance, steps: int, selected: Sequence[str]
+) -> tuple[dict[str, Any], Arrays]:
     """Advance the trainers, by precision, side by side; fields and arrays for a record.
 
     Of every tensor of every step its L2 norm in each precision, and the L2 of what float32 deviates from float64; of the
@@ -121,18 +139,27 @@ def lockstep(trainers: Mapping[str, Watched], advance: Advance, steps: int,
     return {"groups": groups, "sizes": sizes if log else {}, "steps": log, "precisions": list(trainers)}, arrays
 
 
-def _watched(trainers: Mapping[str, Watched], advance: Advance, step: int,
-             selected: Sequence[str]) -> tuple[dict, dict, Arrays]:  # fmt: skip
+def _watched(
+    trainers: Mapping[str, Watched], advance: Advance, step: int, selected: Sequence[str]
+) -> tuple[dict, dict, Arrays]:
     """A step's line of the log, the sizes of its tensors, the values of selected ones; no other tensor outlives the call."""
     found = {precision: _advanced(trainer, advance, step) for precision, trainer in trainers.items()}
     line: dict[str, Any] = {"norms": {precision: _each(kinds, _size) for precision, kinds in found.items()}}
     if "float64" in found:
         single = found["float32"]
-        line["noise"] = {kind: {name: norm(np.subtract(single[kind][name], value, dtype=np.float64))
-                                for name, value in values.items()} for kind, values in found["float64"].items()}
-    kept = {f"{precision}/{step}/{kind}/{name}": values[name].copy() for precision, kinds in found.items()
-            for kind, values in kinds.items() for name in selected
-            if name in values and np.size(values[name]) > 1}  # a single number is its own norm
+        line["noise"] = {
+            kind: {
+                name: norm(np.subtract(single[kind][name], value, dtype=np.float64)) for name, value in values.items()
+            }
+            for kind, values in found["float64"].items()
+        }
+    kept = {
+        f"{precision}/{step}/{kind}/{name}": values[name].copy()
+        for precision, kinds in found.items()
+        for kind, values in kinds.items()
+        for name in selected
+        if name in values and np.size(values[name]) > 1
+    }  # a single number is its own norm
     return line, _each(found["float32"], np.size), kept
 
 
@@ -171,8 +198,10 @@ def _scratch(folder: str | None) -> Iterator[IO[bytes]]:
     except OSError as error:
         if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
             raise
-        raise UserError(f"{where}: can't hold the steps of two trainings ({error.strerror}): make room there, or give "
-                        "another folder") from error  # fmt: skip
+        raise UserError(
+            f"{where}: can't hold the steps of two trainings ({error.strerror}): make room there, or give "
+            "another folder"
+        ) from error
 
 
 def _passed(file: IO[bytes], kinds: Kinds, roundings: float) -> Jumps:
@@ -196,8 +225,13 @@ def _passed(file: IO[bytes], kinds: Kinds, roundings: float) -> Jumps:
 
 def with_jumps(fields: Mapping[str, Any], measured: Iterable[list[Jumps]]) -> dict[str, Any]:
     """A lock-step's fields, each step with the larger of what several pairs show; one pair is there at a time."""
-    larger = [{kind: {name: [max(sizes) for sizes in zip(*(jump[kind][name] for jump in pairs))] for name in names}
-               for kind, names in pairs[0].items()} for pairs in zip(*measured)]
+    larger = [
+        {
+            kind: {name: [max(sizes) for sizes in zip(*(jump[kind][name] for jump in pairs))] for name in names}
+            for kind, names in pairs[0].items()
+        }
+        for pairs in zip(*measured)
+    ]
     return {**fields, "steps": [line | {"jumps": jump} for line, jump in zip(fields["steps"], larger, strict=True)]}
 
 
@@ -212,8 +246,11 @@ def _size(value: np.ndarray) -> float:
 
 def _groups(trainer: Watched) -> dict[str, list]:
     """Of each trained parameter: the factor of its learning rate, whether it decays, where its warm-up starts."""
-    return {name: [group.learning_rate_factor, group.decays, group.warmup_from]
-            for group in trainer.groups for name in group.names}
+    return {
+        name: [group.learning_rate_factor, group.decays, group.warmup_from]
+        for group in trainer.groups
+        for name in group.names
+    }
 
 
 def curves(trainer: training.Trainer, batches: Iterable[Any]) -> dict[str, list[float]]:

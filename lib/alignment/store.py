@@ -3,6 +3,7 @@
 `<folder>/tensors_<i>.safetensors` hold the tensors under the SHA-256 of their type, shape and bytes, `<folder>/index.json`,
 written last, says which file has which and what else the writer wants to say. A folder without index is unfinished.
 """
+
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -83,7 +84,9 @@ class Reader:
         try:
             self.content: Mapping[str, Any] = json.loads((folder / INDEX).read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder / INDEX}: can't be read ({error}); capture the reference's layers first") from error
+            raise UserError(
+                f"{folder / INDEX}: can't be read ({error}); capture the reference's layers first"
+            ) from error
 
     def get(self, name: str) -> np.ndarray:
         """A fresh array by its digest. UserError where the folder does not hold it."""
@@ -94,7 +97,9 @@ class Reader:
                 self._open[number] = self._stack.enter_context(file)
             return self._open[number].get_tensor(name)
         except (KeyError, OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{self._folder}: tensor {name[:12]} is not there ({error}); capture the layers again") from error
+            raise UserError(
+                f"{self._folder}: tensor {name[:12]} is not there ({error}); capture the layers again"
+            ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ so far. The band is K spreads wide on either side, and it says something until i
 leaves the band that the other controls give (a rule of 2026-11-21, made when such a control had left Gold-YOLO's quick
 curve unjudged, with both frameworks' curves in sight): up to there another run must stay inside. That it could leave is shown by a run with a learning rate 1 % off, which must.
 """
+
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from lib.alignment.verdict import ROUNDING, K, Row, fault
 
 TOO_WIDE = "the controls part at the first step: nothing can be judged"
-LEAST = 5       # control runs
+LEAST = 5  # control runs
 HORIZON = 0.01  # half-width of the band over the curve, from which on right runs tell nothing about one another
 
 
@@ -25,8 +26,8 @@ class Band:
 
     centre: np.ndarray
     spread: np.ndarray  # at least one rounding of the curve, and never falling
-    horizon: int        # the first step that is not judged; the number of steps where all are
-    fault: str | None = None   # why it can't serve
+    horizon: int  # the first step that is not judged; the number of steps where all are
+    fault: str | None = None  # why it can't serve
 
     def exit(self, curve: np.ndarray) -> int | None:
         """The first step before the horizon at which the curve is outside."""

@@ -1,4 +1,5 @@
 """What goes into a module and comes out of it, taken apart into named tensors and put together again."""
+
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any

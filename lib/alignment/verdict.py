@@ -3,6 +3,7 @@
 A gate is K times a noise floor, and a noise floor is always measured: what the reference's own float32 run deviates
 from its float64 run on the same bytes. No tolerance is a typed constant.
 """
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -127,13 +128,14 @@ def shared_floor(relative: Mapping[str, tuple[float, int]]) -> float:
 
 def _own_floor(comparison: Comparison, shared: float) -> Noise:
     least = max(ROUNDING, shared)
-    return Noise(
-        max(comparison.max_abs, least * comparison.scale_max), max(comparison.l2, least * comparison.scale_l2)
-    )
+    return Noise(max(comparison.max_abs, least * comparison.scale_max), max(comparison.l2, least * comparison.scale_l2))
 
 
 def judge(
-    comparisons: Iterable[Comparison], floors: Mapping[str, Noise], metric: str, what: str = "every element",
+    comparisons: Iterable[Comparison],
+    floors: Mapping[str, Noise],
+    metric: str,
+    what: str = "every element",
     slack: float = 0.0,
 ) -> list[Row]:
     """A row per comparison; both its largest deviation and its L2 are gated, `metric` ("max_abs" or "l2") is shown.
@@ -163,9 +165,14 @@ def judge_value(name: str, what: str, error: float, floor: float, scale: float, 
     return Row(name, what, float(error), float(floor), float(gate), float(scale), bool(error <= gate))
 
 
-def judge_scalars(exact: Mapping[str, float], rounded: Mapping[str, float], candidate: Mapping[str, float],
-                  reference: Mapping[str, float] | None = None, factor: float = 1.0,
-                  repeats: Sequence[Mapping[str, float]] = ()) -> list[Row]:  # fmt: skip
+def judge_scalars(
+    exact: Mapping[str, float],
+    rounded: Mapping[str, float],
+    candidate: Mapping[str, float],
+    reference: Mapping[str, float] | None = None,
+    factor: float = 1.0,
+    repeats: Sequence[Mapping[str, float]] = (),
+) -> list[Row]:
     """Rows for named scalars: candidate against `reference` (None: `exact`), floors from exact and rounded.
 
     The floor is shared, as for any few numbers: the largest relative deviation among them, and among those of `repeats`, other
@@ -175,7 +182,10 @@ def judge_scalars(exact: Mapping[str, float], rounded: Mapping[str, float], cand
     exact, rounded, candidate = ({n: float(v) for n, v in values.items()} for values in (exact, rounded, candidate))
     reference = exact if reference is None else {name: float(value) for name, value in reference.items()}
     runs = [rounded, *repeats]
-    shared = max([abs(float(run[n]) - exact[n]) / abs(exact[n]) for run in runs for n in exact if n in run and exact[n]] + [ROUNDING])
+    shared = max(
+        [abs(float(run[n]) - exact[n]) / abs(exact[n]) for run in runs for n in exact if n in run and exact[n]]
+        + [ROUNDING]
+    )
     rows = []
     for name in [*reference, *(n for n in candidate if n not in reference)]:
         if name not in candidate or name not in reference:
@@ -197,8 +207,15 @@ def fault(name: str, what: str, note: str) -> Row:
     return Row(name, what, nan, nan, nan, nan, False, note)
 
 
-def conclude(question: str, pair: str, rows: Sequence[Row], sources: Sequence[str], *,
-             numbers: Sequence[Number] = (), notes: Sequence[str] = ()) -> Answer:  # fmt: skip
+def conclude(
+    question: str,
+    pair: str,
+    rows: Sequence[Row],
+    sources: Sequence[str],
+    *,
+    numbers: Sequence[Number] = (),
+    notes: Sequence[str] = (),
+) -> Answer:
     """PASS when every judged row passes and at least one was judged; SHOWN when none was; FAIL on no rows at all."""
     common = {"rows": tuple(rows), "numbers": tuple(numbers), "sources": tuple(sources), "notes": tuple(notes)}
     judged = [row for row in rows if row.passed is not None]
@@ -209,9 +226,16 @@ def conclude(question: str, pair: str, rows: Sequence[Row], sources: Sequence[st
         return Answer(question, pair, Verdict.SHOWN, "no_gate", {"total": len(rows)}, **common)
     worst = max(failing or judged, key=lambda row: row.ratio)
     values = {
-        "total": len(judged), "failing": len(failing), "name": worst.name, "what": worst.what, "error": worst.error,
-        "gate": worst.gate, "floor": worst.floor, "ratio": worst.ratio, "note": worst.note,
-    }  # fmt: skip
+        "total": len(judged),
+        "failing": len(failing),
+        "name": worst.name,
+        "what": worst.what,
+        "error": worst.error,
+        "gate": worst.gate,
+        "floor": worst.floor,
+        "ratio": worst.ratio,
+        "note": worst.note,
+    }
     if failing:
         key = "fault" if np.isnan(worst.error) else "differs" if worst.what == "decisions" else "beyond_gate"
         return Answer(question, pair, Verdict.FAIL, key, values, **common)
@@ -220,7 +244,7 @@ def conclude(question: str, pair: str, rows: Sequence[Row], sources: Sequence[st
 
 
 def target_status(row: Row, target: float) -> str:
-    """"met", "missed", or "below rounding" where the noise floor itself lies above the target."""
+    """ "met", "missed", or "below rounding" where the noise floor itself lies above the target."""
     if np.isnan(row.error):
         return "missed"
     if row.relative(row.error) <= target:

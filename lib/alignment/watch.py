@@ -10,6 +10,7 @@ NanoDet-Plus and RT-DETR together for longer; Gold-YOLO, whose seeded weights ma
 A fresh RT-DETR even ties exactly: its box heads begin at zero, so a denoising box is its noised one, and where that and the
 true box are both cut at the image's edge the sign of a rounding, in float64 too, decides the gradient of the GIoU.
 """
+
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -19,17 +20,18 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from lib import backend, convert, losses, models, runs
+from lib import backend, convert, losses, models
 from lib.alignment import datatrace, references, steps, trajectory
 from lib.alignment.evidence import is_reference
 from lib.alignment.store import digest
 from lib.alignment.verdict import REPEATS
 from lib.data.loader import Batch, Loader
-from lib.schedule import Recipe
-from lib.training import Trainer
+from lib.training import runs
+from lib.training.loop import Trainer
+from lib.training.schedule import Recipe
 
-WATCHED = 4   # tensors whose every element is kept
-OFF = 1.01    # learning rate of the run that is wrong on purpose
+WATCHED = 4  # tensors whose every element is kept
+OFF = 1.01  # learning rate of the run that is wrong on purpose
 MODES = ("fed", "native")
 
 
@@ -43,13 +45,16 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
     batches = list(itertools.islice(_batches(loader), count))
     recipe = runs.recipe(plan, loader)
     found: dict[str, Any] = {
-        "data": [[held.name, dict(held.digests)] for held in stages], "batches": _digests(batches),
+        "data": [[held.name, dict(held.digests)] for held in stages],
+        "batches": _digests(batches),
         "initial": {name: digest(array) for name, array in convert.state(_network(plan, loader, seeded)).items()},
-    }  # fmt: skip
+    }
     arrays: dict[str, np.ndarray] = {}
     for mode in MODES:
-        trainers = {"float32": _trainer(plan, loader, _network(plan, loader, seeded), recipe, steps.Watched),
-                    "float64": _trainer(plan, loader, backend.float64(_network(plan, loader, seeded)), recipe, steps.Watched)}
+        trainers = {
+            "float32": _trainer(plan, loader, _network(plan, loader, seeded), recipe, steps.Watched),
+            "float64": _trainer(plan, loader, backend.float64(_network(plan, loader, seeded)), recipe, steps.Watched),
+        }
         names = list(trainers["float32"].trained())
         advance = steps.fed if mode == "fed" else steps.native(batches)
         found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
@@ -60,6 +65,7 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
     def jumps(draw: int) -> list[steps.Jumps]:
         def build(roundings: float) -> steps.Watched:
             return _trainer(plan, loader, _moved(plan, loader, seeded, draw, roundings), recipe, steps.Watched)
+
         return steps.jumps(build, steps.native(batches), count, plan.folder)
 
     if is_reference(backend.NAME):
@@ -109,7 +115,9 @@ def _moved(plan: runs.Training, loader: Loader, seeded: bool, draw: int, roundin
     return model
 
 
-def _trainer(plan: runs.Training, loader: Loader, model: backend.nn.Module, recipe: Recipe, kind: type[Trainer] = Trainer) -> Any:
+def _trainer(
+    plan: runs.Training, loader: Loader, model: backend.nn.Module, recipe: Recipe, kind: type[Trainer] = Trainer
+) -> Any:
     criterion = losses.build(plan.model, len(loader.dataset.classes))
     return kind(model, criterion, recipe, len(loader), models.parameter_groups(plan.model, model), plan.seed)
 

@@ -4,6 +4,7 @@ Each environment holds exactly one framework, so there is nothing to choose. `to
 `jittor.py` gives Jittor the same names with the same meaning, and its docstrings are the porting guide.
 Both modules define the names of `torch.py`'s `__all__`, in the same order.
 """
+
 from importlib.util import find_spec
 
 if find_spec("jittor"):

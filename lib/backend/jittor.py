@@ -9,34 +9,124 @@ Twin of `torch.py`: the same names in the same order. What differs and cannot be
 * a Python number beside a float64 tensor is float32, and 0 + x is float32 as a whole: so is Python's sum() of scalars;
 * subnormal float32 numbers flush to zero in the whole process (the kernels are linked with -Ofast).
 """
+
 import ctypes as _ctypes
 import os as _os
 
 import numpy as _np
-
-from .jittor_import import jt as _jt
 from jittor import exp, log, no_grad, ones_like, sqrt, where, zeros_like  # after the guarded import
+
 from . import jittor_nn as nn
 from .jittor_compiler import compile_fast as _compile_fast
 from .jittor_compiler import show_progress_in_notebooks as _show_progress_in_notebooks
 from .jittor_elementwise import root as _root
-from .jittor_functions import (abs, adaptive_avg_pool2d, amax, arange, argmax, asin, binary_cross_entropy_with_logits, cat,
-                               chunk, clamp, cos, floor_divide, full, gather, grid_sample, interpolate, linear, log_softmax,
-                               matmul, maximum, mean, minimum, mul, one_hot, ones, remainder, sigmoid, sin, softmax, split,
-                               stack, sum, topk, zeros)
+from .jittor_functions import (
+    abs,
+    adaptive_avg_pool2d,
+    amax,
+    arange,
+    argmax,
+    asin,
+    binary_cross_entropy_with_logits,
+    cat,
+    chunk,
+    clamp,
+    cos,
+    floor_divide,
+    full,
+    gather,
+    grid_sample,
+    interpolate,
+    linear,
+    log_softmax,
+    matmul,
+    maximum,
+    mean,
+    minimum,
+    mul,
+    one_hot,
+    ones,
+    remainder,
+    sigmoid,
+    sin,
+    softmax,
+    split,
+    stack,
+    sum,
+    topk,
+    zeros,
+)
 from .jittor_functions import scalar as _scalar
+from .jittor_import import jt as _jt
 from .jittor_optim import SGD, AdamW
 from .jittor_profile import profile
 
 __all__ = [
-    "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
-    "no_grad", "grad", "mixed_precision", "from_half", "sync", "named_state", "set_mode", "load_state", "profile", "peak_device_memory",
+    "FLOAT64",
+    "NAME",
+    "SGD",
+    "VERSION",
+    "AdamW",
+    "abs",
+    "adaptive_avg_pool2d",
+    "amax",
+    "arange",
+    "argmax",
+    "asin",
+    "binary_cross_entropy_with_logits",
+    "cache_path",
+    "cat",
+    "chunk",
+    "clamp",
+    "cos",
+    "device",
+    "exp",
+    "float64",
+    "floats",
+    "floor_divide",
+    "from_half",
+    "full",
+    "gather",
     "give_back",
-    "nn", "AdamW", "SGD",
-    "abs", "adaptive_avg_pool2d", "amax", "arange", "argmax", "asin", "binary_cross_entropy_with_logits", "cat", "chunk",
-    "clamp", "cos", "exp", "floor_divide", "full", "gather", "grid_sample", "interpolate", "linear", "log", "log_softmax",
-    "matmul", "maximum", "mean", "minimum", "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "sin", "softmax",
-    "split", "sqrt", "stack", "sum", "topk", "where", "zeros", "zeros_like",
+    "grad",
+    "grid_sample",
+    "interpolate",
+    "linear",
+    "load_state",
+    "log",
+    "log_softmax",
+    "matmul",
+    "maximum",
+    "mean",
+    "minimum",
+    "mixed_precision",
+    "mul",
+    "named_state",
+    "nn",
+    "no_grad",
+    "numpy",
+    "one_hot",
+    "ones",
+    "ones_like",
+    "peak_device_memory",
+    "profile",
+    "remainder",
+    "set_device",
+    "set_mode",
+    "set_threads",
+    "sigmoid",
+    "sin",
+    "softmax",
+    "split",
+    "sqrt",
+    "stack",
+    "sum",
+    "sync",
+    "tensor",
+    "topk",
+    "where",
+    "zeros",
+    "zeros_like",
 ]
 
 NAME = "jittor"
@@ -53,15 +143,21 @@ def device() -> str:
 def set_device(name: str) -> None:
     """Choose "cpu" or "cuda"; ValueError if there is no such device. Jittor looks for CUDA at import only if
     the variable ALIGN_DEVICE says so."""
-    if name not in ("cpu", "cuda") or name == "cuda" and not _jt.has_cuda:
+    if name not in ("cpu", "cuda") or (name == "cuda" and not _jt.has_cuda):
         raise ValueError(f"device {name!r} is not available to Jittor {VERSION} on this machine")
     _jt.flags.use_cuda = int(name == "cuda")
 
 
 def set_threads(count: int) -> None:
     """Let oneDNN and the kernels use `count` CPU threads; Jittor's own operators always use one."""
-    _jt.code([1], "int32", [], cpu_header="#include <omp.h>", data={"count": count},
-             cpu_src='omp_set_num_threads(int(data["count"])); out_p[0] = 0;').sync()
+    _jt.code(
+        [1],
+        "int32",
+        [],
+        cpu_header="#include <omp.h>",
+        data={"count": count},
+        cpu_src='omp_set_num_threads(int(data["count"])); out_p[0] = 0;',
+    ).sync()
 
 
 def cache_path() -> str | None:
@@ -100,7 +196,9 @@ def float64(model: nn.Module) -> nn.Module:
 def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept, and the
     gradients have none (Jittor's keep theirs: one that nobody uses would lead a later step back into this one)."""
-    return [_scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(_root(scalar), tensors), tensors)]
+    return [
+        _scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(_root(scalar), tensors), tensors)
+    ]
 
 
 def mixed_precision() -> _jt.flag_scope:

@@ -1,13 +1,14 @@
 """How Jittor compiles kernels here: without a Python process for each, with a precompiled header, and telling the reader of a
 notebook how many are left. The machine code is the same, byte for byte: `tests/test_compiler.py` compares it.
 """
+
 import ctypes
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from lib import headers
+from lib.machine import headers
 from lib.record import threads
 
 from .jittor_import import jt

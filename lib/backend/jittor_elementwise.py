@@ -4,6 +4,7 @@ Built as in `jittor_normalise.py`: each beside its `plain_…` rule, one compile
 for each function, rather than Jittor's operators, because Jittor fuses those with their neighbours and compiles each
 new combination anew.
 """
+
 from .jittor_import import jt
 
 # VALUE is the function of x, SLOPE its derivative from x and the function's value y; a is a constant of the function.
@@ -82,7 +83,9 @@ def relu6(x):
     """x cut to 0..6, with gradient 0 at both ends as in PyTorch."""
     if jt.flags.use_cuda:
         return plain_relu6(x)
-    return _Map("relu6", "x <= 0 ? in0_type(0) : x >= 6 ? in0_type(6) : x", "y", "y <= 0 || y >= 6 ? in0_type(0) : dy")(x)
+    return _Map("relu6", "x <= 0 ? in0_type(0) : x >= 6 ? in0_type(6) : x", "y", "y <= 0 || y >= 6 ? in0_type(0) : dy")(
+        x
+    )
 
 
 def plain_relu6(x):
@@ -125,7 +128,7 @@ def gelu(x):
 
 def plain_gelu(x):
     """`gelu` in Jittor's own operators."""
-    return x * (1 + jt.erf(x / 2 ** .5)) / 2
+    return x * (1 + jt.erf(x / 2**0.5)) / 2
 
 
 def sigmoid(x):
@@ -160,8 +163,13 @@ _BINARY_CROSS_ENTROPY = """
 class _BinaryCrossEntropy(jt.Function):
     def execute(self, x, target):
         self.saved = x, target
-        return jt.code(x.shape, x.dtype, [x, target], cpu_header="#include <algorithm>\n#include <cmath>",
-                       cpu_src=_BINARY_CROSS_ENTROPY)
+        return jt.code(
+            x.shape,
+            x.dtype,
+            [x, target],
+            cpu_header="#include <algorithm>\n#include <cmath>",
+            cpu_src=_BINARY_CROSS_ENTROPY,
+        )
 
     def grad(self, dy):
         x, target = self.saved

@@ -3,6 +3,7 @@
 oneDNN has no float64, and Jittor's own loop nest takes minutes where these kernels take seconds. Images are unrolled
 to columns (one per output pixel) and multiplied by the weights; a gradient is the same product the other way round.
 """
+
 from .jittor_import import jt
 
 MULTIPLY = """
@@ -29,7 +30,9 @@ static void multiply(int64_t m, int64_t n, int64_t k, const double* A, int64_t a
 }
 """
 
-_PRODUCTS = MULTIPLY + """
+_PRODUCTS = (
+    MULTIPLY
+    + """
 struct Geometry { int64_t C, H, W, r, s, h, w, sy, sx, py, px, dy, dx; };
 
 // Calls visit(column entry, pixel) for each entry (channel, r, s) x (output pixel) that lies inside the image.
@@ -47,6 +50,7 @@ template <class F> static void unroll(const Geometry& g, F visit) {
                 }
 }
 """
+)
 
 # Sizes shared by the three kernels; the image has in_h x in_w pixels and C channels per group.
 _GEOMETRY = """
@@ -58,7 +62,9 @@ _GEOMETRY = """
     const int64_t entries = g.C * g.r * g.s, pixels = g.h * g.w, image = g.C * g.H * g.W;
 """
 
-_FORWARD = _GEOMETRY + """
+_FORWARD = (
+    _GEOMETRY
+    + """
     // kernel: float64 convolution;
     #pragma omp parallel for
     for (int64_t job = 0; job < N * groups; job++) {
@@ -71,8 +77,11 @@ _FORWARD = _GEOMETRY + """
         multiply(O, pixels, entries, in1_p + group * O * entries, entries, 1, columns.data(), y);
     }
 """
+)
 
-_INPUT_GRADIENT = _GEOMETRY + """
+_INPUT_GRADIENT = (
+    _GEOMETRY
+    + """
     // kernel: float64 convolution, input gradient;
     #pragma omp parallel for
     for (int64_t job = 0; job < N * groups; job++) {
@@ -84,8 +93,11 @@ _INPUT_GRADIENT = _GEOMETRY + """
         unroll(g, [&](int64_t e, int64_t p, int64_t at) { dx[at] += columns[e * pixels + p]; });
     }
 """
+)
 
-_WEIGHT_GRADIENT = _GEOMETRY + """
+_WEIGHT_GRADIENT = (
+    _GEOMETRY
+    + """
     // kernel: float64 convolution, weight gradient;
     #pragma omp parallel for
     for (int64_t group = 0; group < groups; group++) {
@@ -99,6 +111,7 @@ _WEIGHT_GRADIENT = _GEOMETRY + """
         }
     }
 """
+)
 
 
 class Conv2d(jt.Function):
@@ -110,17 +123,23 @@ class Conv2d(jt.Function):
     def execute(self, x, weight):
         n, channels, *size = x.shape
         kernel = weight.shape[2:]
-        out = [(size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
-               for i in range(2)]
+        out = [
+            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in range(2)
+        ]
         self.data = dict(n=n, groups=self.groups, in_channels=channels, out_channels=weight.shape[0])
-        for name, (h, w) in dict(in_=size, out_=out, kernel_=kernel, stride_=self.stride, padding_=self.padding,
-                                 dilation_=self.dilation).items():
+        for name, (h, w) in dict(
+            in_=size, out_=out, kernel_=kernel, stride_=self.stride, padding_=self.padding, dilation_=self.dilation
+        ).items():
             self.data |= {f"{name}h": h, f"{name}w": w}
         self.saved = x, weight
-        return jt.code([n, weight.shape[0], *out], "float64", [x, weight], cpu_header=_PRODUCTS, cpu_src=_FORWARD,
-                       data=self.data)
+        return jt.code(
+            [n, weight.shape[0], *out], "float64", [x, weight], cpu_header=_PRODUCTS, cpu_src=_FORWARD, data=self.data
+        )
 
     def grad(self, dy):
         x, weight = self.saved
-        return tuple(jt.code(shape, "float64", [dy, other], cpu_header=_PRODUCTS, cpu_src=source, data=self.data)
-                     for shape, other, source in ((x.shape, weight, _INPUT_GRADIENT), (weight.shape, x, _WEIGHT_GRADIENT)))
+        return tuple(
+            jt.code(shape, "float64", [dy, other], cpu_header=_PRODUCTS, cpu_src=source, data=self.data)
+            for shape, other, source in ((x.shape, weight, _INPUT_GRADIENT), (weight.shape, x, _WEIGHT_GRADIENT))
+        )

@@ -2,14 +2,15 @@
 
 Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in the modules imported here.
 """
+
 import numpy as np
+from jittor import exp, log, where, zeros_like  # after the guarded import
 
 from . import jittor_elementwise as elementwise
 from . import jittor_products as products
 from . import jittor_sampling as sampling
 from . import jittor_windows as windows
 from .jittor_import import jt
-from jittor import exp, log, where, zeros_like  # after the guarded import
 
 Tensor = jt.Var
 
@@ -98,8 +99,9 @@ def grid_sample(x: Tensor, grid: Tensor) -> Tensor:
     return sampling.grid_sample(x, grid)
 
 
-def interpolate(x: Tensor, size=None, scale_factor: float | None = None, mode: str = "nearest",
-                align_corners: bool | None = None) -> Tensor:
+def interpolate(
+    x: Tensor, size=None, scale_factor: float | None = None, mode: str = "nearest", align_corners: bool | None = None
+) -> Tensor:
     """x (n, c, h, w) resized; nearest by default (Jittor: bilinear), and a scale factor is used as it is given
     (Jittor recomputes it from the rounded sizes)."""
     h, w = x.shape[2:]

@@ -1,4 +1,5 @@
 """Import Jittor and undo what its import does to the process."""
+
 import atexit
 import contextlib
 import fcntl
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import headers
+from lib.machine import headers
 
 
 def _import_jittor():
@@ -41,6 +42,7 @@ def _import_jittor():
     tls, hooks, limit = ssl._create_default_https_context, (sys.exit, sys.excepthook), sys.getrecursionlimit()
     with _home_of_this_environment():
         import jittor_utils
+
         jittor_utils.is_in_ipynb = False
         with _alone_while_the_core_compiles(Path(jittor_utils.cache_path)):
             try:
@@ -96,7 +98,9 @@ def _alone_while_the_core_compiles(cache: Path) -> Iterator[None]:
 def _start_again() -> None:
     """Jittor has compiled an outdated part of its core anew and ended with exit code 0, its work not begun."""
     if "ipykernel" in sys.modules or os.environ.get("ALIGN_CORE_RENEWED"):
-        raise RuntimeError("Jittor has compiled an outdated part of its core anew: restart this process and run it again")
+        raise RuntimeError(
+            "Jittor has compiled an outdated part of its core anew: restart this process and run it again"
+        )
     os.environ["ALIGN_CORE_RENEWED"] = "1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -3,6 +3,7 @@
 Every class is a real `jittor.nn.Module`; `Module` mends what the base class does differently, the others say their
 own differences. Only what the models use is here.
 """
+
 import numpy as np
 
 from . import jittor_elementwise as elementwise
@@ -73,8 +74,10 @@ class Module(jt.nn.Module):
 
     def _own_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         own = self.__dict__
-        return ({name: value for name, value in own.items() if getattr(value, "is_parameter", False)},
-                {name: own[name] for name in own.get("_buffer_names", [])})
+        return (
+            {name: value for name, value in own.items() if getattr(value, "is_parameter", False)},
+            {name: own[name] for name in own.get("_buffer_names", [])},
+        )
 
     def _named(self, kinds: tuple[int, ...]):
         for path, module in self.named_modules():

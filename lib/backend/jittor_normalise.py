@@ -5,6 +5,7 @@ operators: what the kernel is tested against, and what runs on a GPU. Sizes reac
 compiled kernel per dtype serves every layer (a compilation costs 1 to 4 s). The first line of each names it to the
 profiler.
 """
+
 from .jittor_import import jt
 
 # Partial sums: at most 512 values in float32 vector lanes, then float64. As accurate as a float64 sum to 1e-7 and
@@ -34,7 +35,9 @@ _GROUPS = """
     const bool large = count * groups > 16384;
 """
 
-_NORMALISE = _GROUPS + """
+_NORMALISE = (
+    _GROUPS
+    + """
     // kernel: normalise;
     #pragma omp parallel for if(large)
     for (int64_t g = 0; g < groups; g++) {
@@ -63,8 +66,11 @@ _NORMALISE = _GROUPS + """
         }
     }
 """
+)
 
-_NORMALISE_GRADIENT = _GROUPS + """
+_NORMALISE_GRADIENT = (
+    _GROUPS
+    + """
     // kernel: normalise, gradient;
     // inputs: dy, x, weight, mean, variance; outputs: dx, d weight, d bias
     const int64_t rows = groups * runs;
@@ -101,6 +107,7 @@ _NORMALISE_GRADIENT = _GROUPS + """
         out2_p[c] = sum;
     }
 """
+)
 
 
 def _batch_layout(shape: list[int]) -> dict[str, int]:
@@ -129,16 +136,28 @@ class _Normalise(jt.Function):
 
     def execute(self, x, weight, bias):
         groups = (self.data["groups"],)
-        y, mean, variance = jt.code([x.shape, groups, groups], [x.dtype] * 3, [x, weight, bias],
-                                    cpu_header=_PARTIAL_SUMS, cpu_src=_NORMALISE, data=self.data)
+        y, mean, variance = jt.code(
+            [x.shape, groups, groups],
+            [x.dtype] * 3,
+            [x, weight, bias],
+            cpu_header=_PARTIAL_SUMS,
+            cpu_src=_NORMALISE,
+            data=self.data,
+        )
         self.saved = x, weight, mean, variance
         return y, mean, variance
 
     def grad(self, dy, _dmean, _dvariance):
         x, weight, mean, variance = self.saved
         channels = weight.shape
-        return jt.code([x.shape, channels, channels], [x.dtype] * 3, [dy, x, weight, mean, variance],
-                       cpu_header=_PARTIAL_SUMS, cpu_src=_NORMALISE_GRADIENT, data=self.data)
+        return jt.code(
+            [x.shape, channels, channels],
+            [x.dtype] * 3,
+            [dy, x, weight, mean, variance],
+            cpu_header=_PARTIAL_SUMS,
+            cpu_src=_NORMALISE_GRADIENT,
+            data=self.data,
+        )
 
 
 def batch_norm(x, weight, bias, eps):
@@ -230,15 +249,26 @@ class _LayerNorm(jt.Function):
 
     def execute(self, x, weight, bias):
         rows = (x.numel() // weight.numel(),)
-        y, mean, inverse = jt.code([x.shape, rows, rows], [x.dtype] * 3, [x, weight, bias], cpu_header=_PARTIAL_SUMS,
-                                   cpu_src=_LAYER_NORM, data=self.data)
+        y, mean, inverse = jt.code(
+            [x.shape, rows, rows],
+            [x.dtype] * 3,
+            [x, weight, bias],
+            cpu_header=_PARTIAL_SUMS,
+            cpu_src=_LAYER_NORM,
+            data=self.data,
+        )
         self.saved = x, weight, mean, inverse
         return y
 
     def grad(self, dy):
         x, weight, mean, inverse = self.saved
-        return jt.code([x.shape, weight.shape, weight.shape], [x.dtype] * 3, [dy, x, weight, mean, inverse],
-                       cpu_header=_PARTIAL_SUMS, cpu_src=_LAYER_NORM_GRADIENT)
+        return jt.code(
+            [x.shape, weight.shape, weight.shape],
+            [x.dtype] * 3,
+            [dy, x, weight, mean, inverse],
+            cpu_header=_PARTIAL_SUMS,
+            cpu_src=_LAYER_NORM_GRADIENT,
+        )
 
 
 def layer_norm(x, weight, bias, eps):

@@ -3,6 +3,7 @@
 Jittor's own step() runs the backward pass, counts its steps per backward, takes a dozen operators a parameter and has
 its constants in float32 even for float64.
 """
+
 from collections.abc import Iterator
 
 import numpy as np
@@ -56,7 +57,9 @@ _ADAMW_STEP = """
 class _AdamW(_Optimiser):
     def __init__(self, groups, **options):
         super().__init__(groups, **options)
-        self._moments = {name: (jt.zeros_like(t).stop_grad(), jt.zeros_like(t).stop_grad()) for _, name, t in self._named()}
+        self._moments = {
+            name: (jt.zeros_like(t).stop_grad(), jt.zeros_like(t).stop_grad()) for _, name, t in self._named()
+        }
         self._step = 0
 
     def step(self, gradients: list[jt.Var]) -> None:
@@ -65,8 +68,14 @@ class _AdamW(_Optimiser):
         entries = self._with_gradients(gradients)
         self._step += 1
         for group, name, parameter, gradient in entries:
-            data = {"step": self._step, "lr": group["lr"], "weight_decay": group["weight_decay"], "eps": group["eps"],
-                    "beta1": group["betas"][0], "beta2": group["betas"][1]}
+            data = {
+                "step": self._step,
+                "lr": group["lr"],
+                "weight_decay": group["weight_decay"],
+                "eps": group["eps"],
+                "beta1": group["betas"][0],
+                "beta2": group["betas"][1],
+            }
             held = parameter, *self._moments[name]
             for old, new in zip(held, update(parameter, gradient, *self._moments[name], data)):
                 old.update(new)
@@ -75,8 +84,11 @@ class _AdamW(_Optimiser):
         """Everything a resumed run needs, under "<parameter>/<moment>"."""
         values = {}
         for name, (first, second) in self._moments.items():
-            values |= {f"{name}/step": np.float32(self._step), f"{name}/exp_avg": first.numpy(),
-                       f"{name}/exp_avg_sq": second.numpy()}
+            values |= {
+                f"{name}/step": np.float32(self._step),
+                f"{name}/exp_avg": first.numpy(),
+                f"{name}/exp_avg_sq": second.numpy(),
+            }
         return values
 
     def load_state(self, values: dict[str, np.ndarray]) -> None:
@@ -90,8 +102,14 @@ class _AdamW(_Optimiser):
 
 def adamw(parameter, gradient, first, second, data: dict[str, float]) -> list:
     """The parameter and its two moments after one step; data: step (from 1), lr, weight_decay, eps, beta1, beta2."""
-    return jt.code([parameter.shape] * 3, [parameter.dtype] * 3, [parameter, gradient, first, second],
-                   cpu_header="#include <cmath>", cpu_src=_ADAMW_STEP, data=data)
+    return jt.code(
+        [parameter.shape] * 3,
+        [parameter.dtype] * 3,
+        [parameter, gradient, first, second],
+        cpu_header="#include <cmath>",
+        cpu_src=_ADAMW_STEP,
+        data=data,
+    )
 
 
 def plain_adamw(parameter, gradient, first, second, data: dict[str, float]) -> list:
@@ -133,8 +151,13 @@ class _SGD(_Optimiser):
         update = plain_sgd if jt.flags.use_cuda else sgd
         for group, name, parameter, gradient in self._with_gradients(gradients):
             held = self._velocities.get(name)
-            data = {"lr": group["lr"], "momentum": group["momentum"], "weight_decay": group["weight_decay"],
-                    "nesterov": int(group["nesterov"]), "first": int(held is None)}
+            data = {
+                "lr": group["lr"],
+                "momentum": group["momentum"],
+                "weight_decay": group["weight_decay"],
+                "nesterov": int(group["nesterov"]),
+                "first": int(held is None),
+            }
             moved, velocity = update(parameter, gradient, gradient if held is None else held, data)
             parameter.update(moved)
             if group["momentum"]:
@@ -147,13 +170,17 @@ class _SGD(_Optimiser):
     def load_state(self, values: dict[str, np.ndarray]) -> None:
         """Continue from what `state` gave."""
         shapes = {name: parameter.shape for _, name, parameter in self._named()}
-        self._velocities = {name: jt.array(array, dtype=str(array.dtype)).reshape(shapes[name]).stop_grad()
-                            for name, array in ((key.rsplit("/", 1)[0], array) for key, array in values.items())}
+        self._velocities = {
+            name: jt.array(array, dtype=str(array.dtype)).reshape(shapes[name]).stop_grad()
+            for name, array in ((key.rsplit("/", 1)[0], array) for key, array in values.items())
+        }
 
 
 def sgd(parameter, gradient, velocity, data: dict[str, float]) -> list:
     """The parameter and its velocity after one step; data: lr, momentum, weight_decay, nesterov, first (0 or 1)."""
-    return jt.code([parameter.shape] * 2, [parameter.dtype] * 2, [parameter, gradient, velocity], cpu_src=_SGD_STEP, data=data)
+    return jt.code(
+        [parameter.shape] * 2, [parameter.dtype] * 2, [parameter, gradient, velocity], cpu_src=_SGD_STEP, data=data
+    )
 
 
 def plain_sgd(parameter, gradient, velocity, data: dict[str, float]) -> list:

@@ -3,11 +3,14 @@
 Built as in `jittor_normalise.py`. Jittor multiplies batches by a broadcast and a sum, as it does every float64 product;
 oneDNN is in the process already for the convolutions, and its sgemm needs no more than a declaration.
 """
+
 from .jittor_float64 import MULTIPLY
 from .jittor_import import jt
 
 # C (m, n) = A (m, k) B (k, n) + beta C, everything row by row; A is stored (k, m) if turned, B (n, k).
-_PRODUCT_BY_TYPE = MULTIPLY + """
+_PRODUCT_BY_TYPE = (
+    MULTIPLY
+    + """
 extern "C" int dnnl_sgemm(char, char, int64_t m, int64_t n, int64_t k, float alpha, const float* A, int64_t a_row,
                           const float* B, int64_t b_row, float beta, float* C, int64_t c_row);
 
@@ -26,24 +29,31 @@ static void product(bool turn_a, bool turn_b, int64_t m, int64_t n, int64_t k, c
     multiply(m, n, k, A, turn_a ? 1 : k, turn_a ? m : 1, turn_b ? turned.data() : B, C);
 }
 """
+)
 
 _SIZES = """
     const int64_t batch = data["batch"], m = data["m"], n = data["n"], k = data["k"];
     const bool turn_a = data["turn_a"], turn_b = data["turn_b"];
 """
 
-_PRODUCT = _SIZES + """
+_PRODUCT = (
+    _SIZES
+    + """
     // kernel: matrix product;
     #pragma omp parallel for if(batch > 1)
     for (int64_t i = 0; i < batch; i++)
         product(turn_a, turn_b, m, n, k, in0_p + i * m * k, in1_p + i * k * n, 0, out_p + i * m * n);
 """
+)
 
-_LINEAR = _SIZES + """
+_LINEAR = (
+    _SIZES
+    + """
     // kernel: linear layer;
     for (int64_t i = 0; i < m; i++) std::copy(in2_p, in2_p + n, out_p + i * n);
     product(turn_a, turn_b, m, n, k, in0_p, in1_p, 1, out_p);
 """
+)
 
 _COLUMN_SUMS = """
     // kernel: column sums;
@@ -71,8 +81,10 @@ class _Matmul(jt.Function):
 
     def grad(self, dy):
         (a, b), (batch, m, n, k) = self.saved, self.sizes
-        return (_product(a.shape, dy, b, False, True, (batch, m, k, n)),
-                _product(b.shape, a, dy, True, False, (batch, k, n, m)))
+        return (
+            _product(a.shape, dy, b, False, True, (batch, m, k, n)),
+            _product(b.shape, a, dy, True, False, (batch, k, n, m)),
+        )
 
 
 def matmul(a, b):
@@ -96,15 +108,18 @@ class _Linear(jt.Function):
         self.saved = x, weight
         (n, k), m = weight.shape, x.numel() // weight.shape[1]
         data = dict(batch=1, m=m, n=n, k=k, turn_a=0, turn_b=1)
-        return jt.code([*x.shape[:-1], n], x.dtype, [x, weight, bias], cpu_header=_PRODUCT_BY_TYPE, cpu_src=_LINEAR,
-                       data=data)
+        return jt.code(
+            [*x.shape[:-1], n], x.dtype, [x, weight, bias], cpu_header=_PRODUCT_BY_TYPE, cpu_src=_LINEAR, data=data
+        )
 
     def grad(self, dy):
         x, weight = self.saved
         (n, k), m = weight.shape, x.numel() // weight.shape[1]
-        return (_product(x.shape, dy, weight, False, False, (1, m, k, n)),
-                _product(weight.shape, dy, x, True, False, (1, n, k, m)),
-                jt.code([n], dy.dtype, [dy], cpu_header="#include <vector>", cpu_src=_COLUMN_SUMS))
+        return (
+            _product(x.shape, dy, weight, False, False, (1, m, k, n)),
+            _product(weight.shape, dy, x, True, False, (1, n, k, m)),
+            jt.code([n], dy.dtype, [dy], cpu_header="#include <vector>", cpu_src=_COLUMN_SUMS),
+        )
 
 
 def linear(x, weight, bias=None):

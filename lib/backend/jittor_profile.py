@@ -1,4 +1,5 @@
 """Where the time of a piece of Jittor work goes, under names that a person can read."""
+
 import re
 
 from .jittor_import import jt

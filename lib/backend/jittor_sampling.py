@@ -2,6 +2,7 @@
 
 Built as in `jittor_normalise.py`.
 """
+
 from .jittor_import import jt
 
 # A point lies among four pixels: top left, top right, bottom left, bottom right. Points far outside are moved near the
@@ -103,8 +104,9 @@ class _GridSample(jt.Function):
 
     def grad(self, dy):
         x, grid = self.saved
-        return jt.code([x.shape, grid.shape], [x.dtype] * 2, [dy, x, grid], cpu_header=_POINTS,
-                       cpu_src=_GRID_SAMPLE_GRADIENT)
+        return jt.code(
+            [x.shape, grid.shape], [x.dtype] * 2, [dy, x, grid], cpu_header=_POINTS, cpu_src=_GRID_SAMPLE_GRADIENT
+        )
 
 
 def grid_sample(x, grid):

@@ -2,6 +2,7 @@
 
 Built as in `jittor_normalise.py`: each beside its `plain_…` rule, sizes as data, one compiled kernel per dtype.
 """
+
 import numpy as np
 
 from . import jittor_float64 as float64
@@ -94,8 +95,9 @@ def resize(x, size: tuple[int, int], ratios: tuple[float, float], mode: str, ali
     """x (n, c, h, w) sampled at `size` points; `ratios`: input pixels per output pixel, rows and columns."""
     if jt.flags.use_cuda:
         return plain_resize(x, size, mode, align_corners)
-    data = dict(row_ratio=ratios[0], column_ratio=ratios[1], bilinear=float(mode == "bilinear"),
-                corners=float(align_corners))
+    data = dict(
+        row_ratio=ratios[0], column_ratio=ratios[1], bilinear=float(mode == "bilinear"), corners=float(align_corners)
+    )
     return _Resize(size, data)(x)
 
 
@@ -144,15 +146,24 @@ class _MaxPool(jt.Function):
 
     def execute(self, x):
         self.shape = x.shape
-        shape = [*x.shape[:2], *((s + 2 * self.data["padding"] - self.data["size"]) // self.data["stride"] + 1
-                                 for s in x.shape[2:])]
-        y, self.places = jt.code([shape, shape], [x.dtype, "int32"], [x], cpu_header="#include <algorithm>",
-                                 cpu_src=_MAX_POOL, data=self.data)
+        shape = [
+            *x.shape[:2],
+            *((s + 2 * self.data["padding"] - self.data["size"]) // self.data["stride"] + 1 for s in x.shape[2:]),
+        ]
+        y, self.places = jt.code(
+            [shape, shape],
+            [x.dtype, "int32"],
+            [x],
+            cpu_header="#include <algorithm>",
+            cpu_src=_MAX_POOL,
+            data=self.data,
+        )
         return y
 
     def grad(self, dy):
-        return jt.code(self.shape, dy.dtype, [dy, self.places], cpu_header="#include <algorithm>",
-                       cpu_src=_MAX_POOL_GRADIENT)
+        return jt.code(
+            self.shape, dy.dtype, [dy, self.places], cpu_header="#include <algorithm>", cpu_src=_MAX_POOL_GRADIENT
+        )
 
 
 def max_pool(x, size: int, stride: int, padding: int):
@@ -232,7 +243,9 @@ class _AveragePool(jt.Function):
 
     def execute(self, x):
         self.shape = x.shape
-        return jt.code([*x.shape[:2], *self.out], x.dtype, [x], cpu_header=_STRETCH, cpu_src=_AVERAGE_POOL, data=self.data)
+        return jt.code(
+            [*x.shape[:2], *self.out], x.dtype, [x], cpu_header=_STRETCH, cpu_src=_AVERAGE_POOL, data=self.data
+        )
 
     def grad(self, dy):
         return jt.code(self.shape, dy.dtype, [dy], cpu_header=_STRETCH, cpu_src=_AVERAGE_POOL_GRADIENT, data=self.data)
@@ -247,7 +260,9 @@ def adaptive_avg_pool(x, size: tuple[int, int]):
 
 def plain_adaptive_avg_pool(x, size: tuple[int, int]):
     """`adaptive_avg_pool` in Jittor's own operators."""
-    return _plain_means(x, [[(i * s // out, -(-(i + 1) * s // out)) for i in range(out)] for s, out in zip(x.shape[2:], size)])
+    return _plain_means(
+        x, [[(i * s // out, -(-(i + 1) * s // out)) for i in range(out)] for s, out in zip(x.shape[2:], size)]
+    )
 
 
 def avg_pool(x, size: int, stride: int, ceil_mode: bool):
@@ -291,8 +306,10 @@ class _Conv2d(jt.Function):
 
     def grad(self, dy):
         x, weight = self.saved
-        return (jt.mkl_ops.mkl_conv_backward_x(weight, dy, *x.shape[2:], *self.geometry, "abcd", "oihw", "abcd"),
-                jt.mkl_ops.mkl_conv_backward_w(x, dy, *weight.shape[2:], *self.geometry, "abcd", "oihw", "abcd"))
+        return (
+            jt.mkl_ops.mkl_conv_backward_x(weight, dy, *x.shape[2:], *self.geometry, "abcd", "oihw", "abcd"),
+            jt.mkl_ops.mkl_conv_backward_w(x, dy, *weight.shape[2:], *self.geometry, "abcd", "oihw", "abcd"),
+        )
 
 
 def conv2d(x, weight, stride, padding, dilation, groups):

@@ -2,26 +2,118 @@
 
 Twin of `jittor.py`: the same names in the same order.
 """
+
 import ctypes as _ctypes
 import os as _os
 
 import numpy as _np
 import torch as _torch
-from torch import (abs, amax, arange, argmax, asin, cat, chunk, clamp, cos, exp, floor_divide, full, gather, log,
-                   log_softmax, matmul, maximum, mean, minimum, mul, no_grad, ones, ones_like, remainder, sigmoid, sin,
-                   softmax, split, sqrt, stack, sum, topk, where, zeros, zeros_like)
-from torch import nn
+from torch import (
+    abs,
+    amax,
+    arange,
+    argmax,
+    asin,
+    cat,
+    chunk,
+    clamp,
+    cos,
+    exp,
+    floor_divide,
+    full,
+    gather,
+    log,
+    log_softmax,
+    matmul,
+    maximum,
+    mean,
+    minimum,
+    mul,
+    nn,
+    no_grad,
+    ones,
+    ones_like,
+    remainder,
+    sigmoid,
+    sin,
+    softmax,
+    split,
+    sqrt,
+    stack,
+    sum,
+    topk,
+    where,
+    zeros,
+    zeros_like,
+)
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, interpolate, linear, one_hot
 
 __all__ = [
-    "NAME", "VERSION", "FLOAT64", "device", "set_device", "set_threads", "cache_path", "tensor", "numpy", "floats", "float64",
-    "no_grad", "grad", "mixed_precision", "from_half", "sync", "named_state", "set_mode", "load_state", "profile", "peak_device_memory",
+    "FLOAT64",
+    "NAME",
+    "SGD",
+    "VERSION",
+    "AdamW",
+    "abs",
+    "adaptive_avg_pool2d",
+    "amax",
+    "arange",
+    "argmax",
+    "asin",
+    "binary_cross_entropy_with_logits",
+    "cache_path",
+    "cat",
+    "chunk",
+    "clamp",
+    "cos",
+    "device",
+    "exp",
+    "float64",
+    "floats",
+    "floor_divide",
+    "from_half",
+    "full",
+    "gather",
     "give_back",
-    "nn", "AdamW", "SGD",
-    "abs", "adaptive_avg_pool2d", "amax", "arange", "argmax", "asin", "binary_cross_entropy_with_logits", "cat", "chunk",
-    "clamp", "cos", "exp", "floor_divide", "full", "gather", "grid_sample", "interpolate", "linear", "log", "log_softmax",
-    "matmul", "maximum", "mean", "minimum", "mul", "one_hot", "ones", "ones_like", "remainder", "sigmoid", "sin", "softmax",
-    "split", "sqrt", "stack", "sum", "topk", "where", "zeros", "zeros_like",
+    "grad",
+    "grid_sample",
+    "interpolate",
+    "linear",
+    "load_state",
+    "log",
+    "log_softmax",
+    "matmul",
+    "maximum",
+    "mean",
+    "minimum",
+    "mixed_precision",
+    "mul",
+    "named_state",
+    "nn",
+    "no_grad",
+    "numpy",
+    "one_hot",
+    "ones",
+    "ones_like",
+    "peak_device_memory",
+    "profile",
+    "remainder",
+    "set_device",
+    "set_mode",
+    "set_threads",
+    "sigmoid",
+    "sin",
+    "softmax",
+    "split",
+    "sqrt",
+    "stack",
+    "sum",
+    "sync",
+    "tensor",
+    "topk",
+    "where",
+    "zeros",
+    "zeros_like",
 ]
 
 NAME = "torch"
@@ -38,7 +130,7 @@ def device() -> str:
 def set_device(name: str) -> None:
     """Choose "cpu" or "cuda" for everything made from here on; ValueError if there is no such device."""
     global _device
-    if name not in ("cpu", "cuda") or name == "cuda" and not _torch.cuda.is_available():
+    if name not in ("cpu", "cuda") or (name == "cuda" and not _torch.cuda.is_available()):
         raise ValueError(f"device {name!r} is not available to PyTorch {VERSION} on this machine")
     if name != _device:  # a default device slows every call a little: none is set for the CPU alone
         _torch.set_default_device(name)
@@ -155,8 +247,9 @@ class _Optimiser:
 
     def __init__(self, kind, groups, **options):
         self._names = [name for group in groups for name, _ in group["parameters"]]
-        self._optimiser = kind([{**group, "params": [t for _, t in group["parameters"]]} for group in groups],
-                               **options)
+        self._optimiser = kind(
+            [{**group, "params": [t for _, t in group["parameters"]]} for group in groups], **options
+        )
         for group in self._optimiser.param_groups:
             del group["parameters"]
         self._tensors = [t for group in self._optimiser.param_groups for t in group["params"]]
@@ -176,16 +269,19 @@ class _Optimiser:
     def state(self) -> dict[str, _np.ndarray]:
         """Everything a resumed run needs, under "<parameter>/<moment>"."""
         state = self._optimiser.state
-        return {f"{name}/{key}": numpy(_torch.as_tensor(value)) for name, t in zip(self._names, self._tensors)
-                for key, value in state[t].items() if value is not None}
+        return {
+            f"{name}/{key}": numpy(_torch.as_tensor(value))
+            for name, t in zip(self._names, self._tensors)
+            for key, value in state[t].items()
+            if value is not None
+        }
 
     def load_state(self, values: dict[str, _np.ndarray]) -> None:
         """Continue from what `state` gave."""
         named = dict(zip(self._names, self._tensors))
         for key, value in values.items():
             name, moment = key.rsplit("/", 1)
-            self._optimiser.state[named[name]][moment] = (
-                _torch.tensor(value) if moment == "step" else tensor(value))
+            self._optimiser.state[named[name]][moment] = _torch.tensor(value) if moment == "step" else tensor(value)
 
 
 class _SGD(_Optimiser):

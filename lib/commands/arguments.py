@@ -1,4 +1,5 @@
 """What the parsers of several verbs have in common."""
+
 import argparse
 
 from lib.errors import UserError
@@ -9,15 +10,23 @@ AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 def verb(verbs: argparse._SubParsersAction, name: str, purpose: str, examples: str) -> argparse.ArgumentParser:
     """The parser of one more verb, whose help ends in examples."""
     return verbs.add_parser(
-        name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", epilog=f"examples:\n{examples}",
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=f"examples:\n{examples}",
         formatter_class=AS_WRITTEN,
     )
 
 
 def add_absent(parser: argparse.ArgumentParser) -> None:
     """`--absent`, of verbs that read weights."""
-    parser.add_argument("--absent", nargs="+", default=[], metavar="PART",
-                        help="beginnings or ends of names that the weights may lack, e.g. aux_fpn. aux_head.")
+    parser.add_argument(
+        "--absent",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="beginnings or ends of names that the weights may lack, e.g. aux_fpn. aux_head.",
+    )
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +36,16 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 def add_network(parser: argparse.ArgumentParser) -> None:
     """`--size` and `--device`, of verbs that run a model: see `use`."""
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"),
-                        help="network input, multiples of 32; the published by default")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="network input, multiples of 32; the published by default"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 
 
 def use(chosen: argparse.Namespace) -> tuple[int, int] | None:
     """Choose the device; the network input's height and width, None for the published. UserError if one is impossible."""
-    from lib import backend, inference
+    from lib import backend
+    from lib.evaluation import inference
 
     try:
         backend.set_device(chosen.device)

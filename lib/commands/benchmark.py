@@ -1,4 +1,5 @@
 """The command line of timing: python -m lib benchmark."""
+
 import argparse
 from pathlib import Path
 
@@ -25,11 +26,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Measure, and print where the records are."""
-    from lib import benchmark, environment
+    from lib import benchmark
+    from lib.machine import environment
 
     pythons = {side: environment.interpreter(environment.named(side)) for side in chosen.sides}
     for path in benchmark.benchmark(
-        chosen.model, pythons, chosen.records, batches=chosen.batches, train_batches=chosen.train_batches,
-        rounds=chosen.rounds, threads=chosen.threads, seed=chosen.seed,
+        chosen.model,
+        pythons,
+        chosen.records,
+        batches=chosen.batches,
+        train_batches=chosen.train_batches,
+        rounds=chosen.rounds,
+        threads=chosen.threads,
+        seed=chosen.seed,
     ):
         print(path)

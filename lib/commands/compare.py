@@ -1,4 +1,5 @@
 """The command line of the comparison: python -m lib compare, of recorded models or of a port of your own."""
+
 import argparse
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 from lib.errors import UserError
 
 if TYPE_CHECKING:
-    from lib.port import Port, Result
+    from lib.alignment.port import Port, Result
 
 PURPOSE = "the alignment report of recorded models, or of a port of your own"
 EXAMPLES = """\
@@ -35,7 +36,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("a port of your own")
     own.add_argument("--torch", metavar="MODULE:FUNCTION", help="builds the original")
     own.add_argument("--jittor", metavar="MODULE:FUNCTION", help="builds the port")
-    own.add_argument("--input", nargs="+", metavar="SHAPE", help="1,3,64,64 for each positional input, or one .npz file")
+    own.add_argument(
+        "--input", nargs="+", metavar="SHAPE", help="1,3,64,64 for each positional input, or one .npz file"
+    )
     own.add_argument("--seed", type=int, default=0, help="of inputs given by their shape (%(default)s)")
     own.add_argument("--names", type=Path, help="pairs of names to use (default: inferred)")
     own.add_argument("--name", default="my_port", help="how the port is called (%(default)s)")
@@ -73,11 +76,19 @@ def _records(chosen: argparse.Namespace) -> None:
 
 
 def _port(chosen: argparse.Namespace) -> None:
-    from lib import port, report
+    from lib import report
+    from lib.alignment import port
 
     folder = chosen.out or Path("reports/ports") / chosen.name
-    asked = port.Port(chosen.torch, chosen.jittor, tuple(chosen.input), str(folder), chosen.name, chosen.seed,
-                      str(chosen.names) if chosen.names else None)
+    asked = port.Port(
+        chosen.torch,
+        chosen.jittor,
+        tuple(chosen.input),
+        str(folder),
+        chosen.name,
+        chosen.seed,
+        str(chosen.names) if chosen.names else None,
+    )
     result = port.compare(asked)
     print("\n".join([*result.lines(), *map(str, _drawn(asked, result))]))
     written = report.render(asked.records, folder, chosen.name, [chosen.name], chosen.language)
@@ -88,8 +99,8 @@ def _port(chosen: argparse.Namespace) -> None:
 
 def _drawn(asked: "Port", result: "Result") -> list[Path]:
     """The files beside the report: a figure per mode, and the reproduction of the first cause."""
-    from lib import figures_alignment
     from lib.record import atomic
+    from lib.show import figures_alignment
 
     paths = []
     for mode in result.divergence:

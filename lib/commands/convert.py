@@ -1,4 +1,5 @@
 """The command line of weights in other formats: python -m lib convert. Without --model no framework is imported."""
+
 import argparse
 from pathlib import Path
 
@@ -28,15 +29,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Read, check where a model is named, write."""
-    from lib import checkpoints
+    from lib.training import checkpoints
 
     weights = checkpoints.read(chosen.source)
     note = ""
     if chosen.model:
         from lib import convert, models
 
-        coverage = convert.load(models.build(chosen.model, chosen.classes), weights, absent=tuple(chosen.absent),
-                                source=chosen.source)
+        coverage = convert.load(
+            models.build(chosen.model, chosen.classes), weights, absent=tuple(chosen.absent), source=chosen.source
+        )
         note = f", all that {chosen.model} has" + (f" but {len(coverage.absent)} absent" if coverage.absent else "")
     elif chosen.absent:
         raise UserError("--absent: only with --model, which says what should be there")

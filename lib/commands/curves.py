@@ -1,4 +1,5 @@
 """The command line of training logs: python -m lib curves."""
+
 import argparse
 from pathlib import Path
 
@@ -28,9 +29,9 @@ def run(chosen: argparse.Namespace) -> None:
         raise UserError(f"{chosen.output}: curves are drawn as .png or .svg; name it so")
     if chosen.names and len(chosen.names) != len(chosen.logs):
         raise UserError(f"--names: {len(chosen.names)} names for {len(chosen.logs)} logs; give one per log")
-    from lib import curves
-    from lib.curves import drawing
     from lib.record import atomic
+    from lib.show import curves
+    from lib.show.curves import drawing
 
     trainings = [curves.read(path, name) for path, name in zip(chosen.logs, chosen.names or [None] * len(chosen.logs))]
     picture = drawing.draw(trainings, chosen.components, dense=chosen.output.suffix == ".png")

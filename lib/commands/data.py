@@ -1,4 +1,5 @@
 """The command line of data sets: python -m lib data <kind>. No framework is imported."""
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
@@ -74,8 +75,13 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=("voc2007", "voc2012", "coco2017"))
     parser.add_argument("folder", type=Path, help="to make")
     parser.add_argument("--from", dest="source", metavar="FOLDER|URL", help="where the archives lie by their names")
-    parser.add_argument("--parts", nargs="+", default=[], metavar="PART",
-                        help="some of trainval test (VOC), annotations val train (COCO); all by default")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="some of trainval test (VOC), annotations val train (COCO); all by default",
+    )
     parser.set_defaults(run=_fetch)
 
 
@@ -86,9 +92,12 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     _add_reading(parser)
     parser.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
     parser.add_argument("--keep-difficult", action="store_true", help="YOLO: write difficult boxes as ordinary ones")
-    parser.add_argument("--trainval", action="store_true",
-                        help="train and val become train, test becomes val, as in VOC's tables")
-    parser.add_argument("--skip-faults", action="store_true", help="leave out entries at fault and name them, instead of failing")
+    parser.add_argument(
+        "--trainval", action="store_true", help="train and val become train, test becomes val, as in VOC's tables"
+    )
+    parser.add_argument(
+        "--skip-faults", action="store_true", help="leave out entries at fault and name them, instead of failing"
+    )
     parser.set_defaults(run=_convert)
 
 
@@ -141,8 +150,18 @@ def _fetch(chosen: argparse.Namespace) -> None:
 def _convert(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
-    done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, chosen.link,
-                           chosen.keep_difficult, chosen.skip_faults, chosen.workers, chosen.trainval)
+    done = formats.convert(
+        chosen.source,
+        chosen.target,
+        chosen.to,
+        chosen.images,
+        chosen.format,
+        chosen.link,
+        chosen.keep_difficult,
+        chosen.skip_faults,
+        chosen.workers,
+        chosen.trainval,
+    )
     for fault in done.faults:
         print(f"fault: {fault}")
     for lost in done.lost:
@@ -155,8 +174,15 @@ def _subset(chosen: argparse.Namespace) -> None:
     from lib.data import subset
 
     source = subset.source_file(chosen.source)
-    for split, path in subset.write(source, chosen.folder, train=chosen.train, val=chosen.val, classes=chosen.classes,
-                                    seed=chosen.seed, images_dir=chosen.images).items():
+    for split, path in subset.write(
+        source,
+        chosen.folder,
+        train=chosen.train,
+        val=chosen.val,
+        classes=chosen.classes,
+        seed=chosen.seed,
+        images_dir=chosen.images,
+    ).items():
         print(f"{split}: {path}")
 
 
@@ -166,8 +192,10 @@ def _verify(chosen: argparse.Namespace) -> None:
     faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers)
     print("\n".join(faults or [f"{chosen.source}: no fault"]))
     if faults:
-        raise UserError(f"{chosen.source}: {len(faults)} fault{'s' * (len(faults) > 1)}, listed above; mend the annotations or "
-                        "the images")
+        raise UserError(
+            f"{chosen.source}: {len(faults)} fault{'s' * (len(faults) > 1)}, listed above; mend the annotations or "
+            "the images"
+        )
 
 
 def _show(chosen: argparse.Namespace) -> None:
@@ -177,7 +205,7 @@ def _show(chosen: argparse.Namespace) -> None:
     if chosen.split is not None and chosen.split not in collection.splits:
         raise UserError(f"{chosen.source}: has no split {chosen.split!r}; it has {', '.join(collection.splits)}")
     every = list(collection.pictures() if chosen.split is None else collection.splits[chosen.split])
-    some = replace(collection, splits={"": tuple(every[:max(chosen.count, 1)])}, faults=())
+    some = replace(collection, splits={"": tuple(every[: max(chosen.count, 1)])}, faults=())
     shown = annotated.measured(some, chosen.workers)
     for fault in shown.faults:
         print(f"fault: {fault.message}")

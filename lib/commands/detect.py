@@ -1,4 +1,5 @@
 """The command line of detection: python -m lib detect."""
+
 import argparse
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="picture, folder, video, or a webcam's number")
     parser.add_argument("-o", "--output", type=Path, help="where to draw: a picture, a folder, or a video (.avi)")
     parser.add_argument("--json", type=Path, help="COCO file to write")
-    parser.add_argument("--classes", type=Path, help="COCO file, or a text file with a name per line; COCO's 80 by default")
+    parser.add_argument(
+        "--classes", type=Path, help="COCO file, or a text file with a name per line; COCO's 80 by default"
+    )
     parser.add_argument("--threshold", type=float, default=0.35, help="lowest score that is shown (%(default)s)")
     parser.add_argument("--limit", type=int, help="stop after so many images or frames")
     arguments.add_absent(parser)
@@ -34,24 +37,33 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Detect, and say what was written. UserError after the run if a picture could not be read."""
     if not (chosen.output or chosen.json):
-        raise UserError("detect: nothing to write; give -o for a drawn picture, folder or video, --json for a COCO file")
+        raise UserError(
+            "detect: nothing to write; give -o for a drawn picture, folder or video, --json for a COCO file"
+        )
     if not 0 <= chosen.threshold <= 1:
         raise UserError(f"detect: --threshold is {chosen.threshold}; scores lie between 0 and 1")
     if chosen.limit is not None and chosen.limit < 1:
         raise UserError(f"detect: --limit is {chosen.limit}; give at least 1, or leave it out")
     from tqdm import tqdm
 
-    from lib import convert, detection, inference, models
-    from lib.detection import classes
+    from lib import convert, models
+    from lib.evaluation import detection, inference
+    from lib.evaluation.detection import classes
 
     size = arguments.use(chosen)
     names = classes.read(chosen.classes) if chosen.classes else classes.coco()
     model = models.build(chosen.model, len(names.names))
     convert.load(model, chosen.weights, absent=tuple(chosen.absent))
     summary = detection.run(
-        chosen.source, lambda image: inference.detect_image(model, chosen.model, image, size, chosen.threshold), names,
-        chosen.output, chosen.json, chosen.limit,
-        progress=lambda frames, total: tqdm(frames, total=total, unit="image", desc="detecting", leave=False, disable=None),
+        chosen.source,
+        lambda image: inference.detect_image(model, chosen.model, image, size, chosen.threshold),
+        names,
+        chosen.output,
+        chosen.json,
+        chosen.limit,
+        progress=lambda frames, total: tqdm(
+            frames, total=total, unit="image", desc="detecting", leave=False, disable=None
+        ),
     )
     print("\n".join([*summary.faults, *summary.notes, *map(str, summary.written)]))
     print(f"{summary.boxes} boxes in {summary.images} images")

@@ -1,4 +1,5 @@
 """The command line of evaluation: python -m lib evaluate."""
+
 import argparse
 import csv
 import io
@@ -47,7 +48,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voc", action="store_true", help="also VOC's average precision of 2007 and 2012, at IoU .5")
     parser.add_argument("--errors", action="store_true", help="also kinds of mistakes and what they cost")
     parser.add_argument("--confusion", action="store_true", help="also what is taken for what most often")
-    parser.add_argument("--curves", type=Path, metavar="FOLDER", help="write precision-recall curves and best thresholds")
+    parser.add_argument(
+        "--curves", type=Path, metavar="FOLDER", help="write precision-recall curves and best thresholds"
+    )
     arguments.add_absent(parser)
     arguments.add_workers(parser)
     arguments.add_network(parser)
@@ -64,7 +67,9 @@ def run(chosen: argparse.Namespace) -> None:
         rows, others = found.read(chosen.weights, truth)
         result = evaluate(chosen.data, rows)
         if others:
-            print(f"note: {len(others)} images of {chosen.weights} are not the ground truth's and left out, such as {others[0]}")
+            print(
+                f"note: {len(others)} images of {chosen.weights} are not the ground truth's and left out, such as {others[0]}"
+            )
     else:
         rows, result = _detected(chosen)
     if chosen.detections:
@@ -74,15 +79,17 @@ def run(chosen: argparse.Namespace) -> None:
         print(f"{name:<12} {value:.4f}")
     _show_more(chosen, truth, rows, result)
     if aside := sum(bool(a.get("ignore") or a.get("difficult")) and not a.get("iscrowd") for a in truth["annotations"]):
-        print(f"note: {aside} boxes are difficult or to be ignored; COCO's numbers and curves count them as boxes to find, as "
-              "pycocotools does, VOC's numbers, best thresholds and kinds of mistakes leave them out")
+        print(
+            f"note: {aside} boxes are difficult or to be ignored; COCO's numbers and curves count them as boxes to find, as "
+            "pycocotools does, VOC's numbers, best thresholds and kinds of mistakes leave them out"
+        )
 
 
 def _detected(chosen: argparse.Namespace) -> tuple[Rows, "Evaluation"]:
     """What the model finds on the data set, and its numbers."""
-    from lib import convert, inference, models
+    from lib import convert, models
     from lib.data import coco
-    from lib.evaluation import published_form
+    from lib.evaluation import inference, published_form
 
     dataset = coco.load(chosen.data, chosen.images)
     size = arguments.use(chosen)
@@ -109,8 +116,10 @@ def _show_more(chosen: argparse.Namespace, truth: Mapping[str, Any], detections:
     best = best_thresholds(held, matching)
     threshold = best["all"].threshold if best["all"].correct else 0.0
     typed = math.floor(1e4 * threshold) / 1e4  # rounded up it would leave out the detection that it names
-    print(f"{'best F1':<12} {best['all'].f1:.4f}  at score {typed:.4f}: precision {best['all'].precision:.4f}, "
-          f"recall {best['all'].recall:.4f}")
+    print(
+        f"{'best F1':<12} {best['all'].f1:.4f}  at score {typed:.4f}: precision {best['all'].precision:.4f}, "
+        f"recall {best['all'].recall:.4f}"
+    )
     files: dict[str, Any] = {"best_thresholds.csv": [{"class": name, **vars(one)} for name, one in best.items()]}
     if chosen.errors:
         files |= _errors(errors(held, pairs, matching, threshold))
@@ -127,8 +136,8 @@ def _show_voc(found: "Voc", per_class: bool) -> None:
 
 
 def _errors(found: "Errors") -> dict[str, Any]:
-    from lib.evaluation import figures
     from lib.evaluation.errors import rows
+    from lib.show import figures_evaluation as figures
 
     for row in rows(found):
         print(f"{row['kind']:<12} {row['number']:>6} mistakes, {row['AP lost']:.4f} of AP{100 * found.iou:.0f} lost")
@@ -136,7 +145,7 @@ def _errors(found: "Errors") -> dict[str, Any]:
 
 
 def _confusion(found: "Confusion") -> dict[str, Any]:
-    from lib.evaluation import figures
+    from lib.show import figures_evaluation as figures
 
     for annotated, taken, number in found.largest(LARGEST):
         print(f"{number:>6} x {annotated} taken for {taken}")
@@ -147,15 +156,27 @@ def _confusion(found: "Confusion") -> dict[str, Any]:
 
 
 def _curves(result: "Evaluation") -> dict[str, Any]:
-    from lib.evaluation import figures
+    from lib.show import figures_evaluation as figures
 
     held = result.curves
-    points = [{"class": name, "IoU": f"{iou:.2f}", "recall": f"{recall:.2f}", "precision": held.precision[i, r, c],
-               "score": held.score[i, r, c]}
-              for c, name in enumerate(held.classes) for i, iou in enumerate(held.iou) for r, recall in enumerate(held.recall)
-              if held.precision[i, r, c] > -1]
-    return {"precision_recall.csv": points, "precision_recall.svg": figures.precision_recall(held),
-            "classes.svg": figures.classes(held)}
+    points = [
+        {
+            "class": name,
+            "IoU": f"{iou:.2f}",
+            "recall": f"{recall:.2f}",
+            "precision": held.precision[i, r, c],
+            "score": held.score[i, r, c],
+        }
+        for c, name in enumerate(held.classes)
+        for i, iou in enumerate(held.iou)
+        for r, recall in enumerate(held.recall)
+        if held.precision[i, r, c] > -1
+    ]
+    return {
+        "precision_recall.csv": points,
+        "precision_recall.svg": figures.precision_recall(held),
+        "classes.svg": figures.classes(held),
+    }
 
 
 def _write(folder: Path, files: Mapping[str, Any]) -> None:

@@ -1,4 +1,5 @@
 """The command line of the engine's own exam: python -m lib exam."""
+
 import argparse
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Run the exam and print what it says. UserError where the engine fails it."""
     from lib import backend
-    from lib.exam import examination, score
+    from lib.alignment.exam import examination, score
 
     if chosen.list:
         print("\n".join(f"{fault.name:<32} {fault.people}" for fault in examination.FAULTS))

@@ -1,4 +1,5 @@
 """The command line of the document to hand in: python -m lib handin."""
+
 import argparse
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """The command line of the lectures: python -m lib slides."""
+
 import argparse
 from pathlib import Path
 
@@ -21,6 +22,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Write the decks and print their files."""
-    from lib import slides
+    from lib.report import slides
 
     print("\n".join(map(str, slides.make({path.stem: path for path in chosen.notebooks}, chosen.out, chosen.profile))))

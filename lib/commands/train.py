@@ -1,4 +1,5 @@
 """The command line of training: python -m lib train."""
+
 import argparse
 import shlex
 import sys
@@ -40,8 +41,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--weights", type=Path, help="start from this checkpoint instead of fresh weights")
     start.add_argument("--backbone", type=Path, help="or only the backbone from these weights, strictly")
     parser.add_argument("--teacher", type=Path, help="distil Gold-YOLO from these weights of its size's -fuse-ab model")
-    parser.add_argument("--precision", choices=("float32", "mixed"), default="float32",
-                        help="mixed: float16 where it pays, with a scaled loss; on a GPU (%(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "mixed"),
+        default="float32",
+        help="mixed: float16 where it pays, with a scaled loss; on a GPU (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments.add_absent(parser)
     arguments.add_workers(parser)
@@ -51,20 +56,36 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Train and say what came out."""
-    from lib import runs
     from lib.data import coco
-    from lib.log import read_log
+    from lib.training import runs
+    from lib.training.log import read_log
 
     size = arguments.use(chosen)
     if chosen.model.endswith("-distill") and not chosen.teacher:
-        print(f"warning: {chosen.model}: trains alone, without distillation; its teacher's weights are --teacher",
-              file=sys.stderr)
-    outcome = runs.train(runs.Training(
-        chosen.model, str(chosen.data), str(chosen.folder), size, chosen.batch,
-        chosen.epochs, chosen.rate, chosen.evaluate_every, chosen.seed, chosen.workers,
-        str(chosen.weights) if chosen.weights else None, str(chosen.backbone) if chosen.backbone else None, chosen.precision,
-        str(chosen.teacher) if chosen.teacher else None, tuple(chosen.absent),
-    ), replace=False)  # fmt: skip
+        print(
+            f"warning: {chosen.model}: trains alone, without distillation; its teacher's weights are --teacher",
+            file=sys.stderr,
+        )
+    outcome = runs.train(
+        runs.Training(
+            chosen.model,
+            str(chosen.data),
+            str(chosen.folder),
+            size,
+            chosen.batch,
+            chosen.epochs,
+            chosen.rate,
+            chosen.evaluate_every,
+            chosen.seed,
+            chosen.workers,
+            str(chosen.weights) if chosen.weights else None,
+            str(chosen.backbone) if chosen.backbone else None,
+            chosen.precision,
+            str(chosen.teacher) if chosen.teacher else None,
+            tuple(chosen.absent),
+        ),
+        replace=False,
+    )
     before = next((line["evaluation"] for line in read_log(outcome.log) if line["epoch"] < 0), None)
     started = f" (before the first step {before['AP']:.3f})" if before else ""
     print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}{started}")

@@ -1,4 +1,5 @@
 """The command line of checking a report: python -m lib verify."""
+
 import argparse
 from pathlib import Path
 
@@ -25,9 +26,15 @@ def run(chosen: argparse.Namespace) -> None:
 
     checked = verify.verify(chosen.report)
     for one in checked:
-        print(f"{one.page}: {one.numbers} numbers, {one.names} names and verdicts, {one.figures} figures, {one.records} records")
+        print(
+            f"{one.page}: {one.numbers} numbers, {one.names} names and verdicts, {one.figures} figures, {one.records} records"
+        )
         if one.without_arrays:
-            print(f"  the arrays of {one.without_arrays} records are not here: their numbers in JSON were checked, the arrays not")
+            print(
+                f"  the arrays of {one.without_arrays} records are not here: their numbers in JSON were checked, the arrays not"
+            )
         print("\n".join(f"  {fault}" for fault in one.faults) or "  all as recorded")
     if wrong := [one for one in checked if one.faults]:
-        raise UserError(f"{wrong[0].page}: {len(wrong[0].faults)} places are not as recorded, the first {wrong[0].faults[0]}; render it again")
+        raise UserError(
+            f"{wrong[0].page}: {len(wrong[0].faults)} places are not as recorded, the first {wrong[0].faults[0]}; render it again"
+        )

@@ -4,6 +4,7 @@ Boxes are x1, y1, x2, y2 in pixels from the image's left upper corner to edges: 
 A format's reader gives a `Collection` from the annotation files alone; `measured` then decodes every image, which brings
 the true sizes, boxes in pixels, and the faults that only pixels show.
 """
+
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -23,34 +24,37 @@ Box = tuple[float, float, float, float]
 @dataclass(frozen=True)
 class Annotation:
     """One object, and the flags that a format has for it."""
-    name: str                   # of its class
-    box: Box                    # see the module; parts of the image's sides where `Picture.relative`
-    difficult: bool = False     # VOC; COCO's `ignore`
-    truncated: bool = False     # VOC
-    occluded: bool = False      # VOC
-    crowd: bool = False         # COCO
-    pose: str = ""              # VOC; empty where unspecified
-    area: float | None = None   # COCO, in square pixels; None where the box's
-    outline: Any = None         # COCO's segmentation as it stands; YOLO's polygon in the same form
+
+    name: str  # of its class
+    box: Box  # see the module; parts of the image's sides where `Picture.relative`
+    difficult: bool = False  # VOC; COCO's `ignore`
+    truncated: bool = False  # VOC
+    occluded: bool = False  # VOC
+    crowd: bool = False  # COCO
+    pose: str = ""  # VOC; empty where unspecified
+    area: float | None = None  # COCO, in square pixels; None where the box's
+    outline: Any = None  # COCO's segmentation as it stands; YOLO's polygon in the same form
     where: str = field(default="", compare=False)  # in `Picture.source`, for messages
 
 
 @dataclass(frozen=True)
 class Picture:
     """One image and what is annotated on it."""
-    name: str                       # its path inside the images' folder, with "/" and suffix
+
+    name: str  # its path inside the images' folder, with "/" and suffix
     file: Path
-    source: Path                    # the file that annotates it
-    size: tuple[int, int] | None    # width, height as annotated; after `measured` those of the pixels
+    source: Path  # the file that annotates it
+    size: tuple[int, int] | None  # width, height as annotated; after `measured` those of the pixels
     annotations: tuple[Annotation, ...] = ()
-    id: int | None = None           # COCO
-    relative: bool = False          # boxes and outlines are parts of the sides (YOLO)
-    stored: bool = False            # annotated on the stored pixels of a file that EXIF would turn
+    id: int | None = None  # COCO
+    relative: bool = False  # boxes and outlines are parts of the sides (YOLO)
+    stored: bool = False  # annotated on the stored pixels of a file that EXIF would turn
 
 
 @dataclass(frozen=True)
 class Fault:
     """What is wrong, where, and what to do. `loses`: going on would leave the entry out."""
+
     message: str
     loses: bool = True
 
@@ -58,13 +62,14 @@ class Fault:
 @dataclass(frozen=True)
 class Collection:
     """A data set as its annotation files tell it."""
+
     path: Path
-    format: str                                     # voc, coco or yolo
-    classes: tuple[str, ...]                        # by label
-    splits: dict[str, tuple[Picture, ...]]          # by name: train, val, ...; "" where there is no split
+    format: str  # voc, coco or yolo
+    classes: tuple[str, ...]  # by label
+    splits: dict[str, tuple[Picture, ...]]  # by name: train, val, ...; "" where there is no split
     faults: tuple[Fault, ...] = ()
     others: Counter[str] = field(default_factory=Counter)  # entries that no other format has -> how often
-    renumbered: bool = False                        # its class numbers are not 1..n (COCO)
+    renumbered: bool = False  # its class numbers are not 1..n (COCO)
 
     def pictures(self) -> Iterator[Picture]:
         """Those of all splits."""
@@ -93,8 +98,14 @@ def class_faults(path: Path, names: tuple[str, ...]) -> list[Fault]:
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    return [Fault(f"{path}: classes {' and '.join(map(repr, same))} differ only in case or spaces; rename if they are one",
-                  loses=False) for same in alike.values() if len(same) > 1]
+    return [
+        Fault(
+            f"{path}: classes {' and '.join(map(repr, same))} differ only in case or spaces; rename if they are one",
+            loses=False,
+        )
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def measured(collection: Collection, workers: int | None = None) -> Collection:
@@ -121,7 +132,11 @@ def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, list[Fault
         return None, [Fault(str(error))]
     size = (image.shape[1], image.shape[0])
     faults = [Fault(images.UNTURNED.format(picture.file), False)] if stored else []
-    found = [_in_pixels(annotation, size) for annotation in picture.annotations] if picture.relative else picture.annotations
+    found = (
+        [_in_pixels(annotation, size) for annotation in picture.annotations]
+        if picture.relative
+        else picture.annotations
+    )
     kept: list[Annotation] = []
     for annotation in found:
         fault = None if judged else _box_fault(annotation, size, kept)
@@ -134,8 +149,9 @@ def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, list[Fault
 
 
 def _in_pixels(annotation: Annotation, size: tuple[int, int]) -> Annotation:
-    outline = annotation.outline and [[tidy(value * size[at % 2]) for at, value in enumerate(part)]
-                                      for part in annotation.outline]
+    outline = annotation.outline and [
+        [tidy(value * size[at % 2]) for at, value in enumerate(part)] for part in annotation.outline
+    ]
     x1, y1, x2, y2 = (tidy(value * size[at % 2]) for at, value in enumerate(annotation.box))
     return replace(annotation, box=(x1, y1, x2, y2), outline=outline)
 
@@ -147,7 +163,9 @@ def _box_fault(annotation: Annotation, size: tuple[int, int], before: list[Annot
         return Fault(f"{shown}, outside the image of {width}x{height}; correct or remove it")
     beyond = max(-x1, -y1, x2 - width, y2 - height)
     if beyond > OVERHANG:
-        return Fault(f"{shown}, {tidy(beyond)} pixels beyond the image of {width}x{height}; correct it or leave it", False)
+        return Fault(
+            f"{shown}, {tidy(beyond)} pixels beyond the image of {width}x{height}; correct it or leave it", False
+        )
     if x2 - x1 < 1 or y2 - y1 < 1:
         return Fault(f"{shown}, less than a pixel wide or high: training skips it; correct or remove it", False)
     if any((other.name, other.box) == (annotation.name, annotation.box) for other in before):

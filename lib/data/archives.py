@@ -4,6 +4,7 @@ Paths that are absolute, name a drive or climb with `..`, links of either kind a
 is an archive that ends early. Of a path that comes twice the last file stays, as with tar itself. Whoever calls this throws
 the folder away after a refusal (`lib.data.whole`).
 """
+
 import lzma
 import shutil
 import stat
@@ -41,7 +42,9 @@ def _extract_tar(archive: Path, folder: Path) -> int:
             else:
                 raise UserError(f"{archive}: {member.name!r} is a link or a device; unpack it by hand if you trust it")
         content.fileobj.seek(content.offset)
-        if content.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes a cut for the end
+        if (
+            content.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE
+        ):  # tarfile takes a cut for the end
             raise tarfile.ReadError("no end mark")
     return count
 
@@ -51,12 +54,16 @@ def _extract_zip(archive: Path, folder: Path) -> int:
     with zipfile.ZipFile(archive) as content:
         needed, free = sum(member.file_size for member in content.infolist()), shutil.disk_usage(folder).free
         if needed > free:
-            raise UserError(f"{archive}: unpacks to {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the disk of "
-                            f"{folder.parent}; free some space")
+            raise UserError(
+                f"{archive}: unpacks to {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the disk of "
+                f"{folder.parent}; free some space"
+            )
         for member in content.infolist():
             target = _inside(archive, member.orig_filename, folder)
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"{archive}: {member.filename!r} is a link or a device; unpack it by hand if you trust it")
+                raise UserError(
+                    f"{archive}: {member.filename!r} is a link or a device; unpack it by hand if you trust it"
+                )
             if member.flag_bits & 1:
                 raise UserError(f"{archive}: {member.filename!r} is encrypted; unpack it by hand")
             if member.is_dir():

@@ -8,6 +8,7 @@ every image. The rules are those of the published reader (RangiLyu/nanodet be9b4
 Deliberate differences: a fault is an error instead of a crash or a wrong box later; so is a box that lies wholly outside
 its image, and one without any extent unless its own `area` says 0 too, as COCO train2017's two do: those are skipped.
 """
+
 import json
 import os
 from collections.abc import Callable
@@ -29,29 +30,32 @@ Report = Callable[[str], None]
 @dataclass(frozen=True, eq=False)
 class ImageEntry:
     """One image and what is annotated on it; boxes are xyxy in its pixels, unclipped."""
+
     id: int
     file: Path
     width: int
     height: int
-    boxes: np.ndarray   # (k, 4) float32
+    boxes: np.ndarray  # (k, 4) float32
     labels: np.ndarray  # (k,) int64, rank of the category id
-    crowd: np.ndarray   # (c, 4) float32: `iscrowd` or `ignore`, no targets
+    crowd: np.ndarray  # (c, 4) float32: `iscrowd` or `ignore`, no targets
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A COCO file that holds together."""
-    path: Path                      # the JSON file, for evaluators that read it themselves
-    classes: tuple[str, ...]        # by label
-    category_ids: tuple[int, ...]   # by label, ascending
+
+    path: Path  # the JSON file, for evaluators that read it themselves
+    classes: tuple[str, ...]  # by label
+    category_ids: tuple[int, ...]  # by label, ascending
     images: tuple[ImageEntry, ...]  # by id, ascending
 
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
     """What a COCO file holds, sorted: well-formed entries by their ids, and a message for each of the others."""
+
     document: dict
-    folder: Path                                     # of the images
+    folder: Path  # of the images
     categories: dict[int, dict]
     images: dict[int, dict]
     annotations: dict[int, list[tuple[dict, bool]]]  # by image: the entry, and whether training sees it
@@ -102,12 +106,16 @@ def splits(data: str | Path) -> tuple[Path, Path]:
     data = Path(data)
     if data.is_file():
         return data, data
-    found = [sorted(data.glob(f"{split}.json")) or sorted(data.glob(f"annotations/instances_{split}*.json"))
-             for split in ("train", "val")]
+    found = [
+        sorted(data.glob(f"{split}.json")) or sorted(data.glob(f"annotations/instances_{split}*.json"))
+        for split in ("train", "val")
+    ]
     if not all(found):
-        raise UserError(f"{data}: neither a COCO JSON file nor a folder with train.json and val.json "
-                        "(or annotations/instances_train*.json and instances_val*.json); give one of these, or split one file "
-                        "with python -m lib data subset, after data convert --to coco where it is VOC or YOLO")
+        raise UserError(
+            f"{data}: neither a COCO JSON file nor a folder with train.json and val.json "
+            "(or annotations/instances_train*.json and instances_val*.json); give one of these, or split one file "
+            "with python -m lib data subset, after data convert --to coco where it is VOC or YOLO"
+        )
     return found[0][-1], found[1][-1]
 
 
@@ -137,17 +145,25 @@ def parse(path: Path, images_dir: str | Path | None = None) -> Parsed:
             problems.append((is_fatal, f"{path}: {where} has bbox {_quote(annotation['bbox'])}, {fault}"))
         if not is_fatal:
             marked[image["id"]].append((annotation, takes_part))
-    problems += [(True, f"{folder / pictures[image]['file_name']}: image {image} of {path} is missing; restore the file, "
-                        "or name the images' folder")
-                 for image in sorted(pictures) if not os.path.isfile(folder / pictures[image]["file_name"])]
+    problems += [
+        (
+            True,
+            f"{folder / pictures[image]['file_name']}: image {image} of {path} is missing; restore the file, "
+            "or name the images' folder",
+        )
+        for image in sorted(pictures)
+        if not os.path.isfile(folder / pictures[image]["file_name"])
+    ]
     return Parsed(document, folder, categories, pictures, marked, problems)
 
 
 def _dataset(path: Path, parsed: Parsed) -> Dataset:
     ids = tuple(sorted(parsed.categories))
     label_of = {category: label for label, category in enumerate(ids)}
-    entries = tuple(_entry(parsed.images[image], parsed.folder, parsed.annotations[image], label_of)
-                    for image in sorted(parsed.images))
+    entries = tuple(
+        _entry(parsed.images[image], parsed.folder, parsed.annotations[image], label_of)
+        for image in sorted(parsed.images)
+    )
     return Dataset(path, tuple(parsed.categories[category]["name"] for category in ids), ids, entries)
 
 
@@ -158,8 +174,10 @@ def _document(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a COCO JSON file") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
-                        "the file may be cut short: write or download it again") from error
+        raise UserError(
+            f"{path}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "the file may be cut short: write or download it again"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: no valid JSON ({error}); write or download it again") from error
     for name in ("images", "annotations", "categories"):
@@ -209,8 +227,10 @@ def _image_fault(image: dict) -> str | None:
     if path.is_absolute() or ".." in path.parts or ":" in name:
         return f"has file_name {_quote(name)}, which leaves the images' folder; give a path inside it"
     if not all(_is_int(image.get(side)) and image[side] > 0 for side in ("width", "height")):
-        return (f"has width {_quote(image.get('width'))} and height {_quote(image.get('height'))}; "
-                "give the file's size in pixels")
+        return (
+            f"has width {_quote(image.get('width'))} and height {_quote(image.get('height'))}; "
+            "give the file's size in pixels"
+        )
     return None
 
 
@@ -229,8 +249,10 @@ def _annotation_fault(annotation: dict) -> str | None:
 def _belongs(annotation: dict, images: dict, categories: dict, fatal: Report) -> bool:
     for key, known in (("image_id", images), ("category_id", categories)):
         if not _is_int(annotation.get(key)) or annotation[key] not in known:
-            fatal(f"annotation {annotation['id']} has {key} {_quote(annotation.get(key))}, which names no valid entry "
-                  f"of the file; correct or remove the annotation")
+            fatal(
+                f"annotation {annotation['id']} has {key} {_quote(annotation.get(key))}, which names no valid entry "
+                f"of the file; correct or remove the annotation"
+            )
             return False
     return True
 
@@ -248,8 +270,14 @@ def _box_fault(annotation: dict, image: dict) -> tuple[bool, bool, str]:
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
         return False, True, f"outside the image of {image['width']}x{image['height']}; correct or remove it"
     if beyond > OVERHANG:
-        return True, False, (f"{beyond:g} pixels beyond the image of {image['width']}x{image['height']}: training "
-                             "clips it; correct it or leave it")
+        return (
+            True,
+            False,
+            (
+                f"{beyond:g} pixels beyond the image of {image['width']}x{image['height']}: training "
+                "clips it; correct it or leave it"
+            ),
+        )
     return True, False, ""
 
 
@@ -262,8 +290,15 @@ def _entry(image: dict, folder: Path, annotations: list[tuple[dict, bool]], labe
     taken = [annotation for annotation, takes_part in annotations if takes_part]
     targets = [annotation for annotation in taken if not ignored(annotation)]
     labels = np.array([label_of[annotation["category_id"]] for annotation in targets], np.int64)
-    return ImageEntry(image["id"], folder / image["file_name"], image["width"], image["height"], _corners(targets), labels,
-                      _corners([annotation for annotation in taken if ignored(annotation)]))
+    return ImageEntry(
+        image["id"],
+        folder / image["file_name"],
+        image["width"],
+        image["height"],
+        _corners(targets),
+        labels,
+        _corners([annotation for annotation in taken if ignored(annotation)]),
+    )
 
 
 def _corners(annotations: list[dict]) -> np.ndarray:

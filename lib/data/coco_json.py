@@ -3,6 +3,7 @@
 VOC's flags, for which COCO has no place, are written as further keys of an annotation (`difficult`, `truncated`,
 `occluded`, `pose`), which COCO's readers pass over; a difficult box is `ignore` too, so that training leaves it out.
 """
+
 import json
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,20 @@ KNOWN = {
     "": {"images", "annotations", "categories"},
     "image": {"id", "file_name", "width", "height"},
     "category": {"id", "name"},
-    "annotation": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation", "difficult",
-                   "truncated", "occluded", "pose"},
+    "annotation": {
+        "id",
+        "image_id",
+        "category_id",
+        "bbox",
+        "area",
+        "iscrowd",
+        "ignore",
+        "segmentation",
+        "difficult",
+        "truncated",
+        "occluded",
+        "pose",
+    },
 }
 
 
@@ -45,14 +58,21 @@ def read(source: Path, images_dir: Path | None = None) -> Collection:
         if splits and names != classes:
             raise UserError(f"{path}: its categories are not those of the other splits; convert the files one by one")
         if len(set(names)) < len(names):
-            raise UserError(f"{path}: two categories have the same name; rename one, other formats know classes by name")
+            raise UserError(
+                f"{path}: two categories have the same name; rename one, other formats know classes by name"
+            )
         classes, numbers = names, ids
         faults += [Fault(message, fatal) for fatal, message in parsed.problems]
         others.update(_others(parsed))
-        splits[split] = tuple(_picture(path, parsed, image, faults) for image in sorted(parsed.images)
-                              if (parsed.folder / parsed.images[image]["file_name"]).is_file())
+        splits[split] = tuple(
+            _picture(path, parsed, image, faults)
+            for image in sorted(parsed.images)
+            if (parsed.folder / parsed.images[image]["file_name"]).is_file()
+        )
     faults += annotated.class_faults(source, classes)
-    return Collection(source, "coco", classes, splits, tuple(faults), others, numbers != tuple(range(1, len(numbers) + 1)))
+    return Collection(
+        source, "coco", classes, splits, tuple(faults), others, numbers != tuple(range(1, len(numbers) + 1))
+    )
 
 
 def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Picture, ...]]) -> None:
@@ -60,11 +80,21 @@ def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Pictur
     ids = image_ids([picture for pictures in splits.values() for picture in pictures])
     category = {name: number for number, name in enumerate(classes, 1)}
     for split, pictures in splits.items():
-        annotations = [entry for picture in pictures for entry in
-                       (_entry(annotation, category, ids[picture.name]) for annotation in picture.annotations)]
+        annotations = [
+            entry
+            for picture in pictures
+            for entry in (_entry(annotation, category, ids[picture.name]) for annotation in picture.annotations)
+        ]
         content = {
-            "images": [{"id": ids[picture.name], "file_name": picture.name, "width": picture.size[0], "height": picture.size[1]}
-                       for picture in pictures],
+            "images": [
+                {
+                    "id": ids[picture.name],
+                    "file_name": picture.name,
+                    "width": picture.size[0],
+                    "height": picture.size[1],
+                }
+                for picture in pictures
+            ],
             "annotations": [{"id": number, **entry} for number, entry in enumerate(annotations, 1)],
             "categories": [{"id": number, "name": name} for name, number in category.items()],
         }
@@ -82,10 +112,19 @@ def image_ids(pictures: list[Picture]) -> dict[str, int]:
 
 def _others(parsed: coco.Parsed) -> Counter[str]:
     marked = [annotation for entries in parsed.annotations.values() for annotation, _ in entries]
-    levels = {"": [parsed.document], "image": parsed.images.values(), "category": parsed.categories.values(),
-              "annotation": marked}
-    return Counter(f"{level} {key!r}".strip() for level, entries in levels.items() for entry in entries
-                   for key in entry if key not in KNOWN[level])
+    levels = {
+        "": [parsed.document],
+        "image": parsed.images.values(),
+        "category": parsed.categories.values(),
+        "annotation": marked,
+    }
+    return Counter(
+        f"{level} {key!r}".strip()
+        for level, entries in levels.items()
+        for entry in entries
+        for key in entry
+        if key not in KNOWN[level]
+    )
 
 
 def _picture(path: Path, parsed: coco.Parsed, image: int, faults: list[Fault]) -> Picture:
@@ -93,18 +132,34 @@ def _picture(path: Path, parsed: coco.Parsed, image: int, faults: list[Fault]) -
     for annotation, _ in parsed.annotations[image]:
         x, y, width, height = annotation["bbox"]
         if min(width, height) <= 0:
-            faults.append(Fault(f"{path}: annotation {annotation['id']} has no extent, which other formats can't say; remove it"))
+            faults.append(
+                Fault(f"{path}: annotation {annotation['id']} has no extent, which other formats can't say; remove it")
+            )
             continue
         area, outline = annotation.get("area"), annotation.get("segmentation")
         own = area is None or tidy(area) == tidy(width * height)
-        annotations.append(Annotation(
-            parsed.categories[annotation["category_id"]]["name"], (x, y, tidy(x + width), tidy(y + height)),
-            difficult=bool(annotation.get("difficult") or annotation.get("ignore")),
-            truncated=bool(annotation.get("truncated")), occluded=bool(annotation.get("occluded")),
-            crowd=bool(annotation.get("iscrowd")), pose=_pose(annotation), area=None if own else area,
-            outline=outline or None, where=f"annotation {annotation['id']}"))
-    return Picture(str(PurePosixPath(entry["file_name"].replace("\\", "/"))), parsed.folder / entry["file_name"], path,
-                   (entry["width"], entry["height"]), tuple(annotations), image)
+        annotations.append(
+            Annotation(
+                parsed.categories[annotation["category_id"]]["name"],
+                (x, y, tidy(x + width), tidy(y + height)),
+                difficult=bool(annotation.get("difficult") or annotation.get("ignore")),
+                truncated=bool(annotation.get("truncated")),
+                occluded=bool(annotation.get("occluded")),
+                crowd=bool(annotation.get("iscrowd")),
+                pose=_pose(annotation),
+                area=None if own else area,
+                outline=outline or None,
+                where=f"annotation {annotation['id']}",
+            )
+        )
+    return Picture(
+        str(PurePosixPath(entry["file_name"].replace("\\", "/"))),
+        parsed.folder / entry["file_name"],
+        path,
+        (entry["width"], entry["height"]),
+        tuple(annotations),
+        image,
+    )
 
 
 def _pose(annotation: dict) -> str:
@@ -115,10 +170,19 @@ def _pose(annotation: dict) -> str:
 def _entry(annotation: Annotation, category: dict[str, int], image: int) -> dict[str, Any]:
     x1, y1, x2, y2 = annotation.box
     width, height = tidy(x2 - x1), tidy(y2 - y1)
-    entry = {"image_id": image, "category_id": category[annotation.name], "bbox": [tidy(x1), tidy(y1), width, height],
-             "area": tidy(width * height) if annotation.area is None else annotation.area, "iscrowd": int(annotation.crowd)}
-    flags = {"difficult": annotation.difficult, "ignore": annotation.difficult, "truncated": annotation.truncated,
-             "occluded": annotation.occluded}
+    entry = {
+        "image_id": image,
+        "category_id": category[annotation.name],
+        "bbox": [tidy(x1), tidy(y1), width, height],
+        "area": tidy(width * height) if annotation.area is None else annotation.area,
+        "iscrowd": int(annotation.crowd),
+    }
+    flags = {
+        "difficult": annotation.difficult,
+        "ignore": annotation.difficult,
+        "truncated": annotation.truncated,
+        "occluded": annotation.occluded,
+    }
     entry |= {flag: 1 for flag, is_set in flags.items() if is_set}
     entry |= {"pose": annotation.pose} if annotation.pose else {}
     return entry | ({"segmentation": annotation.outline} if annotation.outline else {})

@@ -2,6 +2,7 @@
 
 OpenCV writes ASCII only: a class of another script is shown by its number, and the caller prints which number is which.
 """
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from lib.record import atomic
 
 # Okabe and Ito's colours that stay apart for colour-blind eyes, BGR; classes beyond take them again.
 COLOURS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
-TILE = 320   # pixels a side on a sheet
-BAR = 18     # pixels of a tile's caption
+TILE = 320  # pixels a side on a sheet
+BAR = 18  # pixels of a tile's caption
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 LETTERS = 0.4  # of the font's size
 
@@ -41,7 +42,7 @@ def sheet(pictures: Sequence[Picture], classes: tuple[str, ...], workers: int | 
     board = np.full((rows * (TILE + BAR), columns * TILE, 3), 255, np.uint8)
     for index, tile in enumerate(images.each(lambda picture: _tile(picture, classes), pictures, workers)):
         top, left = index // columns * (TILE + BAR), index % columns * TILE
-        board[top:top + TILE + BAR, left:left + TILE] = tile
+        board[top : top + TILE + BAR, left : left + TILE] = tile
     return board
 
 
@@ -61,7 +62,9 @@ def _box(image: np.ndarray, annotation: Annotation, classes: tuple[str, ...], sc
     flags = [flag for flag in ("crowd", "difficult") if getattr(annotation, flag)]
     size = max(max(image.shape[:2]) / 800, 1.0)
     left, top, right, bottom = (int(round(value * scale)) for value in annotation.box)
-    cv2.rectangle(image, (left, top), (max(left, right - 1), max(top, bottom - 1)), colour, round(size if flags else 2 * size))
+    cv2.rectangle(
+        image, (left, top), (max(left, right - 1), max(top, bottom - 1)), colour, round(size if flags else 2 * size)
+    )
     text = " ".join([caption(annotation.name, classes), *(f"({flag})" for flag in flags)])
     (width, height), below = cv2.getTextSize(text, FONT, LETTERS * size, 1)
     left = max(0, min(left, image.shape[1] - width))
@@ -75,7 +78,7 @@ def _tile(picture: Picture, classes: tuple[str, ...]) -> np.ndarray:
     height, width = image.shape[:2]
     top, left = (TILE - height) // 2, (TILE - width) // 2
     tile = np.full((TILE + BAR, TILE, 3), 255, np.uint8)
-    tile[top:top + height, left:left + width] = image
+    tile[top : top + height, left : left + width] = image
     name = picture.name[-44:].encode("ascii", "replace").decode()
     cv2.putText(tile, name, (4, TILE + BAR - 5), FONT, LETTERS, (0, 0, 0), 1, cv2.LINE_AA)
     return tile

@@ -4,6 +4,7 @@ Archives come with pooch into `<folder>.download` beside the set, a half-written
 (as torchvision publishes it) decides whether it is used. They are removed when the set is there. Archives in a folder of
 yours are used where they lie and stay.
 """
+
 import errno
 import hashlib
 import json
@@ -30,6 +31,7 @@ COCO = "http://images.cocodataset.org"
 @dataclass(frozen=True)
 class Archive:
     """One file of a published set."""
+
     part: str  # what a user asks for
     url: str
     md5: str
@@ -40,17 +42,22 @@ class Archive:
 
 
 SETS = {
-    "voc2007": (Archive("trainval", f"{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
-                Archive("test", f"{VOC}/voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f")),
+    "voc2007": (
+        Archive("trainval", f"{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
+        Archive("test", f"{VOC}/voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f"),
+    ),
     "voc2012": (Archive("trainval", f"{VOC}/voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"),),
-    "coco2017": (Archive("annotations", f"{COCO}/annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c"),
-                 Archive("val", f"{COCO}/zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80"),
-                 Archive("train", f"{COCO}/zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2")),
+    "coco2017": (
+        Archive("annotations", f"{COCO}/annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c"),
+        Archive("val", f"{COCO}/zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80"),
+        Archive("train", f"{COCO}/zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2"),
+    ),
 }
 
 
-def fetch(name: str, folder: Path, source: str | None = None, parts: Sequence[str] = (),
-          tell: Callable[[str], None] = print) -> int:
+def fetch(
+    name: str, folder: Path, source: str | None = None, parts: Sequence[str] = (), tell: Callable[[str], None] = print
+) -> int:
     """Make the new `folder` the published set `name`; the number of files, 0 where it is there already.
 
     `source` is a folder with the archives or the URL under which they lie by name; the publishers' by default. `parts`
@@ -116,13 +123,18 @@ def _downloaded(url: str, archive: Archive, downloads: Path, tell: Callable[[str
     except requests.RequestException as error:
         have = part.stat().st_size if part.is_file() else 0
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{url}: stopped after {have} bytes ({reason}); run the same again to continue, or give "
-                        "--from") from error
+        raise UserError(
+            f"{url}: stopped after {have} bytes ({reason}); run the same again to continue, or give --from"
+        ) from error
     except ValueError as error:  # pooch: the checksum is another one
-        raise UserError(f"{url}: is not the published archive, its MD5 differs; it was removed: run again, or give --from a "
-                        "mirror you trust") from error
+        raise UserError(
+            f"{url}: is not the published archive, its MD5 differs; it was removed: run again, or give --from a "
+            "mirror you trust"
+        ) from error
     except OSError as error:
-        remedy = "free some disk space and run the same again" if error.errno == errno.ENOSPC else "choose another folder"
+        remedy = (
+            "free some disk space and run the same again" if error.errno == errno.ENOSPC else "choose another folder"
+        )
         raise UserError(f"{downloads}: can't be written ({error.strerror}); {remedy}") from error
 
 
@@ -143,8 +155,10 @@ def _download(url: str, part: Path) -> None:
         start = have if response.status_code == 206 and stated and stated[1] == str(have) else 0
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
-        with open(part, "ab" if start else "wb") as file, tqdm(
-                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None) as progress:
+        with (
+            open(part, "ab" if start else "wb") as file,
+            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None) as progress,
+        ):
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 progress.update(len(chunk))

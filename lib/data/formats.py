@@ -14,6 +14,7 @@ What a format can't hold is left out in the same way every time, and `convert` s
 Boxes keep their place to 1e-9 of a pixel, so there and back gives the same numbers. Image files are copied byte for byte
 (or hard-linked), after each was decoded: a converted set is a sound one.
 """
+
 import os
 import shutil
 from collections import Counter
@@ -33,9 +34,10 @@ PIXELS = "pixels: VOC's boxes count pixels from 1 and include the last, the othe
 @dataclass(frozen=True)
 class Conversion:
     """What `convert` did."""
+
     counts: dict[str, tuple[int, int]]  # split -> images, boxes
-    lost: tuple[str, ...]               # one line each: what the target format can't hold
-    faults: tuple[str, ...]             # of the source; those that lose something only with `skip_faults`
+    lost: tuple[str, ...]  # one line each: what the target format can't hold
+    faults: tuple[str, ...]  # of the source; those that lose something only with `skip_faults`
 
 
 def detect(source: Path) -> str:
@@ -44,10 +46,14 @@ def detect(source: Path) -> str:
         raise UserError(f"{source}: is not there; give a COCO JSON file, or a folder of VOC, COCO or YOLO annotations")
     if source.is_file():
         return "coco"
-    fitting = [name for name, fits in (("voc", voc.is_voc), ("coco", coco_json.files), ("yolo", yolo.is_yolo)) if fits(source)]
+    fitting = [
+        name for name, fits in (("voc", voc.is_voc), ("coco", coco_json.files), ("yolo", yolo.is_yolo)) if fits(source)
+    ]
     if not fitting:
-        raise UserError(f"{source}: holds no annotations (Annotations/*.xml, train.json, instances.json, "
-                        "annotations/instances_*.json, data.yaml, labels/ or classes.txt); give the folder that does")
+        raise UserError(
+            f"{source}: holds no annotations (Annotations/*.xml, train.json, instances.json, "
+            "annotations/instances_*.json, data.yaml, labels/ or classes.txt); give the folder that does"
+        )
     if len(fitting) > 1:
         raise UserError(f"{source}: could be {' or '.join(fitting)}; say which with --format")
     return fitting[0]
@@ -58,19 +64,32 @@ def read(source: Path, images_dir: Path | None = None, kind: str | None = None) 
     return FORMATS[kind or detect(source)].read(source, images_dir)
 
 
-def verify(source: Path, images_dir: Path | None = None, kind: str | None = None, workers: int | None = None) -> list[str]:
+def verify(
+    source: Path, images_dir: Path | None = None, kind: str | None = None, workers: int | None = None
+) -> list[str]:
     """One line per fault, with file, entry and remedy; every annotation is read and every image decoded."""
     try:
         if (kind or detect(source)) == "coco":
-            return [fault for path in coco_json.files(source).values() for fault in coco.verify(path, images_dir, workers)]
+            return [
+                fault for path in coco_json.files(source).values() for fault in coco.verify(path, images_dir, workers)
+            ]
         return [fault.message for fault in measured(read(source, images_dir, kind), workers).faults]
     except UserError as error:
         return [str(error)]
 
 
-def convert(source: Path, target: Path, to: str, images_dir: Path | None = None, kind: str | None = None,
-            link: bool = False, keep_difficult: bool = False, skip_faults: bool = False,
-            workers: int | None = None, trainval: bool = False) -> Conversion:
+def convert(
+    source: Path,
+    target: Path,
+    to: str,
+    images_dir: Path | None = None,
+    kind: str | None = None,
+    link: bool = False,
+    keep_difficult: bool = False,
+    skip_faults: bool = False,
+    workers: int | None = None,
+    trainval: bool = False,
+) -> Conversion:
     """Write the data set in `source` to the new folder `target` in the format `to`; it appears whole or not at all.
 
     A fault that would lose an entry is a UserError; with `skip_faults` the entry is left out and named instead.
@@ -82,25 +101,38 @@ def convert(source: Path, target: Path, to: str, images_dir: Path | None = None,
     if kind == to:
         raise UserError(f"{source}: is {to} already; convert to another format")
     with whole.folder(target) as temporary:
-        collection = measured(_joined(read(source, images_dir, kind)) if trainval else read(source, images_dir, kind), workers)
+        collection = measured(
+            _joined(read(source, images_dir, kind)) if trainval else read(source, images_dir, kind), workers
+        )
         faults = [*collection.faults, *(_turned(collection) if to == "yolo" else ())]
         losing = [fault.message for fault in faults if fault.loses]
         if losing and not skip_faults:
-            raise UserError(f"{losing[0]} ({len(losing) - 1} more: python -m lib data verify; --skip-faults leaves them out)"
-                            if len(losing) > 1 else f"{losing[0]} (--skip-faults leaves it out)")
+            raise UserError(
+                f"{losing[0]} ({len(losing) - 1} more: python -m lib data verify; --skip-faults leaves them out)"
+                if len(losing) > 1
+                else f"{losing[0]} (--skip-faults leaves it out)"
+            )
         if not any(collection.pictures()):
             raise UserError(f"{source}: has no sound image to convert; run python -m lib data verify")
         if not collection.classes:
-            raise UserError(f"{source}: has no box, so no class; annotate something, or name the classes in classes.txt")
-        splits = {split: tuple(_fitted(picture, to, keep_difficult) for picture in pictures
-                               if not (to == "yolo" and picture.stored))
-                  for split, pictures in _named_apart(collection).items()}
+            raise UserError(
+                f"{source}: has no box, so no class; annotate something, or name the classes in classes.txt"
+            )
+        splits = {
+            split: tuple(
+                _fitted(picture, to, keep_difficult) for picture in pictures if not (to == "yolo" and picture.stored)
+            )
+            for split, pictures in _named_apart(collection).items()
+        }
         _refuse_same_names(splits, to)
         for split, pictures in splits.items():
             for picture in pictures:
                 _place(picture, temporary / IMAGES[to] / (split if to == "yolo" else ""), link)
         FORMATS[to].write(temporary, collection.classes, splits)
-    counts = {split: (len(pictures), sum(len(picture.annotations) for picture in pictures)) for split, pictures in splits.items()}
+    counts = {
+        split: (len(pictures), sum(len(picture.annotations) for picture in pictures))
+        for split, pictures in splits.items()
+    }
     return Conversion(counts, tuple(losses(collection, to, keep_difficult)), tuple(fault.message for fault in faults))
 
 
@@ -108,15 +140,19 @@ def _joined(collection: Collection) -> Collection:
     """With train and val as one split, and test as val."""
     held = collection.splits
     if not {"train", "test"} <= held.keys():
-        raise UserError(f"{collection.path}: has no splits train and test to train and evaluate on, only "
-                        f"{', '.join(filter(None, held)) or 'one set'}; leave --trainval out")
+        raise UserError(
+            f"{collection.path}: has no splits train and test to train and evaluate on, only "
+            f"{', '.join(filter(None, held)) or 'one set'}; leave --trainval out"
+        )
     train = {picture.file: picture for picture in (*held["train"], *held.get("val", ()))}
     return replace(collection, splits={"train": tuple(train.values()), "val": held["test"]})
 
 
 def losses(collection: Collection, to: str, keep_difficult: bool = False) -> list[str]:
     """What the format `to` can't hold of a measured collection, one line each with the number of entries."""
-    counts = Counter(what for annotation in collection.annotations() for what in _lost_of(annotation, to, keep_difficult))
+    counts = Counter(
+        what for annotation in collection.annotations() for what in _lost_of(annotation, to, keep_difficult)
+    )
     lines = [f"{what}: {count} boxes" for what, count in counts.items()]
     if "voc" in (collection.format, to):
         lines.append(PIXELS + (": xmin = x + 1, xmax = x + width" if to == "voc" else ": x1 = xmin - 1, x2 = xmax"))
@@ -126,7 +162,9 @@ def losses(collection: Collection, to: str, keep_difficult: bool = False) -> lis
     numbers = coco_json.image_ids(pictures)
     if any(picture.id not in (None, numbers[picture.name]) for picture in pictures):
         lines.append("image ids: images go by name, so the numbers are lost")
-    return lines + [f"{what}: {count} entries have it, no other format does" for what, count in collection.others.items()]
+    return lines + [
+        f"{what}: {count} entries have it, no other format does" for what, count in collection.others.items()
+    ]
 
 
 def _lost_of(annotation: Annotation, to: str, keep_difficult: bool) -> list[str]:
@@ -140,21 +178,37 @@ def _lost_of(annotation: Annotation, to: str, keep_difficult: bool) -> list[str]
         return lost + (["decimals: kept, but readers that expect whole pixels may cut them"] if fractional else [])
     lost += ["crowd: left out, it is no single object"] if annotation.crowd else []
     if annotation.difficult and not annotation.crowd:
-        lost += ["difficult: written as ordinary"] if keep_difficult else ["difficult: left out (--keep-difficult writes them)"]
+        lost += (
+            ["difficult: written as ordinary"]
+            if keep_difficult
+            else ["difficult: left out (--keep-difficult writes them)"]
+        )
     return lost + [f"{flag}: lost" for flag in ("truncated", "occluded", "pose") if getattr(annotation, flag)]
 
 
 def _turned(collection: Collection) -> list[Fault]:
-    return [Fault(f"{picture.file}: is annotated on its stored pixels, but YOLO's readers turn it by its EXIF orientation; "
-                  "remove the orientation from the file") for picture in collection.pictures() if picture.stored]
+    return [
+        Fault(
+            f"{picture.file}: is annotated on its stored pixels, but YOLO's readers turn it by its EXIF orientation; "
+            "remove the orientation from the file"
+        )
+        for picture in collection.pictures()
+        if picture.stored
+    ]
 
 
 def _fitted(picture: Picture, to: str, keep_difficult: bool) -> Picture:
     """Without the boxes that would be false targets in YOLO text."""
     if to != "yolo":
         return picture
-    return replace(picture, annotations=tuple(annotation for annotation in picture.annotations if not annotation.crowd
-                                              and (keep_difficult or not annotation.difficult)))
+    return replace(
+        picture,
+        annotations=tuple(
+            annotation
+            for annotation in picture.annotations
+            if not annotation.crowd and (keep_difficult or not annotation.difficult)
+        ),
+    )
 
 
 def _named_apart(collection: Collection) -> dict[str, tuple[Picture, ...]]:
@@ -162,8 +216,10 @@ def _named_apart(collection: Collection) -> dict[str, tuple[Picture, ...]]:
     files: dict[str, Path] = {}
     if all(files.setdefault(picture.name, picture.file) == picture.file for picture in collection.pictures()):
         return collection.splits
-    return {split: tuple(replace(picture, name=f"{split}/{picture.name}") for picture in pictures)
-            for split, pictures in collection.splits.items()}
+    return {
+        split: tuple(replace(picture, name=f"{split}/{picture.name}") for picture in pictures)
+        for split, pictures in collection.splits.items()
+    }
 
 
 def _refuse_same_names(splits: dict[str, tuple[Picture, ...]], to: str) -> None:
@@ -173,8 +229,10 @@ def _refuse_same_names(splits: dict[str, tuple[Picture, ...]], to: str) -> None:
         for picture in pictures:
             name = picture.name if to == "coco" else voc.stem(picture.name)
             if seen.setdefault(name, picture) is not picture:
-                raise UserError(f"{picture.source}: images {seen[name].name} and {picture.name} would both be {name!r} in {to}; "
-                                "rename one of them")
+                raise UserError(
+                    f"{picture.source}: images {seen[name].name} and {picture.name} would both be {name!r} in {to}; "
+                    "rename one of them"
+                )
 
 
 def _place(picture: Picture, folder: Path, link: bool) -> None:

@@ -6,6 +6,7 @@
 * Refused: what ends early, has wrong checksums, is no image or one of floating point, and WebP files with an EXIF
   orientation, which OpenCV would leave out. Bytes that are wrong within a complete JPEG can't be told from a picture.
 """
+
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -23,8 +24,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*")
 STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 ORIENTATION = 0x0112  # EXIF tag
-UNTURNED = ("{}: its EXIF orientation is left out, because its annotated size is that of the stored pixels; "
-            "remove the orientation from the file, or correct the entry")
+UNTURNED = (
+    "{}: its EXIF orientation is left out, because its annotated size is that of the stored pixels; "
+    "remove the orientation from the file, or correct the entry"
+)
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -48,8 +51,10 @@ def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = N
         stored = _decode(data, STORED, file, what)
         if stored.shape[:2] == size:
             return stored, True
-    raise UserError(f"{file}: {what} is {image.shape[1]}x{image.shape[0]} pixels, its entry says {size[1]}x{size[0]}; "
-                    "correct the entry, or the file's EXIF rotation")
+    raise UserError(
+        f"{file}: {what} is {image.shape[1]}x{image.shape[0]} pixels, its entry says {size[1]}x{size[0]}; "
+        "correct the entry, or the file's EXIF rotation"
+    )
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> list[Result]:
@@ -70,8 +75,10 @@ def _decode(data: bytes, flags: int, file: Path, what: str) -> np.ndarray:
     except cv2.error as error:
         raise UserError(f"{file}: {what} is refused by OpenCV ({error.err}); re-encode it") from error
     if image is None:
-        raise UserError(f"{file}: {what} is cut short, damaged or of an unknown format; "
-                        "copy or download it again, or convert it to PNG or JPEG")
+        raise UserError(
+            f"{file}: {what} is cut short, damaged or of an unknown format; "
+            "copy or download it again, or convert it to PNG or JPEG"
+        )
     return image
 
 
@@ -84,10 +91,10 @@ def _complete(data: bytes) -> bool:
         return bool(data)
     at = len(PNG)
     while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at:at + 4], "big")
-        if zlib.crc32(data[at + 4:end - 4]) != int.from_bytes(data[end - 4:end], "big"):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             return False
-        if data[at + 4:at + 8] == b"IEND":
+        if data[at + 4 : at + 8] == b"IEND":
             return True
         at = end
     return False
@@ -100,17 +107,18 @@ def _refuse_untrue(data: bytes, file: Path, what: str) -> None:
         if raw.dtype not in (np.uint8, np.uint16):
             raise UserError(f"{file}: {what} has pixels of {raw.dtype}; convert it to 8 or 16 bits")
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP" and (turned := _webp_orientation(data)) > 1:
-        raise UserError(f"{file}: {what} is WebP with EXIF orientation {turned}, which OpenCV leaves out; "
-                        "re-encode it upright")
+        raise UserError(
+            f"{file}: {what} is WebP with EXIF orientation {turned}, which OpenCV leaves out; re-encode it upright"
+        )
 
 
 def _webp_orientation(data: bytes) -> int:
     """The EXIF orientation in a WebP file's EXIF chunk, 1 (upright) where there is none."""
     at = 12
     while at + 8 <= len(data):
-        length = int.from_bytes(data[at + 4:at + 8], "little")
-        if data[at:at + 4] == b"EXIF":
-            return _orientation(data[at + 8:at + 8 + length].removeprefix(b"Exif\0\0"))
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return _orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
         at += 8 + length + length % 2
     return 1
 
@@ -119,8 +127,8 @@ def _orientation(exif: bytes) -> int:
     """The orientation in the first directory of a TIFF structure, 1 where none is stated."""
     order = "little" if exif[:2] == b"II" else "big"
     first = int.from_bytes(exif[4:8], order)
-    for number in range(int.from_bytes(exif[first:first + 2], order)):
-        entry = exif[first + 2 + 12 * number:first + 14 + 12 * number]
+    for number in range(int.from_bytes(exif[first : first + 2], order)):
+        entry = exif[first + 2 + 12 * number : first + 14 + 12 * number]
         if int.from_bytes(entry[:2], order) == ORIENTATION:
             return int.from_bytes(entry[8:10], order)
     return 1

@@ -1,4 +1,5 @@
 """Batches from a data set, prepared by threads, the same for any number of them."""
+
 import threading
 import time
 from collections import OrderedDict, deque
@@ -11,17 +12,18 @@ import numpy as np
 from lib.data import coco, stream, transforms
 from lib.errors import UserError
 
-AHEAD = 2           # batches prepared or in preparation beyond the one asked for
+AHEAD = 2  # batches prepared or in preparation beyond the one asked for
 MEMORY = 256 << 20  # bytes of decoded images that training keeps: mosaics ask for each image several times an epoch
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What one step sees; n images of one size."""
-    images: np.ndarray                           # (n, 3, h, w) float32, normalised
-    targets: tuple[dict[str, np.ndarray], ...]   # boxes (k, 4) float32 xyxy in input pixels, labels (k,) int64
-    ids: tuple[int, ...]                         # of the images in the COCO file
-    warps: np.ndarray                            # (n, 3, 3) float64, from original to input pixels; identity: none
+
+    images: np.ndarray  # (n, 3, h, w) float32, normalised
+    targets: tuple[dict[str, np.ndarray], ...]  # boxes (k, 4) float32 xyxy in input pixels, labels (k,) int64
+    ids: tuple[int, ...]  # of the images in the COCO file
+    warps: np.ndarray  # (n, 3, 3) float64, from original to input pixels; identity: none
     original_sizes: tuple[transforms.Size, ...]  # height, width
 
 
@@ -76,13 +78,24 @@ class Loader:
     Validation: in the data set's order, only preprocessed, every image.
     """
 
-    def __init__(self, dataset: coco.Dataset, recipe: transforms.Recipe, size: transforms.Size, batch: int,
-                 seed: int = 0, workers: int = 2, train: bool = True, epochs: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: coco.Dataset,
+        recipe: transforms.Recipe,
+        size: transforms.Size,
+        batch: int,
+        seed: int = 0,
+        workers: int = 2,
+        train: bool = True,
+        epochs: int | None = None,
+    ) -> None:
         if batch < 1 or workers < 1:
             raise UserError(f"{dataset.path}: batch {batch} and workers {workers} must be at least 1")
         if train and len(dataset.images) < batch:
-            raise UserError(f"{dataset.path}: has {len(dataset.images)} images, fewer than one batch of {batch}; "
-                            "use a smaller batch or more images")
+            raise UserError(
+                f"{dataset.path}: has {len(dataset.images)} images, fewer than one batch of {batch}; "
+                "use a smaller batch or more images"
+            )
         self.dataset, self.recipe, self.size, self.batch = dataset, recipe, size, batch
         self.seed, self.workers, self.train, self.epochs = seed, workers, train, epochs
         self._pictures = Pictures(dataset, MEMORY if train else 0)
@@ -104,7 +117,7 @@ class Loader:
         try:
             pending: deque = deque()
             for number in range(skip, len(self)):
-                chosen = order[number * self.batch:(number + 1) * self.batch]
+                chosen = order[number * self.batch : (number + 1) * self.batch]
                 pending.append([pool.submit(self._sample, recipe, epoch, index) for index in chosen.tolist()])
                 if len(pending) > AHEAD:
                     yield _collate([future.result() for future in pending.popleft()])
@@ -136,8 +149,10 @@ class Loader:
 
 
 def _collate(samples: list[_Sample]) -> Batch:
-    return Batch(images=transforms.stack([sample.image for sample in samples]),
-                 targets=tuple(sample.target for sample in samples),
-                 ids=tuple(sample.id for sample in samples),
-                 warps=np.stack([sample.warp for sample in samples]),
-                 original_sizes=tuple(sample.original_size for sample in samples))
+    return Batch(
+        images=transforms.stack([sample.image for sample in samples]),
+        targets=tuple(sample.target for sample in samples),
+        ids=tuple(sample.id for sample in samples),
+        warps=np.stack([sample.warp for sample in samples]),
+        original_sizes=tuple(sample.original_size for sample in samples),
+    )

@@ -8,6 +8,7 @@ Every pixel is a pure function of (seed, split, index) and the size, and every b
 Boxes and areas are those of the *visible* part, as in COCO: what nearer objects, sticks or the border hide does not
 count. A pixel is an object's when the object covers at least half of it and nothing nearer does.
 """
+
 import json
 import zlib
 from collections.abc import Sequence
@@ -21,17 +22,17 @@ from lib.errors import UserError
 from lib.record import atomic
 
 DESCRIPTION = "built-in scenes"
-VERSION = 2      # of the drawing; raise it whenever a byte of the result changes
-SAMPLES = 4      # per pixel side
-HALF = SAMPLES ** 2 // 2  # samples that make a pixel an object's
-UNIT = 1000      # templates are drawn inside a circle of this radius
+VERSION = 2  # of the drawing; raise it whenever a byte of the result changes
+SAMPLES = 4  # per pixel side
+HALF = SAMPLES**2 // 2  # samples that make a pixel an object's
+UNIT = 1000  # templates are drawn inside a circle of this radius
 HUES = 6 * 256
 EMPTY_EVERY = 20  # one image in 20 has no object, but clutter
 SIDES = ((16, 16), (16, 12), (12, 16), (16, 14), (14, 16), (16, 10), (10, 16))  # width, height in sixteenths of `size`
 SIZES = (((6, 11), 1), ((12, 33), 4), ((34, 66), 5))  # diameters in per cent of `size`, and how often in ten
-MIN_RADIUS = 4      # pixels; below, a shape is no shape
-TRIES = 12          # places tried for an object
-SHOWN_INSIDE = 60   # per cent of an object that lie inside the image, at least
+MIN_RADIUS = 4  # pixels; below, a shape is no shape
+TRIES = 12  # places tried for an object
+SHOWN_INSIDE = 60  # per cent of an object that lie inside the image, at least
 SHOWN_AT_LAST = 50  # per cent of these that nearer objects leave visible, at least
 
 Point = tuple[int, int]
@@ -41,6 +42,7 @@ Polygon = tuple[Point, ...]
 @dataclass(frozen=True)
 class Layer:
     """Where `contours` cover a point an odd number of times and `cuts` do not, in one of the object's colours."""
+
     contours: tuple[Polygon, ...]
     cuts: tuple[Polygon, ...] = ()
     colour: int = 0  # 0: the object's own, 1: its second colour
@@ -57,28 +59,57 @@ def _square(x1: int, y1: int, x2: int, y2: int) -> Polygon:
     return (x1, y1), (x2, y1), (x2, y2), (x1, y2)
 
 
-STAR: Polygon = ((0, -1000), (259, -356), (951, -309), (418, 136), (588, 809), (0, 440), (-588, 809), (-418, 136),
-                 (-951, -309), (-259, -356))
-PLUS: Polygon = ((-310, -950), (310, -950), (310, -310), (950, -310), (950, 310), (310, 310), (310, 950), (-310, 950),
-                 (-310, 310), (-950, 310), (-950, -310), (-310, -310))
+STAR: Polygon = (
+    (0, -1000),
+    (259, -356),
+    (951, -309),
+    (418, 136),
+    (588, 809),
+    (0, 440),
+    (-588, 809),
+    (-418, 136),
+    (-951, -309),
+    (-259, -356),
+)
+PLUS: Polygon = (
+    (-310, -950),
+    (310, -950),
+    (310, -310),
+    (950, -310),
+    (950, 310),
+    (310, 310),
+    (310, 950),
+    (-310, 950),
+    (-310, 310),
+    (-950, 310),
+    (-950, -310),
+    (-310, -310),
+)
 ARROW: Polygon = ((1000, 0), (250, -720), (250, -290), (-950, -290), (-950, 290), (250, 290), (250, 720))
-PETALS: tuple[Polygon, ...] = tuple(_circle(310, x, y) for x, y in
-                                    ((690, 0), (345, 598), (-345, 598), (-690, 0), (-345, -598), (345, -598)))
+PETALS: tuple[Polygon, ...] = tuple(
+    _circle(310, x, y) for x, y in ((690, 0), (345, 598), (-345, 598), (-690, 0), (-345, -598), (345, -598))
+)
 
 # Class -> layers; the first one is the outline that boxes and areas follow.
 CLASSES: dict[str, tuple[Layer, ...]] = {
     "disc": (Layer((_circle(UNIT),)), Layer((_circle(280, -350, -350),), colour=1)),
     "ring": (Layer((_circle(UNIT),), (_circle(580),)),),
-    "square": (Layer((_square(-720, -720, 720, 720),)),
-               Layer((_square(-720, -720, 0, 0), _square(0, 0, 720, 720)), colour=1)),
-    "triangle": (Layer((((0, -1000), (866, 500), (-866, 500)),)),
-                 Layer((((0, -400), (346, 200), (-346, 200)),), colour=1)),
+    "square": (
+        Layer((_square(-720, -720, 720, 720),)),
+        Layer((_square(-720, -720, 0, 0), _square(0, 0, 720, 720)), colour=1),
+    ),
+    "triangle": (
+        Layer((((0, -1000), (866, 500), (-866, 500)),)),
+        Layer((((0, -400), (346, 200), (-346, 200)),), colour=1),
+    ),
     "star": (Layer((STAR,)),),
     "cross": (Layer((PLUS,)), Layer((_square(-310, -310, 310, 310),), colour=1)),
     "moon": (Layer((_circle(UNIT),), (_circle(820, 480, 0),)),),
     "arrow": (Layer((ARROW,)), Layer((_square(-950, -290, -650, 290), _square(-350, -290, -50, 290)), colour=1)),
-    "hourglass": (Layer((((-680, -730), (680, -730), (-680, 730), (680, 730)),)),
-                  Layer((_square(-680, -730, 680, -480), _square(-680, 480, 680, 730)), colour=1)),
+    "hourglass": (
+        Layer((((-680, -730), (680, -730), (-680, 730), (680, 730)),)),
+        Layer((_square(-680, -730, 680, -480), _square(-680, 480, 680, 730)), colour=1),
+    ),
     "flower": (Layer((*PETALS, _circle(350))), Layer((_circle(350),), colour=1)),
 }
 
@@ -86,6 +117,7 @@ CLASSES: dict[str, tuple[Layer, ...]] = {
 @dataclass(frozen=True, eq=False)
 class Scene:
     """One drawn image, (h, w, 3) uint8 BGR; boxes (k, 4) int64 x, y, width, height; areas in pixels."""
+
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
@@ -121,12 +153,23 @@ def generate(folder: str | Path, seed: int = 0, train: int = 160, val: int = 40,
     sizes out of range, or when the folder holds another data set.
     """
     if not (train >= 1 and val >= 1 and 64 <= size <= 2048 and seed >= 0):
-        raise UserError(f"{folder}: scenes need seed >= 0 (is {seed}), train and val >= 1 (are {train}, {val}) "
-                        f"and size 64 to 2048 (is {size}); change these")
+        raise UserError(
+            f"{folder}: scenes need seed >= 0 (is {seed}), train and val >= 1 (are {train}, {val}) "
+            f"and size 64 to 2048 (is {size}); change these"
+        )
     counts = {"train": train, "val": val}
     targets = {split: Path(folder) / f"{split}.json" for split in counts}
-    wanted = {split: {"description": DESCRIPTION, "version": VERSION, "seed": seed, "split": split,
-                      "count": count, "size": size} for split, count in counts.items()}
+    wanted = {
+        split: {
+            "description": DESCRIPTION,
+            "version": VERSION,
+            "seed": seed,
+            "split": split,
+            "count": count,
+            "size": size,
+        }
+        for split, count in counts.items()
+    }
     standing = {split: _standing(path) for split, path in targets.items()}
     for split, path in targets.items():
         if standing[split] is None or standing[split]["info"] != wanted[split] or not _intact(path, standing[split]):
@@ -143,7 +186,9 @@ def is_theirs(folder: str | Path) -> bool:
     if folder.is_file():
         return False
     annotations = [*folder.glob("*.json"), *folder.glob("annotations")]
-    return all(path.is_file() and DESCRIPTION in path.read_text(encoding="utf-8", errors="replace") for path in annotations)
+    return all(
+        path.is_file() and DESCRIPTION in path.read_text(encoding="utf-8", errors="replace") for path in annotations
+    )
 
 
 def draw(seed: int, split: str, index: int, size: int) -> Scene:
@@ -231,7 +276,9 @@ def _turn(dice: _Dice) -> tuple[int, int, int]:
 def _colours(dice: _Dice, label: int) -> tuple[np.ndarray, np.ndarray]:
     """Own and second colour, BGR; one object in twenty has any hue, the others one close to their class's."""
     apart = HUES // len(CLASSES)
-    hue = dice.roll(0, HUES - 1) if dice.roll(1, 20) == 1 else (label * apart + dice.roll(-apart // 5, apart // 5)) % HUES
+    hue = (
+        dice.roll(0, HUES - 1) if dice.roll(1, 20) == 1 else (label * apart + dice.roll(-apart // 5, apart // 5)) % HUES
+    )
     own = _paint(hue, dice.roll(180, 255), dice.roll(180, 255))
     second = own // 3 if dice.roll(0, 1) else 255 - (255 - own) // 4
     return own, second
@@ -284,8 +331,13 @@ def _raster(layer: Layer, at: Point, radius: int, turn: tuple[int, int, int]) ->
     def samples(contours: tuple[Polygon, ...]) -> np.ndarray:
         flips = np.zeros((side * SAMPLES, side * SAMPLES + 1), np.uint8)
         for contour in contours:
-            points = [(reach * grid + (x * c - y * s) * radius * grid // (UNIT * n),
-                       reach * grid + (x * s + y * c) * radius * grid // (UNIT * n)) for x, y in contour]
+            points = [
+                (
+                    reach * grid + (x * c - y * s) * radius * grid // (UNIT * n),
+                    reach * grid + (x * s + y * c) * radius * grid // (UNIT * n),
+                )
+                for x, y in contour
+            ]
             for start, stop in zip(points, points[1:] + points[:1]):
                 _flip(flips, *sorted((start, stop), key=lambda point: point[1]))
         return np.bitwise_xor.accumulate(flips, axis=1)[:, :-1]
@@ -312,17 +364,17 @@ def _flip(flips: np.ndarray, low: Point, high: Point) -> None:
 def _blend(canvas: np.ndarray, coverage: np.ndarray, x: int, y: int, colour: np.ndarray) -> None:
     window = _window(canvas, coverage, x, y)
     share = _inside(coverage, x, y, canvas)[..., None]
-    window[...] = (window * (SAMPLES ** 2 - share) + colour * share + HALF) // SAMPLES ** 2
+    window[...] = (window * (SAMPLES**2 - share) + colour * share + HALF) // SAMPLES**2
 
 
 def _window(plane: np.ndarray, coverage: np.ndarray, x: int, y: int) -> np.ndarray:
     """The view of `plane` under `coverage` laid with its corner at x, y."""
-    return plane[max(y, 0):max(y + len(coverage), 0), max(x, 0):max(x + len(coverage), 0)]
+    return plane[max(y, 0) : max(y + len(coverage), 0), max(x, 0) : max(x + len(coverage), 0)]
 
 
 def _inside(coverage: np.ndarray, x: int, y: int, plane: np.ndarray) -> np.ndarray:
     """The part of `coverage` that lies on `plane`."""
-    return coverage[max(-y, 0):max(plane.shape[0] - y, 0), max(-x, 0):max(plane.shape[1] - x, 0)]
+    return coverage[max(-y, 0) : max(plane.shape[0] - y, 0), max(-x, 0) : max(plane.shape[1] - x, 0)]
 
 
 def _solid(coverage: np.ndarray, x: int, y: int, plane: np.ndarray) -> np.ndarray:
@@ -338,11 +390,26 @@ def _draw_split(path: Path, info: dict) -> dict:
         name = f"{info['split']}/{index:06d}.png"
         content = _png(scene.image)
         _write(path.parent / "images" / name, content)
-        images.append({"id": index + 1, "file_name": name, "width": scene.image.shape[1],
-                       "height": scene.image.shape[0], "sha256": sha256(content).hexdigest()})
+        images.append(
+            {
+                "id": index + 1,
+                "file_name": name,
+                "width": scene.image.shape[1],
+                "height": scene.image.shape[0],
+                "sha256": sha256(content).hexdigest(),
+            }
+        )
         for box, label, area in zip(scene.boxes.tolist(), scene.labels.tolist(), scene.areas.tolist()):
-            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "category_id": label + 1,
-                                "bbox": box, "area": area, "iscrowd": 0})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
 
@@ -378,11 +445,17 @@ def _png(image: np.ndarray) -> bytes:
     rows = np.zeros((height, 1 + 3 * width), np.uint8)
     rows[:, 1:] = image[..., ::-1].reshape(height, -1)
     raw = rows.tobytes()
-    blocks = [raw[at:at + 65535] for at in range(0, len(raw), 65535)]
-    stored = b"".join(bytes([block is blocks[-1]]) + len(block).to_bytes(2, "little") +
-                      (len(block) ^ 0xFFFF).to_bytes(2, "little") + block for block in blocks)
+    blocks = [raw[at : at + 65535] for at in range(0, len(raw), 65535)]
+    stored = b"".join(
+        bytes([block is blocks[-1]])
+        + len(block).to_bytes(2, "little")
+        + (len(block) ^ 0xFFFF).to_bytes(2, "little")
+        + block
+        for block in blocks
+    )
     pixels = b"\x78\x01" + stored + zlib.adler32(raw).to_bytes(4, "big")
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-        for kind, body in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")))
+        for kind, body in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    )

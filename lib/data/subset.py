@@ -3,6 +3,7 @@
 What is chosen follows the order of SHA-256 digests of (seed, what, id): it depends neither on the order of entries in
 the file nor on any library's dice, and a larger subset of the same seed and classes contains the smaller one's images.
 """
+
 import json
 import os
 from collections.abc import Iterable
@@ -16,8 +17,16 @@ from lib.record import atomic
 KEPT = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")  # of an annotation; no outlines
 
 
-def write(source: str | Path, folder: str | Path, *, train: int = 800, val: int = 200, classes: int | None = None,
-          seed: int = 0, images_dir: str | Path | None = None) -> dict[str, Path]:
+def write(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    train: int = 800,
+    val: int = 200,
+    classes: int | None = None,
+    seed: int = 0,
+    images_dir: str | Path | None = None,
+) -> dict[str, Path]:
     """Write train.json and val.json of `train` and `val` images out of the COCO file `source`; returns their paths.
 
     `classes` of the file's categories are chosen (None: all), numbered 1, 2, … in the order of their ids. Only images
@@ -27,18 +36,24 @@ def write(source: str | Path, folder: str | Path, *, train: int = 800, val: int 
     """
     dataset = coco.load(source, images_dir)
     if train < 1 or val < 1 or seed < 0:
-        raise UserError(f"subset: train {train} and val {val} must be at least 1 and seed {seed} at least 0; change them")
+        raise UserError(
+            f"subset: train {train} and val {val} must be at least 1 and seed {seed} at least 0; change them"
+        )
     chosen = _classes(dataset, classes, seed)
     labels = {dataset.category_ids.index(category) for category in chosen}
     candidates = [entry.id for entry in dataset.images if labels & set(entry.labels.tolist())]
     if len(candidates) < train + val:
-        raise UserError(f"{dataset.path}: {len(candidates)} images have boxes of the {len(chosen)} chosen classes, fewer "
-                        f"than {train} + {val}; ask for fewer images or more classes")
+        raise UserError(
+            f"{dataset.path}: {len(candidates)} images have boxes of the {len(chosen)} chosen classes, fewer "
+            f"than {train} + {val}; ask for fewer images or more classes"
+        )
     ids = _drawn(candidates, "image", seed)
-    splits = {"val": ids[:val], "train": ids[val:val + train]}
+    splits = {"val": ids[:val], "train": ids[val : val + train]}
     document = json.loads(dataset.path.read_bytes())
-    contents = {split: _document(document, sorted(members), chosen, f"{split} split, seed {seed}, of {dataset.path.name}")
-                for split, members in splits.items()}
+    contents = {
+        split: _document(document, sorted(members), chosen, f"{split} split, seed {seed}, of {dataset.path.name}")
+        for split, members in splits.items()
+    }
     folder = Path(folder)
     _refuse_another(folder, contents)
     _link(folder / "images", _images_folder(dataset, document))
@@ -55,10 +70,12 @@ def source_file(data: str | Path) -> Path:
         return folder
     for pattern in ("train.json", "annotations/instances_train*.json", "annotations/instances_*.json", "*.json"):
         found = sorted(folder.glob(pattern))
-        if len(found) == 1 or found and "train" in pattern:
+        if len(found) == 1 or (found and "train" in pattern):
             return found[-1]
-    raise UserError(f"{data}: neither a COCO JSON file nor a folder with train.json, annotations/instances_*.json or one JSON "
-                    "file; give the file to choose from, after python -m lib data convert --to coco where it is VOC or YOLO")
+    raise UserError(
+        f"{data}: neither a COCO JSON file nor a folder with train.json, annotations/instances_*.json or one JSON "
+        "file; give the file to choose from, after python -m lib data convert --to coco where it is VOC or YOLO"
+    )
 
 
 def _drawn(ids: Iterable[int], what: str, seed: int) -> list[int]:
@@ -82,14 +99,21 @@ def _document(source: dict, images: list[int], categories: list[int], descriptio
     entries = {entry["id"]: entry for entry in source["images"]}
     names = {entry["id"]: entry["name"] for entry in source["categories"]}
     wanted = set(images)
-    annotations = [{key: entry[key] for key in KEPT if key in entry} | {"category_id": number[entry["category_id"]]}
-                   for entry in source["annotations"] if entry["image_id"] in wanted and entry["category_id"] in number]
-    return json.dumps({
-        "info": {"description": description},
-        "images": [{key: entries[image][key] for key in ("id", "file_name", "width", "height")} for image in images],
-        "annotations": sorted(annotations, key=lambda entry: entry["id"]),
-        "categories": [{"id": number[category], "name": names[category]} for category in categories],
-    })
+    annotations = [
+        {key: entry[key] for key in KEPT if key in entry} | {"category_id": number[entry["category_id"]]}
+        for entry in source["annotations"]
+        if entry["image_id"] in wanted and entry["category_id"] in number
+    ]
+    return json.dumps(
+        {
+            "info": {"description": description},
+            "images": [
+                {key: entries[image][key] for key in ("id", "file_name", "width", "height")} for image in images
+            ],
+            "annotations": sorted(annotations, key=lambda entry: entry["id"]),
+            "categories": [{"id": number[category], "name": names[category]} for category in categories],
+        }
+    )
 
 
 def _images_folder(dataset: coco.Dataset, document: dict) -> Path:

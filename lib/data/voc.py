@@ -14,6 +14,7 @@ Real files are untidy; the rules:
 * With ImageSets/Main its train, val and test are the set; trainval is its train where neither train nor val is there.
 XML is parsed by expat without any document type declaration: no entity is ever expanded, no other file opened.
 """
+
 import math
 import os
 import re
@@ -37,7 +38,9 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 def is_voc(folder: Path) -> bool:
     """Whether `folder` looks like one."""
-    return (folder / "Annotations").is_dir() or any(folder.glob("*.xml")) or any(folder.glob("VOCdevkit/VOC*/Annotations"))
+    return (
+        (folder / "Annotations").is_dir() or any(folder.glob("*.xml")) or any(folder.glob("VOCdevkit/VOC*/Annotations"))
+    )
 
 
 def read(folder: Path, images_dir: Path | None = None) -> Collection:
@@ -49,7 +52,7 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
     others: Counter[str] = Counter()
     pictures: dict[str, Picture] = {}
     for path in sorted(path for path in documents.rglob("*") if path.suffix.lower() == ".xml"):
-        own = path.relative_to(documents).as_posix()[:-len(".xml")]
+        own = path.relative_to(documents).as_posix()[: -len(".xml")]
         try:
             pictures[own] = _picture(path, own, pool, faults, others)
         except UserError as error:
@@ -132,7 +135,9 @@ class _Pool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in images.SUFFIXES and file.is_file())
+        found = (
+            file for file in sorted(folder.rglob("*")) if file.suffix.lower() in images.SUFFIXES and file.is_file()
+        )
         self.unclaimed = {file.relative_to(folder).as_posix(): file for file in found}
         self.names: dict[str, list[str]] = {}
         for name in self.unclaimed:
@@ -187,12 +192,19 @@ def _image_name(path: Path, own: str, filename: str, pool: _Pool, faults: list[F
     if chosen is None and len(by_filename) == 1:
         chosen = by_filename[0]
     if chosen is None:
-        raise UserError(f"{path}: has no image {own}.* in {pool.folder}" + (f" and none named {stated}" if stated else "")
-                        + "; restore the image or remove the XML")
+        raise UserError(
+            f"{path}: has no image {own}.* in {pool.folder}"
+            + (f" and none named {stated}" if stated else "")
+            + "; restore the image or remove the XML"
+        )
     if stated and stated not in (PurePosixPath(chosen).name, PurePosixPath(chosen).stem):
-        faults.append(Fault(f"{path}: says filename {stated!r}, its own name fits {chosen}, which is used; correct it", False))
+        faults.append(
+            Fault(f"{path}: says filename {stated!r}, its own name fits {chosen}, which is used; correct it", False)
+        )
     elif not fitting:
-        faults.append(Fault(f"{path}: its own name fits no image, {chosen} by its filename is used; rename the XML", False))
+        faults.append(
+            Fault(f"{path}: its own name fits no image, {chosen} by its filename is used; rename the XML", False)
+        )
     return chosen
 
 
@@ -202,8 +214,14 @@ def _one_an_image(pictures: dict[str, Picture], faults: list[Fault]) -> dict[str
     for own, picture in pictures.items():
         if owner.setdefault(picture.name, own) != own and own == stem(picture.name):
             owner[picture.name] = own
-    faults += [Fault(f"{picture.source}: annotates {picture.name}, as {pictures[owner[picture.name]].source.name} does; correct "
-                     "its filename or remove it") for own, picture in pictures.items() if owner[picture.name] != own]
+    faults += [
+        Fault(
+            f"{picture.source}: annotates {picture.name}, as {pictures[owner[picture.name]].source.name} does; correct "
+            "its filename or remove it"
+        )
+        for own, picture in pictures.items()
+        if owner[picture.name] != own
+    ]
     return {own: picture for own, picture in pictures.items() if owner[picture.name] == own}
 
 
@@ -218,17 +236,34 @@ def _annotation(path: Path, number: int, entry: ElementTree.Element, faults: lis
         raise UserError(f"{path}: {where} ({name}) has bndbox {texts}; give four finite numbers xmin, ymin, xmax, ymax")
     xmin, ymin, xmax, ymax = values
     if xmax < xmin or ymax < ymin:
-        raise UserError(f"{path}: {where} ({name}) has bndbox {texts} of zero or negative size; swap its corners or remove it")
+        raise UserError(
+            f"{path}: {where} ({name}) has bndbox {texts} of zero or negative size; swap its corners or remove it"
+        )
     if xmax == xmin or ymax == ymin:
-        faults.append(Fault(f"{path}: {where} ({name}) has bndbox {texts}, by VOC's rule one pixel wide or high; correct or "
-                            "remove it if it is meant to be empty", False))
+        faults.append(
+            Fault(
+                f"{path}: {where} ({name}) has bndbox {texts}, by VOC's rule one pixel wide or high; correct or "
+                "remove it if it is meant to be empty",
+                False,
+            )
+        )
     if min(xmin, ymin) < 1:
-        faults.append(Fault(f"{path}: {where} ({name}) has bndbox {texts}, but VOC's first pixel is 1; if the tool counts from "
-                            "0, add 1 to xmin and ymin", False))
+        faults.append(
+            Fault(
+                f"{path}: {where} ({name}) has bndbox {texts}, but VOC's first pixel is 1; if the tool counts from "
+                "0, add 1 to xmin and ymin",
+                False,
+            )
+        )
     flags = {flag: _flag(path, where, flag, _text(entry, flag), faults) for flag in FLAGS}
     pose = _text(entry, "pose")
-    return Annotation(name, (tidy(xmin - 1), tidy(ymin - 1), xmax, ymax), where=where, **flags,
-                      pose="" if pose == UNSPECIFIED else pose)
+    return Annotation(
+        name,
+        (tidy(xmin - 1), tidy(ymin - 1), xmax, ymax),
+        where=where,
+        **flags,
+        pose="" if pose == UNSPECIFIED else pose,
+    )
 
 
 def _flag(path: Path, where: str, flag: str, text: str, faults: list[Fault]) -> bool:
@@ -247,16 +282,19 @@ def _size(path: Path, root: ElementTree.Element, faults: list[Fault]) -> tuple[i
     return int(width), int(height)
 
 
-def _splits(root: Path, pictures: dict[str, Picture], pool: _Pool, faults: list[Fault],
-            others: Counter[str]) -> dict[str, tuple[Picture, ...]]:
+def _splits(
+    root: Path, pictures: dict[str, Picture], pool: _Pool, faults: list[Fault], others: Counter[str]
+) -> dict[str, tuple[Picture, ...]]:
     lists = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test")}
     lists = {name: path for name, path in lists.items() if path.is_file()}
     whole = root / "ImageSets" / "Main" / "trainval.txt"
     if whole.is_file() and not lists.keys() & {"train", "val"}:
         lists["train"] = whole
     if not lists:
-        faults += [Fault(f"{file}: has no XML; write one (without objects if there are none) or remove the image")
-                   for file in pool.unclaimed.values()]
+        faults += [
+            Fault(f"{file}: has no XML; write one (without objects if there are none) or remove the image")
+            for file in pool.unclaimed.values()
+        ]
         return {"": tuple(pictures.values())}
     splits, used = {}, set()
     for split, path in lists.items():
@@ -280,12 +318,16 @@ def _names(path: Path, pictures: dict[str, Picture], pool: _Pool, faults: list[F
             found[name] = None
         elif name:
             remedy = "write its XML" if pool.of(name) else "restore its XML and image"
-            faults.append(Fault(f"{path}: line {number} lists {name!r}, which has no sound XML; {remedy} or remove the line"))
+            faults.append(
+                Fault(f"{path}: line {number} lists {name!r}, which has no sound XML; {remedy} or remove the line")
+            )
     return list(found)
 
 
 def _classes(root: Path, splits: dict[str, tuple[Picture, ...]], faults: list[Fault]) -> tuple[str, ...]:
-    names = sorted({annotation.name for chosen in splits.values() for picture in chosen for annotation in picture.annotations})
+    names = sorted(
+        {annotation.name for chosen in splits.values() for picture in chosen for annotation in picture.annotations}
+    )
     if (root / "classes.txt").is_file():
         names = [line.strip() for line in text_lines(root / "classes.txt") if line.strip()]
     faults += annotated.class_faults(root, tuple(dict.fromkeys(names)))
@@ -295,8 +337,13 @@ def _classes(root: Path, splits: dict[str, tuple[Picture, ...]], faults: list[Fa
 def _listed(picture: Picture, classes: tuple[str, ...], faults: list[Fault]) -> Picture:
     """Without the objects whose class is not in classes.txt."""
     strangers = [annotation for annotation in picture.annotations if annotation.name not in classes]
-    faults += [Fault(f"{picture.source}: {annotation.where} is of class {annotation.name!r}, which classes.txt does not list; "
-                     "add it there or correct the name") for annotation in strangers]
+    faults += [
+        Fault(
+            f"{picture.source}: {annotation.where} is of class {annotation.name!r}, which classes.txt does not list; "
+            "add it there or correct the name"
+        )
+        for annotation in strangers
+    ]
     return replace(picture, annotations=tuple(entry for entry in picture.annotations if entry.name in classes))
 
 

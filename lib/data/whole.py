@@ -1,4 +1,5 @@
 """Folders that appear whole or not at all."""
+
 import errno
 import os
 import shutil
@@ -25,10 +26,21 @@ def folder(target: Path) -> Iterator[Path]:
         yield temporary
         os.rename(temporary, target)  # over an empty folder too
     except OSError as error:
-        inside = str(error.filename or "").startswith(str(temporary)) or str(error.filename2 or "").startswith(str(temporary))
+        inside = str(error.filename or "").startswith(str(temporary)) or str(error.filename2 or "").startswith(
+            str(temporary)
+        )
         if error.errno in FULL:
-            raise UserError(f"{target}: can't be written ({error.strerror}); free some disk space and run again") from error
-        if inside and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            raise UserError(
+                f"{target}: can't be written ({error.strerror}); free some disk space and run again"
+            ) from error
+        if inside and error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.ENAMETOOLONG,
+        ):
             raise UserError(f"{target}: can't be written ({error.strerror}); choose another folder") from error
         raise
     finally:

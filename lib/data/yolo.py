@@ -9,6 +9,7 @@ both they must agree. Numbers are written with all the digits of a float64, so p
   images/train, images/val and images/test are the splits.
 * An image without a text file has no objects, by the format's own rule; it is reported all the same.
 """
+
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,11 @@ LARGEST = 2.0  # sides: a box may stick out of its image, pixels are larger
 def is_yolo(folder: Path) -> bool:
     """Whether `folder` looks like one."""
     marks = ("data.yaml", "labels", "obj.names")
-    return any((folder / name).exists() for name in marks) or (folder / "classes.txt").is_file() and not any(
-        (folder / name).is_dir() for name in ("Annotations", "annotations")) and not any(folder.glob("*.xml"))
+    return any((folder / name).exists() for name in marks) or (
+        (folder / "classes.txt").is_file()
+        and not any((folder / name).is_dir() for name in ("Annotations", "annotations"))
+        and not any(folder.glob("*.xml"))
+    )
 
 
 def read(folder: Path, images_dir: Path | None = None) -> Collection:
@@ -50,8 +54,11 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
             pictures.append(Picture(file.relative_to(base).as_posix(), file, text, None, annotations, relative=True))
         splits[split] = tuple(pictures)
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
-    faults += [Fault(f"{text}: annotates no image of the data set; restore the image or remove the file")
-               for text in sorted(labels.rglob("*.txt")) if text not in read_files and (labels != folder or _is_label(text))]
+    faults += [
+        Fault(f"{text}: annotates no image of the data set; restore the image or remove the file")
+        for text in sorted(labels.rglob("*.txt"))
+        if text not in read_files and (labels != folder or _is_label(text))
+    ]
     return Collection(folder, "yolo", classes, splits, tuple(faults))
 
 
@@ -72,7 +79,10 @@ def line(annotation: Annotation, classes: tuple[str, ...], size: tuple[int, int]
     """The line of one annotation in pixels of an image of `size` (width, height)."""
     (width, height), (x1, y1, x2, y2) = size, annotation.box
     parts = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-    return " ".join([str(classes.index(annotation.name)), *(np.format_float_positional(part, trim="-") for part in parts)]) + "\n"
+    return (
+        " ".join([str(classes.index(annotation.name)), *(np.format_float_positional(part, trim="-") for part in parts)])
+        + "\n"
+    )
 
 
 def _settings(folder: Path) -> dict:
@@ -92,9 +102,12 @@ def _classes(folder: Path, settings: dict) -> tuple[str, ...]:
     names = settings.get("names")
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
-    if names is not None and not (isinstance(names, list) and names and all(type(name) in (str, int) for name in names)):
-        raise UserError(f"{folder / 'data.yaml'}: names is no list or table 0..n-1 of names; correct it, names like yes "
-                        "in quotes")
+    if names is not None and not (
+        isinstance(names, list) and names and all(type(name) in (str, int) for name in names)
+    ):
+        raise UserError(
+            f"{folder / 'data.yaml'}: names is no list or table 0..n-1 of names; correct it, names like yes in quotes"
+        )
     names = names and [str(name) for name in names]
     path = next((folder / name for name in LISTS if (folder / name).is_file()), None)
     listed = [line.strip() for line in text_lines(path)] if path else []
@@ -111,7 +124,9 @@ def _classes(folder: Path, settings: dict) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _splits(folder: Path, settings: dict, images_dir: Path | None, faults: list[Fault]) -> dict[str, tuple[Path, list[Path]]]:
+def _splits(
+    folder: Path, settings: dict, images_dir: Path | None, faults: list[Fault]
+) -> dict[str, tuple[Path, list[Path]]]:
     """split -> (folder that names are relative to, image files)."""
     pool = images_dir or (folder / "images" if (folder / "images").is_dir() else folder)
     stated = {split: settings[split] for split in SPLITS if settings.get(split)} if images_dir is None else {}
@@ -136,7 +151,11 @@ def _place(folder: Path, settings: dict, split: str, place: object) -> Path:
         raise UserError(f"{folder / 'data.yaml'}: {split} is no text; give one folder inside the data set")
     base = settings.get("path")
     inner = [part for part in place.split("/") if part != ".."]
-    for candidate in (folder / (base if isinstance(base, str) else ".") / place, folder / place, folder.joinpath(*inner)):
+    for candidate in (
+        folder / (base if isinstance(base, str) else ".") / place,
+        folder / place,
+        folder.joinpath(*inner),
+    ):
         found = candidate.resolve()
         if found.exists() and found.is_relative_to(folder.resolve()):
             return folder / found.relative_to(folder.resolve())
@@ -155,7 +174,9 @@ def _listed(path: Path, folder: Path, faults: list[Fault]) -> list[Path]:
         if not entry.strip():
             continue
         if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            faults.append(Fault(f"{path}: line {number} lists {entry.strip()!r}, no file inside {folder}; correct or remove it"))
+            faults.append(
+                Fault(f"{path}: line {number} lists {entry.strip()!r}, no file inside {folder}; correct or remove it")
+            )
         else:
             found[folder / file.relative_to(folder.resolve())] = None
     return list(found)
@@ -166,7 +187,7 @@ def _text_file(file: Path, folder: Path, base: Path) -> Path:
     parts = file.relative_to(folder).parts if file.is_relative_to(folder) else ()
     for at in reversed([at for at, part in enumerate(parts) if part == "images"]):
         if folder.joinpath(*parts[:at], "labels").is_dir():
-            return folder.joinpath(*parts[:at], "labels", *parts[at + 1:]).with_suffix(".txt")
+            return folder.joinpath(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
     if (folder / "labels").is_dir() and not file.with_suffix(".txt").is_file():
         return (folder / "labels" / file.relative_to(base)).with_suffix(".txt")
     return file.with_suffix(".txt")
@@ -174,12 +195,16 @@ def _text_file(file: Path, folder: Path, base: Path) -> Path:
 
 def _is_label(text: Path) -> bool:
     """Not a class list nor a list of images, where text files lie beside the images."""
-    return text.name not in (*LISTS, *(f"{split}.txt" for split in SPLITS)) and not text.name.lower().startswith("readme")
+    return text.name not in (*LISTS, *(f"{split}.txt" for split in SPLITS)) and not text.name.lower().startswith(
+        "readme"
+    )
 
 
 def _annotations(text: Path, classes: tuple[str, ...], faults: list[Fault]) -> tuple[Annotation, ...]:
     if not text.is_file():
-        faults.append(Fault(f"{text}: is not there, so its image has no objects; write an empty file if that is meant", False))
+        faults.append(
+            Fault(f"{text}: is not there, so its image has no objects; write an empty file if that is meant", False)
+        )
         return ()
     try:
         lines = text_lines(text)

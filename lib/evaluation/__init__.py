@@ -42,8 +42,14 @@ def published_form(
     rows = []
     for image_id, found in zip(image_ids, detections, strict=True):
         for x1, y1, x2, y2, score, label in np.asarray(found, np.float64).tolist():
-            rows.append({"image_id": image_id, "category_id": category_ids[int(label)],
-                         "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score})
+            rows.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_ids[int(label)],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
+            )
     return rows
 
 
@@ -53,7 +59,9 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     Annotations without `area` count with their box's, without `iscrowd` as no crowd. UserError for a detection of an
     image or category that the ground truth does not have, or with numbers that are not finite.
     """
-    truth = _complete(ground_truth, "the ground truth") if isinstance(ground_truth, Mapping) else read_truth(ground_truth)
+    truth = (
+        _complete(ground_truth, "the ground truth") if isinstance(ground_truth, Mapping) else read_truth(ground_truth)
+    )
     where = "the ground truth" if isinstance(ground_truth, Mapping) else ground_truth
     _check(truth, detections, where)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every phase
@@ -92,8 +100,10 @@ def _complete(truth: Any, where: Any) -> Mapping[str, Any]:
 
 
 def _check(truth: Mapping, detections: Sequence[Mapping], where: Any) -> None:
-    known = {"image_id": {image["id"] for image in truth["images"]},
-             "category_id": {category["id"] for category in truth["categories"]}}
+    known = {
+        "image_id": {image["id"] for image in truth["images"]},
+        "category_id": {category["id"] for category in truth["categories"]},
+    }
     for index, found in enumerate(detections):
         for key, ids in known.items():
             if found[key] not in ids:

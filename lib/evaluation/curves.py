@@ -1,4 +1,5 @@
 """Precision over recall as pycocotools computes it, and the score threshold at which a detector works best."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,12 @@ from lib.evaluation.table import Matching, Table
 @dataclass(frozen=True, eq=False)
 class Curves:
     """pycocotools' arrays for all areas and 100 detections; −1 where a class has nothing to find."""
+
     classes: tuple[str, ...]
-    iou: np.ndarray        # (10,) .50 … .95
-    recall: np.ndarray     # (101,) 0 … 1
+    iou: np.ndarray  # (10,) .50 … .95
+    recall: np.ndarray  # (101,) 0 … 1
     precision: np.ndarray  # (10, 101, classes) at that recall or beyond
-    score: np.ndarray      # (10, 101, classes) at which that recall is reached
+    score: np.ndarray  # (10, 101, classes) at which that recall is reached
 
     def at(self, iou: float) -> np.ndarray:
         """(101, classes) precision at one of the ten IoUs. ValueError for another."""
@@ -33,6 +35,7 @@ class Curves:
 @dataclass(frozen=True)
 class Best:
     """A detector at the score threshold of its highest F1: detections with at least that score count."""
+
     threshold: float  # NaN where nothing was found or there is nothing to find
     precision: float
     recall: float
@@ -82,4 +85,6 @@ def _best(score: np.ndarray, correct: np.ndarray, total: int) -> Best:
         return Best(float("nan"), 0.0, 0.0, 0.0, 0, 0, total)
     best = int(np.argmax(f1))
     right, number = int(hits[best]), int(cuts[best]) + 1
-    return Best(float(score[cuts[best]]), right / number, right / total, float(f1[best]), right, number - right, total - right)
+    return Best(
+        float(score[cuts[best]]), right / number, right / total, float(f1[best]), right, number - right, total - right
+    )

@@ -11,6 +11,7 @@ A box that nothing found is missed, unless a localisation or class mistake lies 
 that IoU would gain if its mistakes alone were mended: the best localisation or class mistake on an unfound box becomes
 a find, the others of its kind and the other kinds' detections go, missed boxes no longer count.
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ SIZES = {"small": 32**2, "medium": 96**2, "large": np.inf}  # areas up to which,
 @dataclass(frozen=True, eq=False)
 class Confusion:
     """How often a box of a class (row) was found as a class (column); the last row and column are the background."""
+
     classes: tuple[str, ...]
     counts: np.ndarray  # (classes + 1, classes + 1) int64
     iou: float
@@ -45,9 +47,10 @@ class Confusion:
 @dataclass(frozen=True, eq=False)
 class Errors:
     """Mistakes by kind. `counts` are of detections from `threshold` on, and of boxes missed by all of those."""
+
     counts: dict[str, dict[str, int]]  # kind -> size of the box (of the detection for background) -> number
-    cost: dict[str, float]             # kind -> what AP at `iou` would gain without it, over all scores
-    ap: float                          # at `iou`
+    cost: dict[str, float]  # kind -> what AP at `iou` would gain without it, over all scores
+    ap: float  # at `iou`
     iou: float
     threshold: float
 
@@ -79,8 +82,10 @@ def errors(held: Table, pairs: Pairs, matching: Matching, threshold: float, iou:
     """Kinds of mistakes; `pairs` from IoU BACKGROUND on, `matching` at `iou`."""
     kind, target = _kinds(held, pairs, matching, iou)
     shown = held.found.score >= threshold
-    counts = {name: _by_size(_area(held, target, np.flatnonzero((kind == index) & shown)))
-              for index, name in enumerate(KINDS[:-1], LOCALISATION)}
+    counts = {
+        name: _by_size(_area(held, target, np.flatnonzero((kind == index) & shown)))
+        for index, name in enumerate(KINDS[:-1], LOCALISATION)
+    }
     counts["missed"] = _by_size(held.truth.area[_missed(held, kind, target, shown)])
     ap = _ap(held, matching.counts, kind == CORRECT, held.found.label)
     fixed = {name: _mended(held, matching, kind, target, index) for index, name in enumerate(KINDS[:-1], LOCALISATION)}
@@ -96,8 +101,14 @@ def _kinds(held: Table, pairs: Pairs, matching: Matching, iou: float) -> tuple[n
     same = truth.label[pairs.truth] == found.label[pairs.found]
     own, own_iou = _closest(pairs, regular & same, len(found.score))
     other, other_iou = _closest(pairs, regular & ~same, len(found.score))
-    conditions = [matching.partner >= 0, ~matching.counts, (own_iou > BACKGROUND) & (own_iou < iou), other_iou >= iou,
-                  own_iou >= iou, np.maximum(own_iou, other_iou) <= BACKGROUND]
+    conditions = [
+        matching.partner >= 0,
+        ~matching.counts,
+        (own_iou > BACKGROUND) & (own_iou < iou),
+        other_iou >= iou,
+        own_iou >= iou,
+        np.maximum(own_iou, other_iou) <= BACKGROUND,
+    ]
     kind = np.select(conditions, [CORRECT, IGNORED, LOCALISATION, CLASS, DUPLICATE, BACKGROUND_KIND], BOTH)
     about = [matching.partner, own, own, other, own, np.full_like(own, -1)]
     return kind, np.select(conditions, about, other)
@@ -136,13 +147,17 @@ def _mended(held: Table, matching: Matching, kind: np.ndarray, target: np.ndarra
     return _ap(held, counts, correct, label)
 
 
-def _ap(held: Table, counts: np.ndarray, correct: np.ndarray, label: np.ndarray, without: np.ndarray | None = None) -> float:
+def _ap(
+    held: Table, counts: np.ndarray, correct: np.ndarray, label: np.ndarray, without: np.ndarray | None = None
+) -> float:
     """COCO's AP at one IoU over the classes that have boxes, −1 if none has; boxes `without` are left out."""
     counted = ~held.truth.ignored if without is None else ~held.truth.ignored & ~without
     everything = np.bincount(held.truth.label[~held.truth.ignored], minlength=len(held.classes))
     total = np.bincount(held.truth.label[counted], minlength=len(held.classes))
-    values = [average_precision(correct[counts & (label == index)], int(total[index])) if total[index] else 0.0
-              for index in np.flatnonzero(everything)]  # a class all of whose boxes are missed had 0 and keeps it
+    values = [
+        average_precision(correct[counts & (label == index)], int(total[index])) if total[index] else 0.0
+        for index in np.flatnonzero(everything)
+    ]  # a class all of whose boxes are missed had 0 and keeps it
     return float(np.mean(values)) if values else -1.0
 
 
@@ -161,5 +176,7 @@ def _by_size(area: np.ndarray) -> dict[str, int]:
 
 def rows(found: Errors) -> list[Mapping[str, object]]:
     """One row per kind: number in all and by size, cost in AP."""
-    return [{"kind": kind, "number": sum(sizes.values()), **sizes, "AP lost": found.cost[kind]}
-            for kind, sizes in found.counts.items()]
+    return [
+        {"kind": kind, "number": sum(sizes.values()), **sizes, "AP lost": found.cost[kind]}
+        for kind, sizes in found.counts.items()
+    ]

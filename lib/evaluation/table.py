@@ -1,51 +1,57 @@
 """Ground truth and detections as arrays, their overlaps, and who finds whom. Everything here is vectorised."""
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 BLOCK = 1_000_000  # pairs looked at together: bounds the memory, not the result
-PER_CLASS = 100    # detections of a class that count in an image, as in COCO's evaluation
+PER_CLASS = 100  # detections of a class that count in an image, as in COCO's evaluation
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
     """The annotated boxes, image by image."""
-    image: np.ndarray    # (n,) rank of the image's id
-    label: np.ndarray    # (n,) rank of the category's id
-    box: np.ndarray      # (n, 4) float64 x1, y1, x2, y2
-    area: np.ndarray     # (n,) as annotated, which for COCO is the mask's
-    crowd: np.ndarray    # (n,) bool: overlap is the share of the detection that lies inside
+
+    image: np.ndarray  # (n,) rank of the image's id
+    label: np.ndarray  # (n,) rank of the category's id
+    box: np.ndarray  # (n, 4) float64 x1, y1, x2, y2
+    area: np.ndarray  # (n,) as annotated, which for COCO is the mask's
+    crowd: np.ndarray  # (n,) bool: overlap is the share of the detection that lies inside
     ignored: np.ndarray  # (n,) bool: crowd, `ignore` or `difficult`; neither finding nor missing it counts
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
     """The detections, best score first; equal scores in the order of image ids, then as given."""
+
     image: np.ndarray  # (m,) rank of the image's id
     label: np.ndarray  # (m,)
-    box: np.ndarray    # (m, 4) float64 x1, y1, x2, y2
+    box: np.ndarray  # (m, 4) float64 x1, y1, x2, y2
     score: np.ndarray  # (m,)
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Detections and annotated boxes of the same image that overlap."""
+
     found: np.ndarray  # (p,) index into Found
     truth: np.ndarray  # (p,) index into Truth
-    iou: np.ndarray    # (p,)
+    iou: np.ndarray  # (p,)
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
     """Who finds whom at one IoU: best score first, each takes the box of its class that it overlaps most."""
+
     partner: np.ndarray  # (m,) index into Truth, −1 for none
-    counts: np.ndarray   # (m,) bool: False for a detection that lies on an ignored box and found no other
+    counts: np.ndarray  # (m,) bool: False for a detection that lies on an ignored box and found no other
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
     """A ground truth and detections of it."""
+
     classes: tuple[str, ...]  # by label
     truth: Truth
     found: Found
@@ -60,8 +66,9 @@ def table(truth: Mapping, detections: Sequence[Mapping], per_class: int | None =
     label_of = {category["id"]: rank for rank, category in enumerate(categories)}
     rank_of = {id_: rank for rank, id_ in enumerate(sorted(image["id"] for image in truth["images"]))}
     classes = tuple(category["name"] for category in categories)
-    return Table(classes, _truth(truth["annotations"], rank_of, label_of),
-                 _found(detections, rank_of, label_of, per_class))
+    return Table(
+        classes, _truth(truth["annotations"], rank_of, label_of), _found(detections, rank_of, label_of, per_class)
+    )
 
 
 def overlaps(held: Table, least: float) -> Pairs:
@@ -107,8 +114,14 @@ def _truth(annotations: Sequence[Mapping], rank_of: Mapping, label_of: Mapping) 
     crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool)
     aside = [bool(annotation.get("ignore") or annotation.get("difficult")) for annotation in annotations]
     area = [annotation.get("area", own) for annotation, own in zip(annotations, sides.prod(1).tolist())]
-    return Truth(_ranks(annotations, "image_id", rank_of), _ranks(annotations, "category_id", label_of), box,
-                 np.array(area, np.float64), crowd, crowd | np.array(aside, bool))
+    return Truth(
+        _ranks(annotations, "image_id", rank_of),
+        _ranks(annotations, "category_id", label_of),
+        box,
+        np.array(area, np.float64),
+        crowd,
+        crowd | np.array(aside, bool),
+    )
 
 
 def _found(detections: Sequence[Mapping], rank_of: Mapping, label_of: Mapping, per_class: int | None) -> Found:

@@ -7,6 +7,7 @@ IoU, 0.5; and every detection takes part.
 Boxes are those of the COCO file. Where VOC's inclusive corners became widths of whole pixels (x2 − x1 + 1), IoUs are
 the kit's. Deliberate difference: the 11 recalls are compared as fractions, not as rounded decimals.
 """
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from lib.evaluation.table import Pairs, Table, overlaps, table
 @dataclass(frozen=True)
 class Voc:
     """Average precision by class in 0..1, −1 where there is nothing to find; `mean_*` over the other classes."""
+
     voc2007: dict[str, float]
     voc2012: dict[str, float]
 
@@ -37,8 +39,10 @@ def evaluate(truth: Mapping, detections: Sequence[Mapping], iou: float = 0.5) ->
     correct, counts = _judge(held, overlaps(held, iou))
     totals = np.bincount(held.truth.label[~held.truth.ignored], minlength=len(held.classes)).tolist()
     rows = [correct[counts & (held.found.label == label)] for label in range(len(held.classes))]
-    return Voc({name: eleven_points(row, total) for name, row, total in zip(held.classes, rows, totals)},
-               {name: area(row, total) for name, row, total in zip(held.classes, rows, totals)})
+    return Voc(
+        {name: eleven_points(row, total) for name, row, total in zip(held.classes, rows, totals)},
+        {name: area(row, total) for name, row, total in zip(held.classes, rows, totals)},
+    )
 
 
 def eleven_points(correct: np.ndarray, total: int) -> float:

@@ -2,13 +2,14 @@
 
 Each family's module has build(name, num_classes), named(outputs) and a criterion with decisions(…).
 """
+
 from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
 
 from lib import models
-from lib.margins import Margins
+from lib.alignment.margins import Margins
 
 from . import gold_yolo, gold_yolo_distillation, nanodet_plus, rt_detr
 

@@ -13,42 +13,65 @@ SIoU: arXiv:2205.12740). Deliberate differences:
 
 Letters: n images, p cells of all levels, m positives of the batch, k classes, b bins of a side.
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib import boxes
-from lib.backend import (abs, binary_cross_entropy_with_logits, clamp, exp, log_softmax, maximum, minimum, numpy, sigmoid,
-                         sum, tensor, where)
-from lib.margins import Margins, of_images
+from lib.alignment.margins import Margins, of_images
+from lib.backend import (
+    abs,
+    binary_cross_entropy_with_logits,
+    clamp,
+    exp,
+    log_softmax,
+    maximum,
+    minimum,
+    numpy,
+    sigmoid,
+    sum,
+    tensor,
+    where,
+)
+from lib.data import boxes
 from lib.models.gold_yolo import STRIDES, VARIANTS
 from lib.models.gold_yolo_blocks import dtype_name
 from lib.models.gold_yolo_heads import ANCHORS
 
-from .gold_yolo_assigners import TAL_TOP_K, Assigned, atss, background, centres, fixed, task_aligned, task_aligned_margins
+from .gold_yolo_assigners import (
+    TAL_TOP_K,
+    Assigned,
+    atss,
+    background,
+    centres,
+    fixed,
+    task_aligned,
+    task_aligned_margins,
+)
 
 CLASS_WEIGHT, BOX_WEIGHT, DFL_WEIGHT = 1.0, 2.5, 0.5
-FOCAL_WEIGHT = 0.75     # of the background's squared score
-NO_LOG = -100.0         # the least a logarithm counts
-EPS = 1e-10             # of the box losses
+FOCAL_WEIGHT = 0.75  # of the background's squared score
+NO_LOG = -100.0  # the least a logarithm counts
+EPS = 1e-10  # of the box losses
 
 
 @dataclass(frozen=True)
 class Assignment:
-    box: np.ndarray                     # (n, p) int64: 0 background, j the image's j-th box
-    score: np.ndarray                   # (n, p) float64: the target of that box's class score; 0 for background
+    box: np.ndarray  # (n, p) int64: 0 background, j the image's j-th box
+    score: np.ndarray  # (n, p) float64: the target of that box's class score; 0 for background
 
 
 @dataclass(frozen=True)
 class Positives:
     """What the losses compare with, for the positives of a batch in order of image and cell (at least one row)."""
-    image: np.ndarray      # (m,) int64
-    cell: np.ndarray       # (m,) int64
-    label: np.ndarray      # (m,) int64
-    sides: np.ndarray      # (m, 4) strides from the cell's centre to the box's left, top, right, bottom
-    weight: np.ndarray     # (m,) the target score as a part of all target scores; 0 if there are no positives
-    real: bool             # False: there are no positives, the one row stands for nothing
+
+    image: np.ndarray  # (m,) int64
+    cell: np.ndarray  # (m,) int64
+    label: np.ndarray  # (m,) int64
+    sides: np.ndarray  # (m, 4) strides from the cell's centre to the box's left, top, right, bottom
+    weight: np.ndarray  # (m,) the target score as a part of all target scores; 0 if there are no positives
+    real: bool  # False: there are no positives, the one row stands for nothing
 
 
 class Criterion:
@@ -62,7 +85,9 @@ class Criterion:
 
     epoch = 0
 
-    def __init__(self, num_classes: int, reg_max: int, iou: str, atss_epochs: int = 0, anchors: int = 1, top_k: int = 0):
+    def __init__(
+        self, num_classes: int, reg_max: int, iou: str, atss_epochs: int = 0, anchors: int = 1, top_k: int = 0
+    ):
         self.num_classes, self.reg_max, self.atss_epochs = num_classes, reg_max, atss_epochs
         self.anchors, self.top_k = anchors, top_k
         self.box_loss = {"siou": siou_loss, "giou": giou_loss}[iou]
@@ -88,7 +113,10 @@ class Criterion:
         """The discrete choices behind the losses, (n, p): gt_inds, see Assignment.box, and target_labels, which are k for
         background."""
         box = self.assign([numpy(output) for output in outputs[:2]], targets, image_size).box
-        return {"gt_inds": box, "target_labels": np.stack([self._labels(t)[own] for t, own in zip(targets, box, strict=True)])}
+        return {
+            "gt_inds": box,
+            "target_labels": np.stack([self._labels(t)[own] for t, own in zip(targets, box, strict=True)]),
+        }
 
     def _labels(self, target: dict) -> np.ndarray:
         """(1 + g,) the label of no box, which is k, and of each."""
@@ -96,16 +124,24 @@ class Criterion:
 
     def margins(self, exact, rounded, targets: list[dict], image_size: tuple[int, int]) -> dict[str, Margins]:
         """How far `decisions` are from others: `exact` outputs in float64, `rounded` ones for the noise."""
-        cells, runs = self._cells(image_size), [[numpy(output) for output in outputs[:2]] for outputs in (exact, rounded)]
-        images = [self._margins(rows[:2], rows[2:], t, cells) for *rows, t in zip(*runs[0], *runs[1], targets, strict=True)]
+        cells, runs = (
+            self._cells(image_size),
+            [[numpy(output) for output in outputs[:2]] for outputs in (exact, rounded)],
+        )
+        images = [
+            self._margins(rows[:2], rows[2:], t, cells) for *rows, t in zip(*runs[0], *runs[1], targets, strict=True)
+        ]
         labels = np.unique(np.concatenate([self._labels(t) for t in targets]))
-        by_label = [np.stack([np.min(floors[:, :len(own)][:, own == label], 1, initial=np.inf) for label in labels], 1)
-                    for (floors, _), own in zip(images, map(self._labels, targets))]
+        by_label = [
+            np.stack([np.min(floors[:, : len(own)][:, own == label], 1, initial=np.inf) for label in labels], 1)
+            for (floors, _), own in zip(images, map(self._labels, targets))
+        ]
         by_box = of_images(images)
         return {"gt_inds": by_box, "target_labels": Margins(labels, np.stack(by_label), by_box.noise)}
 
-    def _margins(self, exact: list[np.ndarray], rounded: list[np.ndarray], target: dict,
-                 cells: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    def _margins(
+        self, exact: list[np.ndarray], rounded: list[np.ndarray], target: dict, cells: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, float]]:
         """One image's, from its logits (p, k) and distances (p, 4 * b)."""
         gt_boxes, gt_labels = target["boxes"].astype(np.float64), target["labels"]
         if len(gt_boxes) == 0 or self.epoch < self.atss_epochs:
@@ -118,7 +154,9 @@ class Criterion:
         cells = self._cells(image_size)
         expected = (len(cells), self.num_classes), (len(cells), 4 * (self.reg_max + 1))
         given = tuple(output.shape[1:] for output in outputs)
-        assert given == expected, f"outputs are {given}; {len(cells)} cells and {self.num_classes} classes ask for {expected}"
+        assert given == expected, (
+            f"outputs are {given}; {len(cells)} cells and {self.num_classes} classes ask for {expected}"
+        )
         images = [self._assign(*rows, t, cells) for *rows, t in zip(*outputs, targets, strict=True)]
         return Assignment(np.stack([image.box for image in images]), np.stack([image.score for image in images]))
 
@@ -143,7 +181,7 @@ class Criterion:
         if image.size == 0:
             nothing = np.zeros(1, np.int64)
             return Positives(nothing, nothing, nothing, np.ones((1, 4)), np.zeros(1), False)
-        first = np.cumsum([0] + [len(t["boxes"]) for t in targets])[image]     # of the image, among all boxes
+        first = np.cumsum([0] + [len(t["boxes"]) for t in targets])[image]  # of the image, among all boxes
         index = first + assignment.box[image, cell] - 1
         own, label = (np.concatenate([t[key] for t in targets])[index] for key in ("boxes", "labels"))
         cells = self._cells(image_size)[cell]
@@ -166,17 +204,19 @@ class Criterion:
         """(box loss, distribution focal loss), each positive weighted by its target score."""
         n, p, width = distances.shape
         m, bins = len(positives.image), width // 4
-        rows = distances.reshape(n * p, width)[tensor(positives.image * p + positives.cell)]          # (m, 4 * b)
+        rows = distances.reshape(n * p, width)[tensor(positives.image * p + positives.cell)]  # (m, 4 * b)
         sides = positives.sides.astype(kind)
         weight = positives.weight.astype(kind)
         if bins == 1:
             return sum(self.box_loss(rows, sides) * tensor(BOX_WEIGHT * weight)), tensor(np.zeros((), kind))
-        logs = log_softmax(rows.reshape(m, 4, bins), 2)                                               # (m, 4, b)
+        logs = log_softmax(rows.reshape(m, 4, bins), 2)  # (m, 4, b)
         values = np.tile(np.arange(bins, dtype=kind), (m, 4, 1))
         predicted = sum(exp(logs) * tensor(values), 2)
         shares = np.maximum(1 - np.abs(np.clip(sides, 0, self.reg_max - 0.01)[:, :, None] - values), 0)
-        return (sum(self.box_loss(predicted, sides) * tensor(BOX_WEIGHT * weight)),
-                sum(logs * tensor(-DFL_WEIGHT / 4 * shares * weight[:, None, None])))
+        return (
+            sum(self.box_loss(predicted, sides) * tensor(BOX_WEIGHT * weight)),
+            sum(logs * tensor(-DFL_WEIGHT / 4 * shares * weight[:, None, None])),
+        )
 
 
 def predicted_boxes(distances: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -204,9 +244,9 @@ def siou_loss(predicted, target: np.ndarray):
     """(m,) 1 - SIoU of two boxes given by their sides' distances (m, 4) from one common point: left, top, right, bottom."""
     iou, _, hull, own, other = _compared(predicted, target)
     difference = predicted - tensor(target)
-    offset = (difference[:, 2:] - difference[:, :2]) * 0.5 + EPS                            # (m, 2) between the centres
+    offset = (difference[:, 2:] - difference[:, :2]) * 0.5 + EPS  # (m, 2) between the centres
     square = offset * offset
-    angle = abs(offset[:, 0] * offset[:, 1]) * 2 / sum(square, 1)                           # (m,)
+    angle = abs(offset[:, 0] * offset[:, 1]) * 2 / sum(square, 1)  # (m,)
     distance = 2 - sum(exp((angle - 2).unsqueeze(1) * (square / (hull * hull))), 1)
     mismatch = 1 - exp(-(abs(own - other) / maximum(own, other)))
     square = mismatch * mismatch

@@ -6,24 +6,26 @@ instead of over padded batches. Ties go to the first cell; published, they go to
 
 Letters: p cells of all levels, g boxes of the image, k classes.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib import boxes
-from lib.margins import among, noise, settled_by
+from lib.alignment.margins import among, noise, settled_by
+from lib.data import boxes
 
-ATSS_TOP_K = 9          # candidates of a box on each level
-ATSS_SIDE = 5           # of a cell's square, in strides
-TAL_TOP_K = 13          # candidates of a box
+ATSS_TOP_K = 9  # candidates of a box on each level
+ATSS_SIDE = 5  # of a cell's square, in strides
+TAL_TOP_K = 13  # candidates of a box
 EPS = 1e-9
 
 
 @dataclass(frozen=True)
 class Assigned:
     """One image's assignment."""
-    box: np.ndarray       # (p,) int64: 0 background, j the image's j-th box
-    score: np.ndarray     # (p,) what the score of that box's class should be; 0 for background
+
+    box: np.ndarray  # (p,) int64: 0 background, j the image's j-th box
+    score: np.ndarray  # (p,) what the score of that box's class should be; 0 for background
 
 
 def background(cells: int) -> Assigned:
@@ -31,8 +33,14 @@ def background(cells: int) -> Assigned:
     return Assigned(np.zeros(cells, np.int64), np.zeros(cells))
 
 
-def task_aligned(scores: np.ndarray, predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
-                 gt_labels: np.ndarray, top_k: int = 0) -> Assigned:
+def task_aligned(
+    scores: np.ndarray,
+    predicted: np.ndarray,
+    cells: np.ndarray,
+    gt_boxes: np.ndarray,
+    gt_labels: np.ndarray,
+    top_k: int = 0,
+) -> Assigned:
     """From scores (p, k), predicted boxes (p, 4) in pixels and cells (p, 3) for gt_boxes (g, 4), g > 0.
 
     A box takes the top_k (0: TAL_TOP_K) cells of the largest score * IoU^6 and keeps those whose centre it contains; there
@@ -49,21 +57,28 @@ def task_aligned(scores: np.ndarray, predicted: np.ndarray, cells: np.ndarray, g
     return Assigned(_numbers(matched), score)
 
 
-def _aligned(scores: np.ndarray, predicted: np.ndarray, gt_boxes: np.ndarray,
-             gt_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _aligned(
+    scores: np.ndarray, predicted: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """What task-aligned assignment goes by, (g, p) each: the predicted boxes' IoU, and the metric."""
     overlap = iou(gt_boxes, predicted)
     square = overlap * overlap
     return overlap, scores[:, gt_labels].T * (square * square * square)
 
 
-def task_aligned_margins(exact: tuple[np.ndarray, np.ndarray], rounded: tuple[np.ndarray, np.ndarray], cells: np.ndarray,
-                         gt_boxes: np.ndarray, gt_labels: np.ndarray, top_k: int = 0) -> tuple[np.ndarray, dict[str, float]]:
+def task_aligned_margins(
+    exact: tuple[np.ndarray, np.ndarray],
+    rounded: tuple[np.ndarray, np.ndarray],
+    cells: np.ndarray,
+    gt_boxes: np.ndarray,
+    gt_labels: np.ndarray,
+    top_k: int = 0,
+) -> tuple[np.ndarray, dict[str, float]]:
     """Margins (p, 1 + g) of `task_aligned`'s choice of no box and of each, and the noise; exact, rounded: scores, predicted."""
     count, inside = top_k or TAL_TOP_K, contains(gt_boxes, centres(cells))
     (overlap, metric), (other_overlap, other_metric) = (_aligned(*one, gt_boxes, gt_labels) for one in (exact, rounded))
-    floor = noise(metric * inside, other_metric * inside, count), noise(overlap, other_overlap, count)     # (g, 1) each
-    claims = np.where(inside[:, :, None], among(metric * inside, floor[0], count), [0.0, np.inf])          # (g, p, 2)
+    floor = noise(metric * inside, other_metric * inside, count), noise(overlap, other_overlap, count)  # (g, 1) each
+    claims = np.where(inside[:, :, None], among(metric * inside, floor[0], count), [0.0, np.inf])  # (g, p, 2)
     found = settled_by(claims.transpose(1, 0, 2), overlap.T, floor[1].T)
     return found, {"alignment metric": float(floor[0].max()), "IoU": float(floor[1].max())}
 
@@ -81,7 +96,7 @@ def atss(predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray) -> Assi
     predicted box's IoU.
     """
     points, half = centres(cells), ATSS_SIDE / 2 * cells[:, 2:]
-    overlap = boxes.iou(gt_boxes, np.concatenate([points - half, points + half], 1))       # (g, p)
+    overlap = boxes.iou(gt_boxes, np.concatenate([points - half, points + half], 1))  # (g, p)
     offset = (gt_boxes[:, None, :2] + gt_boxes[:, None, 2:]) / 2 - points
     distance = (offset * offset).sum(2)
     candidate = np.zeros(overlap.shape, bool)

@@ -9,6 +9,7 @@ names of their own, published they are parts of the class and of the distributio
 
 Letters: n images, p cells of all levels, m positives of the batch, k classes, b bins of a side.
 """
+
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ from lib.models.gold_yolo_blocks import dtype_name
 from .gold_yolo import CLASS_WEIGHT, DFL_WEIGHT, Criterion, Positives
 
 TEMPERATURE = 20
-LAST = 0.01     # of the weight of both terms after the last epoch
+LAST = 0.01  # of the weight of both terms after the last epoch
 # What may be a student, and what its class term weighs; the term of distributions weighs 1.
 STUDENTS = {"gold-yolo-n-distill": 1.0, "gold-yolo-s-distill": 1.0, "gold-yolo-m": 0.8, "gold-yolo-l": 2.0}
 
@@ -43,13 +44,16 @@ class Distillation(Criterion):
         share = fading(self.epoch, self.epochs)
         return self.losses(student, assignment, positives) | {
             "loss_distill_dfl": self._sides(student[1], distances, positives, DFL_WEIGHT * share),
-            "loss_distill_cls": divergence(sigmoid(student[0]), sigmoid(logits), CLASS_WEIGHT * self.class_share * share)}
+            "loss_distill_cls": divergence(
+                sigmoid(student[0]), sigmoid(logits), CLASS_WEIGHT * self.class_share * share
+            ),
+        }
 
     def _sides(self, student, teacher, positives: Positives, weight: float):
         """The positives' mean divergence of distributions, times weight; 0 where all target scores are 0."""
         n, p, width = student.shape
         at = tensor(positives.image * p + positives.cell)
-        own, other = (rows.reshape(n * p, width)[at].reshape(-1, width // 4) for rows in (student, teacher))    # (4m, b)
+        own, other = (rows.reshape(n * p, width)[at].reshape(-1, width // 4) for rows in (student, teacher))  # (4m, b)
         return divergence(own, other, weight * float(np.sum(positives.weight)) / (4 * len(positives.image)))
 
 
@@ -62,7 +66,7 @@ def divergence(student, teacher, weight: float):
     """Sum of the Kullback-Leibler divergences of the last axis' softmax at TEMPERATURE, times its square and weight."""
     # As tensors: a Python number in Jittor would be float32 among float64.
     shape, kind = (1,) * len(student.shape), dtype_name(student)
-    cool, factor = (tensor(np.full(shape, value, kind)) for value in (1 / TEMPERATURE, TEMPERATURE ** 2 * weight))
+    cool, factor = (tensor(np.full(shape, value, kind)) for value in (1 / TEMPERATURE, TEMPERATURE**2 * weight))
     own, other = (log_softmax(x * cool, len(shape) - 1) for x in (student, teacher))
     return sum(exp(other) * (other - own) * factor)
 

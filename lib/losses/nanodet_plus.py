@@ -11,46 +11,59 @@ Deliberate differences:
 
 Letters: n images, p priors, v priors inside some box, g boxes of an image, m positives of the batch, k classes.
 """
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib import boxes
-from lib.backend import (binary_cross_entropy_with_logits, clamp, exp, log_softmax, maximum, minimum, numpy, sigmoid,
-                         sum, tensor)
-from lib.margins import ROUNDING, Margins, among, noise, of_images, settled_by, whole
+from lib.alignment.margins import ROUNDING, Margins, among, noise, of_images, settled_by, whole
+from lib.backend import (
+    binary_cross_entropy_with_logits,
+    clamp,
+    exp,
+    log_softmax,
+    maximum,
+    minimum,
+    numpy,
+    sigmoid,
+    sum,
+    tensor,
+)
+from lib.data import boxes
 from lib.models.nanodet_plus import BINS, REG_MAX, STRIDES
 
-TOP_K = 13             # candidates whose IoU decides how many priors a box gets
-IOU_FACTOR = 3.0       # of the localisation cost beside the classification cost
+TOP_K = 13  # candidates whose IoU decides how many priors a box gets
+IOU_FACTOR = 3.0  # of the localisation cost beside the classification cost
 BBOX_WEIGHT, DFL_WEIGHT = 2.0, 0.25
-EPS = 1e-6             # floor of the areas GIoU divides by
+EPS = 1e-6  # floor of the areas GIoU divides by
 
 
 @dataclass(frozen=True)
 class Assignment:
-    box: np.ndarray         # (n, p) int64: 0 background, j the image's j-th box
-    quality: np.ndarray     # (n, p) IoU of that box with the one predicted by the assigning head; 0 for background
+    box: np.ndarray  # (n, p) int64: 0 background, j the image's j-th box
+    quality: np.ndarray  # (n, p) IoU of that box with the one predicted by the assigning head; 0 for background
 
 
 @dataclass(frozen=True)
 class Positives:
     """What the losses of both heads compare with, for the positives of a batch (at least one row)."""
-    image: np.ndarray        # (m,) int64
-    prior: np.ndarray        # (m,) int64
-    real: bool               # False: there are no positives, the one row stands for nothing
-    cells: np.ndarray        # (m, 3) x, y, stride
-    boxes: np.ndarray        # (m, 4) pixels
-    labels: np.ndarray       # (m,) int64
+
+    image: np.ndarray  # (m,) int64
+    prior: np.ndarray  # (m,) int64
+    real: bool  # False: there are no positives, the one row stands for nothing
+    cells: np.ndarray  # (m, 3) x, y, stride
+    boxes: np.ndarray  # (m, 4) pixels
+    labels: np.ndarray  # (m,) int64
 
     def sides(self) -> np.ndarray:
         """(m, 4) pixels from the prior's point to the box's left, top, right, bottom; negative where it is outside."""
         return (self.boxes - self.cells[:, [0, 1, 0, 1]]) * np.asarray([-1, -1, 1, 1], self.boxes.dtype)
 
 
-def assign(output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
-           gt_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def assign(
+    output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """One image's rows of Assignment from its logits (p, k + 32): `box` (p,), `quality` (p,).
 
     Any prior inside any box competes for every box, so a positive may lie outside its own box; a box without area
@@ -67,7 +80,9 @@ def assign(output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
     return box, quality
 
 
-def _scores(output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _scores(
+    output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """What the assignment goes by, (v, g) each: the predicted boxes' IoU, and the cost."""
     num_classes = output.shape[1] - BINS
     iou = boxes.iou(boxes.decode(output[:, num_classes:], cells), gt_boxes.astype(output.dtype))
@@ -79,12 +94,13 @@ def _settled(iou: np.ndarray, cost: np.ndarray) -> np.ndarray:
     matched = _cheapest(cost, _dynamic_k(iou))
     contested = np.flatnonzero(matched.sum(1) > 1)
     matched[contested] = False
-    matched[contested, cost[contested].argmin(1)] = True     # over all boxes, not only those that claimed the prior
+    matched[contested, cost[contested].argmin(1)] = True  # over all boxes, not only those that claimed the prior
     return matched
 
 
-def margins(exact: np.ndarray, rounded: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray,
-            gt_labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+def margins(
+    exact: np.ndarray, rounded: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
+) -> tuple[np.ndarray, dict[str, float]]:
     """One image's margins (p, 1 + g) of no box and of each, and the noise of its scores, from logits as in `assign`."""
     found = np.tile(np.append(0.0, np.full(len(gt_boxes), np.inf)), (len(cells), 1))
     valid = np.flatnonzero(_inside(cells, gt_boxes).any(1))
@@ -92,7 +108,7 @@ def margins(exact: np.ndarray, rounded: np.ndarray, cells: np.ndarray, gt_boxes:
         return found, {}
     runs = [_scores(output[valid], cells[valid], gt_boxes, gt_labels) for output in (exact, rounded)]
     (iou, cost), (other_iou, other_cost) = runs
-    floor = noise(-cost.T, -other_cost.T, TOP_K)                                             # (g, 1)
+    floor = noise(-cost.T, -other_cost.T, TOP_K)  # (g, 1)
     total = max(np.abs(_best_ious(iou) - _best_ious(other_iou)).max(), ROUNDING)
     found[valid] = settled_margins(iou, cost, floor, total)
     return found, {"cost": float(floor.max()), "sum of IoUs": float(total)}
@@ -104,7 +120,7 @@ def settled_margins(iou: np.ndarray, cost: np.ndarray, floor: np.ndarray, total:
     A box claims a prior if some number of priors is its own and the prior is among so many cheapest ones.
     """
     most = min(TOP_K, len(cost))
-    claims = np.full((*cost.T.shape, 2), np.inf)                                             # (g, v, 2) not, and claimed
+    claims = np.full((*cost.T.shape, 2), np.inf)  # (g, v, 2) not, and claimed
     for count, reached in enumerate(whole(_best_ious(iou), total, most).T, 1):
         claims = np.minimum(claims, np.maximum(reached[:, None, None], among(-cost.T, floor, count)))
     return settled_by(claims.transpose(1, 0, 2), -cost, floor.T)
@@ -119,9 +135,9 @@ def _inside(cells: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
 def _classification_cost(logits: np.ndarray, gt_labels: np.ndarray, iou: np.ndarray) -> np.ndarray:
     """(v, g): sum over classes of BCE(logit, t) |t - sigmoid(logit)|^2 where t is iou for the box's label, else 0."""
     probability = boxes.sigmoid(logits)
-    softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))     # BCE(logit, t) = softplus - t * logit
-    background = softplus * probability * probability                       # (v, k)
-    own = softplus[:, gt_labels] - iou * logits[:, gt_labels]               # (v, g)
+    softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))  # BCE(logit, t) = softplus - t * logit
+    background = softplus * probability * probability  # (v, k)
+    own = softplus[:, gt_labels] - iou * logits[:, gt_labels]  # (v, g)
     distance = iou - probability[:, gt_labels]
     return background.sum(1, keepdims=True) - background[:, gt_labels] + own * distance * distance
 
@@ -140,7 +156,7 @@ def _best_ious(iou: np.ndarray) -> np.ndarray:
 def _cheapest(cost: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(v, g) bool: in column j the counts[j] smallest costs; counts are at most TOP_K."""
     best = min(TOP_K, len(cost))
-    candidates = np.argpartition(cost, best - 1, 0)[:best]                                   # (best, g)
+    candidates = np.argpartition(cost, best - 1, 0)[:best]  # (best, g)
     order = np.take_along_axis(cost, candidates, 0).argsort(0, kind="stable")
     matched = np.zeros(cost.shape, bool)
     chosen = np.arange(best)[:, None] < counts
@@ -167,7 +183,7 @@ class Criterion:
         count = float(max(np.count_nonzero(assignment.box), 1))
         losses = {}
         for prefix, head, value in zip(("", "aux_"), heads, values):
-            losses[f"{prefix}loss_qfl"] = quality_focal(head[:, :, :self.num_classes], qualities) / count
+            losses[f"{prefix}loss_qfl"] = quality_focal(head[:, :, : self.num_classes], qualities) / count
             losses[f"{prefix}loss_bbox"], losses[f"{prefix}loss_dfl"] = self._box_losses(head, value, positives)
         return losses
 
@@ -186,7 +202,8 @@ class Criterion:
         cells = boxes.priors(tuple(image_size), STRIDES)
         assert output.shape[1:] == (len(cells), self.num_classes + BINS), (
             f"logits are {output.shape[1:]}, {len(cells)} priors and {self.num_classes} classes "
-            f"ask for {(len(cells), self.num_classes + BINS)}")
+            f"ask for {(len(cells), self.num_classes + BINS)}"
+        )
         images = [assign(rows, cells, t["boxes"], t["labels"]) for rows, t in zip(output, targets, strict=True)]
         return Assignment(*(np.stack(column) for column in zip(*images)))
 
@@ -195,7 +212,7 @@ class Criterion:
         image, prior = assignment.box.nonzero()
         real = image.size > 0
         if real:
-            first = np.cumsum([0] + [len(t["boxes"]) for t in targets])[image]     # of the image, among all boxes
+            first = np.cumsum([0] + [len(t["boxes"]) for t in targets])[image]  # of the image, among all boxes
             index = first + assignment.box[image, prior] - 1
             own = np.concatenate([t["boxes"] for t in targets])[index]
             labels = np.concatenate([t["labels"] for t in targets])[index]
@@ -209,15 +226,17 @@ class Criterion:
         """GIoU and distribution focal loss, each positive weighted by its own best class score."""
         k, m = self.num_classes, len(positives.image)
         scores = boxes.sigmoid(value[positives.image, positives.prior, :k].max(1)) * positives.real
-        weights = scores / max(scores.sum(), 1)                                              # (m,)
+        weights = scores / max(scores.sum(), 1)  # (m,)
         n, p, width = value.shape
         rows = head.reshape(n * p, width)[tensor(positives.image * p + positives.prior)]
-        logs = log_softmax(rows[:, k:].reshape(m, 4, REG_MAX + 1), 2)                        # (m, 4, 8)
+        logs = log_softmax(rows[:, k:].reshape(m, 4, REG_MAX + 1), 2)  # (m, 4, 8)
         bins = np.tile(np.arange(REG_MAX + 1, dtype=weights.dtype), (m, 4, 1))
         sides = sum(exp(logs) * tensor(bins), 2) * tensor(np.repeat(positives.cells[:, 2:], 4, 1))
         shares = _distance_shares(positives) * weights[:, None, None]
-        return (sum(giou_loss(sides, positives.sides()) * tensor(BBOX_WEIGHT * weights)),
-                sum(logs * tensor(-DFL_WEIGHT / 4 * shares)))
+        return (
+            sum(giou_loss(sides, positives.sides()) * tensor(BBOX_WEIGHT * weights)),
+            sum(logs * tensor(-DFL_WEIGHT / 4 * shares)),
+        )
 
 
 def _quality_map(assignment: Assignment, positives: Positives, num_classes: int) -> np.ndarray:
@@ -246,10 +265,11 @@ def giou_loss(predicted, target: np.ndarray):
     The point lies inside the predicted box. Distances instead of corners: no slices, hence few kernels in Jittor.
     """
     sides = tensor(target)
-    across, down = (tensor(np.tile(np.asarray(mask, target.dtype), (len(target), 1)))
-                    for mask in ((1, 0, 1, 0), (0, 1, 0, 1)))
+    across, down = (
+        tensor(np.tile(np.asarray(mask, target.dtype), (len(target), 1))) for mask in ((1, 0, 1, 0), (0, 1, 0, 1))
+    )
 
-    def area(distances):     # 0 where the sides are the wrong way round
+    def area(distances):  # 0 where the sides are the wrong way round
         return clamp(sum(distances * across, 1), min=0.0) * clamp(sum(distances * down, 1), min=0.0)
 
     overlap, hull = area(minimum(predicted, sides)), clamp(area(maximum(predicted, sides)), min=EPS)
@@ -266,4 +286,6 @@ def named(outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """In train() head_out and aux_head_out, in eval() preds; the features."""
     names = ("head_out", "aux_head_out") if isinstance(outputs, (tuple, list)) else ("preds",)
     heads = dict(zip(names, outputs if len(names) > 1 else (outputs,), strict=True))
-    return {f"features/{name}": array for name, array in features.items()} | {name: numpy(head) for name, head in heads.items()}
+    return {f"features/{name}": array for name, array in features.items()} | {
+        name: numpy(head) for name, head in heads.items()
+    }

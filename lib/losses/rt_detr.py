@@ -10,18 +10,19 @@ Deliberate differences:
 
 Letters: n images, t tokens of all levels, q queries, k classes, g boxes of an image, s of the fullest one, m pairs of the batch.
 """
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib import boxes as geometry
+from lib.alignment.margins import Margins, among, largest_noise, noise
 from lib.backend import abs, binary_cross_entropy_with_logits, clamp, maximum, minimum, numpy, sum, sync, tensor
+from lib.data import boxes as geometry
 from lib.losses.rt_detr_matcher import TINY, Matching, costs, iou, match, matched, second_best_gap
-from lib.margins import Margins, among, largest_noise, noise
 from lib.models.rt_detr_denoising import Truth, corners, truths
 
-ALPHA = 0.75                              # varifocal weight of what is no object
+ALPHA = 0.75  # varifocal weight of what is no object
 BOX_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
 
 
@@ -29,11 +30,11 @@ BOX_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
 class Pairs:
     """The pairs of a batch (at least one row): a query, and the label and box it stands for."""
 
-    image: np.ndarray      # (m,) int64
-    query: np.ndarray      # (m,) int64
-    labels: np.ndarray     # (m,) int64
-    boxes: np.ndarray      # (m, 4) centre, width, height as parts of the image
-    weight: float          # of each pair, 1 over the number of boxes; 0: there are no pairs, the one row stands for nothing
+    image: np.ndarray  # (m,) int64
+    query: np.ndarray  # (m,) int64
+    labels: np.ndarray  # (m,) int64
+    boxes: np.ndarray  # (m, 4) centre, width, height as parts of the image
+    weight: float  # of each pair, 1 over the number of boxes; 0: there are no pairs, the one row stands for nothing
 
 
 class Criterion:
@@ -49,7 +50,7 @@ class Criterion:
 
     def __call__(self, outputs: Mapping, targets: Sequence[Mapping], *, image_size: tuple[int, int]) -> dict:
         true, losses = truths(targets, image_size, self.num_classes), {}
-        sync()     # one run of the pending graph: reading the predictions one by one would compile other kernels
+        sync()  # one run of the pending graph: reading the predictions one by one would compile other kernels
         for suffix, prediction in ordinary(outputs).items():
             logits, boxes = values(prediction)
             matchings = [match(*rows, t.labels, t.boxes) for *rows, t in zip(logits, boxes, true, strict=True)]
@@ -58,16 +59,22 @@ class Criterion:
             losses |= self._losses(f"_dn_{index}", prediction, denoised(outputs["dn_meta"], true))
         return losses
 
-    def match(self, outputs: Mapping, targets: Sequence[Mapping], image_size: tuple[int, int]) -> dict[str, list[tuple]]:
+    def match(
+        self, outputs: Mapping, targets: Sequence[Mapping], image_size: tuple[int, int]
+    ) -> dict[str, list[tuple]]:
         """Per ordinary prediction, by its losses' suffix, and image: (Matching, what the second cheapest would cost more)."""
         true, found = truths(targets, image_size, self.num_classes), {}
         for suffix, prediction in ordinary(outputs).items():
             rows = zip(*values(prediction), true, strict=True)
-            found[suffix] = [(match(logits, boxes, t.labels, t.boxes),
-                              second_best_gap(costs(logits, boxes, t.labels, t.boxes))) for logits, boxes, t in rows]
+            found[suffix] = [
+                (match(logits, boxes, t.labels, t.boxes), second_best_gap(costs(logits, boxes, t.labels, t.boxes)))
+                for logits, boxes, t in rows
+            ]
         return found
 
-    def decisions(self, outputs: Mapping, targets: Sequence[Mapping], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def decisions(
+        self, outputs: Mapping, targets: Sequence[Mapping], image_size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
         """The discrete choices behind the losses: which tokens became queries (n, t), 1 where one did; and per ordinary
         prediction the token of each image's boxes (n, s), -1 for none."""
         tokens = numpy(outputs[SELECTION])
@@ -79,34 +86,44 @@ class Criterion:
             found[f"matched_tokens/{label(suffix)}"] = table
         return found
 
-    def margins(self, exact: Mapping, rounded: Mapping, targets: Sequence[Mapping],
-                image_size: tuple[int, int]) -> dict[str, Margins]:  # fmt: skip
+    def margins(
+        self, exact: Mapping, rounded: Mapping, targets: Sequence[Mapping], image_size: tuple[int, int]
+    ) -> dict[str, Margins]:
         """How far `decisions` are from others: `exact` outputs in float64, `rounded` ones for the noise."""
         true = truths(targets, image_size, self.num_classes)
         tokens, scores = ([numpy(outputs[key]) for outputs in (exact, rounded)] for key in (SELECTION, "token_scores"))
         found, count = {SELECTION: selected(*scores, tokens[0].shape[1])}, scores[0].shape[1]
         for suffix, prediction in ordinary(exact).items():
             sides = zip(tokens[0], *values(prediction)), zip(tokens[1], *values(ordinary(rounded)[suffix]))
-            costed = [[(own, costs(logits, boxes, t.labels, t.boxes)) for (own, logits, boxes), t in zip(side, true, strict=True)]
-                      for side in sides]
+            costed = [
+                [
+                    (own, costs(logits, boxes, t.labels, t.boxes))
+                    for (own, logits, boxes), t in zip(side, true, strict=True)
+                ]
+                for side in sides
+            ]
             images = [matched(*pair, count, _slots(targets)) for pair in zip(*costed)]
             floors, noises = zip(*images)
             found[f"matched_tokens/{label(suffix)}"] = Margins(
-                np.arange(-1, count), np.stack(floors), largest_noise(noises), SELECTION)  # fmt: skip
+                np.arange(-1, count), np.stack(floors), largest_noise(noises), SELECTION
+            )
         return found
 
     def _losses(self, suffix: str, prediction: Mapping, paired: Pairs) -> dict:
         logits, boxes = values(prediction)
         n, q, _ = boxes.shape
-        own = boxes[paired.image, paired.query]                                                    # (m, 4)
+        own = boxes[paired.image, paired.query]  # (m, 4)
         rows = prediction["pred_boxes"].reshape(n * q, 4)[tensor(paired.image * q + paired.query)]
         true = paired.boxes.astype(boxes.dtype)
         shares, weights = varifocal_targets(logits, paired, iou(own, true))
         l1 = abs(rows - tensor(true)) * tensor(np.full_like(own, BOX_WEIGHT * paired.weight))
         giou = giou_loss(rows, true) * tensor(np.full_like(own[:, 0], GIOU_WEIGHT * paired.weight))
         entropy = binary_cross_entropy_with_logits(prediction["pred_logits"], tensor(shares), reduction="none")
-        return {f"loss_vfl{suffix}": sum(entropy * tensor(weights)), f"loss_bbox{suffix}": sum(l1),
-                f"loss_giou{suffix}": sum(giou)}
+        return {
+            f"loss_vfl{suffix}": sum(entropy * tensor(weights)),
+            f"loss_bbox{suffix}": sum(l1),
+            f"loss_giou{suffix}": sum(giou),
+        }
 
 
 def ordinary(outputs: Mapping) -> dict[str, Mapping]:
@@ -135,16 +152,22 @@ def pairs(matchings: Sequence[Matching], true: Sequence[Truth], groups: int) -> 
     count = groups * len(np.concatenate([t.labels for t in true]))
     if image.size == 0:
         return Pairs(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), np.zeros((1, 4)), 0.0)
-    return Pairs(image, np.concatenate([m.queries for m in matchings]),
-                 np.concatenate([t.labels[m.boxes] for m, t in zip(matchings, true)]),
-                 np.concatenate([t.boxes[m.boxes] for m, t in zip(matchings, true)]), 1 / count)
+    return Pairs(
+        image,
+        np.concatenate([m.queries for m in matchings]),
+        np.concatenate([t.labels[m.boxes] for m, t in zip(matchings, true)]),
+        np.concatenate([t.boxes[m.boxes] for m, t in zip(matchings, true)]),
+        1 / count,
+    )
 
 
 def denoised(meta: Mapping, true: Sequence[Truth]) -> Pairs:
     """The fixed pairs of the denoising queries: in each group the positives stand for the image's boxes, in order."""
     groups = meta["dn_num_group"]
-    fixed = [Matching(queries, np.tile(np.arange(len(t.labels)), groups))
-             for queries, t in zip(meta["dn_positive_idx"], true, strict=True)]
+    fixed = [
+        Matching(queries, np.tile(np.arange(len(t.labels)), groups))
+        for queries, t in zip(meta["dn_positive_idx"], true, strict=True)
+    ]
     return pairs(fixed, true, groups)
 
 
@@ -189,8 +212,11 @@ def named(outputs: Mapping, features: Mapping[str, np.ndarray]) -> dict[str, np.
     """
     tokens = numpy(outputs["selected_tokens"]) if "selected_tokens" in outputs else features[SELECTED]
     order = np.argsort(tokens, 1)
-    found = {f"features/{name}": _ordered(array, order) if name.startswith(BY_QUERY) else array
-             for name, array in features.items() if name != SELECTED}
+    found = {
+        f"features/{name}": _ordered(array, order) if name.startswith(BY_QUERY) else array
+        for name, array in features.items()
+        if name != SELECTED
+    }
     for suffix, prediction in ordinary(outputs).items():
         for key, array in zip(("pred_logits", "pred_boxes"), values(prediction)):
             found[f"{label(suffix)}/{key}"] = _ordered(array, order)
@@ -223,10 +249,10 @@ def selection_margins(exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.
     return {SELECTION: selected(*scores, exact[SELECTED].shape[1])}
 
 
-SELECTION = "selected_tokens"            # the name of the choice
-SCORES = "decoder.enc_score_head"        # among the features: by what tokens are selected
-SELECTED = "decoder.selected_tokens"     # among the features: which tokens the queries are
-BY_QUERY = ("decoder.decoder.", "decoder.dec_", "decoder.init_", "decoder.enc_topk_")     # features with a row per query
+SELECTION = "selected_tokens"  # the name of the choice
+SCORES = "decoder.enc_score_head"  # among the features: by what tokens are selected
+SELECTED = "decoder.selected_tokens"  # among the features: which tokens the queries are
+BY_QUERY = ("decoder.decoder.", "decoder.dec_", "decoder.init_", "decoder.enc_topk_")  # features with a row per query
 
 
 def _ordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:

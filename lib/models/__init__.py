@@ -1,4 +1,5 @@
 """The detectors by name: one module per family, each with VARIANTS (data) and build."""
+
 from lib.backend import nn
 from lib.errors import UserError
 from lib.models.step import ParameterGroup

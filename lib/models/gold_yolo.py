@@ -13,14 +13,15 @@ Follows github.com/huawei-noah/Efficient-Computing, Detection/Gold-YOLO at commi
 
 Letters: n images, p cells of all levels, k classes, b bins.
 """
+
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lib import boxes
 from lib.backend import cat, load_state, named_state, nn, numpy, sigmoid, tensor
+from lib.data import boxes
 from lib.errors import UserError
 from lib.models.step import ParameterGroup, Step
 
@@ -33,19 +34,19 @@ HEADS = {"plain": Head, "fuse-ab": AnchorHead, "distill": SidesHead}
 
 @dataclass(frozen=True)
 class Variant:
-    input_size: tuple[int, int]      # height, width of the published weights; any multiple of 32 works
-    width: int                       # channels of the stem; every other number of channels follows from it
-    stages: tuple[int, ...]          # RepVGG blocks, or BottleReps of a CSP stage, at strides 4, 8, 16, 32
-    neck_stage: int                  # the same for each of the neck's four
-    fused: int                       # channels in which low levels are fused
-    expansion: float | None          # part of the channels that a CSP stage works on; None: plain stages
-    cross_pooling: bool              # SimCSPSPPF instead of SPPF
-    silu: bool                       # convolutions with SiLU as basic blocks instead of RepVGG with ReLU
-    transformer: tuple[int, int]     # blocks, heads
-    n5_from_p4: bool                 # see Neck
-    reg_max: int                     # a side is the mean of a distribution over 0 … reg_max strides; 0: a plain number
-    iou: str                         # box loss: "siou" or "giou"
-    head: str = "plain"              # one of HEADS
+    input_size: tuple[int, int]  # height, width of the published weights; any multiple of 32 works
+    width: int  # channels of the stem; every other number of channels follows from it
+    stages: tuple[int, ...]  # RepVGG blocks, or BottleReps of a CSP stage, at strides 4, 8, 16, 32
+    neck_stage: int  # the same for each of the neck's four
+    fused: int  # channels in which low levels are fused
+    expansion: float | None  # part of the channels that a CSP stage works on; None: plain stages
+    cross_pooling: bool  # SimCSPSPPF instead of SPPF
+    silu: bool  # convolutions with SiLU as basic blocks instead of RepVGG with ReLU
+    transformer: tuple[int, int]  # blocks, heads
+    n5_from_p4: bool  # see Neck
+    reg_max: int  # a side is the mean of a distribution over 0 … reg_max strides; 0: a plain number
+    iou: str  # box loss: "siou" or "giou"
+    head: str = "plain"  # one of HEADS
 
 
 VARIANTS = {
@@ -56,24 +57,57 @@ VARIANTS = {
 }
 # The published training has two steps: with a second, anchor-based branch, then distilled from what that gave. Both need
 # distributions; the students of sizes M and L are the plain models.
-VARIANTS |= {f"{name}-fuse-ab": replace(variant, reg_max=BINS - 1, head="fuse-ab") for name, variant in VARIANTS.items()} | {
-    f"{name}-distill": replace(VARIANTS[name], reg_max=BINS - 1, head="distill") for name in ("gold-yolo-n", "gold-yolo-s")}
-DROP_PATH = 0.1     # of the last transformer block
+VARIANTS |= {
+    f"{name}-fuse-ab": replace(variant, reg_max=BINS - 1, head="fuse-ab") for name, variant in VARIANTS.items()
+} | {
+    f"{name}-distill": replace(VARIANTS[name], reg_max=BINS - 1, head="distill")
+    for name in ("gold-yolo-n", "gold-yolo-s")
+}
+DROP_PATH = 0.1  # of the last transformer block
 
 # Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
 # The third transformer block of size L is left out: high_IFM is its output.
-INTERMEDIATES = {name: (name, None) for name in (
-    "backbone.stem", "backbone.ERBlock_2.0", "backbone.ERBlock_2.1", "backbone.ERBlock_3", "backbone.ERBlock_4",
-    "backbone.ERBlock_5.0", "backbone.ERBlock_5.1", "backbone.ERBlock_5",
-    "neck.low_FAM", *(f"neck.low_IFM.{i}" for i in range(5)), "neck.reduce_layer_c5", "neck.LAF_p4",
-    "neck.Inject_p4.local_embedding", "neck.Inject_p4.global_act", "neck.Inject_p4.global_embedding", "neck.Inject_p4",
-    "neck.Rep_p4", "neck.reduce_layer_p4", "neck.LAF_p3", "neck.Inject_p3", "neck.Rep_p3", "neck.high_FAM",
-    *(f"neck.high_IFM.transformer_blocks.{i}{part}" for i in range(2) for part in (".attn", ".mlp", "")),
-    "neck.high_IFM", "neck.conv_1x1_n", "neck.LAF_n4", "neck.Inject_n4", "neck.Rep_n4", "neck.LAF_n5", "neck.Inject_n5",
-    "neck.Rep_n5",
-    *(f"detect.{part}.{level}" for level in range(3)
-      for part in ("stems", "cls_convs", "cls_preds", "reg_convs", "reg_preds")),
-)}
+INTERMEDIATES = {
+    name: (name, None)
+    for name in (
+        "backbone.stem",
+        "backbone.ERBlock_2.0",
+        "backbone.ERBlock_2.1",
+        "backbone.ERBlock_3",
+        "backbone.ERBlock_4",
+        "backbone.ERBlock_5.0",
+        "backbone.ERBlock_5.1",
+        "backbone.ERBlock_5",
+        "neck.low_FAM",
+        *(f"neck.low_IFM.{i}" for i in range(5)),
+        "neck.reduce_layer_c5",
+        "neck.LAF_p4",
+        "neck.Inject_p4.local_embedding",
+        "neck.Inject_p4.global_act",
+        "neck.Inject_p4.global_embedding",
+        "neck.Inject_p4",
+        "neck.Rep_p4",
+        "neck.reduce_layer_p4",
+        "neck.LAF_p3",
+        "neck.Inject_p3",
+        "neck.Rep_p3",
+        "neck.high_FAM",
+        *(f"neck.high_IFM.transformer_blocks.{i}{part}" for i in range(2) for part in (".attn", ".mlp", "")),
+        "neck.high_IFM",
+        "neck.conv_1x1_n",
+        "neck.LAF_n4",
+        "neck.Inject_n4",
+        "neck.Rep_n4",
+        "neck.LAF_n5",
+        "neck.Inject_n5",
+        "neck.Rep_n5",
+        *(
+            f"detect.{part}.{level}"
+            for level in range(3)
+            for part in ("stems", "cls_convs", "cls_preds", "reg_convs", "reg_preds")
+        ),
+    )
+}
 
 
 class Backbone(nn.Module):
@@ -115,20 +149,24 @@ class GoldYolo(nn.Module):
             return BepC3(channels, count, variant.expansion, block, act)
 
         self.backbone = Backbone(variant, block, stage, act)
-        self.neck = Neck(variant.width, variant.fused, block, stage, *variant.transformer, DROP_PATH, variant.n5_from_p4)
+        self.neck = Neck(
+            variant.width, variant.fused, block, stage, *variant.transformer, DROP_PATH, variant.n5_from_p4
+        )
         self.detect = HEADS[variant.head](self.neck.channels, num_classes, variant.reg_max)
 
     def forward(self, images):
         if any(side % STRIDES[-1] or not side for side in images.shape[2:]):
-            raise UserError(f"Gold-YOLO: the input is {images.shape[2]} x {images.shape[3]} pixels; give a size whose sides are "
-                            f"multiples of {STRIDES[-1]}")
+            raise UserError(
+                f"Gold-YOLO: the input is {images.shape[2]} x {images.shape[3]} pixels; give a size whose sides are "
+                f"multiples of {STRIDES[-1]}"
+            )
         maps = self.neck(*self.backbone(images), self.step.random if self.training else None)
         outputs = self.detect(maps)
         return outputs if self.training else self._decode(*outputs, tuple(images.shape[2:]))
 
     def _decode(self, logits, sides, image_size: tuple[int, int]):
         cells = boxes.priors(image_size, STRIDES).astype(dtype_name(logits))[None]
-        points, stride = tensor(cells[..., :2] + cells[..., 2:] / 2), tensor(cells[..., 2:])    # (1, p, 2), (1, p, 1)
+        points, stride = tensor(cells[..., :2] + cells[..., 2:] / 2), tensor(cells[..., 2:])  # (1, p, 2), (1, p, 1)
         low, high = sides[:, :, :2], sides[:, :, 2:]
         certain = tensor(np.ones((logits.shape[0], logits.shape[1], 1), cells.dtype))
         return cat((points + (high - low) / 2 * stride, (low + high) * stride, certain, sigmoid(logits)), 2)
@@ -163,7 +201,7 @@ def initial_value(entry: str, shapes: dict[str, tuple[int, ...]], seed: int) -> 
     weight = shapes.get(entry.removesuffix(kind) + "weight", ())
     if "_preds" in entry:
         return np.full(shape, 0 if kind == "weight" else 1 if "reg_" in entry else -np.log(99), np.float32)
-    if len(weight) < 4:     # of a norm, or a shortcut's factor
+    if len(weight) < 4:  # of a norm, or a shortcut's factor
         return np.full(shape, 0 if kind == "bias" or ".proj.1.bn." in entry else 1, np.float32)
     rng = np.random.default_rng((seed, zlib.crc32(entry.encode())))
     c_out, c_in, height, width = weight
@@ -180,6 +218,8 @@ def parameter_groups(model: nn.Module) -> tuple[ParameterGroup, ...]:
     """
     names = [name for name, _ in model.named_parameters()]
     norms = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    return (ParameterGroup(tuple(name for name in names if name in norms), decays=False),
-            ParameterGroup(tuple(name for name in names if name.endswith(".weight") and name not in norms)),
-            ParameterGroup(tuple(name for name in names if name.endswith(".bias")), decays=False, warmup_from=0.1))
+    return (
+        ParameterGroup(tuple(name for name in names if name in norms), decays=False),
+        ParameterGroup(tuple(name for name in names if name.endswith(".weight") and name not in norms)),
+        ParameterGroup(tuple(name for name in names if name.endswith(".bias")), decays=False, warmup_from=0.1),
+    )

@@ -3,6 +3,7 @@
 Attribute names are the published ones. Differences from the published code: see `gold_yolo.py`.
 Letters: n images, c channels, h rows, w columns.
 """
+
 from collections.abc import Callable
 
 import numpy as np
@@ -28,8 +29,9 @@ def synchronised_norm(channels: int) -> nn.Module:
 class Conv(nn.Module):
     """Convolution, batch norm, activation; same size at stride 1."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, act: Callable[[], nn.Module], stride: int = 1,
-                 bias: bool = False):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, act: Callable[[], nn.Module], stride: int = 1, bias: bool = False
+    ):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=bias)
         self.bn = batch_norm(c_out)
@@ -96,8 +98,9 @@ class RepVGGBlock(nn.Module):
 
 def _fold(kernel: np.ndarray, norm: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """The convolution (kernel, bias), float64, that equals the kernel followed by the norm in eval()."""
-    mean, variance, weight, bias = (numpy(value).astype(np.float64) for value in (
-        norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    mean, variance, weight, bias = (
+        numpy(value).astype(np.float64) for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
     factor = weight / np.sqrt(variance + norm.eps)
     return kernel * factor[:, None, None, None], bias - mean * factor
 

@@ -5,6 +5,7 @@ Differences from the published code: see `gold_yolo.py`; and the anchor-based br
 cell's centre, the form in which all losses compare them.
 Letters: n images, c channels, p cells of all levels, k classes, b bins, a anchors of a cell.
 """
+
 import numpy as np
 
 from lib.backend import cat, nn, sigmoid, softmax, sum, tensor
@@ -12,7 +13,7 @@ from lib.backend import cat, nn, sigmoid, softmax, sum, tensor
 from .gold_yolo_blocks import Conv, dtype_name
 
 STRIDES = (8, 16, 32)
-BINS = 17     # of a side's distribution over 0 … 16 strides, where there is one
+BINS = 17  # of a side's distribution over 0 … 16 strides, where there is one
 # Width and height in pixels, by level.
 ANCHORS = (((10, 13), (19, 19), (33, 23)), ((30, 61), (59, 59), (59, 119)), ((116, 90), (185, 185), (373, 326)))
 
@@ -34,7 +35,7 @@ class Tower(nn.Module):
     def __init__(self, channels: tuple[int, ...]):
         super().__init__()
         self.register_buffer("proj", tensor(np.arange(BINS, dtype=np.float32)))
-        self.proj_conv = Projection()     # 17 bins even where reg_max is 0, as published
+        self.proj_conv = Projection()  # 17 bins even where reg_max is 0, as published
         self.stems = nn.ModuleList([Conv(c, c, 1, nn.SiLU) for c in channels])
         self.cls_convs = nn.ModuleList([Conv(c, c, 3, nn.SiLU) for c in channels])
         self.reg_convs = nn.ModuleList([Conv(c, c, 3, nn.SiLU) for c in channels])
@@ -111,7 +112,12 @@ class AnchorHead(Tower):
         logits, distances = flatten(self.cls_preds_af[i](classes)), flatten(self.reg_preds_af[i](boxes))
         if not self.training:
             return logits, self.sides(distances)
-        return logits, distances, by_anchor(self.cls_preds_ab[i](classes)), anchor_sides(by_anchor(self.reg_preds_ab[i](boxes)), i)
+        return (
+            logits,
+            distances,
+            by_anchor(self.cls_preds_ab[i](classes)),
+            anchor_sides(by_anchor(self.reg_preds_ab[i](boxes)), i),
+        )
 
 
 def by_anchor(x):

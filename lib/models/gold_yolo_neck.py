@@ -4,6 +4,7 @@ Low levels are gathered by convolutions (low_FAM, low_IFM), high ones by attenti
 Rep_* distribute. Attribute names are the published ones. Differences from the published code: see `gold_yolo.py`.
 Letters: n images, c channels, h rows, w columns, a attention heads.
 """
+
 from collections.abc import Callable
 
 import numpy as np
@@ -132,10 +133,10 @@ class Attention(nn.Module):
 
     def forward(self, x):
         n, _, h, w = x.shape
-        q = self.to_q(x).reshape(n, self.heads, self.key_dim, h * w).permute(0, 1, 3, 2)      # (n, a, hw, d)
-        k = self.to_k(x).reshape(n, self.heads, self.key_dim, h * w)                          # (n, a, d, hw)
-        v = self.to_v(x).reshape(n, self.heads, self.value_dim, h * w).permute(0, 1, 3, 2)    # (n, a, hw, e)
-        y = matmul(softmax(matmul(q, k), -1), v)                                              # (n, a, hw, e)
+        q = self.to_q(x).reshape(n, self.heads, self.key_dim, h * w).permute(0, 1, 3, 2)  # (n, a, hw, d)
+        k = self.to_k(x).reshape(n, self.heads, self.key_dim, h * w)  # (n, a, d, hw)
+        v = self.to_v(x).reshape(n, self.heads, self.value_dim, h * w).permute(0, 1, 3, 2)  # (n, a, hw, e)
+        y = matmul(softmax(matmul(q, k), -1), v)  # (n, a, hw, e)
         return self.proj(y.permute(0, 1, 3, 2).reshape(n, self.heads * self.value_dim, h, w))
 
 
@@ -184,7 +185,7 @@ class TopBasicLayer(nn.Module):
 
     def __init__(self, channels: int, depth: int, heads: int, drop: float):
         super().__init__()
-        shares = np.linspace(0, drop, depth, dtype=np.float32)     # float32, as published: 1 - share is not exactly 0.9
+        shares = np.linspace(0, drop, depth, dtype=np.float32)  # float32, as published: 1 - share is not exactly 0.9
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, float(share)) for share in shares])
 
     def forward(self, x, random: np.random.Generator | None):
@@ -201,15 +202,27 @@ class Neck(nn.Module):
     the map of stride 16 from before its own distribution (size L only; by accident or not, as published).
     """
 
-    def __init__(self, width: int, fused: int, block: Callable, stage: Callable, depth: int, heads: int,
-                 drop: float, n5_from_p4: bool):
+    def __init__(
+        self,
+        width: int,
+        fused: int,
+        block: Callable,
+        stage: Callable,
+        depth: int,
+        heads: int,
+        drop: float,
+        n5_from_p4: bool,
+    ):
         super().__init__()
         self.n5_from_p4 = n5_from_p4
         p3, p4, n5 = self.channels = 2 * width, 4 * width, 8 * width
-        gathered = 22 * width     # p3, p4 and c5
+        gathered = 22 * width  # p3, p4 and c5
         self.low_FAM = LowFAM()
-        self.low_IFM = nn.Sequential(Conv(30 * width, fused, 1, nn.SiLU), *(block(fused, fused) for _ in range(3)),
-                                     Conv(fused, p4 + p3, 1, nn.SiLU))
+        self.low_IFM = nn.Sequential(
+            Conv(30 * width, fused, 1, nn.SiLU),
+            *(block(fused, fused) for _ in range(3)),
+            Conv(fused, p4 + p3, 1, nn.SiLU),
+        )
         self.reduce_layer_c5 = Conv(16 * width, p4, 1, nn.ReLU)
         self.LAF_p4 = SimFusion3In(8 * width, p4)
         self.Inject_p4 = Inject(p4, p4)

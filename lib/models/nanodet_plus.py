@@ -9,6 +9,7 @@ arXiv:1807.11164, the neck's blocks are GhostNet's, arXiv:1911.11907). Deliberat
 
 Letters: n images, c channels, h rows, w columns, p priors (cells of all levels), k classes.
 """
+
 import zlib
 from dataclasses import dataclass
 
@@ -18,17 +19,17 @@ from lib.backend import cat, interpolate, load_state, mul, named_state, nn, nump
 from lib.models.step import ParameterGroup, Step
 
 STRIDES = (8, 16, 32, 64)
-REG_MAX = 7                   # a distance is the mean of a distribution over 0 … 7 strides
-BINS = 4 * (REG_MAX + 1)      # regression logits per prior: left, top, right, bottom
-DETACH_EPOCH = 10             # from here on (counted from 0) the auxiliary branch no longer trains backbone and neck
-SLOPE = 0.1                   # of every LeakyReLU
+REG_MAX = 7  # a distance is the mean of a distribution over 0 … 7 strides
+BINS = 4 * (REG_MAX + 1)  # regression logits per prior: left, top, right, bottom
+DETACH_EPOCH = 10  # from here on (counted from 0) the auxiliary branch no longer trains backbone and neck
+SLOPE = 0.1  # of every LeakyReLU
 
 
 @dataclass(frozen=True)
 class Variant:
-    input_size: tuple[int, int]     # height, width of the published weights; any multiple of 32 works
-    stages: tuple[int, int, int]    # channels at strides 8, 16, 32: the capacity of the backbone
-    width: int                      # channels of neck and head; the auxiliary branch has twice as many
+    input_size: tuple[int, int]  # height, width of the published weights; any multiple of 32 works
+    stages: tuple[int, int, int]  # channels at strides 8, 16, 32: the capacity of the backbone
+    width: int  # channels of neck and head; the auxiliary branch has twice as many
 
 
 VARIANTS = {
@@ -40,14 +41,33 @@ VARIANTS = {
 
 # Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
 INTERMEDIATES = {
-    **{name: (name, None) for name in (
-        "backbone.conv1", "backbone.maxpool", "backbone.stage2", "backbone.stage3", "backbone.stage4",
-        "fpn.reduce_layers.0", "fpn.reduce_layers.1", "fpn.reduce_layers.2", "fpn.top_down_blocks.0",
-        "fpn.top_down_blocks.1", "fpn.downsamples.0", "fpn.bottom_up_blocks.0", "fpn.downsamples.1",
-        "fpn.bottom_up_blocks.1", "fpn.extra_lvl_in_conv.0", "fpn.extra_lvl_out_conv.0")},
+    **{
+        name: (name, None)
+        for name in (
+            "backbone.conv1",
+            "backbone.maxpool",
+            "backbone.stage2",
+            "backbone.stage3",
+            "backbone.stage4",
+            "fpn.reduce_layers.0",
+            "fpn.reduce_layers.1",
+            "fpn.reduce_layers.2",
+            "fpn.top_down_blocks.0",
+            "fpn.top_down_blocks.1",
+            "fpn.downsamples.0",
+            "fpn.bottom_up_blocks.0",
+            "fpn.downsamples.1",
+            "fpn.bottom_up_blocks.1",
+            "fpn.extra_lvl_in_conv.0",
+            "fpn.extra_lvl_out_conv.0",
+        )
+    },
     **{f"fpn.out{level}": ("fpn", level) for level in range(len(STRIDES))},
-    **{name: (name, None) for level in range(len(STRIDES)) for name in (
-        f"head.cls_convs.{level}.0", f"head.cls_convs.{level}.1", f"head.gfl_cls.{level}")},
+    **{
+        name: (name, None)
+        for level in range(len(STRIDES))
+        for name in (f"head.cls_convs.{level}.0", f"head.cls_convs.{level}.1", f"head.gfl_cls.{level}")
+    },
 }
 
 
@@ -111,14 +131,26 @@ class ShuffleBlock(nn.Module):
         super().__init__()
         half = c_out // 2
         entry = c_in if stride == 2 else half
-        self.branch1 = nn.Sequential(
-            conv(c_in, c_in, 3, 2, c_in), nn.BatchNorm2d(c_in),
-            conv(c_in, half, 1), nn.BatchNorm2d(half), activation(),
-        ) if stride == 2 else None
+        self.branch1 = (
+            nn.Sequential(
+                conv(c_in, c_in, 3, 2, c_in),
+                nn.BatchNorm2d(c_in),
+                conv(c_in, half, 1),
+                nn.BatchNorm2d(half),
+                activation(),
+            )
+            if stride == 2
+            else None
+        )
         self.branch2 = nn.Sequential(
-            conv(entry, half, 1), nn.BatchNorm2d(half), activation(),
-            conv(half, half, 3, stride, half), nn.BatchNorm2d(half),
-            conv(half, half, 1), nn.BatchNorm2d(half), activation(),
+            conv(entry, half, 1),
+            nn.BatchNorm2d(half),
+            activation(),
+            conv(half, half, 3, stride, half),
+            nn.BatchNorm2d(half),
+            conv(half, half, 1),
+            nn.BatchNorm2d(half),
+            activation(),
         )
 
     def forward(self, x):
@@ -128,7 +160,7 @@ class ShuffleBlock(nn.Module):
         else:
             first, second = self.branch1(x), self.branch2(x)
         n, half, h, w = second.shape
-        return stack((first, second), 2).reshape(n, 2 * half, h, w)     # channel 2i + g is channel i of branch g
+        return stack((first, second), 2).reshape(n, 2 * half, h, w)  # channel 2i + g is channel i of branch g
 
 
 class ShuffleNetV2(nn.Module):
@@ -175,8 +207,9 @@ class GhostBottleneck(nn.Module):
         super().__init__()
         self.ghost1 = GhostModule(c_in, c_out, activate=True)
         self.ghost2 = GhostModule(c_out, c_out, activate=False)
-        self.shortcut = nn.Sequential(conv(c_in, c_in, 5, 1, c_in), nn.BatchNorm2d(c_in),
-                                      conv(c_in, c_out, 1), nn.BatchNorm2d(c_out))
+        self.shortcut = nn.Sequential(
+            conv(c_in, c_in, 5, 1, c_in), nn.BatchNorm2d(c_in), conv(c_in, c_out, 1), nn.BatchNorm2d(c_out)
+        )
 
     def forward(self, x):
         return self.ghost2(self.ghost1(x)) + self.shortcut(x)
@@ -226,7 +259,7 @@ def flatten_levels(maps: list):
 
 
 class Integral(nn.Module):
-    """Holds the published constant 0 … 7; decoding happens in lib.boxes and in the criterion."""
+    """Holds the published constant 0 … 7; decoding happens in lib.data.boxes and in the criterion."""
 
     def __init__(self):
         super().__init__()
@@ -239,13 +272,13 @@ class Head(nn.Module):
     def __init__(self, width: int, num_classes: int):
         super().__init__()
         self.distribution_project = Integral()
-        self.cls_convs = nn.ModuleList([
-            nn.ModuleList([DepthwiseConvModule(width) for _ in range(2)]) for _ in STRIDES])
+        self.cls_convs = nn.ModuleList([nn.ModuleList([DepthwiseConvModule(width) for _ in range(2)]) for _ in STRIDES])
         self.gfl_cls = nn.ModuleList([nn.Conv2d(width, num_classes + BINS, 1) for _ in STRIDES])
 
     def forward(self, pyramid):
-        return flatten_levels([last(tower[1](tower[0](x)))
-                               for x, tower, last in zip(pyramid, self.cls_convs, self.gfl_cls)])
+        return flatten_levels(
+            [last(tower[1](tower[0](x))) for x, tower, last in zip(pyramid, self.cls_convs, self.gfl_cls)]
+        )
 
 
 class Scale(nn.Module):
@@ -279,7 +312,7 @@ class AuxHead(nn.Module):
             classes = layer(classes)
         for layer in self.reg_convs:
             distances = layer(distances)
-        return cat((self.gfl_cls(classes), scale(self.gfl_reg(distances))), 1)     # (n, k + 32, h, w)
+        return cat((self.gfl_cls(classes), scale(self.gfl_reg(distances))), 1)  # (n, k + 32, h, w)
 
 
 # -------------------------------------------------------------------------------------------------------- model
@@ -313,8 +346,14 @@ class NanoDetPlus(nn.Module):
 
 def build(name: str, num_classes: int, seed: int) -> nn.Module:
     model = NanoDetPlus(VARIANTS[name], num_classes)
-    load_state(model, {entry: initial_value(entry, numpy(value).shape, seed) for entry, value in named_state(model)
-                       if entry.rsplit(".", 1)[-1] in ("weight", "bias", "scale")})
+    load_state(
+        model,
+        {
+            entry: initial_value(entry, numpy(value).shape, seed)
+            for entry, value in named_state(model)
+            if entry.rsplit(".", 1)[-1] in ("weight", "bias", "scale")
+        },
+    )
     return model
 
 
@@ -339,7 +378,7 @@ def _constant(entry: str, part: str, kind: str) -> float:
     if kind in ("weight", "scale"):
         return 1.0
     if ".gfl_cls." in entry:
-        return -4.595     # sigmoid: one prior in a hundred is an object; the main head's box bins get it too
+        return -4.595  # sigmoid: one prior in a hundred is an object; the main head's box bins get it too
     return 1e-4 if part == "backbone" else 0.0
 
 

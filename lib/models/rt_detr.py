@@ -11,6 +11,7 @@ rt_detr_decoder and rt_detr_denoising. Deliberate differences:
 * the first weights have the published distributions but come from NumPy generators keyed by (seed, name), and ImageNet
   weights are never downloaded: a frozen stem without a checkpoint stays random.
 """
+
 import re
 import zlib
 from dataclasses import dataclass
@@ -25,29 +26,38 @@ from lib.models.rt_detr_denoising import denoising, truths
 from lib.models.rt_detr_encoder import HybridEncoder, RepVggBlock
 from lib.models.step import ParameterGroup, Step
 
-STRIDE = 32              # of the coarsest map
-PRIOR = -np.log(99)      # first bias of class logits: one query in a hundred is an object
+STRIDE = 32  # of the coarsest map
+PRIOR = -np.log(99)  # first bias of class logits: one query in a hundred is an object
 
 # How the optimiser divides the parameters: (pattern, factor of the learning rate, whether weights decay); a parameter
 # belongs to the first pattern found in its name. By text alone a norm that is a numbered child decays, as published.
-_DECAY_FREE = ((r"^backbone\..*norm", 0.1, False), (r"^backbone", 0.1, True), (r"norm|bias", 1.0, False), (r"", 1.0, True))
-_FROZEN_NORM = ((r"^backbone", 0.1, True), (r"^encoder\..*(bias|norm.*weight)", 1.0, False),
-                (r"^decoder\..*(bias|norm.*weight)", 1.0, False), (r"", 1.0, True))
+_DECAY_FREE = (
+    (r"^backbone\..*norm", 0.1, False),
+    (r"^backbone", 0.1, True),
+    (r"norm|bias", 1.0, False),
+    (r"", 1.0, True),
+)
+_FROZEN_NORM = (
+    (r"^backbone", 0.1, True),
+    (r"^encoder\..*(bias|norm.*weight)", 1.0, False),
+    (r"^decoder\..*(bias|norm.*weight)", 1.0, False),
+    (r"", 1.0, True),
+)
 _TWO_RATES = ((r"^backbone", 0.01, True), (r"", 1.0, True))
 
 
 @dataclass(frozen=True)
 class Variant:
-    blocks: tuple[int, int, int, int]                    # of the backbone's stages
-    layers: int                                          # of the decoder
-    last: int                                            # the decoder layer after which inference stops
-    bottleneck: bool = True                              # kind of the backbone's blocks
-    frozen: bool = True                                  # the backbone's norms and stem are not trained
-    width: int = 256                                     # channels of the encoder
-    hidden: int = 1024                                   # of the encoder's perceptron
-    fusion: int = 256                                    # channels inside the encoder's fusion layers
+    blocks: tuple[int, int, int, int]  # of the backbone's stages
+    layers: int  # of the decoder
+    last: int  # the decoder layer after which inference stops
+    bottleneck: bool = True  # kind of the backbone's blocks
+    frozen: bool = True  # the backbone's norms and stem are not trained
+    width: int = 256  # channels of the encoder
+    hidden: int = 1024  # of the encoder's perceptron
+    fusion: int = 256  # channels inside the encoder's fusion layers
     groups: tuple[tuple[str, float, bool], ...] = _FROZEN_NORM
-    input_size: tuple[int, int] = (640, 640)             # height, width of the published weights; any multiple of 32 works
+    input_size: tuple[int, int] = (640, 640)  # height, width of the published weights; any multiple of 32 works
 
 
 VARIANTS = {
@@ -60,17 +70,43 @@ VARIANTS = {
 
 # Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
 INTERMEDIATES = {
-    **{name: (name, None) for name in (
-        "backbone.conv1", *(f"backbone.res_layers.{i}" for i in range(4)), *(f"encoder.input_proj.{i}" for i in range(3)),
-        "encoder.encoder.0", "encoder.lateral_convs.0", "encoder.fpn_blocks.0", "encoder.lateral_convs.1",
-        "encoder.fpn_blocks.1", "encoder.downsample_convs.0", "encoder.pan_blocks.0", "encoder.downsample_convs.1",
-        "encoder.pan_blocks.1", *(f"decoder.input_proj.{i}" for i in range(3)), "decoder.enc_output",
-        "decoder.enc_score_head")},
-    **{f"decoder.{name}": ("decoder.selection", element) for element, name in enumerate((
-        "init_target", "init_ref_points_unact", "enc_topk_bboxes", "enc_topk_logits", "selected_tokens"))},
-    **{name: (name, None) for i in range(3) for name in (      # every variant runs three layers, if not more
-        f"decoder.decoder.layers.{i}.norm1", f"decoder.decoder.layers.{i}.cross_attn", f"decoder.decoder.layers.{i}.norm2",
-        f"decoder.decoder.layers.{i}", f"decoder.dec_bbox_head.{i}")},
+    **{
+        name: (name, None)
+        for name in (
+            "backbone.conv1",
+            *(f"backbone.res_layers.{i}" for i in range(4)),
+            *(f"encoder.input_proj.{i}" for i in range(3)),
+            "encoder.encoder.0",
+            "encoder.lateral_convs.0",
+            "encoder.fpn_blocks.0",
+            "encoder.lateral_convs.1",
+            "encoder.fpn_blocks.1",
+            "encoder.downsample_convs.0",
+            "encoder.pan_blocks.0",
+            "encoder.downsample_convs.1",
+            "encoder.pan_blocks.1",
+            *(f"decoder.input_proj.{i}" for i in range(3)),
+            "decoder.enc_output",
+            "decoder.enc_score_head",
+        )
+    },
+    **{
+        f"decoder.{name}": ("decoder.selection", element)
+        for element, name in enumerate(
+            ("init_target", "init_ref_points_unact", "enc_topk_bboxes", "enc_topk_logits", "selected_tokens")
+        )
+    },
+    **{
+        name: (name, None)
+        for i in range(3)
+        for name in (  # every variant runs three layers, if not more
+            f"decoder.decoder.layers.{i}.norm1",
+            f"decoder.decoder.layers.{i}.cross_attn",
+            f"decoder.decoder.layers.{i}.norm2",
+            f"decoder.decoder.layers.{i}",
+            f"decoder.dec_bbox_head.{i}",
+        )
+    },
 }
 
 
@@ -97,15 +133,18 @@ class RTDETR(nn.Module):
     @property
     def frozen_names(self) -> tuple[str, ...]:
         """Parameters that training leaves as they are; their gradient is 0."""
-        return tuple(name for name, _ in self.named_parameters()
-                     if self.variant.frozen and name.startswith("backbone.conv1."))
+        return tuple(
+            name for name, _ in self.named_parameters() if self.variant.frozen and name.startswith("backbone.conv1.")
+        )
 
     def forward(self, images):
         if images.shape[2] % STRIDE or images.shape[3] % STRIDE:
-            raise UserError(f"RT-DETR: images of {images.shape[2]} x {images.shape[3]} pixels; choose a size of which both "
-                            f"sides are multiples of {STRIDE}")
+            raise UserError(
+                f"RT-DETR: images of {images.shape[2]} x {images.shape[3]} pixels; choose a size of which both "
+                f"sides are multiples of {STRIDE}"
+            )
         if not self.training:
-            (logits, boxes), = self._predict(images, None)[0]
+            ((logits, boxes),) = self._predict(images, None)[0]
             return {"pred_logits": logits, "pred_boxes": boxes}
         random = self.step.random
         size = images.shape[2:]
@@ -164,10 +203,14 @@ def initial_value(entry: str, shapes: dict[str, tuple[int, ...]], seed: int) -> 
     if (value := _constant(entry, shape, owner)) is not None:
         return np.full(shape, value, np.float32)
     if entry.endswith("denoising_class_embed.weight"):
-        return np.concatenate([rng.standard_normal((shape[0] - 1, shape[1])), np.zeros((1, shape[1]))]).astype(np.float32)
+        return np.concatenate([rng.standard_normal((shape[0] - 1, shape[1])), np.zeros((1, shape[1]))]).astype(
+            np.float32
+        )
     fan_in = int(np.prod((shape if entry.endswith("weight") else owner)[1:]))
-    xavier = re.search(r"in_proj_weight|(value_proj|output_proj|enc_output\.0|query_pos_head\.layers\.\d)\.weight", entry)
-    bound = (6 / (shape[0] + fan_in)) ** 0.5 if xavier else fan_in ** -0.5
+    xavier = re.search(
+        r"in_proj_weight|(value_proj|output_proj|enc_output\.0|query_pos_head\.layers\.\d)\.weight", entry
+    )
+    bound = (6 / (shape[0] + fan_in)) ** 0.5 if xavier else fan_in**-0.5
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
@@ -177,7 +220,9 @@ def _constant(entry: str, shape: tuple[int, ...], owner: tuple[int, ...]) -> flo
         return 0.0
     if re.search(r"score_head.*bias", entry):
         return PRIOR
-    if re.search(r"in_proj_bias|(out_proj|value_proj|output_proj)\.bias", entry) or len(owner) == 1 and entry.endswith("bias"):
+    if re.search(r"in_proj_bias|(out_proj|value_proj|output_proj)\.bias", entry) or (
+        len(owner) == 1 and entry.endswith("bias")
+    ):
         return 0.0
     return 1.0 if len(shape) == 1 and entry.endswith("weight") else None
 

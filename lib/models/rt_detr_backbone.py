@@ -1,12 +1,13 @@
 """RT-DETR's backbone: ResNet-vd 18, 34, 50 or 101 (arXiv:1512.03385, variant d of arXiv:1812.01187)."""
+
 import numpy as np
 
 from lib.backend import nn, sqrt, tensor
 from lib.models.rt_detr_layers import ConvNorm, constant
 
-STEM = 64                        # channels after the stem
-WIDTHS = (64, 128, 256, 512)     # of the four stages' 3 x 3 convolutions
-EXPANSION = 4                    # a bottleneck's output channels over its width
+STEM = 64  # channels after the stem
+WIDTHS = (64, 128, 256, 512)  # of the four stages' 3 x 3 convolutions
+EXPANSION = 4  # a bottleneck's output channels over its width
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -87,8 +88,9 @@ class Stage(nn.Module):
     def __init__(self, kind: type, c_in: int, width: int, count: int, stride: int, norm: type):
         super().__init__()
         c_out = width * (EXPANSION if kind is Bottleneck else 1)
-        self.blocks = nn.ModuleList([kind(c_out if i else c_in, width, 1 if i else stride, i == 0, norm)
-                                     for i in range(count)])
+        self.blocks = nn.ModuleList(
+            [kind(c_out if i else c_in, width, 1 if i else stride, i == 0, norm) for i in range(count)]
+        )
 
     def forward(self, x):
         for block in self.blocks:
@@ -110,8 +112,12 @@ class PResNet(nn.Module):
         self.frozen = frozen
         self.conv1 = Stem(norm)
         self.pool = nn.MaxPool2d(3, 2, 1)
-        self.res_layers = nn.ModuleList([Stage(kind, c_in, width, count, 2 if i else 1, norm)
-                                         for i, (c_in, width, count) in enumerate(zip(inputs, WIDTHS, blocks))])
+        self.res_layers = nn.ModuleList(
+            [
+                Stage(kind, c_in, width, count, 2 if i else 1, norm)
+                for i, (c_in, width, count) in enumerate(zip(inputs, WIDTHS, blocks))
+            ]
+        )
         self.channels = inputs[2:]
 
     def forward(self, images):

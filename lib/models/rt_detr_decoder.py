@@ -2,19 +2,20 @@
 
 Letters: n images, m tokens of all levels, q queries, d features, a attention heads, p points, k classes.
 """
+
 from functools import lru_cache
 
 import numpy as np
 
 from lib.backend import amax, cat, clamp, grid_sample, nn, sigmoid, softmax, sum, tensor, topk
 from lib.models.rt_detr_denoising import Denoising
-from lib.models.rt_detr_layers import MLP, ConvNorm, SelfAttention, constant, inverse_sigmoid, precision
+from lib.models.rt_detr_layers import MLP, ConvNorm, SelfAttention, constant, inverse_sigmoid
 
 QUERIES = 300
 WIDTH, HIDDEN, HEADS, POINTS, LEVELS = 256, 1024, 8, 4, 3
-ANCHOR = 0.05            # side of the anchors of the finest level, in parts of the image; it doubles with every level
-MARGIN = 0.01            # a cell whose anchor's centre or side is nearer to 0 or 1 is never an object
-LARGEST = 65504.0        # of float16; bounds a layer's output
+ANCHOR = 0.05  # side of the anchors of the finest level, in parts of the image; it doubles with every level
+MARGIN = 0.01  # a cell whose anchor's centre or side is nearer to 0 or 1 is never an object
+LARGEST = 65504.0  # of float16; bounds a layer's output
 
 
 @lru_cache(maxsize=32)
@@ -27,7 +28,7 @@ def anchors(sizes: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]
     for level, (height, width) in enumerate(sizes):
         y, x = np.mgrid[:height, :width].astype(np.float32)
         centre = (np.stack([x, y], 2) + np.float32(0.5)) / np.asarray([width, height], np.float32)
-        side = np.full_like(centre, ANCHOR * 2 ** level)
+        side = np.full_like(centre, ANCHOR * 2**level)
         levels.append(np.concatenate([centre, side], 2).reshape(-1, 4))
     boxes = np.concatenate(levels)
     valid = ((boxes > MARGIN) & (boxes < 1 - MARGIN)).all(1, keepdims=True)
@@ -40,7 +41,9 @@ def anchors(sizes: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]
 def boundary_gap(logits: np.ndarray) -> np.ndarray:
     """(n,) by how much the worst selected token beats the best other one, for class logits (n, m, k); inf without others."""
     falling = -np.sort(-logits.max(2), 1)
-    return falling[:, QUERIES - 1] - falling[:, QUERIES] if falling.shape[1] > QUERIES else np.full(len(falling), np.inf)
+    return (
+        falling[:, QUERIES - 1] - falling[:, QUERIES] if falling.shape[1] > QUERIES else np.full(len(falling), np.inf)
+    )
 
 
 class DeformableAttention(nn.Module):
@@ -58,15 +61,15 @@ class DeformableAttention(nn.Module):
 
     def forward(self, query, boxes, memory, sizes):
         n, q, d = query.shape
-        grid = self._grid(query, boxes)                                                       # (n * a, q, levels * p, 2)
-        shares = softmax(self._per_head(self.attention_weights(query)), 2).unsqueeze(1)       # (n * a, 1, q, levels * p)
+        grid = self._grid(query, boxes)  # (n * a, q, levels * p, 2)
+        shares = softmax(self._per_head(self.attention_weights(query)), 2).unsqueeze(1)  # (n * a, 1, q, levels * p)
         value, samples, start = self.value_proj(memory), [], 0
         for level, (height, width) in enumerate(sizes):
             end = start + height * width
             plane = value[:, start:end].permute(0, 2, 1).reshape(n * HEADS, d // HEADS, height, width)
-            samples.append(grid_sample(plane, grid[:, :, level * POINTS:(level + 1) * POINTS]))
+            samples.append(grid_sample(plane, grid[:, :, level * POINTS : (level + 1) * POINTS]))
             start = end
-        read = sum(cat(samples, 3) * shares, 3)                                               # (n * a, d / a, q)
+        read = sum(cat(samples, 3) * shares, 3)  # (n * a, d / a, q)
         return self.output_proj(read.reshape(n, d, q).permute(0, 2, 1))
 
     def _grid(self, query, boxes):
@@ -75,7 +78,9 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).reshape(n, q, HEADS * LEVELS * POINTS, 2)
         centre, extent = boxes[:, :, :2].unsqueeze(2), boxes[:, :, 2:].unsqueeze(2)
         places = (centre + offsets * (extent * (0.5 / POINTS))) * 2.0 - 1.0
-        return self._per_head(places.reshape(n, q, HEADS * LEVELS * POINTS * 2)).reshape(n * HEADS, q, LEVELS * POINTS, 2)
+        return self._per_head(places.reshape(n, q, HEADS * LEVELS * POINTS * 2)).reshape(
+            n * HEADS, q, LEVELS * POINTS, 2
+        )
 
     @staticmethod
     def _per_head(x):
@@ -143,7 +148,7 @@ class RTDETRTransformer(nn.Module):
         self.num_classes = num_classes
         self.input_proj = nn.ModuleList([ConvNorm(channels, WIDTH, 1) for _ in range(LEVELS)])
         self.decoder = DecoderLayers(layers)
-        self.denoising_class_embed = nn.Embedding(num_classes + 1, WIDTH)     # its last row stands for no box
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, WIDTH)  # its last row stands for no box
         self.query_pos_head = MLP(4, 2 * WIDTH, WIDTH)
         self.enc_output = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH))
         self.enc_score_head = nn.Linear(WIDTH, num_classes)
@@ -177,7 +182,7 @@ class RTDETRTransformer(nn.Module):
         """(n, q, d) the embeddings of the noised labels; the row that stands for no box learns nothing."""
         n, q = noised.labels.shape
         table = self.denoising_class_embed.weight
-        table = cat((table[:self.num_classes], table[self.num_classes:].detach()), 0)
+        table = cat((table[: self.num_classes], table[self.num_classes :].detach()), 0)
         return table[tensor(noised.labels.reshape(-1))].reshape(n, q, WIDTH)
 
     def _decode(self, x, boxes, memory, sizes, mask) -> list:

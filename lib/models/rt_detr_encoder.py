@@ -1,4 +1,5 @@
 """RT-DETR's hybrid encoder: attention within the coarsest map (AIFI), convolutions across the scales (CCFM)."""
+
 from functools import lru_cache
 
 import numpy as np
@@ -7,8 +8,8 @@ from lib.backend import cat, interpolate, nn, numpy, tensor
 from lib.models.rt_detr_layers import ConvNorm, SelfAttention, precision
 
 HEADS = 8
-TEMPERATURE = 10_000     # ratio of the longest to the shortest wavelength of the position embedding
-REP_BLOCKS = 3           # RepVGG blocks of a fusion layer
+TEMPERATURE = 10_000  # ratio of the longest to the shortest wavelength of the position embedding
+REP_BLOCKS = 3  # RepVGG blocks of a fusion layer
 
 
 @lru_cache(maxsize=32)
@@ -20,7 +21,9 @@ def position_embedding(height: int, width: int, channels: int) -> np.ndarray:
     """
     rates = 1 / np.float32(TEMPERATURE) ** (np.arange(channels // 4, dtype=np.float32) / np.float32(channels // 4))
     token = np.arange(height * width)
-    first, second = ((coordinate[:, None] * rates).astype(np.float32) for coordinate in (token // height, token % height))
+    first, second = (
+        (coordinate[:, None] * rates).astype(np.float32) for coordinate in (token // height, token % height)
+    )
     embedding = np.concatenate([np.sin(first), np.cos(first), np.sin(second), np.cos(second)], 1)[None]
     embedding.setflags(write=False)
     return embedding
@@ -81,8 +84,9 @@ class RepVggBlock(nn.Module):
 def folded(layer: ConvNorm) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and bias, float64, of the one convolution that equals `layer` in eval() without its activation."""
     norm = layer.norm
-    weight, bias, mean, variance = (numpy(x).astype(np.float64) for x in (
-        norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    weight, bias, mean, variance = (
+        numpy(x).astype(np.float64) for x in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
     scale = weight / np.sqrt(variance + norm.eps)
     return numpy(layer.conv.weight) * scale[:, None, None, None], bias - mean * scale
 
@@ -106,8 +110,9 @@ class HybridEncoder(nn.Module):
 
     def __init__(self, channels: tuple[int, int, int], width: int, hidden: int, fusion: int):
         super().__init__()
-        self.input_proj = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width)) for c in channels])
+        self.input_proj = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width)) for c in channels]
+        )
         self.encoder = nn.ModuleList([Encoder(width, hidden)])
         self.lateral_convs = nn.ModuleList([ConvNorm(width, width, 1, activation=nn.SiLU()) for _ in range(2)])
         self.fpn_blocks = nn.ModuleList([CSPRepLayer(width, fusion) for _ in range(2)])
@@ -125,8 +130,8 @@ class HybridEncoder(nn.Module):
 
     def _attend(self, x):
         n, c, h, w = x.shape
-        position = tensor(position_embedding(h, w, c).astype(precision(x)))                # (1, h * w, c)
-        tokens = self.encoder[0](x.reshape(n, c, h * w).permute(0, 2, 1), position)        # (n, h * w, c)
+        position = tensor(position_embedding(h, w, c).astype(precision(x)))  # (1, h * w, c)
+        tokens = self.encoder[0](x.reshape(n, c, h * w).permute(0, 2, 1), position)  # (n, h * w, c)
         return tokens.permute(0, 2, 1).reshape(n, c, h, w)
 
     @staticmethod

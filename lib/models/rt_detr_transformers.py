@@ -2,6 +2,7 @@
 reference for predictions and losses on square inputs. Not for gradients: it predicts a layer's box from the layer before's
 without that one's history.
 """
+
 import re
 from typing import Any
 
@@ -60,9 +61,18 @@ def settings(name: str, num_classes: int) -> dict[str, Any]:
     variant = VARIANTS[name]
     outputs = [width * (EXPANSION if variant.bottleneck else 1) for width in WIDTHS]
     return {
-        "backbone_config": {"depths": list(variant.blocks), "layer_type": "bottleneck" if variant.bottleneck else "basic",
-                            "hidden_sizes": outputs, "out_features": ["stage2", "stage3", "stage4"]},
-        "encoder_in_channels": outputs[1:], "encoder_hidden_dim": variant.width, "encoder_ffn_dim": variant.hidden,
-        "decoder_in_channels": [variant.width] * 3, "hidden_expansion": variant.fusion / variant.width,
-        "decoder_layers": variant.layers, "freeze_backbone_batch_norms": variant.frozen, "num_labels": num_classes,
+        "backbone_config": {
+            "depths": list(variant.blocks),
+            "layer_type": "bottleneck" if variant.bottleneck else "basic",
+            "hidden_sizes": outputs,
+            "out_features": ["stage2", "stage3", "stage4"],
+        },
+        "encoder_in_channels": outputs[1:],
+        "encoder_hidden_dim": variant.width,
+        "encoder_ffn_dim": variant.hidden,
+        "decoder_in_channels": [variant.width] * 3,
+        "hidden_expansion": variant.fusion / variant.width,
+        "decoder_layers": variant.layers,
+        "freeze_backbone_batch_norms": variant.frozen,
+        "num_labels": num_classes,
     }

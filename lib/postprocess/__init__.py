@@ -1,10 +1,12 @@
 """From a model's inference output to detections, in NumPy; one module per family, with its published settings."""
+
 from types import ModuleType
 
 import numpy as np
 
-from lib import boxes, models
+from lib import models
 from lib.backend import numpy
+from lib.data import boxes
 
 from . import candidates, gold_yolo, nanodet_plus, rt_detr
 
@@ -16,9 +18,17 @@ def settings(name: str) -> ModuleType:
     return _MODULES[models.family(name)]
 
 
-def detections(name: str, outputs, *, image_size: tuple[int, int], warps=None, original_sizes=None,
-               score_threshold: float | None = None, nms_iou: float | None = None,
-               max_detections: int | None = None) -> list[np.ndarray]:
+def detections(
+    name: str,
+    outputs,
+    *,
+    image_size: tuple[int, int],
+    warps=None,
+    original_sizes=None,
+    score_threshold: float | None = None,
+    nms_iou: float | None = None,
+    max_detections: int | None = None,
+) -> list[np.ndarray]:
     """Per image (m, 6): x1, y1, x2, y2, score, label, best score first, in the outputs' precision.
 
     outputs: what the model gives in eval(), tensors or arrays. image_size: (height, width) of the network input.
@@ -27,8 +37,14 @@ def detections(name: str, outputs, *, image_size: tuple[int, int], warps=None, o
     Settings left out are the published ones.
     """
     family = settings(name)
-    chosen = [default if value is None else value for value, default in (
-        (score_threshold, family.SCORE_THRESHOLD), (nms_iou, family.NMS_IOU), (max_detections, family.MAX_DETECTIONS))]
+    chosen = [
+        default if value is None else value
+        for value, default in (
+            (score_threshold, family.SCORE_THRESHOLD),
+            (nms_iou, family.NMS_IOU),
+            (max_detections, family.MAX_DETECTIONS),
+        )
+    ]
     found = [family.per_image(output, image_size, *chosen) for output in _images(outputs)]
     if warps is not None:
         for rows, matrix, size in zip(found, warps, original_sizes, strict=True):
@@ -36,7 +52,9 @@ def detections(name: str, outputs, *, image_size: tuple[int, int], warps=None, o
     return found
 
 
-def near_misses(name: str, exact, rounded, image_size: tuple[int, int], most: float) -> tuple[np.ndarray, dict[str, float]]:
+def near_misses(
+    name: str, exact, rounded, image_size: tuple[int, int], most: float
+) -> tuple[np.ndarray, dict[str, float]]:
     """Of one image what suppression and the last place might decide otherwise, see candidates.near_misses.
 
     exact, rounded: outputs in float64 and in float32. Nothing for RT-DETR, which suppresses nothing: there scores alone decide.

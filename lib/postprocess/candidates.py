@@ -1,12 +1,13 @@
 """What competes to be a detection, and how near each was to the other fate: to suppression, or to the last place."""
+
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib import boxes
-from lib.margins import ROUNDING, cut, suppression
+from lib.alignment.margins import ROUNDING, cut, suppression
+from lib.data import boxes
 
-SPARE = 20    # places behind the last one from which survivors may move up
+SPARE = 20  # places behind the last one from which survivors may move up
 AROUND = 0.1  # of IoU: whose noise is measured, on both sides of the limit
 
 
@@ -14,9 +15,9 @@ AROUND = 0.1  # of IoU: whose noise is measured, on both sides of the limit
 class Candidates:
     """Those of one image, in any order."""
 
-    place: np.ndarray   # (m,) int64 the row of the output that each is from
-    boxes: np.ndarray   # (m, 4) x1, y1, x2, y2 in input pixels
-    moved: np.ndarray   # (m, 4) as suppression sees them, every class elsewhere
+    place: np.ndarray  # (m,) int64 the row of the output that each is from
+    boxes: np.ndarray  # (m, 4) x1, y1, x2, y2 in input pixels
+    moved: np.ndarray  # (m, 4) as suppression sees them, every class elsewhere
     scores: np.ndarray  # (m,)
     labels: np.ndarray  # (m,) int64
 
@@ -31,15 +32,18 @@ class Candidates:
 
     def only(self, chosen: np.ndarray) -> "Candidates":
         """These alone."""
-        return Candidates(self.place[chosen], self.boxes[chosen], self.moved[chosen], self.scores[chosen], self.labels[chosen])
+        return Candidates(
+            self.place[chosen], self.boxes[chosen], self.moved[chosen], self.scores[chosen], self.labels[chosen]
+        )
 
     def keys(self) -> list[tuple[int, int]]:
         """What tells one from the others, in any run."""
         return list(zip(self.place.tolist(), self.labels.tolist()))
 
 
-def near_misses(exact: Candidates, rounded: Candidates, nms_iou: float, limit: int,
-                most: float) -> tuple[np.ndarray, dict[str, float]]:
+def near_misses(
+    exact: Candidates, rounded: Candidates, nms_iou: float, limit: int, most: float
+) -> tuple[np.ndarray, dict[str, float]]:
     """(k, 7) x1, y1, x2, y2, score, label, margin of candidates at most so many floors from their other fate; the floors.
 
     exact: of a float64 run; rounded: of a float32 run, for the noise of IoUs and scores.
@@ -49,7 +53,9 @@ def near_misses(exact: Candidates, rounded: Candidates, nms_iou: float, limit: i
         exact = exact.only(np.flatnonzero(exact.scores >= exact.scores[kept].min()))
     exact = exact.only(np.argsort(-exact.scores, kind="stable"))
     other = {key: index for index, key in enumerate(rounded.keys())}
-    pairs = np.array([(index, other[key]) for index, key in enumerate(exact.keys()) if key in other], np.int64).reshape(-1, 2)
+    pairs = np.array([(index, other[key]) for index, key in enumerate(exact.keys()) if key in other], np.int64).reshape(
+        -1, 2
+    )
     score = max(float(np.abs(exact.scores[pairs[:, 0]] - rounded.scores[pairs[:, 1]]).max(initial=0.0)), ROUNDING)
     members = [np.flatnonzero(exact.labels == label) for label in np.unique(exact.labels)]
     of_class = (pairs[exact.labels[pairs[:, 0]] == exact.labels[of[0]]] for of in members)

@@ -2,17 +2,19 @@
 
 Follows github.com/huawei-noah/Efficient-Computing, Detection/Gold-YOLO at commit 225ddd2e, tools/eval.py.
 """
+
 import numpy as np
 
 from .candidates import Candidates
 
 SCORE_THRESHOLD, NMS_IOU, MAX_DETECTIONS = 0.03, 0.65, 300
 MAX_CANDIDATES = 30_000
-CLASS_OFFSET = 4096     # pixels by which suppression moves each class away from the one before
+CLASS_OFFSET = 4096  # pixels by which suppression moves each class away from the one before
 
 
-def per_image(output: np.ndarray, image_size: tuple[int, int], score_threshold: float, nms_iou: float,
-              limit: int) -> np.ndarray:
+def per_image(
+    output: np.ndarray, image_size: tuple[int, int], score_threshold: float, nms_iou: float, limit: int
+) -> np.ndarray:
     """Rows (cells, 5 + classes) of centre, size, objectness, scores -> (m, 6) in input pixels, best first, not clipped."""
     return candidates(output, image_size, score_threshold).detections(nms_iou, limit)
 

@@ -1,7 +1,8 @@
 """NanoDet-Plus: every (prior, class) pair above the threshold competes; there is no top-k before the suppression."""
+
 import numpy as np
 
-from lib import boxes
+from lib.data import boxes
 from lib.models.nanodet_plus import BINS, STRIDES
 
 from .candidates import Candidates
@@ -9,8 +10,9 @@ from .candidates import Candidates
 SCORE_THRESHOLD, NMS_IOU, MAX_DETECTIONS = 0.05, 0.6, 100
 
 
-def per_image(output: np.ndarray, image_size: tuple[int, int], score_threshold: float, nms_iou: float,
-              limit: int) -> np.ndarray:
+def per_image(
+    output: np.ndarray, image_size: tuple[int, int], score_threshold: float, nms_iou: float, limit: int
+) -> np.ndarray:
     """Logits (priors, classes + 32) -> (m, 6) in input pixels, best first."""
     return candidates(output, image_size, score_threshold).detections(nms_iou, limit)
 

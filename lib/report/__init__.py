@@ -1,4 +1,5 @@
 """The report: records and their verdicts as one self-contained HTML file and a PDF. It computes nothing."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,9 @@ def render(
 def write(out: Path, html: str, printed: str, template: str, page: Any, words: Messages) -> Rendered:
     """Fill a template of this folder and print it."""
     # StrictUndefined: a key that no record fills is an error, not an empty place in the report.
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     text = environment.get_template(template).render(page=page, t=words, css=(HERE / "report.css").read_text())
     with atomic(out / html) as temporary:
         temporary.write_text(text, encoding="utf-8")

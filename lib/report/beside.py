@@ -1,4 +1,5 @@
 """Tables beside the verdicts of a question, shown and not judged: trainings by their start, the input pipeline, the engine's cost."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +7,16 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from lib.alignment.evidence import Evidence
-from lib.notebook import BOTH, FAMILIES
+from lib.machine.notebook import BOTH, FAMILIES
 from lib.record import Record, read
 from lib.report.bound import field
 from lib.report.messages import Messages
 
-STARTS = {"fresh weights": "start_fresh", "ImageNet start": "start_imagenet", "fine-tuned": "start_fine_tuned"}  # as lib.starts names them
+STARTS = {
+    "fresh weights": "start_fresh",
+    "ImageNet start": "start_imagenet",
+    "fine-tuned": "start_fine_tuned",
+}  # as lib.training.starts names them
 REPORTED = ("AP", "AP50")
 LOADING = ("images_per_second", "waiting_seconds", "waiting_share")  # of a training
 COST = ("times_plain", "seconds", "plain_seconds", "gb_per_second")  # of the engine's layer by layer comparison
@@ -49,9 +54,14 @@ def _starts(evidence: Evidence, words: Messages) -> Table:
             absent.append(words(key))
         for when in ("before", "after"):
             if any(one.fields["starts"][name][when] for one in found.values()):
-                cells = (_cell(held.get(side), words, "starts", name, when, number) for side in BOTH for number in REPORTED)
+                cells = (
+                    _cell(held.get(side), words, "starts", name, when, number) for side in BOTH for number in REPORTED
+                )
                 rows.append((escape(f"{words(key)}, {words(when)}"), *cells))
-    header = (escape(words("starts_start")), *(escape(f"{words(side)} {number}") for side in BOTH for number in REPORTED))
+    header = (
+        escape(words("starts_start")),
+        *(escape(f"{words(side)} {number}") for side in BOTH for number in REPORTED),
+    )
     gap = words("starts_absent").format(names=words("listed").join(absent)) if absent else None
     return Table(words("starts"), escape(words("starts_lead")), (header, *rows) if rows else (), gap)
 
@@ -73,17 +83,28 @@ def _alone(evidence: Evidence, words: Messages) -> Markup | None:
 
 
 def _engine(evidence: Evidence, words: Messages) -> Table:
-    return _sides("engine", _records(evidence, "divergence"), [("cost", name) for name in COST], escape(words("engine_lead")), words)
+    return _sides(
+        "engine",
+        _records(evidence, "divergence"),
+        [("cost", name) for name in COST],
+        escape(words("engine_lead")),
+        words,
+    )
 
 
 def _records(evidence: Evidence, stage: str) -> dict[str, Record]:
     return {side: held for side in BOTH if (held := evidence.get(side, stage))}
 
 
-def _sides(name: str, held: dict[str, Record], fields: Sequence[tuple[str, ...]], lead: Markup, words: Messages) -> Table:
+def _sides(
+    name: str, held: dict[str, Record], fields: Sequence[tuple[str, ...]], lead: Markup, words: Messages
+) -> Table:
     """A row per field, a column per side."""
     header = (escape(words("column_quantity")), *(escape(words(side)) for side in BOTH))
-    rows = ((escape(words(f"{name}_{keys[-1]}")), *(_cell(held.get(side), words, *keys) for side in BOTH)) for keys in fields)
+    rows = (
+        (escape(words(f"{name}_{keys[-1]}")), *(_cell(held.get(side), words, *keys) for side in BOTH))
+        for keys in fields
+    )
     return Table(words(name), lead, (header, *rows) if held else (), None if held else words("beside_absent"))
 
 

@@ -6,6 +6,7 @@
 
 `lib.report.verify` reads the same elements back: text, value and record must agree by the rules of this module.
 """
+
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from lib import tables
+from lib.alignment.evidence import pointer
 from lib.errors import UserError
 from lib.record import Record
-from lib.alignment.evidence import pointer
 from lib.report.messages import Messages
+from lib.show import tables
 
 ABSENT = "–"
 COMMIT = 12  # characters of a commit that are shown
@@ -53,7 +54,8 @@ def bound(value: Any, ref: str, words: Messages) -> Markup:
     if isinstance(value, str):
         return Markup('<span data-ref="{}">{}</span>').format(ref, text)
     return Markup('<a class="ref" href="#{}" title="{}"><data value="{}" data-ref="{}">{}</data></a>').format(
-        anchor(ref), ref, value, ref, text)
+        anchor(ref), ref, value, ref, text
+    )
 
 
 def field(record: Record, words: Messages, *keys: str | int) -> Markup:
@@ -68,7 +70,8 @@ def count(kinds: Sequence[str], verdicts: Mapping[str, Sequence[Mapping[str, Any
     """How many verdicts are of these kinds. verdicts: reference of a list of verdicts -> the list."""
     refs, number = " ".join(verdicts), counted(kinds, verdicts.values())
     return Markup('<data value="{}" data-ref="{}" data-count="{}" title="{}">{}</data>').format(
-        number, refs, " ".join(kind.replace(" ", "_") for kind in kinds), refs, number)
+        number, refs, " ".join(kind.replace(" ", "_") for kind in kinds), refs, number
+    )
 
 
 def counted(kinds: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> int:

@@ -1,4 +1,5 @@
 """The report that is kept in git: one page of a rendered one. `python -m lib.report.example reports/quick reports/example`"""
+
 import shutil
 import sys
 import tempfile

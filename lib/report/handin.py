@@ -3,6 +3,7 @@
 Environment, data preparation, training script, test script, alignment log, performance log, training log, loss curves,
 visual results, and the checklist of reproducible machine learning. A port brought by a user is a folder of records.
 """
+
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,22 +49,55 @@ def _asks(stages: Sequence[str], sides: tuple[str, ...], **keys: tuple[str, ...]
 
 
 ENVIRONMENT = _asks(
-    RAN, BOTH, framework=(ORIGIN, "versions", "SIDE"), python=(ORIGIN, "versions", "python"), numpy=(ORIGIN, "versions", "numpy"),
-    cpu=(*MACHINE, "cpu"), cores=(*MACHINE, "cores"), memory=(*MACHINE, "memory_gib"), os=(*MACHINE, "os"),
-    device=(ORIGIN, "device"), threads=(ORIGIN, "threads"), commit=(ORIGIN, "git_commit"))
+    RAN,
+    BOTH,
+    framework=(ORIGIN, "versions", "SIDE"),
+    python=(ORIGIN, "versions", "python"),
+    numpy=(ORIGIN, "versions", "numpy"),
+    cpu=(*MACHINE, "cpu"),
+    cores=(*MACHINE, "cores"),
+    memory=(*MACHINE, "memory_gib"),
+    os=(*MACHINE, "os"),
+    device=(ORIGIN, "device"),
+    threads=(ORIGIN, "threads"),
+    commit=(ORIGIN, "git_commit"),
+)
 DATA = _asks(
-    ("data",), SHARED, dataset=("fields", "name"), train_images=("fields", "splits", "train", "images"),
-    train_boxes=("fields", "splits", "train", "boxes"), val_images=("fields", "splits", "val", "images"),
-    val_boxes=("fields", "splits", "val", "boxes"), train_sha256=("fields", "splits", "train", "images_sha256"),
-    val_sha256=("fields", "splits", "val", "images_sha256"), command=(ORIGIN, "command"))
+    ("data",),
+    SHARED,
+    dataset=("fields", "name"),
+    train_images=("fields", "splits", "train", "images"),
+    train_boxes=("fields", "splits", "train", "boxes"),
+    val_images=("fields", "splits", "val", "images"),
+    val_boxes=("fields", "splits", "val", "boxes"),
+    train_sha256=("fields", "splits", "train", "images_sha256"),
+    val_sha256=("fields", "splits", "val", "images_sha256"),
+    command=(ORIGIN, "command"),
+)
 TRAINING = _asks(
-    ("train",), BOTH, command=(ORIGIN, "command"), seed=(ORIGIN, "seed"), steps=("fields", "steps"), seconds=("fields", "seconds"),
-    final_ap=("fields", "final", "AP"), final_ap50=("fields", "final", "AP50"), weights=("fields", "checkpoint", "path"),
-    weights_sha256=("fields", "checkpoint", "sha256"), peak=(ORIGIN, "peak_rss_mib"))
+    ("train",),
+    BOTH,
+    command=(ORIGIN, "command"),
+    seed=(ORIGIN, "seed"),
+    steps=("fields", "steps"),
+    seconds=("fields", "seconds"),
+    final_ap=("fields", "final", "AP"),
+    final_ap50=("fields", "final", "AP50"),
+    weights=("fields", "checkpoint", "path"),
+    weights_sha256=("fields", "checkpoint", "sha256"),
+    peak=(ORIGIN, "peak_rss_mib"),
+)
 TESTING = _asks(
-    ("evaluate",), BOTH, command=(ORIGIN, "command"), images=("fields", "images"), own_ap=("fields", "own", "AP"),
-    own_ap50=("fields", "own", "AP50"), common_ap=("fields", "common", "AP"), common_sha256=("fields", "common_weights_sha256"),
-    wall=(ORIGIN, "wall_seconds"))
+    ("evaluate",),
+    BOTH,
+    command=(ORIGIN, "command"),
+    images=("fields", "images"),
+    own_ap=("fields", "own", "AP"),
+    own_ap50=("fields", "own", "AP50"),
+    common_ap=("fields", "common", "AP"),
+    common_sha256=("fields", "common_weights_sha256"),
+    wall=(ORIGIN, "wall_seconds"),
+)
 # The checklist: a demand, and the lines that meet it; no line: NOT RUN.
 CHECKLIST: dict[str, tuple[Ask, ...] | Told] = {
     "c_model": _asks(("convert",), BOTH, parameters=("fields", "parameters")),
@@ -116,7 +150,11 @@ class Document:
         self.shared = sources.held(folder, "all")
         self.ports = tuple(self._port(model, records[model]) for model in models)
         every = [*self.shared, *(one for found in records.values() for one in found)]
-        self.lines, self.columns, self.software = sources.lines(every, self.files, words), sources.COLUMNS, sources.software(every, words)
+        self.lines, self.columns, self.software = (
+            sources.lines(every, self.files, words),
+            sources.COLUMNS,
+            sources.software(every, words),
+        )
 
     def _port(self, model: str, records: Sequence[Record]) -> Port:
         held = {(one.side, one.stage): one for one in records}
@@ -125,18 +163,28 @@ class Document:
         evidence = Evidence(self.folder, model)
         title = bound(model, pointer(records[0].run_id, "model"), self.words)
         items = (
-            self._asked(model, "environment", ENVIRONMENT, held), self._asked(model, "data", DATA, held),
+            self._asked(model, "environment", ENVIRONMENT, held),
+            self._asked(model, "data", DATA, held),
             self._more(self._asked(model, "training_script", TRAINING, held), evidence, "training"),
             self._asked(model, "test_script", TESTING, held),
-            self._alignment(model, evidence), self._more(self._performance(model, held), evidence, "speed"), self._log(model, held),
-            self._figure(model, "curves", evidence, "training"), self._figure(model, "results", evidence, "evaluation"),
-        )  # fmt: skip
+            self._alignment(model, evidence),
+            self._more(self._performance(model, held), evidence, "speed"),
+            self._log(model, held),
+            self._figure(model, "curves", evidence, "training"),
+            self._figure(model, "results", evidence, "evaluation"),
+        )
         checklist = tuple((self.words(key), self._answer(key, asks, held)) for key, asks in CHECKLIST.items())
         return Port(model, title, slug(model), items, checklist)
 
     def _more(self, item: Item, evidence: Evidence, question: str) -> Item:
         """The item with the tables that stand beside this question's verdicts; it is done, or not, as it was."""
-        return replace(item, tables=(*item.tables, *(table.rows for table in beside.tables(evidence, question, self.words) if table.rows)))
+        return replace(
+            item,
+            tables=(
+                *item.tables,
+                *(table.rows for table in beside.tables(evidence, question, self.words) if table.rows),
+            ),
+        )
 
     # ------------------------------------------------------------------------------------------------------- fields
 
@@ -152,13 +200,29 @@ class Document:
     def _asked(self, model: str, key: str, asks: Sequence[Ask], held: dict[tuple[str, str], Record]) -> Item:
         sides = asks[0].sides
         cells = [[self._value(ask, side, held) for side in sides] for ask in asks]
-        header = (self.words("column_quantity"), *(self.words(side) for side in sides)) if sides == BOTH else ("", self.words("h_all"))
-        rows = [(escape(self.words(ask.label)), *(cell or beside.not_run(self.words) for cell in line)) for ask, line in zip(asks, cells)]
+        header = (
+            (self.words("column_quantity"), *(self.words(side) for side in sides))
+            if sides == BOTH
+            else ("", self.words("h_all"))
+        )
+        rows = [
+            (escape(self.words(ask.label)), *(cell or beside.not_run(self.words) for cell in line))
+            for ask, line in zip(asks, cells)
+        ]
         done = all(cell is not None for line in cells for cell in line)
         return self._item(model, key, done, [(tuple(map(escape, header)), *rows)])
 
-    def _item(self, model: str, key: str, done: bool, tables: Iterable[tuple] = (), figures: Sequence[pictures.Figure] = ()) -> Item:
-        return Item(self.words(f"h_{key}"), f"{slug(model)}-{key}", done, tuple(tables), tuple(figures), self.words(f"h_{key}_note"))
+    def _item(
+        self, model: str, key: str, done: bool, tables: Iterable[tuple] = (), figures: Sequence[pictures.Figure] = ()
+    ) -> Item:
+        return Item(
+            self.words(f"h_{key}"),
+            f"{slug(model)}-{key}",
+            done,
+            tuple(tables),
+            tuple(figures),
+            self.words(f"h_{key}_note"),
+        )
 
     # ---------------------------------------------------------------------------------------------------------- logs
 
@@ -168,21 +232,35 @@ class Document:
             return self._item(model, "alignment", False)
         verdicts = evidence.field("none", "compare", "verdicts")
         ref = pointer(evidence.run_id("none", "compare"), "fields", "verdicts")
-        cells = {(v["question"], v["pair"]): badge(v["verdict"], f"{ref}/{i}/verdict", self.words) for i, v in enumerate(verdicts)}
+        cells = {
+            (v["question"], v["pair"]): badge(v["verdict"], f"{ref}/{i}/verdict", self.words)
+            for i, v in enumerate(verdicts)
+        }
         pairs = [(f"{a}-{b}", self.words("pair").format(first=self.words(a), second=self.words(b))) for a, b in PAIRS]
         rows = [
             (escape(self.words(question)), *(cells.get((question, pair), escape("–")) for pair, _ in pairs))
             for question in dict.fromkeys(v["question"] for v in verdicts)
         ]
-        total = [(escape(self.words(kind)), count((kind,), {ref: verdicts})) for kind in ("PASS", "FAIL", "NOT RUN", "SHOWN", "UNDERPOWERED")]
-        tables = [((escape(self.words("question")), *(escape(title) for _, title in pairs)), *rows),
-                  ((escape(self.words("verdicts")), escape(self.words("h_number"))), *total)]
+        total = [
+            (escape(self.words(kind)), count((kind,), {ref: verdicts}))
+            for kind in ("PASS", "FAIL", "NOT RUN", "SHOWN", "UNDERPOWERED")
+        ]
+        tables = [
+            ((escape(self.words("question")), *(escape(title) for _, title in pairs)), *rows),
+            ((escape(self.words("verdicts")), escape(self.words("h_number"))), *total),
+        ]
         return self._item(model, "alignment", all(v["verdict"] != "NOT RUN" for v in verdicts), tables)
 
     def _performance(self, model: str, held: dict[tuple[str, str], Record]) -> Item:
         """Times and memory, a row per case and side."""
-        columns = {"h_batch": ("batch",), "h_median": ("synchronised_ms", "median"), "h_low": ("synchronised_ms", "q1"),
-                   "h_high": ("synchronised_ms", "q3"), "h_unsynchronised": ("unsynchronised_ms", "median"), "h_peak": ("memory", "peak_mib")}
+        columns = {
+            "h_batch": ("batch",),
+            "h_median": ("synchronised_ms", "median"),
+            "h_low": ("synchronised_ms", "q1"),
+            "h_high": ("synchronised_ms", "q3"),
+            "h_unsynchronised": ("unsynchronised_ms", "median"),
+            "h_peak": ("memory", "peak_mib"),
+        }
         rows = []
         for side in BOTH:
             record = held.get((side, "speed"))
@@ -217,12 +295,23 @@ class Document:
             return (escape(self.words(side)), *(escape(self.words(label)) for label in labels))
 
         last = len(record.fields["curves"]["step"]) - 1
-        yield (header("h_step", "h_loss", "h_rate"), *(
-            (escape(self.words(label)), *(cell("curves", name, i) for name in ("step", "loss", "learning_rate")))
-            for label, i in (("h_first", 0), ("h_last", last))))
-        yield (header("h_step", "AP", "AP50"), *(
-            (Markup("{} {}").format(self.words("h_epoch"), cell("epochs", i, "epoch")), *(cell("epochs", i, name) for name in ("step", "AP", "AP50")))
-            for i in range(len(record.fields["epochs"]))))
+        yield (
+            header("h_step", "h_loss", "h_rate"),
+            *(
+                (escape(self.words(label)), *(cell("curves", name, i) for name in ("step", "loss", "learning_rate")))
+                for label, i in (("h_first", 0), ("h_last", last))
+            ),
+        )
+        yield (
+            header("h_step", "AP", "AP50"),
+            *(
+                (
+                    Markup("{} {}").format(self.words("h_epoch"), cell("epochs", i, "epoch")),
+                    *(cell("epochs", i, name) for name in ("step", "AP", "AP50")),
+                )
+                for i in range(len(record.fields["epochs"]))
+            ),
+        )
 
     def _figure(self, model: str, key: str, evidence: Evidence, question: str) -> Item:
         found = pictures.draw(evidence, question)
@@ -240,7 +329,9 @@ class Document:
         parts = []
         for side in asks[0].sides:
             values = [(self.words(ask.label), self._value(ask, side, held)) for ask in asks]
-            said = Markup(", ").join(Markup("{} {}").format(label, value) for label, value in values if value is not None)
+            said = Markup(", ").join(
+                Markup("{} {}").format(label, value) for label, value in values if value is not None
+            )
             missing = any(value is None for _, value in values)
             name = f"{self.words(side)}: " if side in BOTH else ""
             parts.append(Markup("{}{}{}").format(name, said, Markup(" {}").format(gap) if missing else ""))
@@ -256,4 +347,6 @@ def render(report: Path, models: Sequence[str] = (), language: str = "en") -> Re
     if unknown := [model for model in models if model not in known]:
         raise UserError(f"{folder}: {unknown[0]} has no records; there are {', '.join(known)}")
     words = Messages(language)
-    return write(report, "handin.html", "handin.pdf", "handin.html.j2", Document(folder, report, models or known, words), words)
+    return write(
+        report, "handin.html", "handin.pdf", "handin.html.j2", Document(folder, report, models or known, words), words
+    )

@@ -1,4 +1,5 @@
 """Every word the report prints, by language and key. Numbers are filled in by the page, bound to their records."""
+
 import re
 
 from lib.errors import UserError
@@ -12,9 +13,16 @@ class Messages:
 
     def __init__(self, language: str):
         if language not in LANGUAGES:
-            raise UserError(f"language '{language}' has no catalogue in lib/report/messages.py: choose from {', '.join(LANGUAGES)}")
+            raise UserError(
+                f"language '{language}' has no catalogue in lib/report/messages.py: choose from {', '.join(LANGUAGES)}"
+            )
         catalogue = LANGUAGES[language]
-        self.language, self._texts, self._terms, self._patterns = language, catalogue.TEXTS, catalogue.TERMS, catalogue.PATTERNS
+        self.language, self._texts, self._terms, self._patterns = (
+            language,
+            catalogue.TEXTS,
+            catalogue.TERMS,
+            catalogue.PATTERNS,
+        )
 
     def __call__(self, key: str) -> str:
         return self._texts[key]

@@ -1,4 +1,5 @@
 """HTML to PDF: headless Chromium where there is one, else WeasyPrint."""
+
 import importlib.util
 import shutil
 import subprocess
@@ -26,13 +27,21 @@ def write(source: Path, target: Path) -> str:
             return "weasyprint"
         tried.append(f"weasyprint: {problem}")
     detail = f" ({'; '.join(tried)})" if tried else ""
-    raise UserError(f"{target.name}: no PDF{detail}; {source} is complete: install Debian's chromium, or pip install weasyprint==70.0")
+    raise UserError(
+        f"{target.name}: no PDF{detail}; {source} is complete: install Debian's chromium, or pip install weasyprint==70.0"
+    )
 
 
 def _chromium(browser: str, source: Path, target: Path) -> str:
     with tempfile.TemporaryDirectory() as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=10000"]
-        command = [browser, *flags, f"--user-data-dir={profile}", f"--print-to-pdf={target.resolve()}", source.resolve().as_uri()]
+        command = [
+            browser,
+            *flags,
+            f"--user-data-dir={profile}",
+            f"--print-to-pdf={target.resolve()}",
+            source.resolve().as_uri(),
+        ]
         return _run(command, target)
 
 

@@ -1,11 +1,11 @@
 """The figures of the report, drawn from records: each has a key, by which `lib.report.verify` has it drawn again."""
+
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lib import figures, figures_alignment, tables
 from lib.alignment.evidence import Evidence
-from lib.figures import Picture
-
+from lib.show import figures, figures_alignment, tables
+from lib.show.figures import Picture
 
 SAMPLES = 3  # images with detections that are shown: they are the largest part of a page
 
@@ -25,8 +25,11 @@ def draw(evidence: Evidence, question: str) -> tuple[Figure, ...]:
 def _rows(evidence: Evidence, question: str) -> dict[str, list[dict]]:
     """pair -> rows of its verdict."""
     columns = evidence.field("none", "compare", "columns")
-    return {v["pair"]: [dict(zip(columns, row)) for row in v["rows"]] for v in evidence.field("none", "compare", "verdicts")
-            if v["question"] == question and v["rows"]}  # fmt: skip
+    return {
+        v["pair"]: [dict(zip(columns, row)) for row in v["rows"]]
+        for v in evidence.field("none", "compare", "verdicts")
+        if v["question"] == question and v["rows"]
+    }
 
 
 def _forward(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
@@ -49,7 +52,10 @@ def _training(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
 def _evaluation(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
     if sides := present(evidence, "evaluate"):
         held = {side: (evidence.get(side, "evaluate").fields, evidence.arrays(side, "evaluate")) for side in sides}
-        yield figures.detections(tables.samples(held, "common")[:SAMPLES], held[sides[0]][0]["classes"]), "evaluation_see"
+        yield (
+            figures.detections(tables.samples(held, "common")[:SAMPLES], held[sides[0]][0]["classes"]),
+            "evaluation_see",
+        )
 
 
 def _speed(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
@@ -70,7 +76,15 @@ def _trajectory(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
         yield figures_alignment.band_of_controls(mine, {"Jittor": other["own"]["loss"]}), "trajectory_see"
 
 
-_DRAWN = {"divergence": _divergence, "trajectory": _trajectory, "forward": _forward, "gradients": _gradients, "training": _training, "evaluation": _evaluation, "speed": _speed}
+_DRAWN = {
+    "divergence": _divergence,
+    "trajectory": _trajectory,
+    "forward": _forward,
+    "gradients": _gradients,
+    "training": _training,
+    "evaluation": _evaluation,
+    "speed": _speed,
+}
 
 
 def present(evidence: Evidence, stage: str) -> list[str]:

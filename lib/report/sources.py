@@ -1,4 +1,5 @@
 """Where the numbers come from: the records behind a page, one line each, and the software that wrote them."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,31 @@ from lib.record import Record, read
 from lib.report.bound import anchor, bound, field
 from lib.report.messages import Messages
 
-STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss", "train", "lockstep", "evaluate", "speed", "compare", "gaps")
+STAGES = (
+    "data",
+    "rosetta",
+    "convert",
+    "forward",
+    "divergence",
+    "loss",
+    "train",
+    "lockstep",
+    "evaluate",
+    "speed",
+    "compare",
+    "gaps",
+)
 SIDES = ("published", "torch", "jittor", "none")
-COLUMNS = ("started", "wall_seconds", "peak_rss_mib", "threads", "seed", "device", "git_commit", "command")  # of the provenance
+COLUMNS = (
+    "started",
+    "wall_seconds",
+    "peak_rss_mib",
+    "threads",
+    "seed",
+    "device",
+    "git_commit",
+    "command",
+)  # of the provenance
 
 
 @dataclass(frozen=True)
@@ -37,11 +60,15 @@ def held(folder: Path, model: str) -> list[Record]:
 def lines(records: Sequence[Record], files: str, words: Messages) -> list[Line]:
     """files: the folder of the records as the page sees it."""
     return [
-        Line(anchor(one.run_id), bound(one.run_id, pointer(one.run_id, "run_id"), words), f"{files}/{one.run_id}.json",
-             tuple(field(one, words, "provenance", column) for column in COLUMNS),
-             tuple(field(one, words, "provenance", "restarts", i) for i in range(len(one.provenance.restarts))))
+        Line(
+            anchor(one.run_id),
+            bound(one.run_id, pointer(one.run_id, "run_id"), words),
+            f"{files}/{one.run_id}.json",
+            tuple(field(one, words, "provenance", column) for column in COLUMNS),
+            tuple(field(one, words, "provenance", "restarts", i) for i in range(len(one.provenance.restarts))),
+        )
         for one in records
-    ]  # fmt: skip
+    ]
 
 
 def software(records: Sequence[Record], words: Messages) -> tuple[tuple[Markup, ...], ...]:
@@ -56,7 +83,11 @@ def software(records: Sequence[Record], words: Messages) -> tuple[tuple[Markup, 
     packages = dict.fromkeys(package for versions in sets for package, _ in versions)
     body = []
     for package in packages:
-        cells = [field(group[0], words, "provenance", "versions", package) if package in group[0].provenance.versions else Markup("")
-                 for group in sets.values()]
+        cells = [
+            field(group[0], words, "provenance", "versions", package)
+            if package in group[0].provenance.versions
+            else Markup("")
+            for group in sets.values()
+        ]
         body.append((escape(package), *cells))
     return (tuple(header), *body)

@@ -1,4 +1,5 @@
 """What belongs together: the themes under which the report asks its questions, in the order of the report."""
+
 from collections.abc import Iterable
 
 THEMES = {

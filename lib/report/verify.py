@@ -4,6 +4,7 @@ A page passes when each number, name, verdict and figure in it is what its recor
 these, no verdict of a model is left out, and the records are those that were compared. Arrays must be those of their
 record where they are there; a report may travel without the large ones, and is then told to.
 """
+
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,10 @@ class Content(HTMLParser):
             figure = next((e.attributes.get("data-figure") for e in self._open if e.tag == "figure"), None)
             self.figures.append((self._place, figure or "", self.get_starttag_text() or ""))
         if "data-ref" in held or tag == "data":
-            element.link = next((e.attributes for e in reversed(self._open) if e.tag == "a" and e.attributes.get("class") == "ref"), None)
+            element.link = next(
+                (e.attributes for e in reversed(self._open) if e.tag == "a" and e.attributes.get("class") == "ref"),
+                None,
+            )
             self.elements.append(element)
         if tag not in VOID:
             self._open.append(element)
@@ -115,11 +119,27 @@ def _page(path: Path) -> Checked:
     ids = sorted({ref.partition("#")[0] for element in content.elements for ref in element.refs})
     faults = [
         *(fault for element in content.elements for fault in _element(element, fields, words)),
-        *_unbound(content, words, path), *_omitted(content, ids, fields), *_uncounted(content, fields), *_figures(content, fields), *_records(ids, fields),
-    ]  # fmt: skip
+        *_unbound(content, words, path),
+        *_omitted(content, ids, fields),
+        *_uncounted(content, fields),
+        *_figures(content, fields),
+        *_records(ids, fields),
+    ]
     numbers = sum(element.tag == "data" for element in content.elements)
-    bare = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"] and not fields.arrays(one).is_file()]
-    return Checked(path, numbers, len(content.elements) - numbers, len(content.figures), len(ids), len(bare), tuple(dict.fromkeys(faults)))
+    bare = [
+        one
+        for one in ids
+        if fields.path(one).is_file() and fields[f"{one}#/arrays"] and not fields.arrays(one).is_file()
+    ]
+    return Checked(
+        path,
+        numbers,
+        len(content.elements) - numbers,
+        len(content.figures),
+        len(ids),
+        len(bare),
+        tuple(dict.fromkeys(faults)),
+    )
 
 
 def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterator[str]:
@@ -137,7 +157,10 @@ def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterato
         yield f"{where}: the page says '{element.text}', {ref} says '{text}'"
     if element.tag == "data" and held.get("value") != str(value):
         yield f"{where}: the value of '{element.text}' is {held.get('value')}, {ref} holds {value}"
-    if element.link is not None and (element.link.get("title"), element.link.get("href")) != (ref, f"#{bound.anchor(ref)}"):
+    if element.link is not None and (element.link.get("title"), element.link.get("href")) != (
+        ref,
+        f"#{bound.anchor(ref)}",
+    ):
         yield f"{where}: '{element.text}' leads to {element.link.get('href')}, not to the record of {ref}"
     if "badge" in (held.get("class") or "") and held["class"] != f"badge {bound.badge_class(value)}":
         yield f"{where}: '{element.text}' looks like another verdict ({held['class']})"
@@ -204,12 +227,15 @@ def _figures(content: Content, fields: bound.Fields) -> Iterator[str]:
         model, _, question = key.rpartition("/")[0].rpartition("/")
         try:
             if key not in drawn and model:
-                drawn |= {figure.key: figure.picture.html() for figure in pictures.draw(Evidence(fields.folder, model), question)}
+                drawn |= {
+                    figure.key: figure.picture.html()
+                    for figure in pictures.draw(Evidence(fields.folder, model), question)
+                }
         except UserError as error:
             yield f"#{place}: the figure can't be drawn again: {error}"
             continue
         if drawn.get(key) != image:
-            yield f"#{place}: the figure '{key}' is not what the records draw (edited, or drawn by another version of lib/figures.py)"
+            yield f"#{place}: the figure '{key}' is not what the records draw (edited, or drawn by another version of lib/show/figures.py)"
 
 
 def _records(ids: Sequence[str], fields: bound.Fields) -> Iterator[str]:

@@ -15,6 +15,7 @@ The original:
             share = self.bins(y).softmax(1)                      # (n, bins, h, w)
             return (share * self.places[:, None, None]).sum(1)   # (n, h, w)
 """
+
 import jittor as jt
 from jittor import nn
 

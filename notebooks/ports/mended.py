@@ -1,4 +1,5 @@
 """The port of the example, mended: the two places where Jittor means something else by the same words."""
+
 import jittor as jt
 from jittor import nn
 

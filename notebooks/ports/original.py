@@ -1,4 +1,5 @@
 """A small detector's neck and head in PyTorch: the original of the example."""
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -53,7 +54,7 @@ class Detector(nn.Module):
         coarse = self.body(self.down(fine))
         both = torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1)
         y = self.head(both)
-        return {"scores": y[:, :self.classes], "boxes": y[:, self.classes:]}
+        return {"scores": y[:, : self.classes], "boxes": y[:, self.classes :]}
 
 
 def build():

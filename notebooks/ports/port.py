@@ -1,4 +1,5 @@
 """The same neck and head, ported to Jittor by hand: it runs, and every shape is right."""
+
 import jittor as jt
 from jittor import nn
 
@@ -48,7 +49,7 @@ class Detector(nn.Module):
         coarse = self.body(self.down(fine))
         both = jt.concat([fine, nn.interpolate(coarse, scale_factor=2, mode="nearest")], 1)
         y = self.head(both)
-        return {"scores": y[:, :self.classes], "boxes": y[:, self.classes:]}
+        return {"scores": y[:, : self.classes], "boxes": y[:, self.classes :]}
 
 
 def build():

@@ -1,4 +1,5 @@
 """The block of the exercise, mended: three differences between Jittor and PyTorch that no shape and no error shows."""
+
 import jittor as jt
 from jittor import nn
 

@@ -4,6 +4,7 @@ Pairs with the published side: error against its float64 numbers <= K x its own 
 instead of a tensor, the gate follows from the tensor's: |norm(a) - norm(b)| <= norm(a - b), and a mean deviates by at
 most norm(a - b) / sqrt(n). Pair torch-jittor: difference <= K x PyTorch's own float32 deviation from float64.
 """
+
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -48,12 +49,16 @@ def answers(folder: str | Path, model: str) -> list[Answer]:
     """One answer per question and pair that can have one; NOT RUN where a record is missing."""
     evidence = Evidence(folder, model)
     # A port that a user brings has no published numbers to miss.
-    known = references.module(model) is not None or any(evidence.get("published", stage) for stage, *_ in QUESTIONS.values())
+    known = references.module(model) is not None or any(
+        evidence.get("published", stage) for stage, *_ in QUESTIONS.values()
+    )
     found = []
     for question, (stage, has_published, answer) in QUESTIONS.items():
-        for a, b in (pair for pair in PAIRS if "published" not in pair or has_published and known):
+        for a, b in (pair for pair in PAIRS if "published" not in pair or (has_published and known)):
             if missing := [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]:
-                found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", {"missing": ", ".join(missing)}))
+                found.append(
+                    Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", {"missing": ", ".join(missing)})
+                )
             elif not holds(evidence, stage, question, a, b):
                 found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", {"missing": question}))
             else:
@@ -84,11 +89,18 @@ def _plain(answer: Answer) -> dict[str, Any]:
     target = TARGETS.get(answer.question)
     statuses = [target_status(row, target) if target and row.scale else None for row in answer.rows]
     return {
-        "question": answer.question, "pair": answer.pair, "verdict": answer.verdict.value, "reason": answer.reason,
-        "values": answer.values, "target": target, "targets": dict(Counter(status for status in statuses if status)),
-        "sources": answer.sources, "notes": answer.notes, "numbers": [asdict(number) for number in answer.numbers],
+        "question": answer.question,
+        "pair": answer.pair,
+        "verdict": answer.verdict.value,
+        "reason": answer.reason,
+        "values": answer.values,
+        "target": target,
+        "targets": dict(Counter(status for status in statuses if status)),
+        "sources": answer.sources,
+        "notes": answer.notes,
+        "numbers": [asdict(number) for number in answer.numbers],
         "rows": [
             [r.name, r.what, r.error, r.floor, r.gate, r.ratio, r.scale, r.passed, r.note, status]
             for r, status in zip(answer.rows, statuses)
         ],
-    }  # fmt: skip
+    }

@@ -1,4 +1,5 @@
 """Questions about inference: one image, its way through the layers, and a data set's detections."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,10 @@ def forward(evidence: Evidence, a: str, b: str) -> Answer:
         return other
     single = {side: evidence.arrays(side, "forward", "float32/") for side in (a, b)}
     double = {side: evidence.arrays(side, "forward", "float64/") for side in (a, b)}
-    found = [{side: kept.pop("detections") for side, kept in runs.items() if "detections" in kept} for runs in (single, double)]
+    found = [
+        {side: kept.pop("detections") for side, kept in runs.items() if "detections" in kept}
+        for runs in (single, double)
+    ]
     whole, _ = ({side: _integers(kept) for side, kept in runs.items()} for runs in (single, double))
     held = decided(evidence, "forward", a, b)
     rows = [row for kind in held for row in kind.rows()]
@@ -32,8 +36,12 @@ def forward(evidence: Evidence, a: str, b: str) -> Answer:
         rows += detections(a, b, *found, *limits, near)
         held += _nearest(len(found[0].get(b, ())), near)
     if a == "published" and (live := evidence.field(b, "forward", "live")):
-        rows += [judge_value(f"{live['name']} {live['version']}, {name}", "max_abs, run live on our weights", *found.values())
-                 for name, found in live["outputs"].items()]  # fmt: skip
+        rows += [
+            judge_value(
+                f"{live['name']} {live['version']}, {name}", "max_abs, run live on our weights", *found.values()
+            )
+            for name, found in live["outputs"].items()
+        ]
     answer = conclude("forward", f"{a}-{b}", rows, sources(evidence, "forward", a, b))
     if not (values := nearness(held)):
         return answer
@@ -62,8 +70,11 @@ def divergence(evidence: Evidence, a: str, b: str) -> Answer:
     captured = [evidence.field(side, "divergence", "captured") for side in (a, b)]
     found = depth.localise(evidence.get(b, "divergence").fields)
     rows = [decisions("capture that both speak of", int(captured[0] != captured[1]), 1), *found.rows()]
-    numbers = [number(evidence, name, side, "divergence", "cost", name)
-               for name in ("times_plain", "gb_per_second") for side in (a, b)]  # fmt: skip
+    numbers = [
+        number(evidence, name, side, "divergence", "cost", name)
+        for name in ("times_plain", "gb_per_second")
+        for side in (a, b)
+    ]
     answer = conclude("divergence", f"{a}-{b}", rows, sources(evidence, "divergence", a, b), numbers=numbers)
     if answer.verdict is Verdict.PASS:
         values = answer.values | {"layers": len(found.layers)} | _amplification(found)
@@ -89,15 +100,20 @@ def evaluation(evidence: Evidence, a: str, b: str) -> Answer:
     shas = [evidence.field(side, "evaluate", "common_weights_sha256") for side in (a, b)]
     rows = [decisions("common weights", int(shas[0] != shas[1]), 1)]
     runs = [
-        {side: kept["common/detections"] for side in (a, b) if "common/detections" in (kept := evidence.arrays(side, "evaluate", prefix))}
+        {
+            side: kept["common/detections"]
+            for side in (a, b)
+            if "common/detections" in (kept := evidence.arrays(side, "evaluate", prefix))
+        }
         for prefix in ("float32/", "float64/")
     ]
     limits = [evidence.field(a, "evaluate", name) for name in ("score_threshold", "max_detections")]
     rows += detections(a, b, *runs, *limits)
     numbers = [
         number(evidence, "coco", side, "evaluate", "common", name, about=name)
-        for name in evidence.field(a, "evaluate", "common") for side in (a, b)
-    ]  # fmt: skip
+        for name in evidence.field(a, "evaluate", "common")
+        for side in (a, b)
+    ]
     return conclude("evaluation", f"{a}-{b}", rows, sources(evidence, "evaluate", a, b), numbers=numbers)
 
 
@@ -109,8 +125,12 @@ def equivalence(evidence: Evidence, a: str, b: str) -> Answer:
     found: dict[str, Equivalence] = {}
     rows = []
     for weights in ("common", "own"):
-        held = [bootstrap.restored(evidence.arrays(side, "evaluate", f"matches/{weights}/"),
-                                   evidence.field(side, "evaluate", "images")) for side in (a, b)]  # fmt: skip
+        held = [
+            bootstrap.restored(
+                evidence.arrays(side, "evaluate", f"matches/{weights}/"), evidence.field(side, "evaluate", "images")
+            )
+            for side in (a, b)
+        ]
         try:
             found[weights] = bootstrap.compare(*held)
         except ValueError as error:
@@ -122,9 +142,18 @@ def equivalence(evidence: Evidence, a: str, b: str) -> Answer:
         return answer
     common, own = found["common"], found["own"]
     low, high = common.equivalence_interval if common.outcome is Outcome.EQUIVALENT else common.difference_interval
-    values = {"outcome": common.outcome.value, "difference": common.difference, "low": low, "high": high, "margin": common.margin,
-              "images": common.images, "own": own.outcome.value, "own_difference": own.difference,
-              "own_low": own.difference_interval[0], "own_high": own.difference_interval[1]}  # fmt: skip
+    values = {
+        "outcome": common.outcome.value,
+        "difference": common.difference,
+        "low": low,
+        "high": high,
+        "margin": common.margin,
+        "images": common.images,
+        "own": own.outcome.value,
+        "own_difference": own.difference,
+        "own_low": own.difference_interval[0],
+        "own_high": own.difference_interval[1],
+    }
     return replace(answer, verdict=_MEANS[common.outcome], reason="map_difference", values=answer.values | values)
 
 
@@ -135,5 +164,13 @@ def _difference(name: str, found: Equivalence, judged: bool) -> Row:
     """floor: half the wider interval, what the choice of images leaves open."""
     low, high = found.difference_interval
     passed = {Outcome.EQUIVALENT: True, Outcome.DIFFERENT: False}.get(found.outcome) if judged else None
-    return Row(name, "difference of mAP", abs(found.difference), (high - low) / 2, found.margin, found.reference, passed,
-               f"{found.outcome.value}: {found.reason}")  # fmt: skip
+    return Row(
+        name,
+        "difference of mAP",
+        abs(found.difference),
+        (high - low) / 2,
+        found.margin,
+        found.reference,
+        passed,
+        f"{found.outcome.value}: {found.reason}",
+    )

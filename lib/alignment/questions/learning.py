@@ -1,4 +1,5 @@
 """Questions about one step of training: losses, decisions, gradients, update, statistics."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,16 @@ from lib.alignment.decisions import excuse, nearness
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions.parts import decided, holds, identical, other_case, sources
 from lib.alignment.rows import (
-    chosen, excuse_flips, float64_factor, measured_jumps, other_deviations, step_norms, step_residuals, tensors, true_zeros,
-)  # fmt: skip
+    chosen,
+    excuse_flips,
+    float64_factor,
+    measured_jumps,
+    other_deviations,
+    step_norms,
+    step_residuals,
+    tensors,
+    true_zeros,
+)
 from lib.alignment.verdict import Answer, Row, Verdict, conclude, decisions, fault, judge_scalars, judge_value
 
 
@@ -20,15 +29,21 @@ def losses(evidence: Evidence, a: str, b: str) -> Answer:
         return other
     per_phase = {side: evidence.field(side, "loss", "losses") for side in (a, b)}
     flat = {
-        side: {run: {f"{phase}/{name}": value for phase, runs in phases.items() for name, value in runs.get(run, {}).items()}
-               for run in ("float32", "float64")}
+        side: {
+            run: {
+                f"{phase}/{name}": value for phase, runs in phases.items() for name, value in runs.get(run, {}).items()
+            }
+            for run in ("float32", "float64")
+        }
         for side, phases in per_phase.items()
-    }  # fmt: skip
+    }
     exact, rounded = flat[a]["float64"], flat[a]["float32"]
     repeats = _repeats(evidence) if a == "torch" else ()
     rows = judge_scalars(exact, rounded, flat[b]["float32"], exact if a == "published" else rounded, repeats=repeats)
     if flat[b]["float64"]:
-        sharp = judge_scalars(exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b), repeats=repeats)
+        sharp = judge_scalars(
+            exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b), repeats=repeats
+        )
         rows += [replace(row, what="scalar, float64") for row in sharp]
     runs = [{s: evidence.arrays(s, "loss", f"{run}/output/") for s in (a, b)} for run in ("float32", "float64")]
     outputs = tensors(evidence, "loss", a, b, *runs, "max_abs", "output/")
@@ -40,8 +55,10 @@ def losses(evidence: Evidence, a: str, b: str) -> Answer:
 def _repeats(evidence: Evidence) -> list[dict[str, float]]:
     """PyTorch's losses, "phase/name", in other float32 runs: one alone may lie near float64 by luck."""
     phases = evidence.get("torch", "loss").fields.get("repeats", {})
-    return [{f"{phase}/{name}": float(value) for phase, run in zip(phases, runs) for name, value in run.items()}
-            for runs in zip(*phases.values())]
+    return [
+        {f"{phase}/{name}": float(value) for phase, run in zip(phases, runs) for name, value in run.items()}
+        for runs in zip(*phases.values())
+    ]
 
 
 def assignment(evidence: Evidence, a: str, b: str) -> Answer:
@@ -52,7 +69,9 @@ def assignment(evidence: Evidence, a: str, b: str) -> Answer:
     if other := other_case(evidence, "loss", a, b, "assignment"):
         return other
     held = decided(evidence, "loss", a, b)
-    answer = conclude("assignment", f"{a}-{b}", [row for kind in held for row in kind.rows()], sources(evidence, "loss", a, b))
+    answer = conclude(
+        "assignment", f"{a}-{b}", [row for kind in held for row in kind.rows()], sources(evidence, "loss", a, b)
+    )
     values = answer.values | nearness(held)
     decided_so = answer.verdict is Verdict.PASS and "nearest" in values
     return replace(answer, reason="decided" if decided_so else answer.reason, values=values)
@@ -67,8 +86,14 @@ def gradients(evidence: Evidence, a: str, b: str) -> Answer:
     """Every parameter's gradient in every phase."""
     if other := other_case(evidence, "loss", a, b, "gradients"):
         return other
-    single, double = ({s: evidence.arrays(s, "loss", f"{run}/gradient/") for s in (a, b)} for run in ("float32", "float64"))
-    known = (other_deviations(evidence, double[a], single[a]), measured_jumps(evidence, "gradient/")) if a == "torch" else ()
+    single, double = (
+        {s: evidence.arrays(s, "loss", f"{run}/gradient/") for s in (a, b)} for run in ("float32", "float64")
+    )
+    known = (
+        (other_deviations(evidence, double[a], single[a]), measured_jumps(evidence, "gradient/"))
+        if a == "torch"
+        else ()
+    )
     rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/", *known)
     zero = true_zeros(evidence, a, single[a], double[a])
     noise = max(zero.values(), default=0.0)
@@ -77,7 +102,9 @@ def gradients(evidence: Evidence, a: str, b: str) -> Answer:
     # parameters share the largest noise.
     for name in zero:
         what, there = "noise, true gradient zero", name in single[b]
-        rows.append(judge_value(name, what, norm(single[b][name]), noise, 0.0) if there else fault(name, what, "missing"))
+        rows.append(
+            judge_value(name, what, norm(single[b][name]), noise, 0.0) if there else fault(name, what, "missing")
+        )
     return conclude("gradients", f"{a}-{b}", rows, sources(evidence, "loss", a, b), notes=sorted(zero))
 
 
@@ -102,8 +129,10 @@ def step(evidence: Evidence, a: str, b: str) -> Answer:
             continue  # the reference has no float64 step
         for variant, found in residuals[b].items():
             what = f"roundings away from {evidence.field(b, 'loss', 'optimiser', variant, 'rule')}'s rule"
-            rows += [judge_value(f"{variant}/{name}", what + ", float64" * (run == "float64"), value, floor, 0.0)
-                     for name, value in found.items()]  # fmt: skip
+            rows += [
+                judge_value(f"{variant}/{name}", what + ", float64" * (run == "float64"), value, floor, 0.0)
+                for name, value in found.items()
+            ]
     held = decided(evidence, "loss", a, b)
     for variant in variants:
         phase = evidence.field(b, "loss", "optimiser", variant, "phase")
@@ -118,7 +147,9 @@ def batch_norm(evidence: Evidence, a: str, b: str) -> Answer:
     single, double = ({s: evidence.arrays(s, "loss", f"{run}/bn/") for s in (a, b)} for run in ("float32", "float64"))
     rows = tensors(evidence, "loss", a, b, single, double, "l2", "bn/")
     theirs, ours = (evidence.arrays(side, "loss", "bn/") for side in (a, b))
-    if holds(evidence, "loss", "counters", a, b) and (theirs or a != "published"):  # not every golden record counts batches
+    if holds(evidence, "loss", "counters", a, b) and (
+        theirs or a != "published"
+    ):  # not every golden record counts batches
         rows += identical(compare_sets(theirs, chosen(ours, tuple(theirs)) if a == "published" else ours))
     return conclude("batch_norm", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
 
@@ -132,8 +163,13 @@ def lockstep(evidence: Evidence, a: str, b: str) -> Answer:
         result = engine.compare(mine, other, tuple(evidence.arrays(side, "lockstep", f"{mode}/") for side in (a, b)))
         rows += [replace(row, name=f"{mode}, {row.name}") for row in result.rows()]
         if first is None and (apart := result.first()):
-            first = {"mode": mode, "step": apart.step, "kind": apart.kind.replace("_", " "), "precision": apart.precision,
-                     "tensor": apart.rows[0].name}  # fmt: skip
+            first = {
+                "mode": mode,
+                "step": apart.step,
+                "kind": apart.kind.replace("_", " "),
+                "precision": apart.precision,
+                "tensor": apart.rows[0].name,
+            }
     answer = conclude("lockstep", f"{a}-{b}", rows, sources(evidence, "lockstep", a, b))
     if answer.verdict is Verdict.FAIL and first:
         return replace(answer, reason="first_apart", values=answer.values | first)

@@ -1,4 +1,5 @@
 """What the answers are put together from."""
+
 import numpy as np
 
 from lib.alignment.compare import Comparison
@@ -10,10 +11,11 @@ from lib.alignment.verdict import Answer, Number, Row, Verdict, decisions, fault
 def identical(comparisons: list[Comparison]) -> list[Row]:
     """Rows for integers that must be equal, element by element."""
     return [
-        fault(c.name, "decisions", c.fault) if c.fault
+        fault(c.name, "decisions", c.fault)
+        if c.fault
         else decisions(c.name, c.differing, c.size, f"first at {c.worst}" if c.differing else "")
         for c in comparisons
-    ]  # fmt: skip
+    ]
 
 
 def decided(evidence: Evidence, stage: str, a: str, b: str) -> list[Decisions]:

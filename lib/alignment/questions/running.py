@@ -1,9 +1,11 @@
 """Questions about runs: the data they see, their steps side by side, their curves, and how long they take."""
+
 from dataclasses import replace
 
 import numpy as np
 
-from lib.alignment import datastages, trajectory as bands
+from lib.alignment import datastages
+from lib.alignment import trajectory as bands
 from lib.alignment.datastages import Stage
 from lib.alignment.evidence import Evidence, pointer
 from lib.alignment.questions.parts import number, sources
@@ -12,7 +14,9 @@ from lib.alignment.verdict import Answer, Number, Verdict, conclude, decisions, 
 
 def data(evidence: Evidence, a: str, b: str) -> Answer:
     """The first batch's way from the files: each image decoded, after each function of its augmentation, batch, targets."""
-    theirs, ours = ([Stage(name, digests) for name, digests in evidence.field(side, "lockstep", "data")] for side in (a, b))
+    theirs, ours = (
+        [Stage(name, digests) for name, digests in evidence.field(side, "lockstep", "data")] for side in (a, b)
+    )
     answer = conclude("data", f"{a}-{b}", datastages.compare(theirs, ours), sources(evidence, "lockstep", a, b))
     if first := datastages.first_difference(answer.rows):
         return replace(answer, reason="data_differs", values=answer.values | {"first": first})
@@ -27,11 +31,24 @@ def training(evidence: Evidence, a: str, b: str) -> Answer:
         rows.append(decisions(name.removesuffix("_sha256") + " bytes", int(x != y), 1))
     first = {side: evidence.field(side, "train", "first_step") for side in (a, b)}
     if "float64" in first[a]:
-        rows += judge_scalars(first[a]["float64"], first[a]["float32"], first[b]["float32"], first[a]["float32"],
-                              repeats=first[a].get("repeats", ()))
+        rows += judge_scalars(
+            first[a]["float64"],
+            first[a]["float32"],
+            first[b]["float32"],
+            first[a]["float32"],
+            repeats=first[a].get("repeats", ()),
+        )
     learnt = {side: evidence.field(side, "train", "overfit") for side in (a, b)}
-    rows += [decisions(f"{side}: eight images learnt by heart", int(not check["reached"]), 1, f"AP50 {check['AP50']:.3f} after {check['steps']} steps")
-             for side, check in learnt.items() if check]  # fmt: skip
+    rows += [
+        decisions(
+            f"{side}: eight images learnt by heart",
+            int(not check["reached"]),
+            1,
+            f"AP50 {check['AP50']:.3f} after {check['steps']} steps",
+        )
+        for side, check in learnt.items()
+        if check
+    ]
     numbers = [number(evidence, "final_map", side, "train", "final", "AP") for side in (a, b)]
     numbers += [number(evidence, "training_seconds", side, "train", "seconds") for side in (a, b)]
     return conclude("training", f"{a}-{b}", rows, sources(evidence, "train", a, b), numbers=numbers)
@@ -46,20 +63,31 @@ def trajectory(evidence: Evidence, a: str, b: str) -> Answer:
     held = {side: evidence.field(side, "lockstep", "curves") for side in (a, b)}
     controls, off, own = held[a]["controls"], held[a]["off"], held[b]["own"]
     band = bands.band([run["loss"] for run in controls])
-    rows = [decisions("batches", int(held[a]["batches"] != held[b]["batches"]), 1), bands.judge("loss", band, own["loss"])]
+    rows = [
+        decisions("batches", int(held[a]["batches"] != held[b]["batches"]), 1),
+        bands.judge("loss", band, own["loss"]),
+    ]
     inside = rows[-1].passed is not False or band.fault == bands.TOO_WIDE
     rows.append(bands.sensitivity("loss", band, off["loss"]))
     telling = rows[-1].passed and not band.fault
     parts = {name: bands.band([run[name] for run in controls]) for name in controls[0] if name != "loss"}
-    rows += [replace(bands.judge(name, part, own.get(name, ())), passed=None) for name, part in parts.items() if not part.fault]
+    rows += [
+        replace(bands.judge(name, part, own.get(name, ())), passed=None)
+        for name, part in parts.items()
+        if not part.fault
+    ]
     if inside and not telling:
         rows = [row if row.what == "decisions" else replace(row, passed=None) for row in rows]
     answer = conclude("trajectory", f"{a}-{b}", rows, sources(evidence, "lockstep", a, b))
     if answer.verdict is Verdict.FAIL:
         return answer
     left = band.exit(np.asarray(off["loss"], float))
-    values = answer.values | {"controls": len(controls), "steps": len(own["loss"]), "horizon": band.horizon,
-                              "left": "–" if left is None else left}  # fmt: skip
+    values = answer.values | {
+        "controls": len(controls),
+        "steps": len(own["loss"]),
+        "horizon": band.horizon,
+        "left": "–" if left is None else left,
+    }
     if telling:
         return replace(answer, reason="stays_in_band", values=values)
     return replace(answer, verdict=Verdict.UNDERPOWERED, reason="band_cannot_tell", values=values)
@@ -72,7 +100,10 @@ def speed(evidence: Evidence, a: str, b: str) -> Answer:
     elsewhere, in units of a matrix product, which is how the two are set side by side.
     """
     held = {
-        side: {(c["operation"], c["batch"], tuple(c["size"])): (i, c) for i, c in enumerate(evidence.field(side, "speed", "cases"))}
+        side: {
+            (c["operation"], c["batch"], tuple(c["size"])): (i, c)
+            for i, c in enumerate(evidence.field(side, "speed", "cases"))
+        }
         for side in (a, b)
     }
     records = sources(evidence, "speed", a, b)
@@ -93,4 +124,6 @@ def speed(evidence: Evidence, a: str, b: str) -> Answer:
             value = found["units"] if a == "published" else found["synchronised_ms"]["median"]
             ref = pointer(evidence.run_id(side, "speed"), "fields", "cases", index, *keys)
             numbers.append(Number(keys[0], side, value, ref, about))
-    return Answer("speed", f"{a}-{b}", Verdict.SHOWN, "ratios", {"ratios": ratios}, numbers=tuple(numbers), sources=records)
+    return Answer(
+        "speed", f"{a}-{b}", Verdict.SHOWN, "ratios", {"ratios": ratios}, numbers=tuple(numbers), sources=records
+    )

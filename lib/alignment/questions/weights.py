@@ -1,4 +1,5 @@
 """Questions about the model before it computes: its entries, their bytes, where they come from."""
+
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions.parts import holds, number, sources
 from lib.alignment.rows import mapping
@@ -11,7 +12,9 @@ def structure(evidence: Evidence, a: str, b: str) -> Answer:
     rows = [mapping("state entries (shape, type, kind)", theirs, ours)]
     swapped = [x for x, y in zip(theirs, ours) if x != y]
     if holds(evidence, "convert", "order", a, b):
-        rows.append(decisions("order of the entries", len(swapped), len(theirs), f"first: {swapped[0]}" if swapped else ""))
+        rows.append(
+            decisions("order of the entries", len(swapped), len(theirs), f"first: {swapped[0]}" if swapped else "")
+        )
     for name in ("parameters", "norm_layers"):
         x, y = (evidence.field(s, "convert", name) for s in (a, b))
         rows.append(decisions(name.replace("_", " "), int(x != y), 1, f"{x} and {y}"))

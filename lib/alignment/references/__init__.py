@@ -5,16 +5,20 @@ and brings the golden numbers into the vocabulary of the other sides' records (`
 tensors for some names and statistics (norm, mean, first values, size of the float32 error) for the rest; these become
 `fields["statistics"]`, keyed by the name that the other sides give the array.
 """
+
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from lib.alignment.references import gold_yolo, nanodet_plus, rt_detr
 from lib.alignment.references.case import GOLDEN, Case, arrays_of, content_of
-from lib.notebook import FAMILIES
+from lib.machine.notebook import FAMILIES
 from lib.record import measure
 
-_MODULES = {FAMILIES["nanodet_plus"].prefix: nanodet_plus, FAMILIES["gold_yolo"].prefix: gold_yolo,
-            FAMILIES["rt_detr"].prefix: rt_detr}
+_MODULES = {
+    FAMILIES["nanodet_plus"].prefix: nanodet_plus,
+    FAMILIES["gold_yolo"].prefix: gold_yolo,
+    FAMILIES["rt_detr"].prefix: rt_detr,
+}
 
 
 def module(model: str) -> ModuleType | None:
@@ -40,7 +44,9 @@ def write(folder: str | Path, model: str, golden: Path = GOLDEN) -> list[Path]:
         if filled is None:
             continue
         inputs = [path for path in (source, source.with_suffix(".npz")) if path.exists()]
-        side = SimpleNamespace(NAME="published", VERSION=reference.COMMIT, device=lambda: "cpu", cache_path=lambda: None)
+        side = SimpleNamespace(
+            NAME="published", VERSION=reference.COMMIT, device=lambda: "cpu", cache_path=lambda: None
+        )
         with measure(stage, model, folder, inputs=inputs, side=side) as measurement:
             fields, arrays = filled
             measurement.fields |= {"case": chosen.name, "float64": reference.FLOAT64, **fields}

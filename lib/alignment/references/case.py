@@ -1,4 +1,5 @@
 """A published case: the state from which three sides start, and what a training stage does from there."""
+
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -36,19 +37,19 @@ class Update:
 
     name: str
     phase: str
-    learning_rate: float    # of a group with factor 1
-    clip: float | None      # largest global L2 norm of the gradient; None: not clipped
+    learning_rate: float  # of a group with factor 1
+    clip: float | None  # largest global L2 norm of the gradient; None: not clipped
 
 
 @dataclass(frozen=True)
 class Case:
     """Seeded weights, adjusted, and a seeded input; in training also boxes, phases and an update."""
 
-    name: str                                # of the case, equal on every side that measured it
-    file: str                                # its golden record, below GOLDEN; may be absent
+    name: str  # of the case, equal on every side that measured it
+    file: str  # its golden record, below GOLDEN; may be absent
     num_classes: int = 80
-    size: tuple[int, int] = (320, 320)       # of the input
-    images: str = "image"                    # name of the seeded input
+    size: tuple[int, int] = (320, 320)  # of the input
+    images: str = "image"  # name of the seeded input
     batch: int = 1
     adjust: Callable[[Arrays], Arrays] = as_seeded  # what is done to the seeded entries
     targets: tuple[dict[str, np.ndarray], ...] = ()

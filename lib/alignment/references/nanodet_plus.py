@@ -1,4 +1,5 @@
 """NanoDet-Plus be9b4a9: its golden cases, and how their records read."""
+
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -14,9 +15,16 @@ FLOAT64 = "full"
 FULL_STEP = "clip35_lr1e-3"  # the one optimiser variant of which the golden file holds whole parameters after the step
 PHASES = {"joint_epoch0": Phase(Step(epoch=0)), "detached_epoch10": Phase(Step(epoch=10))}
 # Boxes and labels of the training case, per image of the batch of two.
-BOXES = ([[40.5, 60.25, 220.75, 250.5]],
-         [[10.0, 12.0, 34.0, 40.0], [100.5, 80.25, 180.0, 200.75], [5.0, 5.0, 315.0, 300.0], [200.0, 20.0, 300.0, 60.5],
-          [120.0, 100.0, 200.0, 220.0]])
+BOXES = (
+    [[40.5, 60.25, 220.75, 250.5]],
+    [
+        [10.0, 12.0, 34.0, 40.0],
+        [100.5, 80.25, 180.0, 200.75],
+        [5.0, 5.0, 315.0, 300.0],
+        [200.0, 20.0, 300.0, 60.5],
+        [120.0, 100.0, 200.0, 220.0],
+    ],
+)
 LABELS = ([7], [0, 3, 19, 11, 3])
 
 
@@ -30,10 +38,21 @@ def case(model: str, stage: str) -> Case:
             path = f"nanodet_plus/forward_{name}.json"
             return Case(name, path, classes, size, adjust=partial(_calibrate, path))
         case "loss":
-            targets = tuple({"boxes": np.asarray(boxes, np.float32), "labels": np.asarray(labels, np.int64)}
-                            for boxes, labels in zip(BOXES, LABELS, strict=True))
-            return Case(name, f"nanodet_plus/train_{name}.json", classes, size, "train_batch", 2, targets=targets,
-                        phases=PHASES, update=Update(FULL_STEP, "joint_epoch0", 1e-3, 35.0))
+            targets = tuple(
+                {"boxes": np.asarray(boxes, np.float32), "labels": np.asarray(labels, np.int64)}
+                for boxes, labels in zip(BOXES, LABELS, strict=True)
+            )
+            return Case(
+                name,
+                f"nanodet_plus/train_{name}.json",
+                classes,
+                size,
+                "train_batch",
+                2,
+                targets=targets,
+                phases=PHASES,
+                update=Update(FULL_STEP, "joint_epoch0", 1e-3, 35.0),
+            )
         case "speed":
             return Case(name, "nanodet_plus/timings.json", classes, size)
         case _:
@@ -62,8 +81,13 @@ def _forward(content: Mapping, stored: Arrays, case: Case) -> Found:
     features = content["calibrated"]["intermediate_in_execution_order"]
     fields["depth"] = list(features)
     fields["statistics"] = {
-        f"features/{name}": {"shape": entry["shape"], "l2": entry["f64_l2"], "max": entry["absmax"], "first": entry["first16"],
-                             "floor_max": entry["f32_minus_f64_absmax"]}
+        f"features/{name}": {
+            "shape": entry["shape"],
+            "l2": entry["f64_l2"],
+            "max": entry["absmax"],
+            "first": entry["first16"],
+            "floor_max": entry["f32_minus_f64_absmax"],
+        }
         for name, entry in features.items()
     }
     for run, suffix in (("float32", ""), ("float64", "_f64")):
@@ -87,14 +111,19 @@ def _loss(content: Mapping, stored: Arrays, case: Case) -> Found:
         for phase in phases:
             numbers = entry[phase]
             statistics[f"gradient/{phase}/{name}"] = {
-                "shape": entry["shape"], "l2": numbers["l2_f64"], "mean": numbers["mean_f64"],
+                "shape": entry["shape"],
+                "l2": numbers["l2_f64"],
+                "mean": numbers["mean_f64"],
                 "floor_l2": numbers["rel_l2_err_f32_vs_f64"] * numbers["l2_f64"],
-            }  # fmt: skip
+            }
     fields["statistics"] = statistics
     fields["optimiser"] = {name: _settings(name, runs) for name, runs in content["optimizer"]["variants"].items()}
     fields["step_norms"] = {
         variant: {
-            name: {"float32": entry["adamw_change_l2"][variant]["f32"], "float64": entry["adamw_change_l2"][variant]["f64"]}
+            name: {
+                "float32": entry["adamw_change_l2"][variant]["f32"],
+                "float64": entry["adamw_change_l2"][variant]["f64"],
+            }
             for name, entry in content["per_param"].items()
         }
         for variant in fields["optimiser"]
@@ -128,10 +157,15 @@ def _loss_array(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
 def _settings(variant: str, runs: Mapping[str, Mapping]) -> dict[str, Any]:
     """AdamW's settings as the golden file states them: rate and clipping in the variant's name, the rest once in words."""
     return {
-        "rule": "AdamW", "phase": "joint_epoch0", "lr": float(variant.rsplit("lr", 1)[1]), "weight_decay": 0.05,
-        "options": {"betas": [0.9, 0.999], "eps": 1e-8}, "groups": [], "clip": 35.0 if "clip35" in variant else None,
+        "rule": "AdamW",
+        "phase": "joint_epoch0",
+        "lr": float(variant.rsplit("lr", 1)[1]),
+        "weight_decay": 0.05,
+        "options": {"betas": [0.9, 0.999], "eps": 1e-8},
+        "groups": [],
+        "clip": 35.0 if "clip35" in variant else None,
         "grad_norm": {"float32": runs["f32"]["grad_norm_before_clip"], "float64": runs["f64"]["grad_norm_before_clip"]},
-    }  # fmt: skip
+    }
 
 
 def _speed(content: Mapping, stored: Arrays, case: Case) -> Found:
@@ -139,9 +173,16 @@ def _speed(content: Mapping, stored: Arrays, case: Case) -> Found:
         return None
     names = {"inference_batch1_forward": ("forward", 1), "train_step_batch8_joint": ("train", 8)}
     cases = [
-        {"operation": work, "batch": batch, "size": list(case.size), "units": run["ratio_of_medians_to_matmul"], "synchronised_ms": {"median": 1e3 * run["wall_median_s"]}}
-        for name, (work, batch) in names.items() if (run := content[case.name].get(name))
-    ]  # fmt: skip
+        {
+            "operation": work,
+            "batch": batch,
+            "size": list(case.size),
+            "units": run["ratio_of_medians_to_matmul"],
+            "synchronised_ms": {"median": 1e3 * run["wall_median_s"]},
+        }
+        for name, (work, batch) in names.items()
+        if (run := content[case.name].get(name))
+    ]
     return {"measured_on": content["env"], "deferred": False, "cases": cases}, {}  # PyTorch on the CPU
 
 

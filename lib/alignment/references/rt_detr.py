@@ -2,6 +2,7 @@
 
 Queries stand in the order of their tokens, not of their scores: near-ties leave that order to rounding.
 """
+
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -18,14 +19,25 @@ SIZE = 320
 STRIDES = (8, 16, 32)  # of the levels that tokens come from
 STEP = "clip0.1_lr1e-4"
 # Targets of the training case, per image: label, then centre x, centre y, width, height as parts of the image.
-ROWS = (((17, 0.45, 0.55, 0.4, 0.5),),
-        ((0, 0.2, 0.3, 0.2, 0.4), (0, 0.7, 0.25, 0.12, 0.2), (2, 0.5, 0.75, 0.6, 0.3), (56, 0.88, 0.8, 0.1, 0.14),
-         (79, 0.32, 0.62, 0.05, 0.06)))
+ROWS = (
+    ((17, 0.45, 0.55, 0.4, 0.5),),
+    (
+        (0, 0.2, 0.3, 0.2, 0.4),
+        (0, 0.7, 0.25, 0.12, 0.2),
+        (2, 0.5, 0.75, 0.6, 0.3),
+        (56, 0.88, 0.8, 0.1, 0.14),
+        (79, 0.32, 0.62, 0.05, 0.06),
+    ),
+)
 # Modules that ours runs on other tokens, or more than once under one name.
 OTHERWISE = ("decoder.enc_bbox_head", "decoder.query_pos_head", "decoder.dec_score_head")
 # What keeps the decoder from amplifying rounding: (pattern of the entry, factor, summand).
-GENTLE = ((r"sampling_offsets\.weight$", 0.1, 0.0), (r"bbox_head.*layers\.2\.weight$", 0.1, 0.0),
-          (r"self_attn\.in_proj_weight$", 0.5, 0.0), (r"score_head.*bias$", 1.0, -4.6))
+GENTLE = (
+    (r"sampling_offsets\.weight$", 0.1, 0.0),
+    (r"bbox_head.*layers\.2\.weight$", 0.1, 0.0),
+    (r"self_attn\.in_proj_weight$", 0.5, 0.0),
+    (r"score_head.*bias$", 1.0, -4.6),
+)
 
 
 def case(model: str, stage: str) -> Case:
@@ -38,8 +50,17 @@ def case(model: str, stage: str) -> Case:
         case "loss":
             boxes = targets()
             phases = {"dn": Phase(Step(random=Recorded(), targets=boxes)), "nodn": Phase(Step(targets=boxes))}
-            return Case(f"{name}_gentle", f"rt_detr/train_{name}_gentle.json", size=(SIZE, SIZE), images="train_images",
-                        batch=2, adjust=_gentle, targets=boxes, phases=phases, update=Update(STEP, "dn", 1e-4, 0.1))
+            return Case(
+                f"{name}_gentle",
+                f"rt_detr/train_{name}_gentle.json",
+                size=(SIZE, SIZE),
+                images="train_images",
+                batch=2,
+                adjust=_gentle,
+                targets=boxes,
+                phases=phases,
+                update=Update(STEP, "dn", 1e-4, 0.1),
+            )
         case "speed":
             return Case(f"{name}_timing", "rt_detr/timings.json")
         case _:
@@ -52,8 +73,12 @@ def targets() -> tuple[dict[str, np.ndarray], ...]:
     for rows in ROWS:
         fractions = np.array(rows, np.float32)[:, 1:].astype(np.float64)
         centre, half = fractions[:, :2] * SIZE, fractions[:, 2:] * SIZE / 2
-        found.append({"boxes": np.concatenate([centre - half, centre + half], 1),
-                      "labels": np.array([row[0] for row in rows], np.int64)})
+        found.append(
+            {
+                "boxes": np.concatenate([centre - half, centre + half], 1),
+                "labels": np.array([row[0] for row in rows], np.int64),
+            }
+        )
     return tuple(found)
 
 
@@ -94,7 +119,11 @@ def _convert(content: Mapping, stored: Arrays, case: Case) -> Found:
 
     state = [[name, shape, dtype, kind(name), case.digest(name, shape)] for name, shape, dtype in content["state_dict"]]
     counted = sum(name.endswith("num_batches_tracked") for name, _, _ in content["state_dict"])
-    return {"state": state, "parameters": content["params_total"], "norm_layers": {"BatchNorm2d": counted, "GroupNorm": 0}}, {}
+    return {
+        "state": state,
+        "parameters": content["params_total"],
+        "norm_layers": {"BatchNorm2d": counted, "GroupNorm": 0},
+    }, {}
 
 
 def _by_token(array: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -108,14 +137,20 @@ def _forward(content: Mapping, stored: Arrays, case: Case) -> Found:
         tokens = stored[f"topk_ind{suffix}"][None]
         for name in ("pred_logits", "pred_boxes"):
             arrays[f"{run}/final/{name}"] = _by_token(stored[name + suffix], tokens)
-    width, height = content["post"]["orig_size_wh"]  # the published detections are in the pixels of an image of that size
+    width, height = content["post"][
+        "orig_size_wh"
+    ]  # the published detections are in the pixels of an image of that size
     found = stored["post_boxes"] * np.tile(np.float32([SIZE / width, SIZE / height]), 2)
-    arrays["float32/detections"] = np.column_stack([found, stored["post_scores"], stored["post_labels"]]).astype(np.float32)
+    arrays["float32/detections"] = np.column_stack([found, stored["post_scores"], stored["post_labels"]]).astype(
+        np.float32
+    )
     tokens = stored["topk_ind"][None]
     arrays["assignment/selected_tokens"] = _selection(tokens)
     statistics: dict[str, Any] = {
         f"features/{entry['name']}": {"shape": entry["shape"], "l2": entry["l2"], "rounded": True}
-        for entry in content["intermediates"] if not entry["name"].startswith(OTHERWISE) and f"full/{entry['name']}" not in stored}
+        for entry in content["intermediates"]
+        if not entry["name"].startswith(OTHERWISE) and f"full/{entry['name']}" not in stored
+    }
     for name, array in stored.items():
         if name.startswith("full/"):
             by_query = name.startswith("full/decoder.decoder.")
@@ -125,32 +160,62 @@ def _forward(content: Mapping, stored: Arrays, case: Case) -> Found:
 
 def _loss(content: Mapping, stored: Arrays, case: Case) -> Found:
     runs = content["variants"]
-    fields: dict[str, Any] = {"losses": {phase: {
-        "float32": {"loss_total": run["total"], **run["losses"]}, "float64": {"loss_total": run["total_f64"], **run["losses_f64"]}}
-        for phase, run in runs.items()}}
+    fields: dict[str, Any] = {
+        "losses": {
+            phase: {
+                "float32": {"loss_total": run["total"], **run["losses"]},
+                "float64": {"loss_total": run["total_f64"], **run["losses_f64"]},
+            }
+            for phase, run in runs.items()
+        }
+    }
     shapes = {name: shape for name, shape, _ in _spec(content["config"])["state_dict"]}
     fields["statistics"] = {
-        f"gradient/{phase}/{name}": {"shape": shapes[name], "l2": entry["grad_l2_f64"], "mean": entry["grad_mean_f64"],
-                                     "floor_l2": entry["grad_rel_l2_err_f32"] * entry["grad_l2_f64"]}
-        for phase, run in runs.items() for name, entry in run["params"].items() if "grad_l2_f64" in entry}
+        f"gradient/{phase}/{name}": {
+            "shape": shapes[name],
+            "l2": entry["grad_l2_f64"],
+            "mean": entry["grad_mean_f64"],
+            "floor_l2": entry["grad_rel_l2_err_f32"] * entry["grad_l2_f64"],
+        }
+        for phase, run in runs.items()
+        for name, entry in run["params"].items()
+        if "grad_l2_f64" in entry
+    }
     settings = content["optimizer"]
     rate, decay = (max(group[key] for group in settings["groups"]) for key in ("lr", "weight_decay"))
     members: list[list[str]] = [[] for _ in settings["groups"]]
     for name, entry in runs["dn"]["params"].items():
         members[entry["group"]].append(name)
-    fields["optimiser"] = {STEP: {
-        "rule": "AdamW", "phase": "dn", "lr": rate, "weight_decay": decay, "clip": settings["clip_max_norm"],
-        "options": {"betas": settings["betas"], "eps": settings["eps"]},
-        "groups": [{"names": names, "factor": group["lr"] / rate, "decays": group["weight_decay"] > 0}
-                   for names, group in zip(members, settings["groups"], strict=True)],
-        "grad_norm": {"float32": runs["dn"]["total_grad_norm_before_clip"],
-                      "float64": runs["dn"]["total_grad_norm_before_clip_f64"]}}}
-    fields["step_norms"] = {STEP: {name: {"float32": entry["step_l2"], "float64": entry["step_l2_f64"]}
-                                   for name, entry in runs["dn"]["params"].items()}}
+    fields["optimiser"] = {
+        STEP: {
+            "rule": "AdamW",
+            "phase": "dn",
+            "lr": rate,
+            "weight_decay": decay,
+            "clip": settings["clip_max_norm"],
+            "options": {"betas": settings["betas"], "eps": settings["eps"]},
+            "groups": [
+                {"names": names, "factor": group["lr"] / rate, "decays": group["weight_decay"] > 0}
+                for names, group in zip(members, settings["groups"], strict=True)
+            ],
+            "grad_norm": {
+                "float32": runs["dn"]["total_grad_norm_before_clip"],
+                "float64": runs["dn"]["total_grad_norm_before_clip_f64"],
+            },
+        }
+    }
+    fields["step_norms"] = {
+        STEP: {
+            name: {"float32": entry["step_l2"], "float64": entry["step_l2_f64"]}
+            for name, entry in runs["dn"]["params"].items()
+        }
+    }
     arrays: Arrays = {}
     for name, array in stored.items():
         arrays |= _loss_array(name, array, stored)
-    changed = {name.removeprefix("dn/step/"): array.shape for name, array in stored.items() if name.startswith("dn/step/")}
+    changed = {
+        name.removeprefix("dn/step/"): array.shape for name, array in stored.items() if name.startswith("dn/step/")
+    }
     arrays |= {f"weights/{name}": array for name, array in case.weights(changed).items()}
     for phase, run in runs.items():
         arrays |= {f"assignment/{phase}/matched_tokens/{name}": array for name, array in _matched(run).items()}
@@ -206,8 +271,16 @@ def _speed(content: list[Mapping], stored: Arrays, case: Case) -> Found:
     if case.name != "r18vd_timing":
         return None
     quiet = next(entry for entry in content if entry["quiet"])
-    cases = [{"operation": work, "batch": batch, "size": [side, side], "units": quiet[name]["median_ratio_to_matmul"],
-              "synchronised_ms": {"median": 1e3 * quiet[name]["median_s"]}} for name, (work, batch, side) in TIMED.items()]
+    cases = [
+        {
+            "operation": work,
+            "batch": batch,
+            "size": [side, side],
+            "units": quiet[name]["median_ratio_to_matmul"],
+            "synchronised_ms": {"median": 1e3 * quiet[name]["median_s"]},
+        }
+        for name, (work, batch, side) in TIMED.items()
+    ]
     return {"deferred": False, "cases": cases}, {}  # PyTorch on the CPU
 
 

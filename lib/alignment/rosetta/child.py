@@ -1,4 +1,5 @@
 """Code in a Python process of its own: for imports, and for what may end the process."""
+
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from lib.record import ROOT
 IMPORTS = {"jittor": "import jittor", "torch": "import torch", "backend": "from lib import backend"}
 SECONDS = 120  # Jittor's import, and a kernel at most
 NOTEBOOK = "JPY_PARENT_PID"  # where it is set Jittor leaves Ctrl-C alone; a child asks as a script would
-LOG = "\x1b"   # Jittor's own lines on stdout begin with a colour
+LOG = "\x1b"  # Jittor's own lines on stdout begin with a colour
 
 
 @lru_cache

@@ -1,4 +1,5 @@
 """The verdicts on all probes as a record of their own, so that a report can count them without judging anything."""
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -24,11 +25,16 @@ def write(folder: str | PathLike, probes: Sequence[Probe] = PROBES) -> Record | 
     with measure(STAGE, MODEL, folder, inputs=inputs) as out:
         findings = Sheet(probes, folder).findings
         out.fields |= {
-            "total": len(probes), "counts": _counted(probes, findings),
-            "topics": [{"topic": topic, **_counted([probe for probe in probes if probe.topic == topic], findings)}
-                       for topic in dict.fromkeys(probe.topic for probe in probes)],
-            "findings": {name: {"verdict": found.verdict.value, "reason": found.reason} for name, found in findings.items()},
-        }  # fmt: skip
+            "total": len(probes),
+            "counts": _counted(probes, findings),
+            "topics": [
+                {"topic": topic, **_counted([probe for probe in probes if probe.topic == topic], findings)}
+                for topic in dict.fromkeys(probe.topic for probe in probes)
+            ],
+            "findings": {
+                name: {"verdict": found.verdict.value, "reason": found.reason} for name, found in findings.items()
+            },
+        }
     return read(out.path)
 
 

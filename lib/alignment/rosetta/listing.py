@@ -1,4 +1,5 @@
 """The probes' code as text, so that the tables show what was run and a record knows which version of a probe it holds."""
+
 import ast
 import hashlib
 import inspect
@@ -30,8 +31,13 @@ class Listing:
         name = probe.torch.__module__
         if name not in self._trees:
             tree = ast.parse(inspect.getsource(sys.modules[name]))
-            calls = {ast.literal_eval(word.value): node for node in ast.walk(tree) if isinstance(node, ast.Call)
-                     for word in node.keywords if word.arg == "name" and isinstance(word.value, ast.Constant)}
+            calls = {
+                ast.literal_eval(word.value): node
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Call)
+                for word in node.keywords
+                if word.arg == "name" and isinstance(word.value, ast.Constant)
+            }
             others = (node for node in tree.body if not any(call in ast.walk(node) for call in calls.values()))
             self._trees[name] = calls, "".join(ast.unparse(node) for node in others)
         return self._trees[name]

@@ -1,4 +1,5 @@
 """Run the probes on the framework of this environment and record what it answers; nothing is judged here."""
+
 import time
 import warnings
 from collections.abc import Callable, Iterable

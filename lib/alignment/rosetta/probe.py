@@ -1,4 +1,5 @@
 """A probe: one question that PyTorch and Jittor may answer differently, as code that runs in each of them."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +24,15 @@ class Probe:
     topic: str
     name: str
     question: str
-    advice: str                                # the rule for a port, one sentence
+    advice: str  # the rule for a port, one sentence
     jittor: Callable[..., Any]
     torch: Callable[..., Any]
     backend: Callable[..., Any] | None = None
     expected: Callable[..., Any] | None
     inputs: tuple[np.ndarray, ...] = ()
-    gradient: bool = False                     # measured is the gradient of the answer's sum by the first input
-    cancels: bool = False                      # one rounding of an input is worth more than one of the answer
-    precision: type = np.float32               # of the arithmetic
+    gradient: bool = False  # measured is the gradient of the answer's sum by the first input
+    cancels: bool = False  # one rounding of an input is worth more than one of the answer
+    precision: type = np.float32  # of the arithmetic
 
     def reference(self) -> Any:
         """The expected answer."""
@@ -60,7 +61,9 @@ class Probe:
     def moved(self, rounding: float, draw: int) -> list[np.ndarray]:
         """The wide inputs with each floating value one rounding up or down."""
         coin = np.random.default_rng(draw)
-        return [x * (1 + rounding * coin.choice([-1.0, 1.0], x.shape)) if x.dtype.kind == "f" else x for x in self.wide()]
+        return [
+            x * (1 + rounding * coin.choice([-1.0, 1.0], x.shape)) if x.dtype.kind == "f" else x for x in self.wide()
+        ]
 
 
 def attempt(call: Callable[[], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 No framework is imported here, nor by the topics: both sides' records are enough.
 """
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .probe import Probe
 from .verdict import MODEL, STAGE, Finding, Verdict, agree, judge, values
 
 NAMES = {"torch": "PyTorch", "jittor": "Jittor"}
-SHOWN = 5           # values of an answer
+SHOWN = 5  # values of an answer
 DIGITS = (5, 7, 9)  # nine tell any two float32 numbers apart
 
 
@@ -40,17 +41,24 @@ class Sheet:
     def __init__(self, probes: Sequence[Probe], folder: str | PathLike):
         paths = {side: Path(folder, MODEL, side, f"{STAGE}.json") for side in NAMES}
         self.records: dict[str, Mapping[str, Any]] = {
-            side: read(path).fields["probes"] for side, path in paths.items() if path.is_file()}
+            side: read(path).fields["probes"] for side, path in paths.items() if path.is_file()
+        }
         self.probes, self._listing = probes, Listing()
         self.findings: dict[str, Finding] = {
-            probe.name: judge(probe, self.records, self._listing.digest(probe)) for probe in probes}
+            probe.name: judge(probe, self.records, self._listing.digest(probe)) for probe in probes
+        }
 
     def sides(self) -> str:
         """Which sides have run, and how long it took, in one line."""
-        known = [f"{NAMES[side]}: {len(found)} probes in {sum(entry['seconds'] for entry in found.values()):.0f} s"
-                 for side, found in self.records.items()]
-        absent = [f"{name}: NOT RUN, every verdict is unknown until this notebook has run in its kernel"
-                  for side, name in NAMES.items() if side not in self.records]
+        known = [
+            f"{NAMES[side]}: {len(found)} probes in {sum(entry['seconds'] for entry in found.values()):.0f} s"
+            for side, found in self.records.items()
+        ]
+        absent = [
+            f"{name}: NOT RUN, every verdict is unknown until this notebook has run in its kernel"
+            for side, name in NAMES.items()
+            if side not in self.records
+        ]
         return "; ".join(known + absent)
 
     def answers(self, topic: str) -> Table:
@@ -61,8 +69,11 @@ class Sheet:
     def code(self, topic: str) -> Table:
         """Probes of a topic: what runs on each side; a name stands for a function of the topic's module."""
         columns = {"torch": "PyTorch", "jittor": "Jittor", "backend": "backend"}
-        rows = {probe.name: {title: self._listing.code(probe, side) for side, title in columns.items()}
-                for probe in self.probes if probe.topic == topic}
+        rows = {
+            probe.name: {title: self._listing.code(probe, side) for side, title in columns.items()}
+            for probe in self.probes
+            if probe.topic == topic
+        }
         return Table(pd.DataFrame.from_dict(rows, orient="index"))
 
     def counts(self) -> Table:
@@ -79,8 +90,11 @@ class Sheet:
 
     def reasons(self) -> Table:
         """Why a verdict is unknown, or what else there is to say about it."""
-        rows = {name: {"verdict": found.verdict.value, "reason": found.reason}
-                for name, found in self.findings.items() if found.reason}
+        rows = {
+            name: {"verdict": found.verdict.value, "reason": found.reason}
+            for name, found in self.findings.items()
+            if found.reason
+        }
         return Table(pd.DataFrame.from_dict(rows, orient="index", columns=["verdict", "reason"]))
 
     def _row(self, probe: Probe) -> dict[str, str]:
@@ -88,8 +102,14 @@ class Sheet:
         entries = {side: self.records.get(side, {}).get(probe.name, {}) for side in NAMES}
         answers = [entries["torch"].get("native"), entries["jittor"].get("native"), entries["jittor"].get("backend")]
         torch, jittor, through = texts(answers, verdict in (Verdict.MENDED, Verdict.DIFFERENT))
-        return {"question": probe.question, "PyTorch": torch, "Jittor": jittor,
-                "Jittor through the backend": through if probe.backend else "", "verdict": verdict.value, "advice": probe.advice}
+        return {
+            "question": probe.question,
+            "PyTorch": torch,
+            "Jittor": jittor,
+            "Jittor through the backend": through if probe.backend else "",
+            "verdict": verdict.value,
+            "advice": probe.advice,
+        }
 
 
 def texts(answers: Sequence[Mapping[str, Any] | None], apart: bool) -> list[str]:
@@ -110,7 +130,9 @@ def text(answer: Mapping[str, Any] | None, start: int, digits: int) -> str:
         return "NOT RUN"
     if answer["kind"] != "numbers":
         return ", ".join(answer["values"])
-    shown = [value if isinstance(value, str) else str(value) if isinstance(value, int) else f"{value:.{digits}g}"
-             for value in answer["values"][start:start + SHOWN]]
+    shown = [
+        value if isinstance(value, str) else str(value) if isinstance(value, int) else f"{value:.{digits}g}"
+        for value in answer["values"][start : start + SHOWN]
+    ]
     before, after = "… " if start else "", " …" if start + SHOWN < len(answer["values"]) else ""
     return before + ", ".join(shown) + after if shown else "nothing"

@@ -1,4 +1,5 @@
 """Verdicts on probes from the sides' records: no framework runs here, and the same records give the same verdicts."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -46,11 +47,15 @@ def judge(probe: Probe, records: Mapping[str, Mapping[str, Any]], digest: str) -
     reference, tolerance = values(entries["torch"]["native"]), 0.0
     if probe.expected is not None:
         reference, tolerance = np.asarray(probe.reference()), probe.tolerance()
-    right = {(side, kind): agree(reference, values(entries[side][kind]), tolerance) for side in entries for kind in kinds}
+    right = {
+        (side, kind): agree(reference, values(entries[side][kind]), tolerance) for side in entries for kind in kinds
+    }
     if not right["torch", "native"]:
         return Finding(Verdict.UNKNOWN, "PyTorch itself departs from what is expected of it")
     if not all(right[side, kinds[-1]] for side in entries):
-        return Finding(Verdict.DIFFERENT, "natively the same, but not through the backend" if right["jittor", "native"] else "")
+        return Finding(
+            Verdict.DIFFERENT, "natively the same, but not through the backend" if right["jittor", "native"] else ""
+        )
     return Finding(Verdict.SAME if right["jittor", "native"] else Verdict.MENDED, "")
 
 

@@ -3,11 +3,12 @@
 NumPy, OpenCV and Pillow only, so that both frameworks see the same bytes; one module per family. Random numbers come
 from a NumPy generator, where the published code asks Python's, NumPy's or PyTorch's global one.
 """
+
+from . import gold_yolo
 from .base import Augmented, Picture, Prepared, Random, Range, Recipe, Size, planes, stack, warp_boxes
 from .gold_yolo import GoldYolo
 from .nanodet_plus import NanoDetPlus
 from .rt_detr import RtDetr
-from . import gold_yolo
 
 RECIPES: dict[str, Recipe] = {  # by lib.models.family(name)
     "nanodet_plus": NanoDetPlus(),

@@ -1,4 +1,5 @@
 """What the recipes of all families share: their interface, and the steps that do not depend on the family."""
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Protocol, Self
 import cv2
 import numpy as np
 
-from lib import boxes
+from lib.data import boxes
 
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]
@@ -28,8 +29,9 @@ class Random(Protocol):
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded image and what is annotated on it; nobody writes into these arrays."""
-    image: np.ndarray   # (h, w, 3) uint8 BGR
-    boxes: np.ndarray   # (k, 4) float xyxy in its pixels
+
+    image: np.ndarray  # (h, w, 3) uint8 BGR
+    boxes: np.ndarray  # (k, 4) float xyxy in its pixels
     labels: np.ndarray  # (k,) int64
 
     def chosen(self, keep: np.ndarray) -> Self:
@@ -78,5 +80,5 @@ def stack(inputs: Sequence[np.ndarray], multiple: int = 32) -> np.ndarray:
     height, width = (-(-max(i.shape[axis] for i in inputs) // multiple) * multiple for axis in (1, 2))
     batch = np.zeros((len(inputs), 3, height, width), np.float32)
     for row, single in zip(batch, inputs):
-        row[:, :single.shape[1], :single.shape[2]] = single
+        row[:, : single.shape[1], : single.shape[2]] = single
     return batch

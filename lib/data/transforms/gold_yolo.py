@@ -10,36 +10,38 @@ Follows Gold-YOLO 225ddd2e (`yolov6/data/datasets.py`, `data_augment.py`, `confi
 * these last epochs are the same share of a short run as of the published one;
 * boxes are clipped to their image first: the published reader drops an image whose boxes stick out.
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from lib import boxes
+from lib.data import boxes
 
 from .base import Augmented, Picture, Prepared, Random, Recipe, Size, planes
 
-GREY = 114              # of all channels, around images
-SIZE = 640              # of the published input
-EPOCHS = 300            # of the published run
-LAST_EPOCHS = 15        # of these without mosaic and mixing
-MIXING = 32.0           # both parameters of the Beta distribution of an image's share in a mixture
+GREY = 114  # of all channels, around images
+SIZE = 640  # of the published input
+EPOCHS = 300  # of the published run
+LAST_EPOCHS = 15  # of these without mosaic and mixing
+MIXING = 32.0  # both parameters of the Beta distribution of an image's share in a mixture
 SMALLEST, SMALLEST_PART, LONGEST = 2, 0.1, 20  # pixels, part of the area, ratio of the sides: a box beyond is dropped
-BORDER = 1e-3           # pixels that boxes keep from the right and lower border
-HUES = 180              # of OpenCV's 8-bit HSV
+BORDER = 1e-3  # pixels that boxes keep from the right and lower border
+HUES = 180  # of OpenCV's 8-bit HSV
 
 
 @dataclass(frozen=True)
 class GoldYolo(Recipe):
     """The recipe of the four published configurations; the defaults are those of S. Images become RGB."""
-    inner: int = 634           # evaluation: longer side of the resized image in an input of 640
-    mosaic: float = 1.0        # probability; else the image alone
-    mixup: float = 0.0         # probability that a mosaic is mixed with a second one
-    scale: float = 0.5         # factor 1 ± this for both axes, about the centre
-    translate: float = 0.1     # where the centre goes: 0.5 ± this of width and height
+
+    inner: int = 634  # evaluation: longer side of the resized image in an input of 640
+    mosaic: float = 1.0  # probability; else the image alone
+    mixup: float = 0.0  # probability that a mosaic is mixed with a second one
+    scale: float = 0.5  # factor 1 ± this for both axes, about the centre
+    translate: float = 0.1  # where the centre goes: 0.5 ± this of width and height
     colours: tuple[float, float, float] = (0.015, 0.7, 0.4)  # factors 1 ± these of hue, saturation, value
-    flip: float = 0.5          # probability of mirroring left and right
+    flip: float = 0.5  # probability of mirroring left and right
 
     def at(self, epoch: int, epochs: int) -> "GoldYolo":
         """Without mosaic and mixing in the last epochs."""
@@ -80,7 +82,9 @@ class GoldYolo(Recipe):
         y = int(rng.uniform(height // 2, 3 * height // 2))
         x = int(rng.uniform(width // 2, 3 * width // 2))
         canvas = np.full((2 * height, 2 * width, 3), GREY, np.uint8)
-        parts = [_placed(_cleaned(pictures[member]), canvas, size, (y, x), place) for place, member in enumerate(members)]
+        parts = [
+            _placed(_cleaned(pictures[member]), canvas, size, (y, x), place) for place, member in enumerate(members)
+        ]
         found = boxes.clip(np.concatenate([part.boxes for part in parts]), canvas.shape[:2])
         labels = np.concatenate([part.labels for part in parts])
         return self._warp(Picture(canvas, found, labels), size, rng)
@@ -126,8 +130,9 @@ def _letterbox(image: np.ndarray, inner: Size, size: Size, shrinking: int) -> Pr
     resized = _resized(image, inner, shrinking)
     height, width = resized.shape[:2]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    boxed = cv2.copyMakeBorder(resized, top, size[0] - height - top, left, size[1] - width - left, cv2.BORDER_CONSTANT,
-                               value=(GREY,) * 3)
+    boxed = cv2.copyMakeBorder(
+        resized, top, size[0] - height - top, left, size[1] - width - left, cv2.BORDER_CONSTANT, value=(GREY,) * 3
+    )
     return boxed, _scaling(image, resized, left, top)
 
 
@@ -148,8 +153,8 @@ def _placed(picture: Picture, canvas: np.ndarray, size: Size, centre: tuple[int,
     y = centre[0] - (height if place < 2 else 0)
     x = centre[1] - (width if place % 2 == 0 else 0)
     top, left = max(y, 0), max(x, 0)
-    seen = resized[top - y:canvas.shape[0] - y, left - x:canvas.shape[1] - x]
-    canvas[top:top + seen.shape[0], left:left + seen.shape[1]] = seen
+    seen = resized[top - y : canvas.shape[0] - y, left - x : canvas.shape[1] - x]
+    canvas[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
     return Picture(canvas, boxes.warp(picture.boxes, _scaling(picture.image, resized, x, y)), picture.labels)
 
 

@@ -6,6 +6,7 @@ Follows RangiLyu/nanodet be9b4a9 (`data/transform`), deliberate differences:
   positions to 1/32 pixel, which moves COCO numbers by up to 0.02 (training keeps OpenCV's warp, for its speed);
 * an image so narrow that keeping its ratio would leave no pixel becomes one pixel wide (published: a crash).
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,17 @@ from .base import Augmented, Picture, Prepared, Random, Range, Recipe, Size, war
 @dataclass(frozen=True)
 class NanoDetPlus(Recipe):
     """The recipe of the four published configurations. Images are BGR and stay BGR."""
+
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)  # BGR, grey levels of 0..255
     std: tuple[float, float, float] = (57.375, 57.12, 58.395)
-    exact: bool = True              # evaluation reads between pixels to the last bit; False: to 1/32 pixel, as OpenCV 4
-    keep_ratio: bool = False        # True: the published template for a user's own data
-    scale: Range = (0.6, 1.4)       # one factor for both axes, about the image centre
-    stretch: Range = (0.8, 1.2)     # one more factor per axis
-    flip: float = 0.5               # probability of mirroring left and right
-    translate: Range = (0.3, 0.7)   # where the image centre goes, as a fraction of width and height
+    exact: bool = True  # evaluation reads between pixels to the last bit; False: to 1/32 pixel, as OpenCV 4
+    keep_ratio: bool = False  # True: the published template for a user's own data
+    scale: Range = (0.6, 1.4)  # one factor for both axes, about the image centre
+    stretch: Range = (0.8, 1.2)  # one more factor per axis
+    flip: float = 0.5  # probability of mirroring left and right
+    translate: Range = (0.3, 0.7)  # where the image centre goes, as a fraction of width and height
     brightness: Range = (-0.2, 0.2)  # added; colours are 0..1 here and may leave that range
-    contrast: Range = (0.6, 1.4)    # factor
+    contrast: Range = (0.6, 1.4)  # factor
     saturation: Range = (0.5, 1.2)  # factor in HSV
 
     def preprocess(self, image: np.ndarray, size: Size) -> Prepared:
@@ -111,12 +113,16 @@ def _exact_colours(image: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndar
     """`_colours` for a matrix that scales and shifts, with every position in float32: OpenCV 5's arithmetic."""
     taps = []
     for axis, (count, length) in enumerate(zip((size[1], size[0]), (image.shape[1], image.shape[0]))):
-        position = (np.arange(count, dtype=np.float32) - np.float32(matrix[axis, 2])) * np.float32(1 / matrix[axis, axis])
+        position = (np.arange(count, dtype=np.float32) - np.float32(matrix[axis, 2])) * np.float32(
+            1 / matrix[axis, axis]
+        )
         low = np.floor(position)
-        taps.append((np.clip(low.astype(np.int64), -1, length - 1) + 1, position - low))    # + 1: of the padded image
+        taps.append((np.clip(low.astype(np.int64), -1, length - 1) + 1, position - low))  # + 1: of the padded image
     (left, right_share), (top, low_share) = taps
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0))).astype(np.float32)
-    upper, lower = (_mix(padded[row][:, left], padded[row][:, left + 1], right_share[None, :, None]) for row in (top, top + 1))
+    upper, lower = (
+        _mix(padded[row][:, left], padded[row][:, left + 1], right_share[None, :, None]) for row in (top, top + 1)
+    )
     return np.rint(_mix(upper, lower, low_share[:, None, None])) / np.float32(255)
 
 

@@ -6,6 +6,7 @@ and deviation; the many sizes of training are made inside the model. Deliberate 
 * an image without boxes is not cropped, at once: the published code draws until it draws "leave as it is";
 * a crop without a pixel is drawn again (published: a division by zero).
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from lib import boxes
+from lib.data import boxes
 
 from .base import Augmented, Picture, Prepared, Random, Range, Recipe, Size, planes, warp_boxes
 
@@ -25,20 +26,21 @@ Window = tuple[int, int, int, int]  # left, top, width, height in image pixels; 
 @dataclass(frozen=True)
 class RtDetr(Recipe):
     """The recipe of the five published configurations. Images become RGB."""
-    distort: float = 0.5                    # probability of each of the colour changes
-    brightness: Range = (0.875, 1.125)      # factor
-    contrast: Range = (0.5, 1.5)            # factor
-    saturation: Range = (0.5, 1.5)          # factor
-    hue: Range = (-0.05, 0.05)              # added, as part of the colour circle
-    zoom: float = 0.5                       # probability of black around the image
-    zoom_sides: Range = (1.0, 4.0)          # factor for both sides
-    crop: float = 0.8                       # probability
-    crop_sides: Range = (0.3, 1.0)          # factor for each side
-    crop_ratio: Range = (0.5, 2.0)          # allowed width / height
+
+    distort: float = 0.5  # probability of each of the colour changes
+    brightness: Range = (0.875, 1.125)  # factor
+    contrast: Range = (0.5, 1.5)  # factor
+    saturation: Range = (0.5, 1.5)  # factor
+    hue: Range = (-0.05, 0.05)  # added, as part of the colour circle
+    zoom: float = 0.5  # probability of black around the image
+    zoom_sides: Range = (1.0, 4.0)  # factor for both sides
+    crop: float = 0.8  # probability
+    crop_sides: Range = (0.3, 1.0)  # factor for each side
+    crop_ratio: Range = (0.5, 2.0)  # allowed width / height
     overlaps: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, WHOLE)  # least IoU of crop and some box, one is drawn
-    trials: int = 40                        # with one of these
-    flip: float = 0.5                       # probability of mirroring left and right
-    smallest: float = 1.0                   # pixels; boxes with a shorter side are dropped, before and after resizing
+    trials: int = 40  # with one of these
+    flip: float = 0.5  # probability of mirroring left and right
+    smallest: float = 1.0  # pixels; boxes with a shorter side are dropped, before and after resizing
 
     def preprocess(self, image: np.ndarray, size: Size) -> Prepared:
         """Resized to `size`."""
@@ -69,7 +71,8 @@ class RtDetr(Recipe):
         """Brightness, contrast before or after saturation and hue, and the order of the channels."""
         brightness, contrast, saturation, hue = (
             rng.uniform(*limits) if rng.random() < self.distort else None
-            for limits in (self.brightness, self.contrast, self.saturation, self.hue))
+            for limits in (self.brightness, self.contrast, self.saturation, self.hue)
+        )
         contrast_first = rng.random() < 0.5
         channels = rng.permutation(3) if rng.random() < self.distort else None
         if brightness is not None:

@@ -2,6 +2,7 @@
 
 With `lib.backend` the only place that names a framework. Both modules define the names below.
 """
+
 from importlib.util import find_spec
 
 if find_spec("jittor"):

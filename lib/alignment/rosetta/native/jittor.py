@@ -1,11 +1,12 @@
 """Jittor as its users meet it, but for the import, which the backend guards. Twin of `torch.py`."""
+
 from collections.abc import Callable
 from typing import Any
 
+import jittor as framework
 import numpy as np
 
 from lib import backend  # noqa: F401  imports Jittor with the process kept as it was
-import jittor as framework
 
 
 def tensor(array: np.ndarray) -> framework.Var:

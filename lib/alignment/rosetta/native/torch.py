@@ -1,4 +1,5 @@
 """PyTorch as its users meet it. Twin of `jittor.py`."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ def numpy(value: Any) -> Any:
 def gradient(function: Callable, tensors: list[framework.Tensor]) -> framework.Tensor:
     """d sum(function(*tensors)) / d tensors[0], zeros where the sum doesn't depend on it."""
     leaf = tensors[0].requires_grad_()
-    found, = framework.autograd.grad(function(*tensors).sum(), [leaf], allow_unused=True)
+    (found,) = framework.autograd.grad(function(*tensors).sum(), [leaf], allow_unused=True)
     return framework.zeros_like(leaf) if found is None else found
 
 

@@ -1,4 +1,5 @@
 """The probes, by topic, in the order of the notebook."""
+
 from ..probe import Probe
 from . import arithmetic, functions, gradients, indexing, layers, losses, maps, modules, optimisers, process, types
 

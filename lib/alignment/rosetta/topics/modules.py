@@ -1,4 +1,5 @@
 """Modules and their state: what is called, what is trained, what a checkpoint holds and how it is read."""
+
 import copy
 
 import numpy as np
@@ -48,7 +49,9 @@ def jittor_loaded(jt, values) -> str:
 
 def torch_loaded(torch, values) -> str:
     """The same in PyTorch."""
-    return attempt(lambda: torch.nn.Linear(2, 1).load_state_dict({k: torch.tensor(v) for k, v in values.items()}) and "goes on")
+    return attempt(
+        lambda: torch.nn.Linear(2, 1).load_state_dict({k: torch.tensor(v) for k, v in values.items()}) and "goes on"
+    )
 
 
 def backend_loaded(B, values) -> str:
@@ -70,7 +73,8 @@ WEIGHT, BIAS = np.ones((1, 2), np.float32), np.ones(1, np.float32)
 
 PROBES = (
     Probe(
-        topic=TOPIC, name="the method that is called",
+        topic=TOPIC,
+        name="the method that is called",
         question="Does a module that defines forward run when it is called?",
         advice="Jittor calls execute: rename the method, or let execute call forward.",
         jittor=lambda jt: called(jt, "forward"),
@@ -79,7 +83,8 @@ PROBES = (
         expected=lambda: "called",
     ),
     Probe(
-        topic=TOPIC, name="a module with execute",
+        topic=TOPIC,
+        name="a module with execute",
         question="Does a module that defines execute run when it is called?",
         advice="Only in Jittor.",
         jittor=lambda jt: called(jt, "execute"),
@@ -87,7 +92,8 @@ PROBES = (
         expected=lambda: "raises",
     ),
     Probe(
-        topic=TOPIC, name="what is trained",
+        topic=TOPIC,
+        name="what is trained",
         question="How many numbers do a 1 -> 2 convolution and its batch norm train?",
         advice="Leave running statistics out of the optimiser by name: Jittor's parameters() has them.",
         jittor=lambda jt: scalars(conv_norm(jt.nn).parameters()),
@@ -96,7 +102,8 @@ PROBES = (
         expected=lambda: 6,
     ),
     Probe(
-        topic=TOPIC, name="a tensor as an attribute",
+        topic=TOPIC,
+        name="a tensor as an attribute",
         question="Is a plain tensor attribute of a module a parameter?",
         advice="stop_grad() it, or begin its name with an underscore: DFL's projection is trained otherwise.",
         jittor=lambda jt: with_constant(jt.nn, jt.ones((2,))),
@@ -105,7 +112,8 @@ PROBES = (
         expected=lambda: 0,
     ),
     Probe(
-        topic=TOPIC, name="names of the state",
+        topic=TOPIC,
+        name="names of the state",
         question="What are the entries of the state of a convolution and its batch norm?",
         advice="num_batches_tracked is missing in Jittor: allow for it, and for nothing else, when loading.",
         jittor=lambda jt: list(conv_norm(jt.nn).state_dict()),
@@ -114,7 +122,8 @@ PROBES = (
         expected=lambda: ["0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"],
     ),
     Probe(
-        topic=TOPIC, name="loading an unknown name",
+        topic=TOPIC,
+        name="loading an unknown name",
         question="What does loading do with a name that the model doesn't have?",
         advice="Compare the sets of names yourself: Jittor logs a warning and goes on.",
         jittor=lambda jt: jittor_loaded(jt, {"weight": WEIGHT, "bias": BIAS, "wieght": WEIGHT}),
@@ -123,7 +132,8 @@ PROBES = (
         expected=lambda: "raises",
     ),
     Probe(
-        topic=TOPIC, name="loading another shape",
+        topic=TOPIC,
+        name="loading another shape",
         question="What does loading do with a weight of another shape?",
         advice="Compare the shapes yourself.",
         jittor=lambda jt: jittor_loaded(jt, {"weight": WEIGHT.T, "bias": BIAS}),
@@ -132,7 +142,8 @@ PROBES = (
         expected=lambda: "raises",
     ),
     Probe(
-        topic=TOPIC, name="loading too little",
+        topic=TOPIC,
+        name="loading too little",
         question="What does loading do where an entry is missing?",
         advice="Ask for full coverage: lib.convert.load(strict=True) does.",
         jittor=lambda jt: jittor_loaded(jt, {"weight": WEIGHT}),
@@ -140,7 +151,8 @@ PROBES = (
         expected=lambda: "raises",
     ),
     Probe(
-        topic=TOPIC, name="two hooks on one module",
+        topic=TOPIC,
+        name="two hooks on one module",
         question="Which of two forward hooks are called?",
         advice="One hook that does everything: Jittor keeps the last.",
         jittor=lambda jt: hooked(jt.nn.Linear(2, 1), jt.ones((1, 2))),
@@ -149,7 +161,8 @@ PROBES = (
         expected=lambda: ["first", "second"],
     ),
     Probe(
-        topic=TOPIC, name="a copied batch norm",
+        topic=TOPIC,
+        name="a copied batch norm",
         question="How many tensors of a copied batch norm want gradients?",
         advice="Stop the statistics again after deepcopy: an EMA copy would train them.",
         jittor=lambda jt: trained_copy(jt.nn),
@@ -157,7 +170,8 @@ PROBES = (
         expected=lambda: 2,
     ),
     Probe(
-        topic=TOPIC, name="a batch norm's tensors that want gradients",
+        topic=TOPIC,
+        name="a batch norm's tensors that want gradients",
         question="How many tensors of a batch norm want gradients?",
         advice="Equal before a copy is made.",
         jittor=lambda jt: wanted(jt.nn),
@@ -165,7 +179,8 @@ PROBES = (
         expected=lambda: 2,
     ),
     Probe(
-        topic=TOPIC, name="mode of a fresh module",
+        topic=TOPIC,
+        name="mode of a fresh module",
         question="Is a fresh module in training mode?",
         advice="Call train() or eval() before the first forward, always.",
         jittor=lambda jt: bool(jt.nn.Linear(2, 1).is_training()),
@@ -173,7 +188,8 @@ PROBES = (
         expected=lambda: True,
     ),
     Probe(
-        topic=TOPIC, name="Parameter that isn't trained",
+        topic=TOPIC,
+        name="Parameter that isn't trained",
         question="Does Parameter(x, requires_grad=False) leave the gradient out?",
         advice="Equal.",
         jittor=lambda jt: jt.nn.Parameter(jt.array(ONES), requires_grad=False).requires_grad,
@@ -181,7 +197,8 @@ PROBES = (
         expected=lambda: False,
     ),
     Probe(
-        topic=TOPIC, name="children by attribute and by number",
+        topic=TOPIC,
+        name="children by attribute and by number",
         question="Which name has a module inside a list inside a module?",
         advice="Equal, so that published checkpoints load by name.",
         jittor=lambda jt: list(_nested(jt.nn).state_dict()),

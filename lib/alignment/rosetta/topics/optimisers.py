@@ -1,4 +1,5 @@
 """Optimisers and schedules: one parameter, gradients given, what it becomes."""
+
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ TINY = GRADIENTS * np.float32(1e-7)
 RATE = 0.1
 
 # --- the same steps in the three vocabularies ----------------------------------------------------------------------
+
 
 def jittor_steps(jt, gradients, build, prepare=lambda optimiser: None):
     """The parameter after one step per row of gradients; the optimiser runs the backward pass itself."""
@@ -107,6 +109,7 @@ def torch_rates(torch, build):
 
 # --- formulas in float64 -------------------------------------------------------------------------------------------
 
+
 def sgd(gradients, momentum=0.0, decay=0.0, nesterov=False, dampening=0.0):
     """SGD whose first velocity is the gradient."""
     w, velocity = START.astype(np.float64), None
@@ -136,83 +139,113 @@ def clipped(gradients):
 
 PROBES = (
     Probe(
-        topic=TOPIC, name="SGD with Nesterov momentum and decay",
+        topic=TOPIC,
+        name="SGD with Nesterov momentum and decay",
         question="Where is the parameter after four steps?",
         advice="Equal.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, 0.05, nesterov=True)),
-        torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, weight_decay=0.05, nesterov=True)),
+        torch=lambda torch, g: torch_steps(
+            torch, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, weight_decay=0.05, nesterov=True)
+        ),
         backend=lambda B, g: backend_steps(B, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, True, 0.05)),
-        expected=lambda g: sgd(g, 0.9, 0.05, True), inputs=(GRADIENTS,), cancels=True,
+        expected=lambda g: sgd(g, 0.9, 0.05, True),
+        inputs=(GRADIENTS,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="SGD with dampening",
+        topic=TOPIC,
+        name="SGD with dampening",
         question="Is the first step dampened too?",
         advice="PyTorch's first velocity is the whole gradient: leave dampening alone.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, dampening=0.5)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, dampening=0.5)),
-        expected=lambda g: sgd(g, 0.9, dampening=0.5), inputs=(GRADIENTS,), cancels=True,
+        expected=lambda g: sgd(g, 0.9, dampening=0.5),
+        inputs=(GRADIENTS,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="AdamW",
+        topic=TOPIC,
+        name="AdamW",
         question="Where is the parameter after four steps with decay 0.05?",
         advice="Equal where betas, eps and decay are passed.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.05)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.05)),
         backend=lambda B, g: backend_steps(B, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.05)),
-        expected=lambda g: adam(g, 0.05), inputs=(GRADIENTS,), cancels=True,
+        expected=lambda g: adam(g, 0.05),
+        inputs=(GRADIENTS,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="AdamW's decay by default",
+        topic=TOPIC,
+        name="AdamW's decay by default",
         question="How strong is the decay where none is passed?",
         advice="Pass weight_decay: 0 in Jittor, 0.01 in PyTorch.",
         jittor=lambda jt: jt.optim.AdamW([jt.array(START)], lr=RATE).weight_decay,
-        torch=lambda torch: torch.optim.AdamW([torch.nn.Parameter(torch.tensor(START))], lr=RATE).defaults["weight_decay"],
+        torch=lambda torch: torch.optim.AdamW([torch.nn.Parameter(torch.tensor(START))], lr=RATE).defaults[
+            "weight_decay"
+        ],
         expected=lambda: 0.01,
     ),
     Probe(
-        topic=TOPIC, name="AdamW with tiny gradients",
+        topic=TOPIC,
+        name="AdamW with tiny gradients",
         question="Where is eps added when gradients are about 1e-7?",
         advice="Beside the corrected root in both.",
         jittor=lambda jt, g: jittor_steps(jt, TINY, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
         torch=lambda torch, g: torch_steps(torch, TINY, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
         backend=lambda B, g: backend_steps(B, TINY, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
-        expected=adam, inputs=(TINY,), cancels=True,
+        expected=adam,
+        inputs=(TINY,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="Adam",
+        topic=TOPIC,
+        name="Adam",
         question="Where is the parameter after four steps?",
         advice="Equal for gradients of ordinary size.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.Adam(p, RATE)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.Adam(p, RATE)),
-        expected=adam, inputs=(GRADIENTS,), cancels=True,
+        expected=adam,
+        inputs=(GRADIENTS,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="Adam with tiny gradients",
+        topic=TOPIC,
+        name="Adam with tiny gradients",
         question="Where is eps added when gradients are about 1e-7?",
         advice="Jittor's Adam adds it to the uncorrected root: use AdamW with decay 0.",
         jittor=lambda jt, g: jittor_steps(jt, TINY, lambda o, p: o.Adam(p, RATE)),
         torch=lambda torch, g: torch_steps(torch, TINY, lambda o, p: o.Adam(p, RATE)),
-        expected=adam, inputs=(TINY,), cancels=True,
+        expected=adam,
+        inputs=(TINY,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="Adam's decay",
+        topic=TOPIC,
+        name="Adam's decay",
         question="Is Adam's weight decay added to the gradient?",
         advice="It is in both: AdamW decouples it.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.Adam(p, RATE, weight_decay=0.05)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.Adam(p, RATE, weight_decay=0.05)),
-        expected=lambda g: adam(g, 0.05, decoupled=False), inputs=(GRADIENTS,), cancels=True,
+        expected=lambda g: adam(g, 0.05, decoupled=False),
+        inputs=(GRADIENTS,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="accumulated gradients",
+        topic=TOPIC,
+        name="accumulated gradients",
         question="Does the bias correction count steps or backward passes?",
         advice="Jittor counts backward passes: add up the loss, or feed gradients to an optimiser of one's own.",
         jittor=lambda jt, g: jittor_accumulated(jt),
         torch=lambda torch, g: torch_accumulated(torch),
         backend=lambda B, g: backend_steps(B, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
-        expected=adam, inputs=(GRADIENTS,), cancels=True,
+        expected=adam,
+        inputs=(GRADIENTS,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="decay of an unused parameter",
+        topic=TOPIC,
+        name="decay of an unused parameter",
         question="Does a parameter decay that the loss leaves out?",
         advice="It does in Jittor: leave it out of the optimiser.",
         jittor=lambda jt: jittor_unused(jt),
@@ -220,16 +253,21 @@ PROBES = (
         expected=lambda: START,
     ),
     Probe(
-        topic=TOPIC, name="clipping by norm",
+        topic=TOPIC,
+        name="clipping by norm",
         question="Where is the parameter after four clipped steps?",
         advice="Equal.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.SGD(p, RATE), lambda o: o.clip_grad_norm(1.0)),
-        torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.SGD(p, RATE),
-                                           lambda p: torch.nn.utils.clip_grad_norm_([p], 1.0)),
-        expected=lambda g: sgd(clipped(g)), inputs=(GRADIENTS,), cancels=True,
+        torch=lambda torch, g: torch_steps(
+            torch, GRADIENTS, lambda o, p: o.SGD(p, RATE), lambda p: torch.nn.utils.clip_grad_norm_([p], 1.0)
+        ),
+        expected=lambda g: sgd(clipped(g)),
+        inputs=(GRADIENTS,),
+        cancels=True,
     ),
     Probe(
-        topic=TOPIC, name="loss.backward()",
+        topic=TOPIC,
+        name="loss.backward()",
         question="What is parameter.grad after loss.backward()?",
         advice="optimizer.backward(loss), or jt.grad(loss, parameters): Jittor's backward() does nothing, and there is no .grad.",
         jittor=lambda jt: attempt(lambda: _after_backward(jt.array(START)).numpy()),
@@ -237,7 +275,8 @@ PROBES = (
         expected=lambda: 2 * START,
     ),
     Probe(
-        topic=TOPIC, name="state of an optimiser",
+        topic=TOPIC,
+        name="state of an optimiser",
         question="What are the entries of an optimiser's state dict?",
         advice="Keep moments under parameter names of one's own: the layouts have nothing in common.",
         jittor=lambda jt: sorted(jt.optim.AdamW([jt.array(START)], lr=RATE).state_dict()),
@@ -245,7 +284,8 @@ PROBES = (
         expected=lambda: ["param_groups", "state"],
     ),
     Probe(
-        topic=TOPIC, name="cosine schedule",
+        topic=TOPIC,
+        name="cosine schedule",
         question="What are the rates of the first eight of eight epochs?",
         advice="Jittor's lags by one step: set the rate from a formula of one's own.",
         jittor=lambda jt: jittor_rates(jt, lambda s, o: s.CosineAnnealingLR(o, 8)),
@@ -253,7 +293,8 @@ PROBES = (
         expected=lambda: [RATE * (1 + math.cos(math.pi * t / 8)) / 2 for t in range(8)],
     ),
     Probe(
-        topic=TOPIC, name="multi-step schedule",
+        topic=TOPIC,
+        name="multi-step schedule",
         question="In which epochs does the rate fall for milestones 2 and 5?",
         advice="Look where it falls: one epoch late in Jittor.",
         jittor=lambda jt: jittor_rates(jt, lambda s, o: s.MultiStepLR(o, [2, 5], 0.5)),
@@ -261,7 +302,8 @@ PROBES = (
         expected=lambda: [RATE * 0.5 ** ((t >= 2) + (t >= 5)) for t in range(8)],
     ),
     Probe(
-        topic=TOPIC, name="step schedule",
+        topic=TOPIC,
+        name="step schedule",
         question="In which epochs does the rate fall for step size 3?",
         advice="Equal, unlike the other schedules.",
         jittor=lambda jt: jittor_rates(jt, lambda s, o: s.StepLR(o, 3, 0.5)),
@@ -269,7 +311,8 @@ PROBES = (
         expected=lambda: [RATE * 0.5 ** (t // 3) for t in range(8)],
     ),
     Probe(
-        topic=TOPIC, name="exponential schedule",
+        topic=TOPIC,
+        name="exponential schedule",
         question="What are the rates at gamma 0.9?",
         advice="Jittor's lags by one step.",
         jittor=lambda jt: jittor_rates(jt, lambda s, o: s.ExponentialLR(o, 0.9)),

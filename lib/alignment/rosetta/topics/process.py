@@ -1,4 +1,5 @@
 """The process: what an import does, when work is done, what kills it, what is saved."""
+
 import pickle
 import tempfile
 from pathlib import Path
@@ -46,8 +47,12 @@ x = np.random.default_rng(0).random(4096).astype(np.float32)
 x[::3] = np.nan
 """
 # Rank 5 for Jittor's own flags: kernels are known by operator, type and rank, and these must not meet the backend's.
-STOCK_SORT = NAN_SORT + "import jittor as jt; jt.argsort(jt.array(x.reshape(1, 1, 1, 1, -1)), -1)[0].numpy(); print('survived')"
-MENDED_SORT = NAN_SORT + "from lib import backend; import jittor as jt; jt.argsort(jt.array(x))[0].numpy(); print('survived')"
+STOCK_SORT = (
+    NAN_SORT + "import jittor as jt; jt.argsort(jt.array(x.reshape(1, 1, 1, 1, -1)), -1)[0].numpy(); print('survived')"
+)
+MENDED_SORT = (
+    NAN_SORT + "from lib import backend; import jittor as jt; jt.argsort(jt.array(x))[0].numpy(); print('survived')"
+)
 TORCH_SORT = NAN_SORT + "import torch; torch.argsort(torch.tensor(x)); print('survived')"
 ASSIGNED = "x[[0, -1]] = 9; print(x.tolist())"
 LOST = "print(jt.grad((x[[0, -1]] * 5).sum(), x).numpy().tolist())"
@@ -80,7 +85,9 @@ def loaded(load) -> str:
 def run_when(jt) -> list[int]:
     """How often a Python operator has run before and after synchronising."""
     calls: list[int] = []
-    y = jt.numpy_code([1], "float32", [jt.array([1.0])], lambda _, data: calls.append(1) or data["outputs"][0].fill(2.0))
+    y = jt.numpy_code(
+        [1], "float32", [jt.array([1.0])], lambda _, data: calls.append(1) or data["outputs"][0].fill(2.0)
+    )
     before = len(calls)
     y.sync()
     return [before, len(calls)]
@@ -115,7 +122,8 @@ def seeded(framework, seed: int):
 
 PROBES = (
     Probe(
-        topic=TOPIC, name="what the import changes",
+        topic=TOPIC,
+        name="what the import changes",
         question="What of the process does the import change?",
         advice="Import through the backend, or put seeds, TLS verification, sys.exit and excepthook back after the import.",
         jittor=lambda jt: with_import(EFFECTS, "jittor"),
@@ -124,7 +132,8 @@ PROBES = (
         expected=lambda: "nothing",
     ),
     Probe(
-        topic=TOPIC, name="Ctrl-C and finally",
+        topic=TOPIC,
+        name="Ctrl-C and finally",
         question="Does Ctrl-C run `finally` in a script?",
         advice="Set signal.default_int_handler again after the import, or files are left half written.",
         jittor=lambda jt: with_import(INTERRUPTED, "jittor"),
@@ -133,7 +142,8 @@ PROBES = (
         expected=lambda: "finally ran",
     ),
     Probe(
-        topic=TOPIC, name="a killed child",
+        topic=TOPIC,
+        name="a killed child",
         question="Does a process outlive its killed child?",
         advice="Set SIGCHLD to its default after the import: subprocess timeouts kill the notebook otherwise.",
         jittor=lambda jt: with_import(BEREAVED, "jittor"),
@@ -142,7 +152,8 @@ PROBES = (
         expected=lambda: "parent lives",
     ),
     Probe(
-        topic=TOPIC, name="sorting NaN",
+        topic=TOPIC,
+        name="sorting NaN",
         question="Does the process survive sorting 4096 values with NaN among them?",
         advice="It dies with Jittor's own compiler flags: append the backend's, and look for NaN before any sort or topk.",
         jittor=lambda jt: child(STOCK_SORT),
@@ -151,7 +162,8 @@ PROBES = (
         expected=lambda: "survived",
     ),
     Probe(
-        topic=TOPIC, name="assignment to a list with a negative index",
+        topic=TOPIC,
+        name="assignment to a list with a negative index",
         question="What is x after x[[0, -1]] = 9?",
         advice="Count from the front in lists and index tensors: Jittor writes outside the tensor.",
         jittor=lambda jt: child(THREE + ASSIGNED),
@@ -159,7 +171,8 @@ PROBES = (
         expected=lambda: "[9.0, 2.0, 9.0]",
     ),
     Probe(
-        topic=TOPIC, name="gradient of a list with a negative index",
+        topic=TOPIC,
+        name="gradient of a list with a negative index",
         question="What is the gradient of 5 x[[0, -1]]?",
         advice="Count from the front in lists and index tensors: Jittor loses the gradient without a word.",
         jittor=lambda jt: child(THREE + LOST),
@@ -167,15 +180,18 @@ PROBES = (
         expected=lambda: "[5.0, 0.0, 5.0]",
     ),
     Probe(
-        topic=TOPIC, name="index out of range",
+        topic=TOPIC,
+        name="index out of range",
         question="What does x[5] give where x has three values and 5 is in an index tensor?",
         advice="Check indices in NumPy: Jittor reads beyond the tensor.",
         jittor=lambda jt, x: attempt(lambda: f"{jt.array([1.0, 2.0, 3.0])[x].numpy().size} value"),
         torch=lambda torch, x: attempt(lambda: torch.tensor([1.0, 2.0, 3.0])[x]),
-        expected=lambda x: "raises", inputs=(np.array([5]),),
+        expected=lambda x: "raises",
+        inputs=(np.array([5]),),
     ),
     Probe(
-        topic=TOPIC, name="when work is done",
+        topic=TOPIC,
+        name="when work is done",
         question="Has an operator run before and after synchronising?",
         advice="Jittor is lazy: jt.sync_all(True) before every reading of a clock.",
         jittor=run_when,
@@ -183,7 +199,8 @@ PROBES = (
         expected=lambda: [1, 1],
     ),
     Probe(
-        topic=TOPIC, name="random stream",
+        topic=TOPIC,
+        name="random stream",
         question="Which numbers follow seed 0?",
         advice="Draw what matters in NumPy: equal seeds give unequal numbers.",
         jittor=lambda jt: seeded(jt, 0),
@@ -191,7 +208,8 @@ PROBES = (
         expected=lambda: first_draws(0, 4),
     ),
     Probe(
-        topic=TOPIC, name="seeded twice",
+        topic=TOPIC,
+        name="seeded twice",
         question="Does seeding again repeat the numbers?",
         advice="Each framework repeats itself.",
         jittor=lambda jt: seeded(jt, 3).numpy() - seeded(jt, 3).numpy(),
@@ -199,7 +217,8 @@ PROBES = (
         expected=lambda: np.zeros(4),
     ),
     Probe(
-        topic=TOPIC, name="format of save",
+        topic=TOPIC,
+        name="format of save",
         question="What is a saved file?",
         advice="Exchange safetensors: jt.save writes a bare pickle.",
         jittor=lambda jt: first_bytes(lambda path: jt.save({"w": jt.array([1.0])}, path)),
@@ -207,7 +226,8 @@ PROBES = (
         expected=lambda: "zip",
     ),
     Probe(
-        topic=TOPIC, name="code in a checkpoint",
+        topic=TOPIC,
+        name="code in a checkpoint",
         question="What does load do with a pickle that holds code?",
         advice="Never jt.load what you didn't write: it runs the code.",
         jittor=lambda jt: loaded(jt.load),
@@ -215,13 +235,15 @@ PROBES = (
         expected=lambda: "raises",
     ),
     Probe(
-        topic=TOPIC, name="a tensor from an array that changes",
+        topic=TOPIC,
+        name="a tensor from an array that changes",
         question="Does a tensor keep the values that the array had?",
         advice="Both copy, though Jittor computes later.",
         jittor=lambda jt, x: _from_changed(jt.array),
         torch=lambda torch, x: _from_changed(torch.tensor),
         backend=lambda B, x: B.numpy(_from_changed(B.tensor)),
-        expected=lambda x: x + 1, inputs=(f32(1, 2),),
+        expected=lambda x: x + 1,
+        inputs=(f32(1, 2),),
     ),
 )
 

@@ -1,0 +1,552 @@
+"""Building the two environments: conda or venv, the packages of the lock files, oneDNN where Jittor looks, Jittor's
+core, the kernels.
+
+Runs with any python3 from 3.8 on and the standard library alone. An environment is complete when its stamp file
+exists, which is written last; one without stamp is removed and built again. A lock makes concurrent builds wait for
+each other. Packages come by uv, where it can't be had by pip; both take only files whose hashes the lock files know.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import fcntl
+import functools
+import glob
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
+
+from lib.errors import UserError
+from lib.machine import environment as environments
+from lib.machine import headers, locks
+from lib.machine.environment import ENVIRONMENTS, JT, STAMP, TORCH, Environment, cache, complete, process_environment
+
+CONDA_PROGRAMS = ("micromamba", "mamba", "conda")
+# Jittor looks for this folder below .cache/jittor/mkl and downloads it where it is missing
+ONEDNN_FOLDERS = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
+CORE = """\
+import lib.backend, sys
+for name in ("jittor_core", "jit_utils_core"):
+    print(f"jittor is ready:{sys.modules[name].__file__}")
+"""
+GENERATED = 24  # object files of sources that Jittor 1.3.11 writes itself
+PROBE = (
+    "import sys, venv, ensurepip, sysconfig, platform; assert sys.version_info[:2] == (3, 11); "
+    "print(platform.python_version(), sysconfig.get_config_var('BINDIR'), sysconfig.get_path('include'))"
+)
+
+
+@dataclass(frozen=True)
+class Python:
+    program: str  # what to start
+    version: str  # such as 3.11.7
+    scripts: Path  # folder of its python3.11-config
+    headers: Path  # folder of Python.h
+
+
+@dataclass(frozen=True)
+class Installer:
+    """What puts packages into an environment: a folder with pip and, where it can be had, uv."""
+
+    folder: Path
+    environ: Dict[str, str]  # of its processes: the user's, and for uv what the user has set for pip
+
+    @property
+    def uv(self) -> Path:
+        return self.folder / "bin" / "uv"
+
+    def command(self, folder: Path, lock: Path) -> List[str]:
+        """Install exactly what a lock file lists: no other version, no other file, nothing beyond it."""
+        exactly = ["--no-deps", "--require-hashes", "--no-build-isolation", "-r", str(lock)]
+        python = str(folder / "bin" / "python")
+        if self.uv.exists():
+            return [str(self.uv), "pip", "install", "--python", python, *exactly]
+        # pip's own cache would double the gigabytes, in a place the user did not choose
+        return [
+            str(self.folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "--no-cache-dir",
+            "--disable-pip-version-check",
+            "--no-input",
+            *exactly,
+        ]
+
+
+def find_conda() -> Optional[str]:
+    """micromamba, mamba or conda from PATH; ALIGN_CONDA=no says to use venvs all the same."""
+    if os.environ.get("ALIGN_CONDA") == "no":
+        return None
+    return next(filter(None, map(shutil.which, CONDA_PROGRAMS)), None)
+
+
+def find_python() -> Optional[Python]:
+    """The first Python 3.11 on PATH that can make a venv."""
+    programs = (shutil.which("python3.11"), shutil.which("python3"), sys.executable)
+    return next(filter(None, map(probed, filter(None, programs))), None)
+
+
+@functools.lru_cache(maxsize=None)
+def probed(program: str) -> Optional[Python]:
+    probe = subprocess.run([program, "-I", "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    if probe.returncode:
+        return None
+    version, scripts, headers = probe.stdout.split()
+    return Python(program, version, Path(scripts), Path(headers))
+
+
+def destination(environment: Environment, python: Optional[Python]) -> Path:
+    """Where these packages on this Python belong (`python` None: conda brings its own)."""
+    text = "\n".join([locks.digest(environment), python.version if python else "conda", platform.machine()])
+    return cache() / "envs" / f"{environment.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def say(text: str) -> None:
+    print(f"[envs] {text}", flush=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock; it goes with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that builds {path.stem}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def logged(
+    command: Sequence[str],
+    log: Path,
+    what: str,
+    remedy: str,
+    environ: Optional[Dict[str, str]] = None,
+    progress: Callable[[], str] = lambda: "",
+) -> str:
+    """Run, append the output to `log`, say every 20 s how far it is; returns what this command printed."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with open(log, "a", encoding="utf-8") as file:
+        before = file.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environ
+        )
+        while True:
+            try:
+                code = process.wait(timeout=20)
+                break
+            except subprocess.TimeoutExpired:
+                say(f"{what} … {time.monotonic() - started:.0f} s{progress()}")
+    with open(log, encoding="utf-8", errors="replace") as file:
+        file.seek(before)
+        printed = file.read()
+    if code:
+        if os.strerror(errno.ENOSPC) in printed:
+            remedy = f"no room on the disk at {environments.home()}: free some, or set ALIGN_HOME to a larger disk"
+        lines = "\n    ".join(printed.strip().splitlines()[-5:])
+        raise UserError(f"{what} failed (exit {code}), see {log}; {remedy}. It ended with\n    {lines}")
+    return printed
+
+
+def headline(error: UserError) -> str:
+    """What failed, without the lines that it ended with."""
+    return str(error).partition(". It ended with")[0]
+
+
+def make_installer(python: str, packages: Path) -> Installer:
+    """pip and uv in a folder of their own, made by this Python 3.11; `packages` is where uv unpacks."""
+    lock = locks.path("uv")
+    key = hashlib.sha256("\n".join([*locks.read("uv").values(), python]).encode()).hexdigest()[:10]
+    folder, log = cache() / "envs" / f"installer-{key}", environments.ROOT / "envs" / "installer.log"
+    if not complete(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        logged([python, "-m", "venv", str(folder)], log, "installer: making a venv", "`make doctor` checks Python")
+        pip = [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--no-cache-dir",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-deps",
+            "--require-hashes",
+            "-r",
+            str(lock),
+        ]
+        try:
+            logged(pip, log, "installer: uv", "pip is used instead")
+            (folder / STAMP).touch()
+        except UserError as error:  # no stamp: the next build asks for uv again
+            say(headline(error))
+    return Installer(
+        folder,
+        {
+            **os.environ,
+            **locks.uv_variables(locks.pip_settings(folder / "bin" / "python")),
+            "UV_CACHE_DIR": str(packages),
+        },
+    )
+
+
+def make_python(environment: Environment, folder: Path, conda: Optional[str], python: Optional[Python]) -> List[str]:
+    """The command that makes the environment's Python, without packages."""
+    if conda:
+        wanted = locks.conda_requirements(environment.specification)
+        return [conda, "create", "-y", "-p", str(folder), "-c", "conda-forge", *wanted]
+    return [python.program, "-m", "venv", "--without-pip", str(folder)]
+
+
+def wants_cuda(folder: Path) -> bool:
+    """Does the build of torch that was installed ask for the CUDA libraries?"""
+    (metadata,) = folder.glob("lib/python3.11/site-packages/torch-*.dist-info/METADATA")
+    asked = re.findall(r"^Requires-Dist: ([\w.-]+)", metadata.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return not locks.read("torch-cuda").keys().isdisjoint(map(locks.normalised, asked))
+
+
+def with_local_build(folder: Path, installer: Installer) -> Path:
+    """The torch lock for uv, which knows a hash by the full version only: with the build, such as 2.13.0+cpu, that the
+    user's indexes and folders offer. (pip takes 2.13.0+cpu for 2.13.0.)
+    """
+    text = locks.path("torch").read_text(encoding="utf-8")
+    pin = f"torch=={locks.version(locks.read('torch')['torch'])}"
+    asked, named = folder / "torch.in", folder / "torch.lock"
+    asked.write_text(pin + "\n", encoding="utf-8")
+    command = [
+        str(installer.uv),
+        "pip",
+        "compile",
+        str(asked),
+        "--quiet",
+        "--no-deps",
+        "--no-header",
+        "--no-annotate",
+        "--python",
+        str(folder / "bin" / "python"),
+    ]
+    offered = logged(
+        command,
+        TORCH.log,
+        f"torch: looking for {pin}",
+        "see whether the package registry can be reached",
+        installer.environ,
+    )
+    (build,) = (line.strip() for line in offered.splitlines() if line.startswith(pin))
+    named.write_text(text.replace(f"\n{pin} ", f"\n{build} "), encoding="utf-8")
+    return named
+
+
+def install(environment: Environment, folder: Path, installer: Installer) -> None:
+    """The packages of the lock files."""
+
+    def run(lock: Path) -> None:
+        logged(
+            installer.command(folder, lock),
+            environment.log,
+            f"{environment.name}: installing",
+            "see whether the package registry can be reached",
+            installer.environ,
+        )
+
+    first = folder / "build.lock"  # builds the packages that have no wheel, in this version rather than the newest
+    first.write_text(locks.read(environment.name)["setuptools"] + "\n", encoding="utf-8")
+    run(first)
+    named = environment is TORCH and installer.uv.exists()
+    run(with_local_build(folder, installer) if named else locks.path(environment.name))
+    if environment is TORCH and wants_cuda(folder):
+        say("torch: this build needs the CUDA libraries, gigabytes of them; README says how to do without")
+        run(locks.path("torch-cuda"))
+
+
+def build(environment: Environment, conda: Optional[str], python: Optional[Python], packages: Path) -> Path:
+    """Build the environment unless it is complete."""
+    folder = destination(environment, python)
+    if not complete(folder):
+        if folder.exists():
+            say(f"{environment.name}: an interrupted build is removed")
+            shutil.rmtree(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        count = len(locks.pins(environment))
+        say(f"{environment.name}: installing {count} packages (log: envs/{environment.name}.log)")
+        started = time.monotonic()
+        command = make_python(environment, folder, conda, python)
+        logged(
+            command,
+            environment.log,
+            f"{environment.name}: making its Python",
+            "ALIGN_CONDA=no builds a venv instead of a conda environment",
+        )
+        with locked(cache() / "envs" / "installer.lock"):
+            installer = make_installer(python.program if python else str(folder / "bin" / "python"), packages)
+        install(environment, folder, installer)
+        if python:
+            link_headers(folder, python)
+        (folder / STAMP).touch()
+        say(f"{environment.name}: installed in {time.monotonic() - started:.0f} s")
+    return folder
+
+
+def link_headers(folder: Path, python: Python) -> None:
+    """Jittor asks `python3.11-config` beside the interpreter for the headers; a venv has none of its own."""
+    script = folder / "bin" / "python3.11-config"
+    script.write_text(f'#!/bin/sh\nexec "{python.scripts / "python3.11-config"}" "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Point `link` to `target` in one step."""
+    if link.is_symlink() and os.readlink(link) == str(target):
+        return
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"{link}: a folder stands where a link belongs: move it away")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.symlink_to(target)
+    os.replace(fresh, link)
+
+
+def install_onednn(environment: Path) -> None:
+    """Put oneDNN from the pip wheels where Jittor looks, so that it downloads nothing.
+
+    Hard links where the file system has them: they outlive the environment. What stands there and works is kept.
+    """
+    machine = platform.machine()
+    if machine not in ONEDNN_FOLDERS:
+        raise UserError(f"Jittor has no oneDNN for {machine} processors: use x86_64 or aarch64")
+    target = environments.jittor_home() / ".cache" / "jittor" / "mkl" / ONEDNN_FOLDERS[machine]
+    if (target / "lib" / "libmkldnn.so").is_file() and (target / "include" / "dnnl.hpp").is_file():
+        return
+    with locked(cache() / "envs" / "onednn.lock"):
+        # not called dnnl*: Jittor takes the first folder of that name
+        fresh = target.with_name(f".new-{os.getpid()}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        (fresh / "lib").mkdir(parents=True)
+        library = (environment / "lib" / "libdnnl.so.2").resolve(strict=True)
+        copy(library, fresh / "lib" / "libdnnl.so.2")
+        for name in ("libdnnl.so", "libmkldnn.so"):
+            (fresh / "lib" / name).symlink_to("libdnnl.so.2")
+        headers = environment / "include"
+        for header in [*headers.glob("dnnl*.h*"), *headers.glob("oneapi/**/*.h*")]:
+            place = fresh / "include" / header.relative_to(headers)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copy(header, place)
+        if target.is_symlink():
+            target.unlink()
+        elif target.exists():
+            shutil.rmtree(target)
+        os.replace(fresh, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def core_key(environment: Path) -> str:
+    """A digest of what Jittor keys its core by (jittor_utils.find_cache_path), and of the place of its cache."""
+    compilers = [os.environ.get("cc_path") or "g++"]
+    if os.environ.get("ALIGN_DEVICE", "cpu") != "cpu":
+        compilers.append("nvcc")
+    versions = [
+        subprocess.run([name, "--version"], stdout=subprocess.PIPE, encoding="utf-8", errors="replace").stdout
+        for name in compilers
+        if shutil.which(name)
+    ]
+    cpu = next((line for line in read_lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    facts = [str(environment), str(environments.jittor_home()), platform.platform(), platform.node(), cpu, *versions]
+    return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:10]
+
+
+def read_lines(path: str) -> List[str]:
+    return Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if os.path.exists(path) else []
+
+
+def core_note(environment: Path) -> Path:
+    """The file in the environment that names the libraries of the core that was compiled for this machine as it is."""
+    return environment / f"core-{core_key(environment)}"
+
+
+def core_is_there(environment: Path) -> bool:
+    libraries = read_lines(str(core_note(environment)))
+    return bool(libraries) and all(map(os.path.isfile, libraries))
+
+
+def compile_core(environment: Path) -> None:
+    """Import Jittor once: a cold cache compiles its core, and such an import may exit 0 without having run."""
+    if core_is_there(environment):
+        return
+    started = time.time()
+    log = environments.ROOT / "envs" / "jittor.log"
+    precompile_headers(environment, log)
+    command = [str(environment / "bin" / "python"), "-c", CORE]
+    sources = sum(1 for _ in environment.glob("lib/python3.11/site-packages/jittor/src/**/*.cc"))
+    objects = f"{environments.jittor_home()}/.cache/jittor/jt*/**/obj_files/*.o"
+
+    def progress() -> str:
+        done = sum(os.path.getmtime(path) > started for path in glob.iglob(objects, recursive=True))
+        return f", {done} of about {sources + GENERATED} object files"
+
+    for _ in range(2):
+        printed = logged(
+            command,
+            log,
+            "jittor: compiling its core",
+            "`make doctor` checks the compiler and the headers",
+            process_environment(JT, environment),
+            progress,
+        )
+        libraries = [line.partition(":")[2] for line in printed.splitlines() if line.startswith("jittor is ready:")]
+        if libraries:
+            break
+    else:
+        raise UserError(
+            f"jittor: its import ends before it is done, twice, see {log}; remove {cache()}/jt* and try again"
+        )
+    write(core_note(environment), "\n".join(libraries) + "\n")
+    if time.time() - started > 10:
+        say(f"jittor: core compiled in {time.time() - started:.0f} s")
+
+
+def precompile_headers(environment: Path, log: Path) -> None:
+    """What Jittor's sources include, for this machine's compiler. Jittor takes no other compiler than g++ so."""
+    compiler = shutil.which(os.environ.get("cc_path") or "g++")
+    if compiler is None or "g++" not in os.path.basename(compiler):
+        return
+    for path, text in headers.texts(environment).items():
+        write(path, text)
+    headers.script(environment).chmod(0o755)
+    config = subprocess.run(
+        [str(environment / "bin" / "python3.11-config"), "--includes"],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
+    for name in headers.HEADERS:
+        target = headers.precompiled(environment, name, core_key(environment))
+        fresh = target.with_name(f".{target.name}.{os.getpid()}")
+        fresh.parent.mkdir(exist_ok=True)
+        command = headers.command(environment, name, compiler, config.stdout.split(), fresh)
+        logged(
+            command,
+            log,
+            f"jittor: precompiling the headers of its {name}",
+            "`make doctor` checks the compiler and the headers",
+        )
+        os.replace(fresh, target)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a small file in one step, unless it holds this text."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def write_kernels(folder: Path) -> None:
+    """Both kernelspecs, in an environment's own share/jupyter: what is started there by any tool finds them.
+
+    They name no checkout, since environments are shared: the launcher finds it when a kernel starts.
+    """
+    launcher = Path(__file__).with_name("launcher.py").read_text(encoding="utf-8")
+    for environment in ENVIRONMENTS:
+        target = folder / "share" / "jupyter" / "kernels" / environment.kernel
+        write(target / "launcher.py", launcher)
+        write(
+            target / "kernel.json",
+            json.dumps(
+                {
+                    "argv": [
+                        str(folder / "bin" / "python"),
+                        "-I",
+                        "-S",
+                        str(target / "launcher.py"),
+                        environment.name,
+                        "{connection_file}",
+                    ],
+                    "display_name": {"jittor": "Jittor", "torch": "PyTorch"}[environment.kernel],
+                    "language": "python",
+                    "metadata": {"debugger": True},
+                },
+                indent=1,
+            )
+            + "\n",
+        )
+
+
+def make_locks() -> None:
+    """The lock files from the yml files."""
+    python = find_python()
+    if python is None:
+        raise UserError("no Python 3.11 on PATH that has venv and ensurepip: run `make doctor`")
+    locks.make(python.program)
+
+
+def make_environments() -> None:
+    """Both environments, oneDNN, Jittor's core and the kernels; quick where all is there."""
+    conda = find_conda()
+    python = None if conda else find_python()
+    folders = [destination(environment, python) for environment in ENVIRONMENTS]
+    if not (all(map(complete, folders)) and core_is_there(folders[0])):
+        from lib.machine import doctor
+
+        doctor.require()
+        with locked(cache() / "envs" / "build.lock"):
+            build_all(conda, python)
+    for environment, folder in zip(ENVIRONMENTS, folders):
+        replace_link(environment.link, folder)
+        write_kernels(folder)
+    # Of earlier versions, which named an environment for good: a conda environment would find it before its own.
+    shutil.rmtree(environments.ROOT / ".jupyter" / "data" / "kernels", ignore_errors=True)
+
+
+def build_all(conda: Optional[str], python: Optional[Python]) -> None:
+    """What is not there yet: Jittor's core compiles while the other environment still installs."""
+    packages = cache() / "envs" / "packages"
+
+    def jittor() -> None:
+        folder = build(JT, conda, python, packages)
+        install_onednn(folder)
+        compile_core(folder)  # what else Jittor needs compiled goes after it
+
+    def torch() -> None:
+        build(TORCH, conda, python, packages)
+
+    def told(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except UserError as error:  # at once: the other environment may take minutes
+            say(headline(error))
+            raise
+
+    shutil.rmtree(packages, ignore_errors=True)  # of a build that was killed
+    try:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            tasks = [pool.submit(told, work) for work in (jittor, torch)]
+    finally:
+        # Not kept: environments are hard links into it, so that who edits a package in one would edit it in the next.
+        shutil.rmtree(packages, ignore_errors=True)
+    for task in tasks:
+        task.result()

@@ -1,0 +1,59 @@
+"""Starts a kernel in the checkout that a notebook belongs to: launcher.py jt|torch CONNECTION_FILE [OPTIONS OF IPYKERNEL].
+
+A copy lies in each environment beside the kernelspecs, because environments are shared by checkouts. It looks for the
+checkout from where tools start a kernel (its notebook's folder, or their own), else from what was typed.
+"""
+
+import os
+import sys
+
+MARKS = ("lib/machine/environment.py", "environment-jt.yml", "environment-torch.yml")
+
+
+def checkout(path):
+    """The checkout at or above this path, else None."""
+    while path != os.path.dirname(path):
+        if all(os.path.isfile(os.path.join(path, name)) for name in MARKS):
+            return path
+        path = os.path.dirname(path)
+    return None
+
+
+def candidates():
+    """Where to look: the working directory, the notebook that a server names, what the parent was started with."""
+    here, parent = os.getcwd(), f"/proc/{os.getppid()}"
+    yield here
+    yield os.path.join(here, os.environ.get("JPY_SESSION_NAME", ""))
+    try:
+        there = os.readlink(f"{parent}/cwd")
+        with open(f"{parent}/cmdline", "rb") as file:
+            words = os.fsdecode(file.read()).split("\0")
+    except OSError:  # the parent is another user's, or gone
+        return
+    for word in words:
+        if "/" in word:
+            yield os.path.normpath(os.path.join(there, word))
+    yield there
+
+
+def main():
+    root = next(filter(None, map(checkout, candidates())), None)
+    if root is None:
+        sys.exit(
+            f"error: no checkout of this project at or above {os.getcwd()}: start from its root or a notebook's folder"
+        )
+    os.chdir(root)
+    sys.path.insert(0, root)
+    from lib.errors import UserError
+    from lib.machine import environment
+
+    name, connection, *options = sys.argv[1:]
+    quiet = "--log-level=ERROR"  # not a warning about localhost for each notebook
+    try:
+        environment.start(environment.named(name), ["-m", "ipykernel_launcher", "-f", connection, quiet, *options])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

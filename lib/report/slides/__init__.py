@@ -1,0 +1,118 @@
+"""Lectures from notebooks: reveal.js decks, each one file that works without a network.
+
+A markdown cell is a slide; the code below it, with what it gives, lies one step down, so that a prediction comes before
+the result. Cells before the second text (parameters, imports) are left out. A cell's own slide metadata wins.
+"""
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbconvert.exporters import SlidesExporter
+from nbformat import NotebookNode
+
+from lib.errors import UserError
+from lib.machine import environment
+from lib.machine.notebook import execute, parameters
+from lib.record import ROOT, atomic
+
+HERE = Path(__file__).parent
+LECTURES = ("20_nanodet_plus", "21_gold_yolo", "22_rt_detr", "30_migration")
+FIRST = {"30_migration": "jittor"}  # lectures that read what the other kernel recorded: it runs before
+KERNEL = "torch"  # whose outputs are shown
+PACKAGE = "sphinx-revealjs"  # the pinned package that brings reveal.js
+
+
+def reveal() -> Path:
+    """The folder of reveal.js, from the environment."""
+    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if found is None or not found.origin:
+        raise UserError(f"slides: {PACKAGE}, which brings reveal.js, is not installed: run `make envs`")
+    return Path(found.origin).parent / "_static" / "revealjs"
+
+
+def typed(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with a slide type in every cell; those that have one keep it."""
+    texts = 0
+    for cell in notebook.cells:
+        texts += cell.cell_type == "markdown"
+        kind = (
+            "skip"
+            if texts < 2 and cell.cell_type == "code"
+            else "slide"
+            if cell.cell_type == "markdown"
+            else "subslide"
+        )
+        held = cell.metadata.setdefault("slideshow", {})
+        held.setdefault("slide_type", kind)
+    return notebook
+
+
+def deck(notebook: NotebookNode) -> str:
+    """The HTML of a notebook's deck."""
+    exporter = SlidesExporter(template_name="align", extra_template_basedirs=[str(HERE)])
+    dist = reveal() / "dist"
+    files = {
+        "reveal_css": dist / "reveal.css",
+        "reveal_js": dist / "reveal.js",
+        "css": HERE / "slides.css",
+        "notes_js": reveal() / "plugin" / "notes" / "notes.js",
+    }
+    resources = {"deck": {"title": _title(notebook), **{name: _inline(path) for name, path in files.items()}}}
+    text, _ = exporter.from_notebook_node(typed(notebook), resources)
+    return text
+
+
+def _title(notebook: NotebookNode) -> str:
+    found = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
+    return found[1] if found else "Slides"
+
+
+def _inline(path: Path) -> str:
+    """A file's text, safe inside a page: no closing tag, no map that a browser would look for."""
+    text = path.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    return re.sub(r"^//# sourceMappingURL=.*$|/\*# sourceMappingURL=.*?\*/", "", text, flags=re.M)
+
+
+def make(names: Mapping[str, Path] | None, out: Path, profile: str) -> list[Path]:
+    """Write a deck per lecture into `out`; `names`: name -> notebook, by default LECTURES.
+
+    An executed copy that `make report` left under reports/<profile>/notebooks serves; else the notebook is run.
+    """
+    reveal()  # its absence is said before a notebook has run for minutes
+    chosen = names or {name: ROOT / "notebooks" / f"{name}.ipynb" for name in LECTURES}
+    written = []
+    for name, source in chosen.items():
+        executed = _executed(name, source, profile) or _run(source, out)
+        with atomic(out / f"{name}.html") as temporary:
+            temporary.write_text(deck(nbformat.read(executed, as_version=4)), encoding="utf-8")
+        written.append(out / f"{name}.html")
+    return written
+
+
+def _executed(name: str, source: Path, profile: str) -> Path | None:
+    """The newest executed copy with the same cells as the notebook has now; of one that reads the other kernel's record KERNEL's."""
+    side = KERNEL if name in FIRST else "*"
+    found = sorted(
+        (ROOT / "reports" / profile / "notebooks").glob(f"*/{side}/{name}.ipynb"), key=lambda path: path.stat().st_mtime
+    )
+    return next((path for path in reversed(found) if _sources(path) == _sources(source)), None)
+
+
+def _sources(path: Path) -> list[str]:
+    """The cells' texts, but for the parameters, which a run replaces."""
+    cells: list[dict[str, Any]] = nbformat.read(path, as_version=4).cells
+    return [cell["source"] for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
+
+
+def _run(source: Path, out: Path) -> Path:
+    """Run a notebook; its records go beside the executed copy, not among those of a report."""
+    executed = out / ".executed" / source.name
+    values = parameters(source, {}, {"records": str(executed.parent / "records")}, source.name)
+    for kernel in filter(None, (FIRST.get(source.stem), KERNEL)):
+        environment.location(environment.named(kernel))  # a clear error where it is absent
+        execute(source, executed, kernel, values)
+    return executed

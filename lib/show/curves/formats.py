@@ -1,0 +1,202 @@
+"""How each known log says what happened in an epoch."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lib.evaluation import NUMBERS
+
+Point = tuple[float, float]  # (epochs done, value)
+
+FIELD = re.compile(r"(\w+):([^|\s]+)\|")  # NanoDet's; a line that does not end in its bar is cut off
+NANODET = re.compile(r"(Train|Val)\|Epoch:?(\d+)/\d+\|Iter:?(\d+)\((\d+)(?:/(\d+))?\)\|(.*\|)\s*$")
+NANODET_METRICS = re.compile(r"Val_metrics: \{(.*)\}")
+METRIC = re.compile(r"'(\w+)': (?:np\.float\d+\()?([-+.\w]+)")
+NANODET_NAMES = {"mAP": "AP", "AP_50": "AP50", "AP_75": "AP75", "AP_small": "APs", "AP_m": "APm", "AP_l": "APl"}
+GOLD_HEADER = re.compile(r"^\s*Epoch((?:\s+\w+)*\s+iou_loss(?:\s+\w+)*)\s*$")
+GOLD_BAR = re.compile(r"^\s*(\d+)/\d+((?:\s+[-+.\w]+)+):\s*(\d+)%\|")
+GOLD_AP = re.compile(r"Epoch: (\d+) \| mAP@0\.5: (\S+) \| mAP@0\.50:0\.95: (\S+)\s*$")
+GOLD_COLUMNS = ("iou_loss", "dfl_loss", "cls_loss")  # where the log begins after its first header
+DETR = re.compile(r"^Epoch: \[(\d+)\]\s+\[\s*(\d+)/(\d+)\]\s+eta: .*?  lr: (\S+)  (.*)  time: ")
+DETR_VALUE = re.compile(r"(\w+): (\S+) \(\S+\)")  # median of the last steps (mean of the epoch)
+SUMMARY = re.compile(r"\((AP|AR)\) @\[ IoU=(\S+)\s*\| area=\s*(\w+) \| maxDets=\s*(\d+) \] = (-?[\d.]+)\s*$")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points by name, in order; "loss" is the total, evaluations are in 0..1 under COCO's names."""
+
+    losses: dict[str, list[Point]] = field(default_factory=dict)
+    rates: list[Point] = field(default_factory=list)
+    evaluations: dict[str, list[Point]] = field(default_factory=dict)
+
+    def add_losses(self, at: float, values: Mapping[str, float]) -> None:
+        """Components at `at` epochs; their sum is the total where none of them is called so."""
+        total = {} if "loss" in values else {"loss": math.fsum(values.values())}
+        for name, value in {**total, **values}.items() if values else ():
+            place(self.losses.setdefault(name, []), at, value)
+
+    def add_evaluation(self, at: float, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            place(self.evaluations.setdefault(name, []), at, value)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One training: what it is called, who wrote its log, its curves."""
+
+    name: str
+    kind: str
+    curves: Curves
+
+    def standing(self) -> str:
+        """Epochs, last loss and best AP, in one line."""
+        losses, precisions = self.curves.losses.get("loss", []), self.curves.evaluations.get("AP", [])
+        epochs = max(points[-1][0] for points in (losses, precisions) if points)
+        parts = [f"{self.name} ({self.kind}): {epochs:.4g} epochs"]
+        if losses:
+            parts.append(f"last loss {losses[-1][1]:.4g}")
+        if precisions:
+            at, best = max(precisions, key=lambda point: point[1])
+            parts.append(f"best AP {best:.4f} after epoch {at:.4g}")
+        return ", ".join(parts)
+
+
+def place(points: list[Point], at: float, value: float) -> None:
+    """Append a point; those from `at` on were of a run that was resumed before them."""
+    while points and points[-1][0] >= at:
+        points.pop()
+    points.append((at, value))
+
+
+def ours(entries: Sequence[Mapping[str, Any]]) -> Curves:
+    """A line per step, a line per evaluation. A first epoch that is not over is drawn as if it were."""
+    curves = Curves()
+    steps = [entry for entry in entries if {"step", "epoch", "loss", "learning_rate"} <= entry.keys()]
+    later = [entry["step"] / entry["epoch"] for entry in steps if entry["epoch"]]
+    per_epoch = round(min(later)) if later else len({entry["step"] for entry in steps})
+    for entry in steps:
+        at = (entry["step"] + 1) / per_epoch
+        curves.add_losses(at, {name: value for name, value in entry.items() if "loss" in name})
+        place(curves.rates, at, entry["learning_rate"])
+    for entry in entries:
+        if "evaluation" in entry:
+            curves.add_evaluation(entry["epoch"] + 1.0, {n: v for n, v in entry["evaluation"].items() if n in NUMBERS})
+    return curves
+
+
+def rt_detr_file(entries: Sequence[Mapping[str, Any]]) -> Curves:
+    """`log.txt`: a line per epoch, counted from 0."""
+    curves = Curves()
+    for entry in entries:
+        if {"train_loss", "epoch"} <= entry.keys():
+            at = entry["epoch"] + 1.0
+            curves.add_losses(
+                at,
+                {name.removeprefix("train_"): value for name, value in entry.items() if name.startswith("train_loss")},
+            )
+            if "train_lr" in entry:
+                place(curves.rates, at, entry["train_lr"])
+            curves.add_evaluation(at, dict(zip(NUMBERS, entry.get("test_coco_eval_bbox", ()))))
+    return curves
+
+
+def rt_detr_console(lines: Iterable[str]) -> Curves:
+    """A line every so many steps, pycocotools' summary after each epoch."""
+    curves, epoch = Curves(), None
+    for line in lines:
+        if step := DETR.match(line):
+            epoch, number, total = (int(step[group]) for group in (1, 2, 3))
+            at = epoch + (number + 1) / total
+            curves.add_losses(at, _numbers(DETR_VALUE.findall(step[5]), "loss"))
+            _add_rate(curves, at, step[4])
+        elif epoch is not None and (number := SUMMARY.search(line)):
+            curves.add_evaluation(epoch + 1.0, {_coco_name(*number.groups()[:4]): float(number[5])})
+    return curves
+
+
+def nanodet(lines: Iterable[str]) -> Curves:
+    """A line every so many steps, epochs counted from 1; the metrics of an evaluation as a dictionary.
+
+    Old versions do not say how many batches an epoch has: then it is the largest number that the log shows.
+    """
+    curves, epoch = Curves(), None
+    found = [(NANODET.search(line), NANODET_METRICS.search(line)) for line in lines]
+    most = max((int(step[4]) + 1 for step, _ in found if step and step[1] == "Train"), default=1)
+    for step, metrics in found:
+        if step:
+            epoch = int(step[2])
+            at = epoch - 1 + min(int(step[4]) / int(step[5] or most), 1.0)
+            fields = FIELD.findall(step[6])
+            if step[1] == "Train":
+                curves.add_losses(at, _numbers(fields, "loss"))
+                _add_rate(curves, at, dict(fields).get("lr", ""))
+        elif metrics and epoch is not None:
+            values = _numbers(METRIC.findall(metrics[1]))
+            curves.add_evaluation(float(epoch), {NANODET_NAMES[n]: v for n, v in values.items() if n in NANODET_NAMES})
+    return curves
+
+
+def gold_yolo(lines: Iterable[str]) -> Curves:
+    """A progress bar per epoch (counted from 0) with the epoch's mean losses so far; its last state counts."""
+    curves, names = Curves(), GOLD_COLUMNS
+    for line in lines:
+        if header := GOLD_HEADER.match(line):
+            names = tuple(header[1].split())
+        elif (bar := GOLD_BAR.match(line)) and len(bar[2].split()) == len(names) and int(bar[3]):
+            epoch, share = int(bar[1]), int(bar[3]) / 100
+            _drop_from(curves, epoch + 1e-9)
+            curves.add_losses(epoch + share, _numbers(zip(names, bar[2].split()), "loss"))
+        elif found := GOLD_AP.search(line):
+            values = _numbers([("AP50", found[2]), ("AP", found[3])])
+            curves.add_evaluation(int(found[1]) + 1.0, values)
+    return curves
+
+
+# (who wrote it, whether it is made of JSON lines, how it is read)
+PARSERS: tuple[tuple[str, bool, Callable[[Any], Curves]], ...] = (
+    ("this suite", True, ours),
+    ("RT-DETR", True, rt_detr_file),
+    ("NanoDet", False, nanodet),
+    ("RT-DETR", False, rt_detr_console),
+    ("Gold-YOLO", False, gold_yolo),
+)
+
+
+def _numbers(pairs: Iterable[tuple[str, str]], word: str = "") -> dict[str, float]:
+    """The values that are numbers, of names that hold `word`."""
+    found = {}
+    for name, value in pairs:
+        if word in name and (number := _number(value)) is not None:
+            found[name] = number
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _add_rate(curves: Curves, at: float, text: str) -> None:
+    if (rate := _number(text)) is not None:
+        place(curves.rates, at, rate)
+
+
+def _drop_from(curves: Curves, at: float) -> None:
+    """Forget the losses from `at` on: earlier states of the same progress bar."""
+    for points in curves.losses.values():
+        while points and points[-1][0] >= at:
+            points.pop()
+
+
+def _coco_name(kind: str, iou: str, area: str, detections: str) -> str:
+    """COCO's short name of a line of its summary."""
+    if area != "all":
+        return f"{kind}{area[0]}"
+    if kind == "AR":
+        return f"AR{detections}"
+    return {"0.50:0.95": "AP", "0.50": "AP50", "0.75": "AP75"}.get(iou, f"AP@{iou}")

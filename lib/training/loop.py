@@ -1,0 +1,433 @@
+"""Training: one loop for every model, in both frameworks, from the same initial bytes and the same batches.
+
+A run's folder holds `log.jsonl` (a line per step, per epoch and per evaluation; lib.training.log), `checkpoint.safetensors` (all
+that a resumed run needs; its header holds the JSON part, so that one rename replaces both), `weights.safetensors` (the
+averaged weights of the evaluation with the best AP) and `last.safetensors` (those of the last evaluation, or of the last
+step where nothing evaluates; both are the same then).
+
+Batches come from threads (lib.data.loader): nothing is forked, so nothing can hang where a framework's own threads were
+copied by half. Everything is computed in float32, or on a GPU in mixed precision (lib.training.precision).
+
+Follows NanoDet-Plus be9b4a9 (nanodet/trainer/task.py). Deliberate difference: a loss or a gradient that is not finite
+ends the run.
+"""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from tqdm.auto import tqdm
+
+from lib import backend
+from lib.data import stream
+from lib.errors import UserError
+from lib.models.step import ParameterGroup, Step
+from lib.record import atomic
+from lib.training.average import Average
+from lib.training.log import Log
+from lib.training.precision import LossScale, check_available, mixed_forward
+from lib.training.schedule import Recipe
+
+LOG, CHECKPOINT, WEIGHTS, LAST = "log.jsonl", "checkpoint.safetensors", "weights.safetensors", "last.safetensors"
+HEADER = (
+    "training"  # the one key of the checkpoint's header: more than one have no fixed order, and bytes must not vary
+)
+NORM = "gradient_norm"
+CHECKPOINT_SECONDS = 600  # of training that an interrupt may lose
+EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflow")  # what allocators say
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left."""
+
+    log: Path
+    checkpoint: Path
+    weights: Path  # of the best evaluation
+    last: Path  # of the last one
+    steps: int
+    resumed_at: int  # steps that an earlier, interrupted call had done
+    best: dict[str, Any] | None  # the best evaluation's line of the log
+
+
+class Trainer:
+    """Takes one training step after another; its state is the model, the optimiser, the average and the counts.
+
+    A step is one batch; the optimiser updates after as many as the recipe accumulates, mostly one. `seed` is of what
+    the model draws at random; None: nothing. precision: "float32" or "mixed" (`lib.training.precision.check_available` says where).
+    teacher: a model whose outputs the criterion takes beside the trained one's: (own, the teacher's).
+    """
+
+    def __init__(
+        self,
+        model: backend.nn.Module,
+        criterion: Callable,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        groups: Sequence[ParameterGroup],
+        seed: int | None = 0,
+        precision: str = "float32",
+        teacher: backend.nn.Module | None = None,
+    ):
+        self.teacher = teacher
+        self.scale = LossScale() if precision == "mixed" else None
+        self.model, self.criterion, self.recipe = model, criterion, recipe
+        self.steps_per_epoch, self.seed = steps_per_epoch, seed
+        self.rates = recipe.learning_rates(steps_per_epoch, tuple(groups))
+        self._momenta, self._due = recipe.momenta(steps_per_epoch), recipe.accumulations(steps_per_epoch)
+        self.step = self.updates = self._summed = 0  # batches, optimiser steps, batches since the last of these
+        self._optimiser, named = optimiser(model, groups, recipe)
+        self._names, self._parameters = [name for name, _ in named], [parameter for _, parameter in named]
+        self._sum: list = []  # of the gradients of the batches since the last update
+        self.average = Average(model, recipe)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self.step // self.steps_per_epoch
+
+    def issue(self, images: np.ndarray, targets: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+        """Ask for one step on images (n, 3, h, w); return the criterion's components and the gradient's norm.
+
+        They are tensors of one value, the norm is that before clipping. Nothing needs to have run when this returns,
+        but an update in mixed precision, which must know whether the norm is finite: `backend.floats` waits.
+        """
+        self.model.train()
+        random = None if self.seed is None else stream(self.seed, "model", self.step)
+        self.model.step = Step(self.epoch, random, targets)
+        self.criterion.epoch = self.epoch
+        forward = self.model if self.scale is None else partial(mixed_forward, self.model)
+        inputs = backend.tensor(images)
+        outputs = forward(inputs) if self.teacher is None else (forward(inputs), self._taught(inputs))
+        losses = self.criterion(outputs, targets, image_size=images.shape[2:])
+        gradients = self._gradients(sum(losses.values()))
+        if self._sum:
+            gradients = [before + new for before, new in zip(self._sum, gradients, strict=True)]
+        clipped, norm = clip(gradients, self.recipe.clip)
+        self._summed += 1
+        if self._summed < self._due[self.step]:
+            self._sum = gradients
+        elif self._is_usable(norm):
+            self._update(clipped)
+        else:
+            self._summed, self._sum = 0, []
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()} | {NORM: norm}
+
+    def _taught(self, inputs: Any) -> list:
+        """The teacher's first two outputs, without gradient, in train() as Gold-YOLO's is; nothing of its state is used twice."""
+        self.teacher.train()
+        self.teacher.step = Step(self.epoch, None if self.seed is None else stream(self.seed, "teacher", self.step))
+        forward = self.teacher if self.scale is None else partial(mixed_forward, self.teacher)
+        with backend.no_grad():
+            return [output.detach() for output in forward(inputs)[:2]]
+
+    def _gradients(self, loss: Any) -> list:
+        if self.scale is None:
+            return backend.grad(loss, self._parameters)
+        return self.scale.unscaled(backend.grad(loss * self.scale.value, self._parameters))
+
+    def _is_usable(self, norm: Any) -> bool:
+        """Whether to update; only mixed precision asks."""
+        if self.scale is None:
+            return True
+        finite = math.isfinite(backend.floats([norm])[0])
+        self.scale.update(finite)
+        return finite
+
+    def _update(self, gradients: list) -> None:
+        self._optimiser.set_lr(self.rates[self.step].tolist())
+        if self._momenta is not None:
+            self._optimiser.set_momentum(float(self._momenta[self.step]))
+        self._optimiser.step(gradients)
+        self.updates, self._summed, self._sum = self.updates + 1, 0, []
+        self.average.update(self.updates)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every array of the run, under "model/", "average/", "optimiser/", "sum/", "count/" and in mixed precision "scale/"."""
+        parts = {
+            "model": {name: backend.numpy(value) for name, value in backend.named_state(self.model)},
+            "average": self.average.state(),
+            "optimiser": self._optimiser.state(),
+            "sum": {name: backend.numpy(value) for name, value in zip(self._names, self._sum)},
+            "count": {name: np.array(getattr(self, name), np.int64) for name in ("step", "updates", "_summed")},
+            "scale": self.scale.state() if self.scale else {},
+        }
+        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from what `state` gave."""
+        parts: dict[str, dict[str, np.ndarray]] = {
+            part: {} for part in ("model", "average", "optimiser", "sum", "count", "scale")
+        }
+        for key, value in arrays.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = value
+        backend.load_state(self.model, parts["model"])
+        self.average.load_state(parts["average"])
+        self._optimiser.load_state(parts["optimiser"])
+        self._sum = [backend.tensor(parts["sum"][name]) for name in self._names if parts["sum"]]
+        for name, value in parts["count"].items():
+            setattr(self, name, int(value))
+        if self.scale:
+            self.scale.load_state(parts["scale"])
+
+
+def optimiser(
+    model: backend.nn.Module, groups: Sequence[ParameterGroup], recipe: Recipe, **changes: Any
+) -> tuple[Any, list]:
+    """The recipe's optimiser over the groups, and its (name, parameter) in the order in which it takes gradients.
+
+    changes: options that replace the recipe's ("lr", "weight_decay", …).
+    """
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, **recipe.options, **changes}
+    parameters = dict(model.named_parameters())
+    named = [[(name, parameters[name]) for name in group.names] for group in groups]
+    settings = [
+        {
+            "parameters": members,
+            "lr": group.learning_rate_factor * options["lr"],
+            "weight_decay": options["weight_decay"] if group.decays else 0.0,
+        }
+        for members, group in zip(named, groups, strict=True)
+    ]
+    return getattr(backend, recipe.optimiser)(settings, **options), [pair for members in named for pair in members]
+
+
+def clip(gradients: list, limit: float) -> tuple[list, Any]:
+    """Gradients scaled to a global L2 norm of at most `limit`, and their norm before (torch.nn.utils.clip_grad_norm_)."""
+    squares = [backend.sum(gradient * gradient).reshape(1) for gradient in gradients]
+    norm = backend.sqrt(backend.sum(backend.cat(squares)))
+    if math.isinf(limit):
+        return gradients, norm
+    # As tensors: a Python number in Jittor would be float32 among float64.
+    limit, little = (backend.tensor(np.asarray(value, str(norm.dtype).rpartition(".")[2])) for value in (limit, 1e-6))
+    factor = backend.clamp(limit / (norm + little), max=1.0)
+    return [gradient * factor for gradient in gradients], norm
+
+
+def train(
+    model: backend.nn.Module,
+    criterion: Callable,
+    loader: Any,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    groups: Sequence[ParameterGroup],
+    seed: int = 0,
+    evaluate: Callable[[backend.nn.Module], Mapping[str, float]] | None = None,
+    evaluate_every: int = 10,
+    evaluate_before: bool = False,
+    checkpoint_every: int = 0,
+    identity: Mapping[str, Any] | None = None,
+    precision: str = "float32",
+    teacher: backend.nn.Module | None = None,
+    replace: bool = True,
+) -> Outcome:
+    """Train for recipe.epochs and return what the run left in `folder`.
+
+    loader: `lib.data.loader.Loader` over the training images with recipe.batch.
+    groups: how the optimiser divides the parameters. seed: of what the model draws at random in training.
+    evaluate: called with the averaged model in evaluation mode after the first epoch (what is wrong with the validation
+        data shows early), after each `evaluate_every` epochs and after the last; "AP" of what it returns decides which
+        weights are best. evaluate_before: also before the first step, as epoch -1; that one can't be the best.
+    checkpoint_every: steps between two checkpoints inside an epoch; 0: after CHECKPOINT_SECONDS. One is at each epoch's end.
+    teacher: see Trainer; `identity` must name its weights.
+    identity: plain values that tell this run from another (data, seed, size). An unfinished run of the same recipe and
+        identity in `folder` continues where its checkpoint stands, bit for bit.
+    replace: any other run there is replaced, a finished one too; else it is a UserError.
+    """
+    folder = Path(folder)
+    check_available(precision)
+    trainer = Trainer(model, criterion, recipe, len(loader), groups, seed, precision, teacher)
+    run = {
+        "recipe": asdict(recipe),
+        "steps_per_epoch": len(loader),
+        "identity": dict(identity or {}) | {"precision": precision},
+    }
+    held = _resume(trainer, folder, run, replace)
+    best, pending = held.get("best"), held.get("pending", False)
+    resumed_at = trainer.step
+    evaluates = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
+    with (
+        _memory_named(recipe.batch, folder),
+        Log(folder / LOG, trainer.step, pending) as log,
+        _progress(trainer) as bar,
+    ):
+        if evaluate and evaluate_before and not trainer.step:
+            log.write(_evaluate(trainer, evaluate, -1))
+        for epoch in range(trainer.epoch - pending, recipe.epochs):
+            skip = trainer.step - epoch * len(loader)
+            lines, saved = [], time.monotonic()
+            for line in _epoch(trainer, loader.iter_epoch(epoch, skip=skip), folder):
+                log.write(line)
+                lines.append(line)
+                bar.update()
+                bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+                ended = trainer.step % len(loader) == 0
+                due = (
+                    trainer.step % checkpoint_every == 0
+                    if checkpoint_every
+                    else time.monotonic() - saved >= CHECKPOINT_SECONDS
+                )
+                if due and not ended:
+                    log.flush()
+                    _save(trainer, folder, run, best)
+                    saved = time.monotonic()
+            if lines:
+                log.write(_cost(lines, recipe.batch))
+            if epoch in evaluates:
+                log.flush()
+                _save(trainer, folder, run, best, pending=True)  # a broken validation image does not cost the epoch
+                line = _evaluate(trainer, evaluate, epoch)
+                log.write(line)
+                better = best is None or line["evaluation"]["AP"] > best["evaluation"]["AP"]
+                best = line if better else best
+                for name in (LAST, WEIGHTS) if better else (LAST,):
+                    _write(folder / name, trainer.average.state())
+            log.flush()
+            _save(trainer, folder, run, best)
+        if not evaluate:
+            for name in (LAST, WEIGHTS):
+                _write(folder / name, trainer.average.state())
+    return Outcome(folder / LOG, folder / CHECKPOINT, folder / WEIGHTS, folder / LAST, trainer.step, resumed_at, best)
+
+
+def _epoch(trainer: Trainer, batches: Iterator, folder: Path) -> Iterator[dict[str, Any]]:
+    """Train on the batches and yield the log's line of each step."""
+    clock = time.perf_counter()
+    for batch in batches:
+        waited = time.perf_counter() - clock
+        epoch, rate = trainer.epoch, float(trainer.rates[trainer.step].max())
+        asked = trainer.issue(batch.images, batch.targets)
+        # Reading waits for all of the step: an average that is never computed would keep every step's graph alive.
+        values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
+        extra: dict[str, Any] = {NORM: values.pop(NORM)}
+        if trainer.scale:
+            extra["loss_scale"] = trainer.scale.value
+            if not math.isfinite(extra[NORM]) and trainer.scale.value >= 1:
+                extra[NORM] = None  # the update was left out; the next has a smaller scale
+        _check_finite(values | extra, trainer.step - 1, epoch, rate, folder)
+        now = time.perf_counter()
+        yield {
+            "step": trainer.step - 1,
+            "epoch": epoch,
+            "learning_rate": rate,
+            "loss": math.fsum(values.values()),
+            **values,
+            **extra,
+            "step_seconds": round(now - clock, 6),
+            "wait_seconds": round(waited, 6),
+        }
+        clock = time.perf_counter()
+
+
+def _check_finite(values: Mapping[str, float | None], step: int, epoch: int, rate: float, folder: Path) -> None:
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(
+                f"training: {name} is {value} at step {step} (epoch {epoch}, learning rate {rate:.3g}); what {folder} "
+                "holds is from before: lower the learning rate or look for broken images and boxes"
+            )
+
+
+def _cost(lines: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
+    """The log's line of what an epoch took, of the part that this process ran; memory is its largest so far, in MiB."""
+    seconds, waited = (math.fsum(line[name] for line in lines) for name in ("step_seconds", "wait_seconds"))
+    cost = {
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(lines) * batch / seconds, 3),
+        "waiting_share": round(waited / seconds, 6),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),  # Linux counts KiB
+    }
+    if (held := backend.peak_device_memory()) is not None:
+        cost["peak_device_mib"] = round(held / 2**20, 1)
+    return {"step": lines[-1]["step"], "epoch": lines[-1]["epoch"], "cost": cost}
+
+
+def _evaluate(trainer: Trainer, evaluate: Callable, epoch: int) -> dict[str, Any]:
+    """The log's line of an evaluation of the averaged weights."""
+    clock = time.perf_counter()
+    with trainer.average.in_use() as model:
+        numbers = {name: float(value) for name, value in evaluate(model).items()}
+    seconds = round(time.perf_counter() - clock, 6)
+    return {"step": trainer.step - 1, "epoch": epoch, "evaluation": numbers, "evaluation_seconds": seconds}
+
+
+@contextmanager
+def _memory_named(batch: int, folder: Path) -> Iterator[None]:
+    """Turn an allocator's error into a UserError with its remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).lower()
+        if not (isinstance(error, MemoryError) or any(words in said for words in EXHAUSTED)):
+            raise
+        raise UserError(
+            f"training: memory ran out at a batch of {batch} ({' '.join(str(error).split())[:120]}); take a smaller batch or "
+            f"input size and start again: {folder} keeps what its last checkpoint held"
+        ) from error
+
+
+def _progress(trainer: Trainer) -> tqdm:
+    return tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training")
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], header: dict[str, str] | None = None) -> None:
+    with atomic(path) as temporary:
+        # A strided array would be written in the wrong order.
+        temporary.write_bytes(safetensors.numpy.save({n: np.asarray(a, order="C") for n, a in arrays.items()}, header))
+
+
+def _save(trainer: Trainer, folder: Path, run: dict[str, Any], best: Mapping | None, pending: bool = False) -> None:
+    """`pending`: the epoch that has just ended is still to be evaluated."""
+    state = {**run, "step": trainer.step, "epoch": trainer.epoch, "best": best, "pending": pending}
+    _write(folder / CHECKPOINT, trainer.state(), {HEADER: json.dumps(state, sort_keys=True)})
+
+
+def _differences(state: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """What two runs have otherwise, by the names of their recipe and identity."""
+    before, now = (
+        {"steps_per_epoch": held["steps_per_epoch"], **held["recipe"], **held["identity"]} for held in (state, run)
+    )
+    return [name for name in before | now if before.get(name) != now.get(name)]
+
+
+def _resume(trainer: Trainer, folder: Path, run: dict[str, Any], replace: bool) -> Mapping[str, Any]:
+    """Bring the trainer to the unfinished run that `folder` holds, if it is this run; return what `_save` said, or nothing."""
+    path = folder / CHECKPOINT
+    for stray in folder.glob(f".*.{CHECKPOINT}"):  # what a process killed while it wrote has left
+        stray.unlink()
+    if not path.exists():
+        return {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            state = json.loads(file.metadata()[HEADER])
+            others = _differences(state, json.loads(json.dumps(run)))
+            complete = state["step"] == len(trainer.rates) and not state.get("pending")
+            if (others or complete) and not replace:
+                which = (
+                    f"another run (of another {', '.join(others)})"
+                    if others
+                    else f"this run, complete, its weights in {WEIGHTS}"
+                )
+                raise UserError(f"{folder}: holds {which}; give another folder, or remove this one to train anew")
+            if others or complete:
+                return {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        trainer.load_state(arrays)
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a checkpoint of this run ({error}); remove it to start from the beginning"
+        ) from error
+    return state
