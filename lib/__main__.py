@@ -6,14 +6,13 @@ framework you want.
 """
 
 import argparse
-import os
 import sys
 
 # Any python3 reads this file as far as here; what it imports below, only 3.11 and later.
 USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
 if sys.version_info < (3, 11):
     sys.exit("error: this Python (%s) is older than 3.11: %s" % (sys.executable, USE))
-from lib.errors import UserError, of_a_place
+from lib.errors import UserError, exit_code
 from lib.machine import environment
 
 if __name__ == "__main__":
@@ -37,33 +36,19 @@ from lib.commands.arguments import AS_WRITTEN, verb
 VERBS = (data, convert, train, evaluate, detect, curves, benchmark, compare, exam, handin, slides, verify)
 
 
-def main(arguments: "list[str] | None" = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     chosen = _parser().parse_args(arguments)
-    try:
-        chosen.run(chosen)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        if str(error.name).split(".")[0] == "lib":
-            raise
-        print(f"error: this Python ({sys.executable}) has no {error.name}: {USE}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was complete is kept", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # who reads our output, as head does, has enough; Python would complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        said = of_a_place(error)
-        if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        return 1
-    return 0
+
+    def work() -> None:
+        try:
+            chosen.run(chosen)
+        except ModuleNotFoundError as error:
+            if str(error.name).split(".")[0] == "lib":
+                raise
+            raise UserError(f"this Python ({sys.executable}) has no {error.name}: {USE}") from error
+
+    return exit_code(work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,11 @@
-"""What a user can mend, as one line."""
+"""What a user can mend, as one line, and how a command line ends. Any Python 3 from 3.8 on reads this."""
+
+from __future__ import annotations
 
 import errno
-from typing import Optional
+import os
+import sys
+from collections.abc import Callable
 
 PLACES = {  # errors of the machine's disks rather than of the project
     errno.ENOSPC: "free some room on that disk",
@@ -18,11 +22,38 @@ class UserError(Exception):
     """A user's mistake: one line that names the file, the entry and the remedy; shown without a traceback."""
 
 
-def of_a_place(error: OSError) -> Optional[UserError]:
-    """An error of a disk or a folder as a user's error, None for any other."""
-    if error.errno not in PLACES:
+def of_a_user(error: Exception) -> UserError | None:
+    """An error as one that a user can mend: their own mistake, or what a disk or a folder refuses; None for any other."""
+    if isinstance(error, UserError):
+        return error
+    if not isinstance(error, OSError) or error.errno not in PLACES:
         return None
     place = error.filename2 or error.filename  # of a link: itself, not what it points to
     where = f"{place}: " if place else ""
     remedy = f"{PLACES[error.errno]}; ALIGN_HOME places environments and kernels elsewhere"
     return UserError(f"{where}{error.strerror}: {remedy}")
+
+
+def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted; what was complete is kept") -> int:
+    """Do a command's work. Its own exit code, or 1 with one line on stderr for what a user can mend, 130 after Ctrl-C,
+    141 when nobody reads on."""
+    for stream in (sys.stdout, sys.stderr):  # LANG=C: a terminal that can't show a name still gets the line
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code or 0
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # who reads our output, as head does, has enough; Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (UserError, OSError) as error:
+        said = of_a_user(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        return 1

@@ -1,4 +1,4 @@
-"""The two environments: where they live, how they are built, and how processes start in them.
+"""The two environments: where they live, and how processes start in them.
 
 Runs with any python3 from 3.8 on and the standard library alone, because nothing else is there at first.
 
@@ -7,22 +7,18 @@ would compile everything again for each clone. Environments therefore live besid
 `$ALIGN_HOME/.cache/jittor/envs/<name>-<digest of the lock file and the Python>` (ALIGN_HOME: default $HOME, the one
 setting for all that is written outside the checkout); `envs/<name>` is a symlink. Processes are started through
 the resolved path, for the same reason.
-
-`lib.machine.installation` builds them, `lib.machine.doctor` says what a machine lacks for that.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Sequence
 
-from lib.errors import UserError, of_a_place
+from lib.errors import UserError
 from lib.machine import headers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +29,7 @@ STAMP = ".complete"
 class Environment:
     name: str  # environment-<name>.yml, envs/<name>
     kernel: str  # its Jupyter kernel, and the side it stands for in the records
+    title: str  # of the kernel, in Jupyter
 
     @property
     def specification(self) -> Path:
@@ -47,8 +44,8 @@ class Environment:
         return ROOT / "envs" / f"{self.name}.log"
 
 
-JT = Environment("jt", "jittor")
-TORCH = Environment("torch", "torch")
+JT = Environment("jt", "jittor", "Jittor")
+TORCH = Environment("torch", "torch", "PyTorch")
 ENVIRONMENTS = (JT, TORCH)
 
 
@@ -82,6 +79,10 @@ def named(name: str) -> Environment:
     raise UserError(f"no environment is called '{name}': choose jt or torch")
 
 
+def complete(folder: Path) -> bool:
+    return (folder / STAMP).is_file() and (folder / "bin" / "python").exists()
+
+
 def location(environment: Environment) -> Path:
     """The built environment, by its resolved path."""
     if not complete(environment.link):
@@ -93,19 +94,15 @@ def interpreter(environment: Environment) -> Path:
     return location(environment) / "bin" / "python"
 
 
-def complete(folder: Path) -> bool:
-    return (folder / STAMP).is_file() and (folder / "bin" / "python").exists()
-
-
-def variables(environment: Environment, folder: Path) -> Dict[str, str]:
+def variables(environment: Environment, folder: Path) -> dict[str, str]:
     """What a process of this environment needs beyond the user's own variables."""
-    jupyter = ROOT / ".jupyter"
+    place, jupyter = home_of(folder), ROOT / ".jupyter"
     common = {
         "PYTHONPATH": str(ROOT),
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",  # LANG=C must not make notebooks unreadable
-        # Bytecode of what is imported, once for all checkouts, and none beside sources: without it a process starts 5 s later.
-        "PYTHONPYCACHEPREFIX": str(home_of(folder) / ".cache" / "jittor" / "bytecode"),
+        # Bytecode of what is imported, once for all checkouts, none beside sources: without it processes start 5 s later.
+        "PYTHONPYCACHEPREFIX": str(place / ".cache" / "jittor" / "bytecode"),
         "JUPYTER_DATA_DIR": str(jupyter / "data"),
         "JUPYTER_CONFIG_DIR": str(jupyter / "config"),
         "JUPYTER_RUNTIME_DIR": str(jupyter / "runtime"),
@@ -122,18 +119,15 @@ def variables(environment: Environment, folder: Path) -> Dict[str, str]:
     }
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         jittor["nvcc_path"] = ""  # a broken CUDA toolkit must not stop a CPU run
-    header = headers.header(folder, "core")
-    if header.is_file() and "cc_flags" not in os.environ:
-        jittor["cc_flags"] = headers.include(
-            header
-        )  # also where jittor is imported without lib.backend: one core for both
-    # never JITTOR_HOME: Jittor would write it to the user's configuration for good
-    place = home_of(folder)
-    elsewhere = {} if place == Path.home() else {"HOME": str(place)}
-    return {**common, **jittor, **elsewhere}
+    core = headers.header(folder, "core")
+    if core.is_file() and "cc_flags" not in os.environ:
+        jittor["cc_flags"] = headers.include(core)  # also where lib.backend does not import jittor: one core for both
+    if place != Path.home():
+        jittor["HOME"] = str(place)  # never JITTOR_HOME: Jittor would write it to the user's configuration for good
+    return {**common, **jittor}
 
 
-def process_environment(environment: Environment, folder: Path) -> Dict[str, str]:
+def process_environment(environment: Environment, folder: Path) -> dict[str, str]:
     """All variables for a process of this environment."""
     traps = ("JITTOR_HOME", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
     inherited = {key: value for key, value in os.environ.items() if key not in traps}
@@ -154,83 +148,3 @@ def adopt() -> None:
             wanted = variables(environment, environment.link.resolve())
             if any(os.environ.get(name) != value for name, value in wanted.items()):
                 start(environment, sys.orig_argv[1:])
-
-
-def test(arguments: Sequence[str]) -> int:
-    """pytest in both environments at once, half of the cores each; their logs one after the other."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    running = []
-    for environment in ENVIRONMENTS:
-        folder = location(environment)
-        log = ROOT / "envs" / f"test-{environment.name}.log"
-        environ = {**process_environment(environment, folder), "OMP_NUM_THREADS": threads}
-        command = [str(folder / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-        with open(log, "w", encoding="utf-8") as file:
-            running.append(
-                (
-                    environment,
-                    log,
-                    subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environ),
-                )
-            )
-    codes = []
-    for environment, log, process in running:
-        codes.append(process.wait())
-        print(
-            f"\n=== tests in the {environment.name} environment ===",
-            log.read_text(encoding="utf-8", errors="replace"),
-            sep="\n",
-            flush=True,
-        )
-    return max(codes, key=abs)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m lib.machine.environment", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("envs", help="build both environments, Jittor's core and the kernels")
-    verbs.add_parser("locks", help="write the lock files from the yml files (needs the network)")
-    verbs.add_parser("doctor", help="say what this machine lacks and how to get it")
-    system = verbs.add_parser("system", help="as root with apt-get: install what the machine lacks")
-    system.add_argument("--if-possible", action="store_true", help="do nothing where apt-get or root is missing")
-    runner = verbs.add_parser("run", help="run an environment's Python: run jt|torch ARGUMENTS")
-    runner.add_argument("environment")
-    runner.add_argument("arguments", nargs=argparse.REMAINDER)
-    tests = verbs.add_parser(
-        "test", help="run pytest in both environments", prefix_chars="\0", add_help=False
-    )  # pytest's are its own
-    tests.add_argument("arguments", nargs="*")
-    chosen = parser.parse_args()
-    if chosen.verb == "envs":
-        from lib.machine import installation
-
-        installation.make_environments()
-    elif chosen.verb == "locks":
-        from lib.machine import installation
-
-        installation.make_locks()
-    elif chosen.verb == "run":
-        start(named(chosen.environment), chosen.arguments)
-    elif chosen.verb == "test":
-        return test(chosen.arguments)
-    else:
-        from lib.machine import doctor
-
-        return doctor.report() if chosen.verb == "doctor" else doctor.install(chosen.if_possible)
-    return 0
-
-
-if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # LANG=C knows no "…"
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted; what was complete is kept", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, OSError) as error:
-        said = of_a_place(error) if isinstance(error, OSError) else error
-        if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        sys.exit(1)

@@ -1,8 +1,8 @@
 """Precompiled headers: what Jittor's sources include is parsed once for each machine instead of once for each file.
 
 They lie in the Jittor environment, `include/precompiled/`, with the script that compiles a kernel, `bin/jittor-compile`.
-g++ takes, of the files in `<header>.gch/`, the one that was made by itself with the same flags, and where there is none it
-parses the header: right, but slower. Each machine that shares an environment adds its own. Jittor hashes the header like
+g++ takes, of the files in `<header>.gch/`, the one that was made by itself with the same flags, and where there is none
+it parses the header: right, but slower. Each machine that shares an environment adds its own. Jittor hashes the header like
 any other file that a source includes, so another text compiles anew.
 
 Runs with any python3 from 3.8 on and the standard library alone.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Dict, List
 
 # What most files of Jittor's core include.
 CORE = """\
@@ -84,27 +83,16 @@ def include(path: Path) -> str:
     return f'-include "{path}"'
 
 
-def texts(environment: Path) -> Dict[Path, str]:
+def texts(environment: Path) -> dict[Path, str]:
     """The files of an environment that are the same on every machine."""
     return {script(environment): SCRIPT, **{header(environment, name): text for name, (text, _) in HEADERS.items()}}
 
 
-def command(environment: Path, name: str, compiler: str, python: List[str], target: Path) -> List[str]:
+def command(environment: Path, name: str, compiler: str, python: list[str], target: Path) -> list[str]:
     """Precompile a header to `target`; `python`: the compiler's flags for Python's own headers."""
     package = environment / "lib" / "python3.11" / "site-packages" / "jittor"
-    return [
-        compiler,
-        "-x",
-        "c++-header",
-        *FLAGS,
-        *HEADERS[name][1],
-        f"-I{package / 'src'}",
-        f"-I{package / 'extern'}",
-        *python,
-        str(header(environment, name)),
-        "-o",
-        str(target),
-    ]
+    flags = [*FLAGS, *HEADERS[name][1], f"-I{package / 'src'}", f"-I{package / 'extern'}", *python]
+    return [compiler, "-x", "c++-header", *flags, str(header(environment, name)), "-o", str(target)]
 
 
 def precompiled(environment: Path, name: str, machine: str) -> Path:

@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import errno
 import fcntl
-import functools
 import glob
 import hashlib
 import json
@@ -21,19 +20,18 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from lib.errors import UserError
+from lib.machine import doctor, headers, locks
 from lib.machine import environment as environments
-from lib.machine import headers, locks
+from lib.machine.doctor import Python
 from lib.machine.environment import ENVIRONMENTS, JT, STAMP, TORCH, Environment, cache, complete, process_environment
 
-CONDA_PROGRAMS = ("micromamba", "mamba", "conda")
 # Jittor looks for this folder below .cache/jittor/mkl and downloads it where it is missing
 ONEDNN_FOLDERS = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
 CORE = """\
@@ -42,18 +40,10 @@ for name in ("jittor_core", "jit_utils_core"):
     print(f"jittor is ready:{sys.modules[name].__file__}")
 """
 GENERATED = 24  # object files of sources that Jittor 1.3.11 writes itself
-PROBE = (
-    "import sys, venv, ensurepip, sysconfig, platform; assert sys.version_info[:2] == (3, 11); "
-    "print(platform.python_version(), sysconfig.get_config_var('BINDIR'), sysconfig.get_path('include'))"
-)
-
-
-@dataclass(frozen=True)
-class Python:
-    program: str  # what to start
-    version: str  # such as 3.11.7
-    scripts: Path  # folder of its python3.11-config
-    headers: Path  # folder of Python.h
+# pip's own cache would double the gigabytes, in a place the user did not choose.
+PIP_INSTALL = "install --no-cache-dir --disable-pip-version-check --no-input --no-deps --require-hashes".split()
+REGISTRY = "see whether the package registry can be reached"
+COMPILER = "`make doctor` checks the compiler and the headers"
 
 
 @dataclass(frozen=True)
@@ -61,56 +51,21 @@ class Installer:
     """What puts packages into an environment: a folder with pip and, where it can be had, uv."""
 
     folder: Path
-    environ: Dict[str, str]  # of its processes: the user's, and for uv what the user has set for pip
+    environ: dict[str, str]  # of its processes: the user's, and for uv what the user has set for pip
 
     @property
     def uv(self) -> Path:
         return self.folder / "bin" / "uv"
 
-    def command(self, folder: Path, lock: Path) -> List[str]:
+    def command(self, folder: Path, lock: Path) -> list[str]:
         """Install exactly what a lock file lists: no other version, no other file, nothing beyond it."""
-        exactly = ["--no-deps", "--require-hashes", "--no-build-isolation", "-r", str(lock)]
-        python = str(folder / "bin" / "python")
+        python, rest = str(folder / "bin" / "python"), ["--no-build-isolation", "-r", str(lock)]
         if self.uv.exists():
-            return [str(self.uv), "pip", "install", "--python", python, *exactly]
-        # pip's own cache would double the gigabytes, in a place the user did not choose
-        return [
-            str(self.folder / "bin" / "python"),
-            "-m",
-            "pip",
-            "--python",
-            python,
-            "install",
-            "--no-cache-dir",
-            "--disable-pip-version-check",
-            "--no-input",
-            *exactly,
-        ]
+            return [str(self.uv), *"pip install --no-deps --require-hashes --python".split(), python, *rest]
+        return [str(self.folder / "bin" / "python"), "-m", "pip", "--python", python, *PIP_INSTALL, *rest]
 
 
-def find_conda() -> Optional[str]:
-    """micromamba, mamba or conda from PATH; ALIGN_CONDA=no says to use venvs all the same."""
-    if os.environ.get("ALIGN_CONDA") == "no":
-        return None
-    return next(filter(None, map(shutil.which, CONDA_PROGRAMS)), None)
-
-
-def find_python() -> Optional[Python]:
-    """The first Python 3.11 on PATH that can make a venv."""
-    programs = (shutil.which("python3.11"), shutil.which("python3"), sys.executable)
-    return next(filter(None, map(probed, filter(None, programs))), None)
-
-
-@functools.lru_cache(maxsize=None)
-def probed(program: str) -> Optional[Python]:
-    probe = subprocess.run([program, "-I", "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    if probe.returncode:
-        return None
-    version, scripts, headers = probe.stdout.split()
-    return Python(program, version, Path(scripts), Path(headers))
-
-
-def destination(environment: Environment, python: Optional[Python]) -> Path:
+def destination(environment: Environment, python: Python | None) -> Path:
     """Where these packages on this Python belong (`python` None: conda brings its own)."""
     text = "\n".join([locks.digest(environment), python.version if python else "conda", platform.machine()])
     return cache() / "envs" / f"{environment.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
@@ -138,7 +93,7 @@ def logged(
     log: Path,
     what: str,
     remedy: str,
-    environ: Optional[Dict[str, str]] = None,
+    environ: dict[str, str] | None = None,
     progress: Callable[[], str] = lambda: "",
 ) -> str:
     """Run, append the output to `log`, say every 20 s how far it is; returns what this command printed."""
@@ -146,15 +101,14 @@ def logged(
     started = time.monotonic()
     with open(log, "a", encoding="utf-8") as file:
         before = file.tell()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environ
-        )
+        streams = dict(stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environ, **streams)
         while True:
             try:
                 code = process.wait(timeout=20)
                 break
             except subprocess.TimeoutExpired:
-                say(f"{what} … {time.monotonic() - started:.0f} s{progress()}")
+                say(f"{what}, {time.monotonic() - started:.0f} s{progress()}")
     with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(before)
         printed = file.read()
@@ -173,41 +127,23 @@ def headline(error: UserError) -> str:
 
 def make_installer(python: str, packages: Path) -> Installer:
     """pip and uv in a folder of their own, made by this Python 3.11; `packages` is where uv unpacks."""
-    lock = locks.path("uv")
     key = hashlib.sha256("\n".join([*locks.read("uv").values(), python]).encode()).hexdigest()[:10]
     folder, log = cache() / "envs" / f"installer-{key}", environments.ROOT / "envs" / "installer.log"
+    own = str(folder / "bin" / "python")
     if not complete(folder):
         shutil.rmtree(folder, ignore_errors=True)
         logged([python, "-m", "venv", str(folder)], log, "installer: making a venv", "`make doctor` checks Python")
-        pip = [
-            str(folder / "bin" / "python"),
-            "-m",
-            "pip",
-            "install",
-            "--no-cache-dir",
-            "--disable-pip-version-check",
-            "--no-input",
-            "--no-deps",
-            "--require-hashes",
-            "-r",
-            str(lock),
-        ]
         try:
-            logged(pip, log, "installer: uv", "pip is used instead")
+            uv = [own, "-m", "pip", *PIP_INSTALL, "-r", str(locks.path("uv"))]
+            logged(uv, log, "installer: uv", "pip is used instead")
             (folder / STAMP).touch()
         except UserError as error:  # no stamp: the next build asks for uv again
             say(headline(error))
-    return Installer(
-        folder,
-        {
-            **os.environ,
-            **locks.uv_variables(locks.pip_settings(folder / "bin" / "python")),
-            "UV_CACHE_DIR": str(packages),
-        },
-    )
+    variables = locks.uv_variables(locks.pip_settings(Path(own)))
+    return Installer(folder, {**os.environ, **variables, "UV_CACHE_DIR": str(packages)})
 
 
-def make_python(environment: Environment, folder: Path, conda: Optional[str], python: Optional[Python]) -> List[str]:
+def make_python(environment: Environment, folder: Path, conda: str | None, python: Python | None) -> list[str]:
     """The command that makes the environment's Python, without packages."""
     if conda:
         wanted = locks.conda_requirements(environment.specification)
@@ -226,30 +162,14 @@ def with_local_build(folder: Path, installer: Installer) -> Path:
     """The torch lock for uv, which knows a hash by the full version only: with the build, such as 2.13.0+cpu, that the
     user's indexes and folders offer. (pip takes 2.13.0+cpu for 2.13.0.)
     """
-    text = locks.path("torch").read_text(encoding="utf-8")
     pin = f"torch=={locks.version(locks.read('torch')['torch'])}"
     asked, named = folder / "torch.in", folder / "torch.lock"
     asked.write_text(pin + "\n", encoding="utf-8")
-    command = [
-        str(installer.uv),
-        "pip",
-        "compile",
-        str(asked),
-        "--quiet",
-        "--no-deps",
-        "--no-header",
-        "--no-annotate",
-        "--python",
-        str(folder / "bin" / "python"),
-    ]
-    offered = logged(
-        command,
-        TORCH.log,
-        f"torch: looking for {pin}",
-        "see whether the package registry can be reached",
-        installer.environ,
-    )
+    options = [*"--quiet --no-deps --no-header --no-annotate --python".split(), str(folder / "bin" / "python")]
+    command = [str(installer.uv), "pip", "compile", str(asked), *options]
+    offered = logged(command, TORCH.log, f"torch: looking for {pin}", REGISTRY, installer.environ)
     (build,) = (line.strip() for line in offered.splitlines() if line.startswith(pin))
+    text = locks.path("torch").read_text(encoding="utf-8")
     named.write_text(text.replace(f"\n{pin} ", f"\n{build} "), encoding="utf-8")
     return named
 
@@ -258,13 +178,8 @@ def install(environment: Environment, folder: Path, installer: Installer) -> Non
     """The packages of the lock files."""
 
     def run(lock: Path) -> None:
-        logged(
-            installer.command(folder, lock),
-            environment.log,
-            f"{environment.name}: installing",
-            "see whether the package registry can be reached",
-            installer.environ,
-        )
+        what = f"{environment.name}: installing"
+        logged(installer.command(folder, lock), environment.log, what, REGISTRY, installer.environ)
 
     first = folder / "build.lock"  # builds the packages that have no wheel, in this version rather than the newest
     first.write_text(locks.read(environment.name)["setuptools"] + "\n", encoding="utf-8")
@@ -276,7 +191,7 @@ def install(environment: Environment, folder: Path, installer: Installer) -> Non
         run(locks.path("torch-cuda"))
 
 
-def build(environment: Environment, conda: Optional[str], python: Optional[Python], packages: Path) -> Path:
+def build(environment: Environment, conda: str | None, python: Python | None, packages: Path) -> Path:
     """Build the environment unless it is complete."""
     folder = destination(environment, python)
     if not complete(folder):
@@ -287,13 +202,9 @@ def build(environment: Environment, conda: Optional[str], python: Optional[Pytho
         count = len(locks.pins(environment))
         say(f"{environment.name}: installing {count} packages (log: envs/{environment.name}.log)")
         started = time.monotonic()
+        remedy = "ALIGN_CONDA=no builds a venv instead of a conda environment"
         command = make_python(environment, folder, conda, python)
-        logged(
-            command,
-            environment.log,
-            f"{environment.name}: making its Python",
-            "ALIGN_CONDA=no builds a venv instead of a conda environment",
-        )
+        logged(command, environment.log, f"{environment.name}: making its Python", remedy)
         with locked(cache() / "envs" / "installer.lock"):
             installer = make_installer(python.program if python else str(folder / "bin" / "python"), packages)
         install(environment, folder, installer)
@@ -334,32 +245,30 @@ def install_onednn(environment: Path) -> None:
     target = environments.jittor_home() / ".cache" / "jittor" / "mkl" / ONEDNN_FOLDERS[machine]
     if (target / "lib" / "libmkldnn.so").is_file() and (target / "include" / "dnnl.hpp").is_file():
         return
+    include = environment / "include"
+    files = {
+        file.relative_to(environment): file
+        for file in include.rglob("*.h*")
+        if "dnnl" in str(file.relative_to(include))
+    }
+    files[Path("lib", "libdnnl.so.2")] = (environment / "lib" / "libdnnl.so.2").resolve(strict=True)
     with locked(cache() / "envs" / "onednn.lock"):
         # not called dnnl*: Jittor takes the first folder of that name
         fresh = target.with_name(f".new-{os.getpid()}")
         shutil.rmtree(fresh, ignore_errors=True)
-        (fresh / "lib").mkdir(parents=True)
-        library = (environment / "lib" / "libdnnl.so.2").resolve(strict=True)
-        copy(library, fresh / "lib" / "libdnnl.so.2")
+        for name, file in files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, fresh / name)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(file, fresh / name)
         for name in ("libdnnl.so", "libmkldnn.so"):
             (fresh / "lib" / name).symlink_to("libdnnl.so.2")
-        headers = environment / "include"
-        for header in [*headers.glob("dnnl*.h*"), *headers.glob("oneapi/**/*.h*")]:
-            place = fresh / "include" / header.relative_to(headers)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            copy(header, place)
         if target.is_symlink():
             target.unlink()
         elif target.exists():
             shutil.rmtree(target)
         os.replace(fresh, target)
-
-
-def copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
 
 
 def core_key(environment: Path) -> str:
@@ -377,7 +286,7 @@ def core_key(environment: Path) -> str:
     return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:10]
 
 
-def read_lines(path: str) -> List[str]:
+def read_lines(path: str | Path) -> list[str]:
     return Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if os.path.exists(path) else []
 
 
@@ -387,7 +296,7 @@ def core_note(environment: Path) -> Path:
 
 
 def core_is_there(environment: Path) -> bool:
-    libraries = read_lines(str(core_note(environment)))
+    libraries = read_lines(core_note(environment))
     return bool(libraries) and all(map(os.path.isfile, libraries))
 
 
@@ -407,21 +316,14 @@ def compile_core(environment: Path) -> None:
         return f", {done} of about {sources + GENERATED} object files"
 
     for _ in range(2):
-        printed = logged(
-            command,
-            log,
-            "jittor: compiling its core",
-            "`make doctor` checks the compiler and the headers",
-            process_environment(JT, environment),
-            progress,
-        )
+        environ = process_environment(JT, environment)
+        printed = logged(command, log, "jittor: compiling its core", COMPILER, environ, progress)
         libraries = [line.partition(":")[2] for line in printed.splitlines() if line.startswith("jittor is ready:")]
         if libraries:
             break
     else:
-        raise UserError(
-            f"jittor: its import ends before it is done, twice, see {log}; remove {cache()}/jt* and try again"
-        )
+        remedy = f"see {log}; remove {cache()}/jt* and try again"
+        raise UserError(f"jittor: its import ends before it is done, twice, {remedy}")
     write(core_note(environment), "\n".join(libraries) + "\n")
     if time.time() - started > 10:
         say(f"jittor: core compiled in {time.time() - started:.0f} s")
@@ -435,23 +337,14 @@ def precompile_headers(environment: Path, log: Path) -> None:
     for path, text in headers.texts(environment).items():
         write(path, text)
     headers.script(environment).chmod(0o755)
-    config = subprocess.run(
-        [str(environment / "bin" / "python3.11-config"), "--includes"],
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-        check=True,
-    )
+    config = [str(environment / "bin" / "python3.11-config"), "--includes"]
+    includes = subprocess.run(config, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout.split()
     for name in headers.HEADERS:
         target = headers.precompiled(environment, name, core_key(environment))
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
         fresh.parent.mkdir(exist_ok=True)
-        command = headers.command(environment, name, compiler, config.stdout.split(), fresh)
-        logged(
-            command,
-            log,
-            f"jittor: precompiling the headers of its {name}",
-            "`make doctor` checks the compiler and the headers",
-        )
+        command = headers.command(environment, name, compiler, includes, fresh)
+        logged(command, log, f"jittor: precompiling the headers of its {name}", COMPILER)
         os.replace(fresh, target)
 
 
@@ -474,55 +367,31 @@ def write_kernels(folder: Path) -> None:
     for environment in ENVIRONMENTS:
         target = folder / "share" / "jupyter" / "kernels" / environment.kernel
         write(target / "launcher.py", launcher)
-        write(
-            target / "kernel.json",
-            json.dumps(
-                {
-                    "argv": [
-                        str(folder / "bin" / "python"),
-                        "-I",
-                        "-S",
-                        str(target / "launcher.py"),
-                        environment.name,
-                        "{connection_file}",
-                    ],
-                    "display_name": {"jittor": "Jittor", "torch": "PyTorch"}[environment.kernel],
-                    "language": "python",
-                    "metadata": {"debugger": True},
-                },
-                indent=1,
-            )
-            + "\n",
-        )
-
-
-def make_locks() -> None:
-    """The lock files from the yml files."""
-    python = find_python()
-    if python is None:
-        raise UserError("no Python 3.11 on PATH that has venv and ensurepip: run `make doctor`")
-    locks.make(python.program)
+        started = [str(folder / "bin" / "python"), "-I", "-S", str(target / "launcher.py")]
+        specification = {
+            "argv": [*started, environment.name, "{connection_file}"],
+            "display_name": environment.title,
+            "language": "python",
+            "metadata": {"debugger": True},
+        }
+        write(target / "kernel.json", json.dumps(specification, indent=1) + "\n")
 
 
 def make_environments() -> None:
     """Both environments, oneDNN, Jittor's core and the kernels; quick where all is there."""
-    conda = find_conda()
-    python = None if conda else find_python()
+    conda = doctor.find_conda()
+    python = None if conda else doctor.find_python()
     folders = [destination(environment, python) for environment in ENVIRONMENTS]
     if not (all(map(complete, folders)) and core_is_there(folders[0])):
-        from lib.machine import doctor
-
         doctor.require()
         with locked(cache() / "envs" / "build.lock"):
             build_all(conda, python)
     for environment, folder in zip(ENVIRONMENTS, folders):
         replace_link(environment.link, folder)
         write_kernels(folder)
-    # Of earlier versions, which named an environment for good: a conda environment would find it before its own.
-    shutil.rmtree(environments.ROOT / ".jupyter" / "data" / "kernels", ignore_errors=True)
 
 
-def build_all(conda: Optional[str], python: Optional[Python]) -> None:
+def build_all(conda: str | None, python: Python | None) -> None:
     """What is not there yet: Jittor's core compiles while the other environment still installs."""
     packages = cache() / "envs" / "packages"
 

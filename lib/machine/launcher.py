@@ -1,13 +1,14 @@
 """Starts a kernel in the checkout that a notebook belongs to: launcher.py jt|torch CONNECTION_FILE [OPTIONS OF IPYKERNEL].
 
-A copy lies in each environment beside the kernelspecs, because environments are shared by checkouts. It looks for the
-checkout from where tools start a kernel (its notebook's folder, or their own), else from what was typed.
+A copy lies in each environment beside the kernelspecs, because environments are shared by checkouts, older and newer ones:
+it knows of them only the files at their root and what the Makefile calls. It looks for the checkout from where tools start a
+kernel (its notebook's folder, or their own), else from what was typed.
 """
 
 import os
 import sys
 
-MARKS = ("lib/machine/environment.py", "environment-jt.yml", "environment-torch.yml")
+MARKS = ("Makefile", "environment-jt.yml", "environment-torch.yml")
 
 
 def checkout(path):
@@ -30,9 +31,7 @@ def candidates():
             words = os.fsdecode(file.read()).split("\0")
     except OSError:  # the parent is another user's, or gone
         return
-    for word in words:
-        if "/" in word:
-            yield os.path.normpath(os.path.join(there, word))
+    yield from (os.path.normpath(os.path.join(there, word)) for word in words if "/" in word)
     yield there
 
 
@@ -43,16 +42,10 @@ def main():
             f"error: no checkout of this project at or above {os.getcwd()}: start from its root or a notebook's folder"
         )
     os.chdir(root)
-    sys.path.insert(0, root)
-    from lib.errors import UserError
-    from lib.machine import environment
-
     name, connection, *options = sys.argv[1:]
-    quiet = "--log-level=ERROR"  # not a warning about localhost for each notebook
-    try:
-        environment.start(environment.named(name), ["-m", "ipykernel_launcher", "-f", connection, quiet, *options])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    # -E -S: whatever the user's variables say of Python. No warning about localhost for each notebook.
+    runner = [sys.executable, *"-E -S -m lib.machine run".split(), name]
+    os.execv(runner[0], [*runner, "-m", "ipykernel_launcher", "-f", connection, "--log-level=ERROR", *options])
 
 
 if __name__ == "__main__":

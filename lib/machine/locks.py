@@ -13,11 +13,12 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Tuple
 from urllib.parse import unquote, urlparse
 
 from lib.errors import UserError
+from lib.machine import doctor
 from lib.machine import environment as environments
 from lib.machine.environment import JT, TORCH, Environment
 
@@ -29,6 +30,8 @@ CPU = """\
 # Linux need environment-torch-cuda.lock too.
 """
 CUDA = "# What the public index's build of torch needs beyond its build for CPUs. Installed only with such a build.\n"
+COMPILE = "pip compile - --quiet --generate-hashes --no-header --no-annotate --no-cache"
+TARGET = "--python-version 3.11 --python-platform x86_64-manylinux_2_28"
 
 
 def path(name: str) -> Path:
@@ -40,19 +43,14 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def entries(text: str) -> Dict[str, str]:
+def entries(text: str) -> dict[str, str]:
     """Each package's own lines, `name==version` and its hashes, by its normalised name; comments left out."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    found: Dict[str, List[str]] = {}
-    name = ""
-    for line in lines:
-        if not line.startswith(" "):
-            name = normalised(line.split("==")[0])
-        found.setdefault(name, []).append(line.rstrip())
-    return {name: "\n".join(block) for name, block in found.items()}
+    lines = re.sub(r"^(#.*)?\n", "", text, flags=re.MULTILINE)
+    blocks = [block.rstrip() for block in re.split(r"\n(?=\S)", lines) if block.strip()]
+    return {normalised(block.split("==")[0]): block for block in blocks}
 
 
-def read(name: str) -> Dict[str, str]:
+def read(name: str) -> dict[str, str]:
     """The entries of environment-<name>.lock."""
     try:
         found = entries(path(name).read_text(encoding="utf-8"))
@@ -68,16 +66,13 @@ def version(entry: str) -> str:
     return entry.split("==", 1)[1].split()[0]
 
 
-def pins(environment: Environment) -> Dict[str, str]:
+def pins(environment: Environment) -> dict[str, str]:
     """The entries of this environment's lock, which must answer to its yml."""
-    found = read(environment.name)
-    for line in requirements(environment.specification):
+    lock, specification, found = path(environment.name), environment.specification, read(environment.name)
+    for line in requirements(specification):
         name, _, wanted = line.partition("==")
         if version(found.get(normalised(name), "==absent")) != wanted:
-            raise UserError(
-                f"{path(environment.name).name} does not answer to {line} of "
-                f"{environment.specification.name}: run `make locks`"
-            )
+            raise UserError(f"{lock.name} does not answer to {line} of {specification.name}: run `make locks`")
     return found
 
 
@@ -87,41 +82,29 @@ def digest(environment: Environment) -> str:
     return hashlib.sha256("\n".join(sorted(blocks)).encode()).hexdigest()
 
 
-def requirements(specification: Path) -> List[str]:
-    """The pip section of a conda file, without comments."""
-    return listed(specification, "- pip:")
+def requirements(specification: Path) -> list[str]:
+    """The packages that pip installs, without comments."""
+    return _listed(specification)[1]
 
 
-def conda_requirements(specification: Path) -> List[str]:
+def conda_requirements(specification: Path) -> list[str]:
     """The other dependencies."""
-    return [line for line in listed(specification, "dependencies:") if line != "pip:"]
+    return _listed(specification)[0]
 
 
-def listed(specification: Path, heading: str) -> List[str]:
-    """The items one step below a heading. Reads the subset of YAML that these two files use."""
-    found: List[str] = []
-    section: Optional[int] = None
-    inner = 0
-    for line in specification.read_text(encoding="utf-8").splitlines():
-        text = line.split("#")[0].rstrip()
-        depth = len(text) - len(text.lstrip())
-        if text.strip() == heading:
-            section, inner = depth, 0
-        elif text and section is not None:
-            if depth <= section:
-                break
-            inner = inner or depth
-            if depth == inner:
-                found.append(text.strip()[2:].strip())
-    if not found:
-        raise UserError(f"{specification.name}: no `{heading}` section: restore the file from git")
-    return found
+def _listed(specification: Path) -> list[list[str]]:
+    """What conda and what pip installs. Reads the subset of YAML that these two files use: pip's list is the last."""
+    _, _, dependencies = specification.read_text(encoding="utf-8").partition("\ndependencies:\n")
+    conda, heading, pip = dependencies.partition("- pip:\n")
+    if not heading:
+        raise UserError(f"{specification.name}: no `- pip:` among its dependencies: restore the file from git")
+    return [re.findall(r"^ +- (\S+)", part, flags=re.MULTILINE) for part in (conda, pip)]
 
 
 # ----------------------------------------------------------------------------------------------- what the user has set
 
 
-def pip_settings(python: Path) -> Dict[str, str]:
+def pip_settings(python: Path) -> dict[str, str]:
     """pip's configuration as it holds for `install`, files and PIP_* variables, by option."""
     asked = [str(python), "-m", "pip", "config", "list"]
     said = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace")
@@ -133,13 +116,13 @@ def pip_settings(python: Path) -> Dict[str, str]:
     return found
 
 
-def uv_variables(pip: Mapping[str, str]) -> Dict[str, str]:
+def uv_variables(pip: Mapping[str, str]) -> dict[str, str]:
     """The same for uv, which does not read pip's configuration; what the user has set for uv stands."""
     wanted = {
         "UV_DEFAULT_INDEX": pip.get("index-url"),
         "UV_INDEX": " ".join(pip.get("extra-index-url", "").split()),
         "UV_FIND_LINKS": ",".join(pip.get("find-links", "").split()),
-        "UV_NO_INDEX": {"1": "1", "true": "1", "yes": "1", "on": "1"}.get(pip.get("no-index", "").lower()),
+        "UV_NO_INDEX": "1" if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else "",
         "UV_INSECURE_HOST": ",".join(pip.get("trusted-host", "").split()),
         "UV_HTTP_TIMEOUT": pip.get("default-timeout") or pip.get("timeout"),
         "SSL_CERT_FILE": pip.get("cert"),
@@ -150,77 +133,63 @@ def uv_variables(pip: Mapping[str, str]) -> Dict[str, str]:
     return {key: value for key, value in wanted.items() if value and key not in os.environ}
 
 
-def cpu_wheel(links: str, torch: str) -> Tuple[str, str]:
+# -------------------------------------------------------------------------------------------------- making the locks
+
+
+def make() -> None:
+    """Write all lock files. The index is the user's; find-links only say where the CPU build of torch lies."""
+    python = doctor.find_python()
+    if python is None:
+        raise UserError("no Python 3.11 on PATH that has venv and ensurepip: run `make doctor`")
+    with tempfile.TemporaryDirectory() as temporary:
+        tools, known = Path(temporary) / "uv", Path(temporary) / "known.txt"
+        pip_install = [str(tools / "bin" / "pip"), "install", "--quiet", UV]
+        for command in ([python.program, "-m", "venv", str(tools)], pip_install):
+            if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
+                raise UserError(f"{UV} can't be had (see above): is a package registry reachable?")
+        pip = pip_settings(tools / "bin" / "python")
+        links = pip.pop("find-links", "").split()
+        pip.pop("extra-index-url", None)  # a mirror beside the index may hold some of a version's files only
+        environ = {key: value for key, value in {**os.environ, **uv_variables(pip)}.items() if key != "UV_FIND_LINKS"}
+
+        def compiled(wanted: Sequence[str], *options: str) -> dict[str, str]:
+            """What uv resolves these requirements to."""
+            command = [str(tools / "bin" / "uv"), *COMPILE.split(), *TARGET.split(), *options]
+            streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environ)
+            result = subprocess.run(command, input="\n".join(wanted), **streams)
+            if result.returncode:
+                raise UserError(f"uv finds no versions that fit together: {' '.join(result.stderr.split())}")
+            return entries(result.stdout)
+
+        wanted = requirements(TORCH.specification)
+        (pin,) = (line for line in wanted if line.startswith("torch=="))
+        wheel, sha256 = cpu_wheel(links, pin)
+        torch = compiled(wanted)
+        known.write_text("\n".join(torch.values()) + "\n", encoding="utf-8")
+        same = ["--constraints", str(known)]
+        lean = compiled(wanted, *(f"--find-links={link}" for link in links), *same)
+        torch["torch"] += f" \\\n    --hash=sha256:{sha256}"
+        cuda = {name: torch.pop(name) for name in sorted(torch.keys() - lean.keys())}
+        write("torch", TORCH.specification.name, torch, CPU.format(wheel=wheel))
+        write("torch-cuda", TORCH.specification.name, cuda, CUDA)
+        write("jt", JT.specification.name, compiled(requirements(JT.specification), *same))
+        write("uv", "lib/machine/locks.py", compiled([UV]))
+
+
+def cpu_wheel(links: Sequence[str], torch: str) -> tuple[str, str]:
     """(name, sha256) of the CPU build of this `torch==version` in pip's find-links folders."""
     pattern = f"torch-{torch.partition('==')[2]}+cpu-cp311-*.whl"
-    for link in links.split():
+    for link in links:
         folder = Path(unquote(urlparse(link).path) if link.startswith("file:") else link)
         for wheel in sorted(folder.glob(pattern)):
             return wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest()
     raise UserError(
-        f"no {pattern} in pip's find-links ({links or 'not set'}): its hash belongs into the lock. "
+        f"no {pattern} in pip's find-links ({' '.join(links) or 'not set'}): its hash belongs into the lock. "
         "Put the wheel into a folder and set PIP_FIND_LINKS to it"
     )
 
 
-# -------------------------------------------------------------------------------------------------- making the locks
-
-
-def compiled(uv: Path, wanted: List[str], options: List[str], environ: Mapping[str, str]) -> Dict[str, str]:
-    """What uv resolves these requirements to."""
-    command = [
-        str(uv),
-        "pip",
-        "compile",
-        "-",
-        "--quiet",
-        "--generate-hashes",
-        "--no-header",
-        "--no-annotate",
-        "--no-cache",
-        "--python-version",
-        "3.11",
-        "--python-platform",
-        "x86_64-manylinux_2_28",
-        *options,
-    ]
-    result = subprocess.run(
-        command, input="\n".join(wanted), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environ
-    )
-    if result.returncode:
-        raise UserError(f"uv finds no versions that fit together: {' '.join(result.stderr.split())}")
-    return entries(result.stdout)
-
-
-def make(python: str) -> None:
-    """Write all lock files. The index is the user's; find-links only say where the CPU build of torch lies."""
-    with tempfile.TemporaryDirectory() as temporary:
-        tools = Path(temporary) / "uv"
-        for command in ([python, "-m", "venv", str(tools)], [str(tools / "bin" / "pip"), "install", "--quiet", UV]):
-            if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
-                raise UserError(f"{UV} can't be had (see above): is a package registry reachable?")
-        uv, pip = tools / "bin" / "uv", pip_settings(tools / "bin" / "python")
-        links = pip.pop("find-links", "")
-        pip.pop("extra-index-url", None)  # a mirror beside the index may hold some of a version's files only
-        environ = {key: value for key, value in {**os.environ, **uv_variables(pip)}.items() if key != "UV_FIND_LINKS"}
-        wanted = requirements(TORCH.specification)
-        (pin,) = (line for line in wanted if line.startswith("torch=="))
-        wheel, sha256 = cpu_wheel(links, pin)
-        torch = compiled(uv, wanted, [], environ)
-        known = Path(temporary) / "known.txt"
-        known.write_text("\n".join(torch.values()) + "\n", encoding="utf-8")
-        lean = compiled(
-            uv, wanted, [*(f"--find-links={link}" for link in links.split()), "--constraints", str(known)], environ
-        )
-        torch["torch"] += f" \\\n    --hash=sha256:{sha256}"
-        cuda = {name: torch.pop(name) for name in sorted(torch.keys() - lean.keys())}
-        write("torch", HEADER + CPU.format(wheel=wheel), TORCH, torch)
-        write("torch-cuda", HEADER + CUDA, TORCH, cuda)
-        write("jt", HEADER, JT, compiled(uv, requirements(JT.specification), ["--constraints", str(known)], environ))
-        write("uv", HEADER.replace("{source}", "lib/machine/locks.py"), JT, compiled(uv, [UV], [], environ))
-
-
-def write(name: str, header: str, environment: Environment, found: Mapping[str, str]) -> None:
-    head = header.format(source=environment.specification.name, uv=UV.replace("==", " "))
+def write(name: str, source: str, found: Mapping[str, str], note: str = "") -> None:
+    head = HEADER.format(source=source, uv=UV.replace("==", " ")) + note
     path(name).write_text(head + "\n".join(found.values()) + "\n", encoding="utf-8")
     print(f"[locks] {path(name).name}: {len(found)} packages", flush=True)

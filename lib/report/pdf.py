@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from lib.errors import UserError
+from lib.machine.doctor import BROWSERS
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SECONDS = 120  # a report takes under ten on two busy cores
 
 
