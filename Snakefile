@@ -18,5 +18,5 @@ for job in jobs:
         input: job["file"], job["needs"], [ancient(mark) for mark in job["after"]]  # ready, however new
         output: job["done"]
         threads: job["threads"]
-        priority: job["priority"]
-        shell: "{sys.executable:q} -m lib.machine.pipeline run {input[0]:q}"
+        priority: job["stage"]["priority"]
+        shell: "{sys.executable:q} -m lib.machine.job {input[0]:q}"

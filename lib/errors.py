@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 def of_a_user(error: Exception) -> UserError | None:
-    """An error as one that a user can mend: their own mistake, or what a disk or a folder refuses; None for any other."""
+    """An error that a user can mend: their own mistake, or what a disk or a folder refuses. None for any other."""
     if isinstance(error, UserError):
         return error
     if not isinstance(error, OSError) or error.errno not in PLACES:

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.errors import UserError, of_a_place
+from lib.errors import UserError, of_a_user
+from lib.machine import __main__ as commands
 from lib.machine import doctor, environment, headers, installation, locks
 from lib.machine.environment import ENVIRONMENTS, JT, TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON = installation.Python("python3.11", "3.11.7", Path("/base/bin"), Path("/base/include"))
+ANY_PYTHON = ("__init__", "__main__", "doctor", "environment", "headers", "installation", "launcher", "locks")
+PYTHON = doctor.Python("python3.11", "3.11.7", Path("/base/bin"), Path("/base/include"))
 
 
 @pytest.fixture
@@ -163,7 +165,7 @@ def test_place_depends_on_packages_and_python_not_on_comments(project):
     for path in (locks.path("torch"), TORCH.specification):
         path.write_text("# other words\n" + path.read_text())
     assert installation.destination(TORCH, PYTHON) == first
-    assert installation.destination(TORCH, installation.Python("p", "3.11.9", Path(), Path())) != first
+    assert installation.destination(TORCH, doctor.Python("p", "3.11.9", Path(), Path())) != first
     for name, package in (("torch", "\nattrs=="), ("torch-cuda", "\ntriton==")):
         text = locks.path(name).read_text()
         locks.path(name).write_text(text.replace(package, f"{package}1"))
@@ -224,7 +226,7 @@ def test_cuda_libraries_come_with_a_build_of_torch_that_asks_for_them(project, i
 
 
 def test_concurrent_builds_install_once(project, installed, monkeypatch):
-    monkeypatch.setattr(installation, "find_python", lambda: PYTHON)
+    monkeypatch.setattr(doctor, "find_python", lambda: PYTHON)
     monkeypatch.setattr(doctor, "require", lambda: None)
     monkeypatch.setattr(installation, "install_onednn", lambda folder: None)
     monkeypatch.setattr(installation, "compile_core", lambda folder: None)
@@ -259,7 +261,7 @@ def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    assert installation.find_conda() == str(program)
+    assert doctor.find_conda() == str(program)
     folder = build(TORCH, str(program))
     assert installed[0] == [
         str(program),
@@ -275,7 +277,7 @@ def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
     assert installed[1][:3] == [str(folder / "bin" / "python"), "-m", "venv"]  # the installer, by conda's Python
     assert installed[-1][-1] == str(folder / "torch.lock")
     monkeypatch.setenv("ALIGN_CONDA", "no")
-    assert installation.find_conda() is None
+    assert doctor.find_conda() is None
 
 
 def wheel(folder: Path) -> Path:
@@ -445,10 +447,10 @@ def test_system_installs_what_is_missing_and_goes_on_without_the_optional(monkey
     monkeypatch.setattr(doctor, "missing", lambda: lacking)
     monkeypatch.setattr(doctor.os, "geteuid", lambda: 0)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(doctor, "apt", lambda arguments, *_: calls.append(arguments[-1]) or arguments[-1] != "chromium")
+    monkeypatch.setattr(doctor, "apt", lambda *arguments: calls.append(arguments[-1]) or arguments[-1] != "chromium")
     assert doctor.install(if_possible=True) == 0  # an optional one failed
     assert calls == ["update", "chromium", "g++"] and "not installed: OPTIONAL PDF" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "apt", lambda arguments, *_: False)
+    monkeypatch.setattr(doctor, "apt", lambda *_: False)
     assert doctor.install(if_possible=True) == 1  # a required one failed
     monkeypatch.setattr(doctor.os, "geteuid", lambda: 1000)
     assert doctor.install(if_possible=True) == 0
@@ -458,13 +460,13 @@ def test_system_installs_what_is_missing_and_goes_on_without_the_optional(monkey
 
 def test_pytest_is_given_its_options_as_they_are(monkeypatch):
     given = []
-    monkeypatch.setattr(environment, "test", lambda arguments: given.extend(arguments) or 0)
+    monkeypatch.setattr(commands, "test", lambda arguments: given.extend(arguments) or 0)
     monkeypatch.setattr("sys.argv", ["environment", "test", "-k", "a and b", "--durations=4"])
-    assert environment.main() == 0 and given == ["-k", "a and b", "--durations=4"]
+    assert commands.main() == 0 and given == ["-k", "a and b", "--durations=4"]
 
 
 def test_users_mistakes_are_one_line():
-    command = [sys.executable, "-m", "lib.machine.environment", "run", "tensorflow"]
+    command = [sys.executable, "-m", "lib.machine", "run", "tensorflow"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
 
@@ -484,14 +486,14 @@ def test_a_python_without_the_packages_says_which_to_use():
 
 @pytest.mark.parametrize(
     "name",
-    ["errors", "__main__", *(f"machine/{one}" for one in ("environment", "installation", "locks", "doctor", "launcher"))],
+    ["errors", "__main__", *(f"machine/{one}" for one in ANY_PYTHON)],
 )
 def test_what_any_python_reads_has_no_newer_syntax(name):
     ast.parse((ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def test_a_full_disk_and_a_read_only_place_are_one_line():
-    program = "import os\n{}\nimport runpy; runpy.run_module('lib.machine.environment', run_name='__main__')"
+    program = "import os\n{}\nimport runpy; runpy.run_module('lib.machine', run_name='__main__')"
     for number, words in (
         (errno.ENOSPC, "free some room"),
         (errno.EROFS, "choose a place"),
@@ -504,19 +506,19 @@ def test_a_full_disk_and_a_read_only_place_are_one_line():
         line = refused([sys.executable, "-W", "ignore", "-c", program.format(plant), "envs"])
         assert line.startswith("error: /there: ") and words in line
     for number in (errno.ENOENT, errno.EIO):  # a fault of ours, or of the disk
-        assert of_a_place(OSError(number, os.strerror(number))) is None
+        assert of_a_user(OSError(number, os.strerror(number))) is None
 
 
 def test_in_the_c_locale_a_process_reads_utf8_and_the_builder_prints():
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     program = (
         "from lib.machine import installation\ninstallation.make_environments = lambda: installation.say('\\u2026')\n"
-        "import runpy; runpy.run_module('lib.machine.environment', run_name='__main__')"
+        "import runpy; runpy.run_module('lib.machine', run_name='__main__')"
     )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, "envs"], cwd=ROOT, env=plain, capture_output=True, text=True
     )
-    assert (result.returncode, result.stdout) == (0, "[envs] ?\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "[envs] \\u2026\n"), result.stderr
     assert all(environment.variables(one, Path("/e"))["PYTHONUTF8"] == "1" for one in ENVIRONMENTS)
 
 

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from lib.machine import kernel
+from lib.machine import notebook
 
 
-def ended(tmp_path, code: str, monkeypatch=None) -> kernel.ProcessDied:
+def ended(tmp_path, code: str, monkeypatch=None) -> notebook.ProcessDied:
     """How a Python process with this code ended."""
     log = tmp_path / "log"
     with open(log, "wb") as stream:
-        process = kernel.Process(log, subprocess.Popen([sys.executable, "-c", code], stdout=stream, stderr=stream))
+        process = notebook.Process(log, subprocess.Popen([sys.executable, "-c", code], stdout=stream, stderr=stream))
     return process.died("it")
 
 
@@ -47,25 +47,31 @@ def test_what_a_process_wrote_last_is_kept(tmp_path):
         tmp_path,
         "import os, sys; print('\\n'.join(map(str, range(99)))); sys.stdout.flush(); os.write(2, b'\\x1b[31m\\xffend\\x1b[m\\n'); os.abort()",
     )
-    assert len(death.lines) == kernel.LINES and death.lines[-2:] == ["98", "\ufffdend"]
+    assert len(death.lines) == notebook.LINES and death.lines[-2:] == ["98", "\ufffdend"]
 
 
 def test_memory_is_said_only_with_evidence(tmp_path, monkeypatch):
     before = {"the control group": 1, "the machine": 4}
-    assert kernel.lack_of_memory(before, before, 0.5) == ""
-    assert "the machine counts one more" in kernel.lack_of_memory(before, {**before, "the machine": 5}, 0.5)
-    assert "the control group counts" in kernel.lack_of_memory(before, {"the control group": 2, "the machine": 5}, 0.5)
-    assert "1.0% of it was free" in kernel.lack_of_memory({}, {}, 0.01)
+    assert notebook.lack_of_memory(before, before, 0.5) == ""
+    assert "the machine counts one more" in notebook.lack_of_memory(before, {**before, "the machine": 5}, 0.5)
+    assert "the control group counts" in notebook.lack_of_memory(before, {"the control group": 2, "the machine": 5}, 0.5)
+    assert "1.0% of it was free" in notebook.lack_of_memory({}, {}, 0.01)
     counts = iter([{"the machine": 4}, {"the machine": 5}] * 2)
-    monkeypatch.setattr(kernel, "kills", lambda: next(counts))
+    monkeypatch.setattr(notebook, "kills", lambda: next(counts))
     assert "memory" in str(ended(tmp_path, "import os; os.kill(os.getpid(), 9)"))
     assert "memory" not in str(ended(tmp_path, "import os; os.kill(os.getpid(), 11)"))  # a crash is no lack of memory
 
 
 def test_kills_are_counted_where_the_system_counts_them(tmp_path):
-    second, first, other = (tmp_path / name for name in ("memory.events", "memory.oom_control", "other"))
-    second.write_text("low 0\noom 7\noom_kill 2\noom_group_kill 0\n")
-    first.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
-    other.write_text("nr_free_pages 7\n")
-    assert [kernel._count(path) for path in (second, first, other, tmp_path / "absent")] == [2, 3, None, None]
-    assert all(count >= 0 for count in kernel.kills().values())
+    """Version 2 at the group's place, version 1 at the top as in a container, the machine; what counts nothing is left out."""
+    for name, text in {
+        "proc/self/cgroup": "9:memory:/host/path\n0::/user.slice\n",
+        "proc/vmstat": "nr_free_pages 7\noom_kill 4\n",
+        "sys/fs/cgroup/user.slice/memory.events": "low 0\noom 7\noom_kill 2\noom_group_kill 0\n",
+        "sys/fs/cgroup/memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+        "sys/fs/cgroup/memory.events": "low 0\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(notebook.kills(tmp_path).values()) == [2, 3, 4] and notebook.kills(tmp_path)["the machine"] == 4
+    assert notebook.kills(tmp_path / "absent") == {} and all(count >= 0 for count in notebook.kills().values())

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib.machine import environment, installation
+from lib.machine import environment, installation, launcher
 from lib.machine.environment import ENVIRONMENTS, JT, TORCH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,11 +22,8 @@ import lib.machine.environment
 print(json.dumps({"cwd": os.getcwd(), "prefix": sys.prefix, **os.environ}))
 """
 FOUND = """\
-import os
-class Fake:
-    named = staticmethod(lambda name: name)
-    def start(name, arguments): print(__file__, os.getcwd(), name, arguments[3])
-named, start = Fake.named, Fake.start
+import os, sys
+print(__file__, os.getcwd(), *sys.argv[1:3], sys.argv[6])
 """
 
 
@@ -122,10 +119,9 @@ def places(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name / "lib" / "machine").mkdir(parents=True)
         (tmp_path / name / "notebooks").mkdir()
-        (tmp_path / name / "lib" / "machine" / "environment.py").write_text(FOUND)
-        (tmp_path / name / "lib" / "errors.py").write_text("class UserError(Exception): pass\n")
-        for one in ENVIRONMENTS:
-            (tmp_path / name / f"environment-{one.name}.yml").touch()
+        (tmp_path / name / "lib" / "machine" / "__main__.py").write_text(FOUND)
+        for mark in launcher.MARKS:
+            (tmp_path / name / mark).touch()
     (tmp_path / "out").mkdir()
     shutil.copy(ROOT / "lib" / "machine" / "launcher.py", tmp_path / "launcher.py")  # outside, as in an environment
     return tmp_path
@@ -161,8 +157,9 @@ def launched(places: Path, cwd: str, parent: str, words=(), session="") -> subpr
 def test_the_launcher_finds_the_checkout(places, cwd, parent, words, session, found):
     result = launched(places, cwd, parent, [word.format(places) for word in words], session.format(places))
     assert result.stdout.split() == [
-        f"{places}/{found}/lib/machine/environment.py",
+        f"{places}/{found}/lib/machine/__main__.py",
         f"{places}/{found}",
+        "run",
         "jt",
         "connection",
     ], result.stderr

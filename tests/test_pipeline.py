@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from lib.errors import UserError
-from lib.machine import environment, kernel, pipeline, progress
+from lib.machine import environment, pipeline
 from lib.machine import job as jobs
 from lib.machine import notebook as notebooks
 
@@ -57,20 +57,7 @@ def notebook(path: Path, *sources: str, parameters: str = "") -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A checkout with stub notebooks and a stub library; both its kernels are this interpreter."""
-    machine = [
-        f"machine/{name}"
-        for name in (
-            "__init__",
-            "environment",
-            "headers",
-            "doctor",
-            "notebook",
-            "kernel",
-            "job",
-            "progress",
-            "pipeline",
-        )
-    ]
+    machine = [f"machine/{name}" for name in ("__init__", "environment", "headers", "notebook", "job", "pipeline")]
     for name in ("__init__", "errors", "record", *machine, "alignment/__init__", "alignment/evidence"):
         (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib" / f"{name}.py")
@@ -157,7 +144,7 @@ def start(snakemake: str = "", **options) -> subprocess.Popen:
         text for name, value in {"profile": "mini", "cores": 2, **options}.items() for text in (f"--{name}", str(value))
     ]
     arguments += ["--", snakemake] if snakemake else []
-    command = [sys.executable, "-m", "lib.machine.pipeline", "report", *arguments]
+    command = [sys.executable, "-m", "lib.machine.pipeline", *arguments]
     return subprocess.Popen(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -335,7 +322,7 @@ def test_an_edit_while_a_job_runs_is_not_taken_for_done(project, monkeypatch):
     )
     (job, *_) = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
     with pytest.raises(UserError, match="edited while it ran"):
-        pipeline.run(job.file)
+        jobs.run(job.file)
     assert not job.done.exists()
 
 
@@ -369,8 +356,8 @@ def complete(planned) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(job.name)
         mark = {
-            "inputs": pipeline.digest(job.inputs),
-            "results": {name: pipeline.digest([name]) for name in job.results},
+            "inputs": jobs.digest(job.inputs),
+            "results": {name: jobs.digest([name]) for name in job.results},
         }
         job.done.parent.mkdir(parents=True, exist_ok=True)
         job.done.write_text(json.dumps(mark))
@@ -442,7 +429,7 @@ def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(mo
         def once(_job):
             seen.append(json.loads(os.environ["RECORD_RESTARTS"]))
             if (number := next(deaths)) != "ends well":
-                raise kernel.ProcessDied(f"died of {number}", number, [])
+                raise notebooks.ProcessDied(f"died of {number}", number, [])
 
         monkeypatch.setattr(jobs, "run_once", once)
 
@@ -451,7 +438,7 @@ def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(mo
     assert jobs.run_twice({}, "m/torch/train") == ["died of 11"] and seen == [[], ["died of 11"]]
     for numbers in ((11, 9), (None,)):  # a second death is final, and an exit of its own is no crash
         die(*numbers)
-        with pytest.raises(kernel.ProcessDied, match=f"died of {numbers[-1]}"):
+        with pytest.raises(notebooks.ProcessDied, match=f"died of {numbers[-1]}"):
             jobs.run_twice({}, "m/torch/train")
 
 
@@ -461,21 +448,21 @@ def test_a_gap_says_what_failed_or_what_it_waits_for(project):
     data, train, other, _ = planned
     for job in (train, other):
         job.done.unlink()
-    progress.open_mark(train.done).write_text(
+    jobs.open_mark(train.done).write_text(
         json.dumps({"since": 1.0, "why": "died", "see": "reports/mini/notebooks/m/60_train.failed.ipynb"})
     )
-    progress.open_mark(other.done).write_text(json.dumps({"since": 1.0}))
-    found = pipeline.gaps(planned, pipeline.stale(planned), Path("reports/mini"))
+    jobs.open_mark(other.done).write_text(json.dumps({"since": 1.0}))
+    found = pipeline.gaps(pipeline.stale(planned), Path("reports/mini"))
     assert [(gap["side"], gap["why"], gap["see"], gap["waits_for"]) for gap in found] == [
         (train.side, "died", "notebooks/m/60_train.failed.ipynb", ""),
         (other.side, "", "", ""),
     ]
-    progress.open_mark(data.done).write_text(json.dumps({"since": 1.0, "why": "no data", "see": ""}))
+    jobs.open_mark(data.done).write_text(json.dumps({"since": 1.0, "why": "no data", "see": ""}))
     for job in (data, train):
         job.done.unlink(missing_ok=True)
-    progress.open_mark(train.done).unlink()
+    jobs.open_mark(train.done).unlink()
     waiting = dataclasses.replace(train, needs=(str(data.done),))
-    found = pipeline.gaps(planned, [data, waiting], Path("reports/mini"))
+    found = pipeline.gaps([data, waiting], Path("reports/mini"))
     assert [gap["waits_for"] for gap in found] == ["", "all/none/data"]
 
 
@@ -555,7 +542,6 @@ def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
         sys.executable,
         "-m",
         "lib.machine.pipeline",
-        "report",
         "--profile",
         "smallest",
         "--models",

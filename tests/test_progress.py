@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lib.machine import progress
+from lib.machine import job
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def entries(tmp_path):
             "needs": needs[name],
             "after": [],
             "threads": 1,
-            "weight": weight,
+            "stage": {"weight": weight},
             "seconds": None,
             "to_do": name != "c",
         }
@@ -40,34 +40,34 @@ def end(path, seconds, age=0.0):
 
 def test_what_is_left_follows_from_what_is_done(entries):
     jobs, folder = entries
-    assert progress.left(jobs, set(), 2) == ""  # nothing was ever measured
+    assert job.left(jobs, {}, 2) == ""  # nothing was ever measured
     end(folder / "a", 30)
     # b then d, 20 and 40 parts of what took 30 s for 10: cores do not help a chain
-    assert progress.told(folder / "a") == "; 1 of 3 jobs, about 3 min left"
+    assert job.told(folder / "a") == "; 1 of 3 jobs, about 3 min left"
     end(folder / "b", 60)
     end(folder / "d", 120)
-    assert progress.told(folder / "d") == "; 3 of 3 jobs"
+    assert job.told(folder / "d") == "; 3 of 3 jobs"
 
 
 def test_a_mark_of_an_earlier_run_is_not_done_in_this_one(entries):
     end(entries[1] / "a", 30, age=60)
     end(entries[1] / "b", 30)
-    assert progress.told(entries[1] / "b").startswith("; 1 of 3 jobs")
+    assert job.told(entries[1] / "b").startswith("; 1 of 3 jobs")
 
 
 def test_times_of_an_earlier_run_and_of_what_is_running_count(entries):
     jobs, folder = entries
-    measured = [{**job, "seconds": 20.0} for job in jobs]
-    assert progress.left(measured, set(), 2) == "60 s"
-    progress.open_mark(folder / "a").write_text(json.dumps({"since": time.time() - 10}))
-    assert progress.left(measured, set(), 2) == "50 s"
-    assert progress.left(measured[:1] * 1, set(), 1) == "10 s"
+    measured = [{**one, "seconds": 20.0} for one in jobs]
+    assert job.left(measured, {}, 2) == "60 s"
+    job.open_mark(folder / "a").write_text(json.dumps({"since": time.time() - 10}))
+    assert job.left(measured, {}, 2) == "50 s"
+    assert job.left(measured[:1], {}, 1) == "10 s"
 
 
 @pytest.mark.parametrize("seconds, words", [(2, "10 s"), (84, "80 s"), (200, "3 min"), (9000, "2.5 h")])
 def test_a_guess_is_not_told_to_the_second(seconds, words):
-    assert progress.in_words(seconds) == words
+    assert job.in_words(seconds) == words
 
 
 def test_a_job_that_is_run_by_hand_tells_no_count(tmp_path):
-    assert progress.told(tmp_path / ".done" / "m" / "torch" / "a") == ""
+    assert job.told(tmp_path / ".done" / "m" / "torch" / "a") == ""

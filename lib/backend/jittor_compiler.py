@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.machine import headers
+from lib.machine import environment
 from lib.record import threads
 
 from .jittor_import import jt
@@ -16,10 +16,10 @@ from .jittor_import import jt
 
 def compile_fast() -> None:
     """Let this process compile its kernels with the environment's precompiled header and script, where it has them."""
-    environment = Path(sys.prefix).resolve()
-    header, script = headers.header(environment, "kernel"), headers.script(environment)
+    prefix = Path(sys.prefix).resolve()
+    header, script = environment.header(prefix, "kernel"), environment.compile_script(prefix)
     if jt.flags.cc_type == "g++" and header.is_file() and script.is_file():
-        jt.flags.cc_flags += f" {headers.include(header)} "
+        jt.flags.cc_flags += f" {environment.include(header)} "
         jt.flags.python_path = str(script)
     # As many at a time as this process was given cores. Beside others more would only wait, and with one the main thread
     # compiles by itself: a compile thread was once seen to abort, in a thousand tests, for a reason that was not found.

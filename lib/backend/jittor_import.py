@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.machine import headers
+from lib.machine import environment
 
 
 def _import_jittor():
@@ -35,9 +35,9 @@ def _import_jittor():
     os.environ.setdefault("log_silent", "1")
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         os.environ["nvcc_path"] = ""  # a broken CUDA toolkit must not stop a CPU run
-    core = headers.header(Path(sys.prefix).resolve(), "core")
+    core = environment.header(Path(sys.prefix).resolve(), "core")
     if core.is_file():
-        os.environ.setdefault("cc_flags", headers.include(core))
+        os.environ.setdefault("cc_flags", environment.include(core))
     streams = random.getstate(), np.random.get_state()
     tls, hooks, limit = ssl._create_default_https_context, (sys.exit, sys.excepthook), sys.getrecursionlimit()
     with _home_of_this_environment():
@@ -58,7 +58,7 @@ def _import_jittor():
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    jittor.flags.cc_flags = jittor.flags.cc_flags.replace(headers.include(core), "")  # a kernel has another
+    jittor.flags.cc_flags = jittor.flags.cc_flags.replace(environment.include(core), "")  # a kernel has another
     # -Ofast alone makes NaN == NaN true and 1/0 NaN; the macro keeps the fast vector exp that -Ofast brings.
     jittor.flags.cc_flags += " -fno-finite-math-only -D__FAST_MATH__ "
     return jittor

@@ -1,4 +1,4 @@
-"""What the Makefile calls: python3 -m lib.machine <verb>, with any python3 from 3.8 on and the standard library alone."""
+"""The Makefile's command line: python3 -m lib.machine <verb>, with any python3 from 3.8 on and the standard library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test(arguments: Sequence[str]) -> int:
     for environment in ENVIRONMENTS:
         folder, log = location(environment), ROOT / "envs" / f"test-{environment.name}.log"
         environ = {**process_environment(environment, folder), "OMP_NUM_THREADS": threads}
-        command = [str(folder / "bin" / "python"), *"-m pytest -p no:cacheprovider".split(), *arguments]
+        command = [str(folder / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider", *arguments]
         with open(log, "w", encoding="utf-8") as file:
             process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environ)
         running.append((environment, log, process))

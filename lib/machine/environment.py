@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import UserError
-from lib.machine import headers
 
 ROOT = Path(__file__).resolve().parents[2]
 STAMP = ".complete"
@@ -94,6 +93,21 @@ def interpreter(environment: Environment) -> Path:
     return location(environment) / "bin" / "python"
 
 
+def header(folder: Path, name: str) -> Path:
+    """The precompiled header of Jittor's `core` or of its `kernel`s, to be included before all else; absent where `make
+    envs` has not made it. Jittor hashes it like any other file that a source includes: another text compiles anew."""
+    return folder / "include" / "precompiled" / f"{name}.h"
+
+
+def compile_script(folder: Path) -> Path:
+    """What compiles a kernel without a Python process."""
+    return folder / "bin" / "jittor-compile"
+
+
+def include(path: Path) -> str:
+    return f'-include "{path}"'
+
+
 def variables(environment: Environment, folder: Path) -> dict[str, str]:
     """What a process of this environment needs beyond the user's own variables."""
     place, jupyter = home_of(folder), ROOT / ".jupyter"
@@ -101,7 +115,7 @@ def variables(environment: Environment, folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONNOUSERSITE": "1",
         "PYTHONUTF8": "1",  # LANG=C must not make notebooks unreadable
-        # Bytecode of what is imported, once for all checkouts, none beside sources: without it processes start 5 s later.
+        # Bytecode of what is imported, once for all checkouts, none beside sources: without it a start takes 5 s more.
         "PYTHONPYCACHEPREFIX": str(place / ".cache" / "jittor" / "bytecode"),
         "JUPYTER_DATA_DIR": str(jupyter / "data"),
         "JUPYTER_CONFIG_DIR": str(jupyter / "config"),
@@ -119,9 +133,9 @@ def variables(environment: Environment, folder: Path) -> dict[str, str]:
     }
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         jittor["nvcc_path"] = ""  # a broken CUDA toolkit must not stop a CPU run
-    core = headers.header(folder, "core")
+    core = header(folder, "core")
     if core.is_file() and "cc_flags" not in os.environ:
-        jittor["cc_flags"] = headers.include(core)  # also where lib.backend does not import jittor: one core for both
+        jittor["cc_flags"] = include(core)  # also where lib.backend does not import jittor: one core for both
     if place != Path.home():
         jittor["HOME"] = str(place)  # never JITTOR_HOME: Jittor would write it to the user's configuration for good
     return {**common, **jittor}

@@ -20,17 +20,17 @@ import platform
 import re
 import shutil
 import subprocess
-import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import UserError
-from lib.machine import doctor, headers, locks
+from lib.machine import doctor, locks
 from lib.machine import environment as environments
 from lib.machine.doctor import Python
-from lib.machine.environment import ENVIRONMENTS, JT, STAMP, TORCH, Environment, cache, complete, process_environment
+from lib.machine.environment import ENVIRONMENTS, JT, STAMP, TORCH, Environment, cache, complete
 
 # Jittor looks for this folder below .cache/jittor/mkl and downloads it where it is missing
 ONEDNN_FOLDERS = {"x86_64": "dnnl_lnx_2.2.0_cpu_gomp", "aarch64": "dnnl_lnx_2.2.0_cpu_gomp_aarch64"}
@@ -40,8 +40,15 @@ for name in ("jittor_core", "jit_utils_core"):
     print(f"jittor is ready:{sys.modules[name].__file__}")
 """
 GENERATED = 24  # object files of sources that Jittor 1.3.11 writes itself
+# What Jittor's sources include is parsed once for each machine instead of once for each file, with the flags of Jittor
+# 1.3.11 that shape code; those of kernels with what lib/backend/jittor_import.py adds. A kernel's header has little: a
+# name that a kernel did not ask for may clash with one of its own.
+FLAGS = ["-std=c++14", "-fPIC", *(["-march=native"] if platform.machine() == "x86_64" else [])]
+HEADERS = {"core": ["-O2"], "kernel": ["-Ofast", "-fopenmp", "-fno-finite-math-only", "-D__FAST_MATH__"]}
 # pip's own cache would double the gigabytes, in a place the user did not choose.
-PIP_INSTALL = "install --no-cache-dir --disable-pip-version-check --no-input --no-deps --require-hashes".split()
+EXACTLY = ["--no-deps", "--require-hashes"]
+PIP_INSTALL = ["install", "--no-cache-dir", "--disable-pip-version-check", "--no-input", *EXACTLY]
+OWN = Path(__file__).parent  # what environments get copies of: the launcher, precompiled/
 REGISTRY = "see whether the package registry can be reached"
 COMPILER = "`make doctor` checks the compiler and the headers"
 
@@ -61,7 +68,7 @@ class Installer:
         """Install exactly what a lock file lists: no other version, no other file, nothing beyond it."""
         python, rest = str(folder / "bin" / "python"), ["--no-build-isolation", "-r", str(lock)]
         if self.uv.exists():
-            return [str(self.uv), *"pip install --no-deps --require-hashes --python".split(), python, *rest]
+            return [str(self.uv), "pip", "install", *EXACTLY, "--python", python, *rest]
         return [str(self.folder / "bin" / "python"), "-m", "pip", "--python", python, *PIP_INSTALL, *rest]
 
 
@@ -165,7 +172,7 @@ def with_local_build(folder: Path, installer: Installer) -> Path:
     pin = f"torch=={locks.version(locks.read('torch')['torch'])}"
     asked, named = folder / "torch.in", folder / "torch.lock"
     asked.write_text(pin + "\n", encoding="utf-8")
-    options = [*"--quiet --no-deps --no-header --no-annotate --python".split(), str(folder / "bin" / "python")]
+    options = ["--quiet", "--no-deps", "--no-header", "--no-annotate", "--python", str(folder / "bin" / "python")]
     command = [str(installer.uv), "pip", "compile", str(asked), *options]
     offered = logged(command, TORCH.log, f"torch: looking for {pin}", REGISTRY, installer.environ)
     (build,) = (line.strip() for line in offered.splitlines() if line.startswith(pin))
@@ -217,21 +224,34 @@ def build(environment: Environment, conda: str | None, python: Python | None, pa
 
 def link_headers(folder: Path, python: Python) -> None:
     """Jittor asks `python3.11-config` beside the interpreter for the headers; a venv has none of its own."""
-    script = folder / "bin" / "python3.11-config"
-    script.write_text(f'#!/bin/sh\nexec "{python.scripts / "python3.11-config"}" "$@"\n', encoding="utf-8")
-    script.chmod(0o755)
+    script = f'#!/bin/sh\nexec "{python.scripts / "python3.11-config"}" "$@"\n'
+    write(folder / "bin" / "python3.11-config", script, mode=0o755)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place for what takes this one when it is ready. (Not called dnnl*: Jittor takes any folder of that name.)"""
+    fresh = path.with_name(f".new-{path.name}.{uuid.uuid4().hex[:8]}")
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    yield fresh
+    os.replace(fresh, path)
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a small file, unless it holds this text."""
+    if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        with replacing(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
+            fresh.chmod(mode)
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Point `link` to `target` in one step."""
-    if link.is_symlink() and os.readlink(link) == str(target):
-        return
+    """Point `link` to `target`."""
     if link.exists() and not link.is_symlink():
         raise UserError(f"{link}: a folder stands where a link belongs: move it away")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    fresh = link.with_name(f".{link.name}.{os.getpid()}")
-    fresh.symlink_to(target)
-    os.replace(fresh, link)
+    if not link.is_symlink() or os.readlink(link) != str(target):
+        with replacing(link) as fresh:
+            fresh.symlink_to(target)
 
 
 def install_onednn(environment: Path) -> None:
@@ -246,16 +266,10 @@ def install_onednn(environment: Path) -> None:
     if (target / "lib" / "libmkldnn.so").is_file() and (target / "include" / "dnnl.hpp").is_file():
         return
     include = environment / "include"
-    files = {
-        file.relative_to(environment): file
-        for file in include.rglob("*.h*")
-        if "dnnl" in str(file.relative_to(include))
-    }
+    found = [*include.glob("dnnl*.h*"), *include.glob("oneapi/**/*.h*")]
+    files = {file.relative_to(environment): file for file in found}
     files[Path("lib", "libdnnl.so.2")] = (environment / "lib" / "libdnnl.so.2").resolve(strict=True)
-    with locked(cache() / "envs" / "onednn.lock"):
-        # not called dnnl*: Jittor takes the first folder of that name
-        fresh = target.with_name(f".new-{os.getpid()}")
-        shutil.rmtree(fresh, ignore_errors=True)
+    with locked(cache() / "envs" / "onednn.lock"), replacing(target) as fresh:
         for name, file in files.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -268,7 +282,6 @@ def install_onednn(environment: Path) -> None:
             target.unlink()
         elif target.exists():
             shutil.rmtree(target)
-        os.replace(fresh, target)
 
 
 def core_key(environment: Path) -> str:
@@ -276,11 +289,8 @@ def core_key(environment: Path) -> str:
     compilers = [os.environ.get("cc_path") or "g++"]
     if os.environ.get("ALIGN_DEVICE", "cpu") != "cpu":
         compilers.append("nvcc")
-    versions = [
-        subprocess.run([name, "--version"], stdout=subprocess.PIPE, encoding="utf-8", errors="replace").stdout
-        for name in compilers
-        if shutil.which(name)
-    ]
+    asked = dict(stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
+    versions = [subprocess.run([name, "--version"], **asked).stdout for name in compilers if shutil.which(name)]
     cpu = next((line for line in read_lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     facts = [str(environment), str(environments.jittor_home()), platform.platform(), platform.node(), cpu, *versions]
     return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:10]
@@ -316,7 +326,7 @@ def compile_core(environment: Path) -> None:
         return f", {done} of about {sources + GENERATED} object files"
 
     for _ in range(2):
-        environ = process_environment(JT, environment)
+        environ = environments.process_environment(JT, environment)
         printed = logged(command, log, "jittor: compiling its core", COMPILER, environ, progress)
         libraries = [line.partition(":")[2] for line in printed.splitlines() if line.startswith("jittor is ready:")]
         if libraries:
@@ -330,32 +340,26 @@ def compile_core(environment: Path) -> None:
 
 
 def precompile_headers(environment: Path, log: Path) -> None:
-    """What Jittor's sources include, for this machine's compiler. Jittor takes no other compiler than g++ so."""
+    """The headers and the script that compiles a kernel, for this machine. Jittor takes no other compiler than g++ so.
+
+    g++ takes, of the files in `<header>.gch/`, the one that was made by itself with the same flags, and where there is
+    none it parses the header: right, but slower. Each machine that shares an environment adds its own.
+    """
     compiler = shutil.which(os.environ.get("cc_path") or "g++")
     if compiler is None or "g++" not in os.path.basename(compiler):
         return
-    for path, text in headers.texts(environment).items():
-        write(path, text)
-    headers.script(environment).chmod(0o755)
+    script = environments.compile_script(environment)
+    write(script, (OWN / "precompiled" / script.name).read_text(encoding="utf-8"), mode=0o755)
     config = [str(environment / "bin" / "python3.11-config"), "--includes"]
     includes = subprocess.run(config, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout.split()
-    for name in headers.HEADERS:
-        target = headers.precompiled(environment, name, core_key(environment))
-        fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        fresh.parent.mkdir(exist_ok=True)
-        command = headers.command(environment, name, compiler, includes, fresh)
-        logged(command, log, f"jittor: precompiling the headers of its {name}", COMPILER)
-        os.replace(fresh, target)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a small file in one step, unless it holds this text."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    package = environment / "lib" / "python3.11" / "site-packages" / "jittor"
+    places = [f"-I{package / 'src'}", f"-I{package / 'extern'}", *includes]
+    for name, flags in HEADERS.items():
+        header = environments.header(environment, name)
+        write(header, (OWN / "precompiled" / header.name).read_text(encoding="utf-8"))
+        with replacing(Path(f"{header}.gch", core_key(environment))) as fresh:
+            command = [compiler, "-x", "c++-header", *FLAGS, *flags, *places, str(header), "-o", str(fresh)]
+            logged(command, log, f"jittor: precompiling the headers of its {name}", COMPILER)
 
 
 def write_kernels(folder: Path) -> None:
@@ -363,7 +367,7 @@ def write_kernels(folder: Path) -> None:
 
     They name no checkout, since environments are shared: the launcher finds it when a kernel starts.
     """
-    launcher = Path(__file__).with_name("launcher.py").read_text(encoding="utf-8")
+    launcher = (OWN / "launcher.py").read_text(encoding="utf-8")
     for environment in ENVIRONMENTS:
         target = folder / "share" / "jupyter" / "kernels" / environment.kernel
         write(target / "launcher.py", launcher)

@@ -1,10 +1,17 @@
-"""Running one job: the notebook or command that a description names, its marks, and a second start after a crash."""
+"""One job of a report: `python -m lib.machine.job FILE` runs the notebook or command that a description names, starts it
+a second time after a crash, and says how far the report is.
+
+A job is done when its mark exists, which is written last and holds the digests of what it read and of what it wrote.
+Another mark beside it says, of a job that is running or that failed, since when and why. `reports/<profile>/.plan.json`
+lists the jobs of the run that is under way, for the Snakefile and for the jobs.
+"""
 
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,50 +19,46 @@ from pathlib import Path
 from typing import Any
 
 from lib import record
-from lib.errors import UserError, of_a_place
-from lib.machine import environment, progress
-from lib.machine.kernel import Process, ProcessDied
-from lib.machine.notebook import execute, failed_copy
-from lib.machine.progress import open_mark
+from lib.errors import UserError, exit_code, of_a_user
+from lib.machine import environment
+from lib.machine.notebook import Process, ProcessDied, execute, failed_copy
 from lib.record import atomic
 
 Description = Mapping[str, Any]
+Entry = Mapping[str, Any]  # a job in a plan
 
 
 def run(file: Path) -> None:
     """Run the job that a file describes, and mark it as done."""
     job = json.loads(file.read_text(encoding="utf-8"))
     done = Path(job["done"])
-    title = "/".join(done.parts[-3:])
+    title = name_of(done)
     inputs = [str(file), *job["inputs"]]
     key = digest(inputs)
     if job["resumes"]:
         forget_other_run(Path(job["resumes"]), key)
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
-    os.environ["RECORD_COMMAND"] = f"python -m lib.machine.pipeline run {file}"
+    os.environ["RECORD_COMMAND"] = f"python -m lib.machine.job {file}"
     print(f"[report] {title}: {what(job)} starts", flush=True)
     started = time.time()
-    mark(done, since=started)
+    write_mark(open_mark(done), since=started)
     try:
         restarts = run_twice(job, title)
         if digest(inputs) != key:
             raise UserError(f"{what(job)}: a file that it depends on was edited while it ran: run again")
-        if absent := [result for result in written(job) if not Path(result).is_file()]:
+        if absent := [result for result in job["results"] if not Path(result).is_file()]:
             raise UserError(f"{what(job)}: ended without writing {absent[0]}")
     except (UserError, OSError) as error:
-        error = of_a_place(error) if isinstance(error, OSError) else error
-        if error is None:
+        if (problem := of_a_user(error)) is None:
             raise
-        see = failure(job) if failure(job).is_file() else ""
-        mark(done, since=started, why=str(error), see=str(see))
+        see = str(failure(job)) if failure(job).is_file() else ""
+        write_mark(open_mark(done), since=started, why=str(problem), see=see)
         quote(error.lines if isinstance(error, ProcessDied) else ())
-        raise UserError(f"{error} (see {see})" if see else str(error)) from error
-    results = {result: digest([result]) for result in written(job)}
-    with atomic(done) as temporary:
-        seconds = round(time.time() - started, 1)
-        temporary.write_text(json.dumps({"inputs": key, "results": results, "seconds": seconds, "restarts": restarts}))
+        raise UserError(f"{problem} (see {see})" if see else str(problem)) from error
+    seconds, results = round(time.time() - started, 1), {result: digest([result]) for result in job["results"]}
+    write_mark(done, inputs=key, results=results, seconds=seconds, restarts=restarts)
     open_mark(done).unlink(missing_ok=True)
-    print(f"[report] {title}: done in {seconds:.0f} s{progress.told(done)}", flush=True)
+    print(f"[report] {title}: done in {seconds:.0f} s{told(done)}", flush=True)
 
 
 def run_twice(job: Description, title: str) -> list[str]:
@@ -63,40 +66,32 @@ def run_twice(job: Description, title: str) -> list[str]:
 
     Such a death is the machine's or a library's doing, and seldom comes twice; the record says that it came.
     """
-    os.environ[record.RESTARTS] = "[]"
-    try:
-        run_once(job)
-        return []
-    except ProcessDied as death:
-        if death.signal is None:
-            raise
-        restarts = [str(death)]
-        quote(death.lines)
-        print(f"[report] {title}: {death}: started once more", flush=True)
-    os.environ[record.RESTARTS] = json.dumps(restarts)
-    run_once(job)
-    return restarts
+    restarts: list[str] = []
+    while True:
+        os.environ[record.RESTARTS] = json.dumps(restarts)
+        try:
+            run_once(job)
+            return restarts
+        except ProcessDied as death:
+            if death.signal is None or restarts:
+                raise
+            restarts.append(str(death))
+            quote(death.lines)
+            print(f"[report] {title}: {death}: started once more", flush=True)
 
 
 def run_once(job: Description) -> None:
     if "notebook" in job:
         execute(Path(job["notebook"]), Path(job["output"]), job["kernel"], job["parameters"])
         return
-    side = environment.named(job["kernel"])
-    folder, log = environment.location(side), failure(job)
+    side, log = environment.named(job["kernel"]), failure(job)
+    folder = environment.location(side)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as stream:
-        process = Process(
-            log,
-            subprocess.Popen(
-                [folder / "bin" / "python", *job["command"]],
-                cwd=environment.ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment.process_environment(side, folder),
-            ),
-        )
+        streams = dict(stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT)
+        environ = environment.process_environment(side, folder)
+        command = [folder / "bin" / "python", *job["command"]]
+        process = Process(log, subprocess.Popen(command, cwd=environment.ROOT, env=environ, **streams))
     if process.running.wait():
         raise process.died(f"{what(job)}: its process")
     log.unlink()
@@ -121,11 +116,6 @@ def quote(lines: Sequence[str]) -> None:
         print(f"[report]   | {line}", flush=True)
 
 
-def mark(done: Path, **values: Any) -> None:
-    with atomic(open_mark(done)) as temporary:
-        temporary.write_text(json.dumps(values), encoding="utf-8")
-
-
 def forget_other_run(folder: Path, key: str) -> None:
     """Keep an interrupted run's folder only for the very inputs it was started with: it may be resumed."""
     mark_file = folder / "inputs.sha256"
@@ -137,9 +127,30 @@ def forget_other_run(folder: Path, key: str) -> None:
         temporary.write_text(key)
 
 
-def written(description: Description) -> tuple[str, ...]:
-    """The files that a job must have written when it ends."""
-    return tuple(filter(None, (description["output"], *description["results"])))
+# ------------------------------------------------------------------------------------------------------------- marks
+
+
+def name_of(done: Path) -> str:
+    """model/side/stage."""
+    return "/".join(done.parts[-3:])
+
+
+def open_mark(done: Path) -> Path:
+    """Where a job that is running, or that failed, says since when and why."""
+    return done.with_name(f".{done.name}.open")
+
+
+def read_mark(path: Path) -> dict[str, Any]:
+    """What a mark, or a plan, says; nothing where it is absent, empty or cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_mark(path: Path, **values: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, default=str), encoding="utf-8")
 
 
 def digest(files: Sequence[str]) -> str:
@@ -156,7 +167,64 @@ def digest(files: Sequence[str]) -> str:
 
 
 @cache
-def content(name: str, mtime: int, size: int) -> bytes:  # noqa: ARG001: a file that changed is read again
-    """SHA-256 of a file; the jobs of a report share most of theirs."""
+def content(name: str, _mtime: int, _size: int) -> bytes:
+    """SHA-256 of a file, read again when it changed; the jobs of a report share most of theirs."""
     with open(name, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
+
+
+# ------------------------------------------------------------------------------------------------ how far the report is
+
+
+def told(done: Path) -> str:
+    """ "; 7 of 18 jobs, about 2 min left" for a job that has just ended; nothing for one that was run by hand."""
+    plan = read_mark(done.parents[3] / ".plan.json")
+    entries = [entry for entry in plan.get("jobs", ()) if entry["to_do"]]
+    marks = [path for path in (Path(entry["done"]) for entry in entries) if path.is_file()]
+    ended = {str(path): read_mark(path)["seconds"] for path in marks if path.stat().st_mtime >= plan["began"]}
+    if str(done) not in ended:
+        return ""
+    rest = left(entries, ended, plan["cores"])
+    return f"; {len(ended)} of {len(entries)} jobs{f', about {rest} left' if rest else ''}"
+
+
+def left(entries: Sequence[Entry], ended: Mapping[str, float], cores: int) -> str:
+    """How long the entries that have not ended will take on these cores, in words; "" where none are left or no time is
+    known: a job takes what it took before, else its weight by what the others take for theirs."""
+    took = {entry["done"]: ended.get(entry["done"], entry["seconds"]) for entry in entries}
+    weights = {entry["done"]: entry["stage"]["weight"] for entry in entries}
+    known = [done for done, seconds in took.items() if seconds]
+    waiting = [entry for entry in entries if entry["done"] not in ended]
+    if not known or not waiting:
+        return ""
+    scale = sum(took[done] for done in known) / sum(weights[done] for done in known)
+    work, chains = 0.0, {}  # chains: until a job ends, if cores were plenty; entries stand in the order of their needs
+    for entry in waiting:
+        done = entry["done"]
+        running = time.time() - read_mark(open_mark(Path(done))).get("since", time.time())
+        seconds = max(0.0, (took[done] or scale * weights[done]) - running)
+        chains[done] = seconds + max(
+            (chains.get(name, 0.0) for name in (*entry["needs"], *entry["after"])), default=0.0
+        )
+        work += seconds * min(entry["threads"], cores)
+    return in_words(max(work / cores, *chains.values()))
+
+
+def in_words(seconds: float) -> str:
+    """A time as a guess deserves: to ten seconds, minutes, or half hours."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{round(seconds / 1800) / 2:g} h"
+
+
+def main() -> int:
+    try:
+        run(Path(sys.argv[1]))
+    except UserError as error:
+        print(f"[report] FAILED: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main, interrupted=""))

@@ -1,16 +1,18 @@
-"""One notebook: its parameters, the files its numbers depend on, and its execution."""
+"""One notebook: its parameters, the files its numbers depend on, its execution, and how its kernel's process ended."""
 
 import ast
 import json
 import os
+import re
+import signal
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.errors import UserError
 from lib.machine import environment
-from lib.machine.kernel import ARGUMENTS, LINES, Process, last_lines
 
 
 class Family(NamedTuple):
@@ -23,8 +25,8 @@ FAMILIES = {  # by the name of their files in lib/models, lib/losses
     "gold_yolo": Family("gold-yolo", "21_gold_yolo"),
     "rt_detr": Family("rtdetr", "22_rt_detr"),
 }
-# A stage's numbers do not depend on how it shows them, nor on how environments are built and kernels watched: a new table
-# must not train again. What shapes a record takes nothing from these (tests/test_pipeline.py).
+# A stage's numbers do not depend on how it shows them, nor on how environments are built: a new table must not train
+# again. What shapes a record takes nothing from these (tests/test_pipeline.py).
 ASIDE = (
     "lib.show.figures",
     "lib.show.tables",
@@ -32,9 +34,17 @@ ASIDE = (
     "lib.machine.installation",
     "lib.machine.locks",
     "lib.machine.doctor",
-    "lib.machine.kernel",
 )
 BOTH = ("torch", "jittor")
+# Else ipykernel reads file descriptors 1 and 2 through a pipe, and what a dying process wrote last is lost in it.
+ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
+LINES = 12  # of what a dead process wrote that are told; a failed notebook holds up to a hundred times as many
+WIDTH = 300  # of each of these lines: mangled names of C++ are longer
+LITTLE = 0.02  # share of the memory below which a process that was killed is said to have lacked it
+# Jittor catches a crash's signal and exits with 1: its words (src/utils/log.cc) and gdb's trace say that it was one.
+CAUGHT = re.compile(r"^Caught segfault at address|jittor::segfault_sigaction|^Get signal (\d+), exit$", re.MULTILINE)
+# Colours, and Python's list of a hundred modules after a crash.
+NOISE = re.compile(r"\x1b\[[0-9;]*m|^Extension modules: .*$", re.MULTILINE)
 
 
 def family(model: str) -> str:
@@ -74,15 +84,16 @@ def declared(notebook: Path) -> dict[str, Any]:
 def parameters(notebook: Path, section: Mapping[str, Any], offered: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What the notebook gets: all of its profile section, and of what is offered to every notebook what it declares."""
     defaults = declared(notebook)
-    unknown = sorted(set(section) - set(defaults))
-    if unknown:
-        raise UserError(
-            f"{where}.{unknown[0]}: {notebook.name} has no such parameter: it has {', '.join(sorted(defaults))}"
-        )
     for name, value in section.items():
+        if name not in defaults:
+            known = ", ".join(sorted(defaults))
+            raise UserError(f"{where}.{name}: {notebook.name} has no such parameter: it has {known}")
         if isinstance(value, str) and isinstance(defaults[name], (int, float)):
             raise UserError(f"{where}.{name}: '{value}' is text to YAML: write it as a number, 1.0e-3 rather than 1e-3")
     return {name: value for name, value in {**offered, **section}.items() if name in defaults}
+
+
+# ------------------------------------------------------------------------------------------- what its numbers depend on
 
 
 def imported(code: str, package: str, where: Path) -> Iterator[str]:
@@ -124,14 +135,11 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
     Left out: the other side's backend, the other families' models, and what stands aside (unless `display`).
     """
     others = set(FAMILIES) - {family(model) for model in models}
-    found: set[str] = set()
-    module_name = ".".join(start.with_suffix("").parts) if start.suffix == ".py" else ""
-    waiting = (
-        [module_name]
-        if module_name
-        else [name for cell in cells(start) for name in imported(cell["source"], "", start)]
-    )
-    seen: set[str] = set()
+    if start.suffix == ".py":
+        waiting = [".".join(start.with_suffix("").parts)]
+    else:
+        waiting = [name for cell in cells(start) for name in imported(cell["source"], "", start)]
+    found, seen, first = set(), set(), str(start)
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -139,15 +147,109 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
         seen.add(name)
         file, imports = module(environment.ROOT, name)
         stem = Path(file).stem
-        left_out = (
-            stem in others
-            or (name.startswith(ASIDE) and not display)
-            or (name.startswith("lib.backend.") and side in BOTH and not stem.startswith(side))
-        )
-        if file and (not left_out or name == module_name):
+        elsewhere = name.startswith("lib.backend.") and side in BOTH and not stem.startswith(side)
+        left_out = stem in others or elsewhere or (name.startswith(ASIDE) and not display)
+        if file and (not left_out or file == first):
             found.add(file)
             waiting += imports
     return sorted(found)
+
+
+# ------------------------------------------------------------------------------------------------------- its execution
+
+
+class ProcessDied(UserError):
+    """A kernel, or the process of a command, that ended by itself.
+
+    signal: its number, None where it was an exit of its own. lines: what it wrote last.
+    """
+
+    def __init__(self, message: str, number: int | None, lines: list[str]):
+        super().__init__(message)
+        self.signal, self.lines = number, lines
+
+
+@dataclass
+class Process:
+    """A process and the file that its output goes to; begins counting when it is made."""
+
+    log: Path
+    running: Any = None  # subprocess.Popen
+    left: float = 1.0  # share of the memory that was free when it was last seen alive
+
+    def __post_init__(self) -> None:
+        self._kills = kills()
+
+    def manager(self) -> type:
+        """A kernel manager for nbclient whose kernel is this process."""
+        import psutil
+        from jupyter_client import AsyncKernelManager
+
+        watch = self
+
+        class Manager(AsyncKernelManager):
+            async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+                with open(watch.log, "wb") as log:
+                    await super()._async_launch_kernel(kernel_cmd, stdout=log, stderr=log, **options)
+                watch.running = self.provisioner.process
+
+            async def _async_is_alive(self) -> bool:  # nbclient asks every second
+                if alive := await super()._async_is_alive():
+                    memory = psutil.virtual_memory()
+                    watch.left = memory.available / memory.total
+                return alive
+
+            is_alive = _async_is_alive
+
+        return Manager
+
+    def lines(self, count: int = LINES) -> list[str]:
+        """What it wrote last to its standard output and error, C++ included."""
+        lines = (line.strip()[:WIDTH] for line in NOISE.sub("", self._written()).splitlines())
+        return [line for line in lines if line][-count:]
+
+    def died(self, what: str) -> ProcessDied:
+        """How it ended, for a process that has; `what` begins the sentence."""
+        code = self.running.wait()
+        number = -code if code < 0 else None
+        if code == 1 and (caught := list(CAUGHT.finditer(self._written()))):
+            number = int(caught[-1][1] or signal.SIGSEGV)
+        names = {one.value: one.name for one in signal.Signals}
+        how = f"signal {number} ({names.get(number, 'of no name')})" if number else f"an exit with code {code}"
+        memory = lack_of_memory(self._kills, kills(), self.left) if number == signal.SIGKILL else ""
+        return ProcessDied(f"{what} died of {how}{memory}", number, self.lines())
+
+    def _written(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+
+
+def lack_of_memory(before: Mapping[str, int], after: Mapping[str, int], left: float) -> str:
+    """The evidence that a killed process lacked memory, or nothing."""
+    if counted := [name for name, count in after.items() if count > before.get(name, count)]:
+        return f", for lack of memory ({counted[0]} counts one more killed for it)"
+    return f", probably for lack of memory ({left:.1%} of it was free)" if left < LITTLE else ""
+
+
+def kills(system: Path = Path("/")) -> dict[str, int]:
+    """How many processes were killed for lack of memory so far, by who counts: control groups of version 2 and 1, the
+    machine. In a container a group's path may be the host's: then its files lie at the top."""
+    found = {}
+    own = _text(system / "proc/self/cgroup")
+    groups = {line.split(":", 2)[2].strip("/") for line in own.splitlines()} | {""}
+    files = [*(f"sys/fs/cgroup/{group}/memory.events" for group in groups)]
+    files += [f"sys/fs/cgroup/memory/{group}/memory.oom_control" for group in groups]
+    for file in (*files, "proc/vmstat"):
+        if counted := re.search(r"^oom_kill (\d+)$", _text(system / file), re.MULTILINE):
+            name = "the machine" if file == "proc/vmstat" else f"the control group ({file})"
+            found[name] = int(counted[1])
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:  # a system that doesn't count
+        return ""
 
 
 def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]) -> None:
@@ -177,6 +279,8 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
             kernel_manager_class=process.manager(),
             extra_arguments=ARGUMENTS,
         )
+        skipped = [cell for cell in cells(partial) if cell["source"].strip() and cell["execution_count"] is None]
+        problem = UserError(f"{notebook}: {len(skipped)} cells did not run") if skipped else None
     except papermill.PapermillExecutionError as error:
         first = error.source.strip().splitlines()[0]
         raised = f"raised {error.ename}: {' '.join(str(error.evalue).split())}"
@@ -188,11 +292,8 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
             raise
         problem = process.died(f"{notebook}: {last_started(partial)}: the kernel")
         problem.__cause__ = error
-    else:
-        skipped = [cell for cell in cells(partial) if cell["source"].strip() and cell["execution_count"] is None]
-        problem = UserError(f"{notebook}: {len(skipped)} cells did not run") if skipped else None
     finally:
-        said = last_lines(process.written(), 100 * LINES)
+        said = process.lines(100 * LINES)
         process.log.unlink(missing_ok=True)
     if problem is None:
         os.replace(partial, output)
@@ -209,28 +310,26 @@ def failed_copy(output: Path) -> Path:
     return output.with_name(f"{output.stem}.failed.ipynb")
 
 
-def started(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def begun(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The code cells that papermill began (a kernel that died sent no count)."""
-    return [
-        cell
-        for cell in content["cells"]
-        if cell["cell_type"] == "code" and cell["metadata"].get("papermill", {}).get("start_time")
-    ]
+    code = (cell for cell in content["cells"] if cell["cell_type"] == "code")
+    return [cell for cell in code if cell["metadata"].get("papermill", {}).get("start_time")]
 
 
 def add_output(notebook: Path, lines: list[str]) -> None:
     """Put what the kernel's process wrote beside its cells below the cell that failed, where its reader looks."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
-    cells_run = started(content)
-    if lines and cells_run:
+    if lines and (run := begun(content)):
         text = "".join(f"{line}\n" for line in lines)
-        cells_run[-1]["outputs"].append({"output_type": "stream", "name": "stderr", "text": text})
+        run[-1]["outputs"].append({"output_type": "stream", "name": "stderr", "text": text})
         notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def last_started(notebook: Path) -> str:
     """The code cell that was running when the kernel went."""
-    begun = started(json.loads(notebook.read_text(encoding="utf-8"))) if notebook.is_file() else []
-    if not begun:
-        return "before the first cell"
-    return f"code cell {len(begun)} ({''.join(begun[-1]['source']).strip().splitlines()[0]!r})"
+    run = begun(json.loads(notebook.read_text(encoding="utf-8"))) if notebook.is_file() else []
+    return (
+        f"code cell {len(run)} ({''.join(run[-1]['source']).strip().splitlines()[0]!r})"
+        if run
+        else "before the first cell"
+    )

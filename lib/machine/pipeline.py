@@ -1,10 +1,10 @@
-"""What a report consists of: which notebook runs in which kernel on what, and the running of one notebook.
+"""What a report consists of: which notebook runs in which kernel on what. `python -m lib.machine.pipeline` brings one up
+to date.
 
 A job is one notebook for one model and side. It is described by a file, `reports/<profile>/jobs/…json`, that holds its
-parameters, environment and inputs, and it is done when its `.done` file exists, which is written last and holds the digests
-of what it read and of what it wrote: `stale` says which jobs are no longer done. Snakemake runs those, and what depends on
-them, in their order. Records, executed notebooks and checkpoints are not declared to it, which would delete them before a
-job starts: a run that fails leaves the earlier ones in place.
+parameters, environment and inputs, and it is done when its `.done` file exists (see `job`): `stale` says which jobs are
+no longer done. Snakemake runs those, and what depends on them, in their order. Records, executed notebooks and checkpoints
+are not declared to it, which would delete them before a job starts: a run that fails leaves the earlier ones in place.
 """
 
 import argparse
@@ -17,8 +17,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,10 @@ import yaml
 
 from lib import record
 from lib.alignment.evidence import REFERENCE
-from lib.errors import UserError, of_a_place
-from lib.machine import environment, progress
-from lib.machine.job import digest, run, written
+from lib.errors import UserError, exit_code
+from lib.machine import environment
+from lib.machine.job import digest, left, name_of, open_mark, read_mark, write_mark
 from lib.machine.notebook import BOTH, FAMILIES, execute, family, parameters, sources
-from lib.machine.progress import open_mark, read_mark
 from lib.record import atomic
 
 
@@ -66,9 +66,8 @@ STAGES = (
     Stage("train", "60_train", needs=("data",), writes=("own",), priority=3, weight=150),  # the longest
     Stage("evaluate", "70_evaluate", needs=("data", "train"), writes=("own",)),
     Stage("detect", "71_detect", sides=("none",), needs=("data", "evaluate")),
-    Stage(
-        "speed", "80_speed", sides=("none",), writes=BOTH, alone=True, priority=0, weight=80
-    ),  # others have compiled its kernels
+    # The last to start: others have compiled its kernels.
+    Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True, priority=0, weight=80),
     Stage(
         "compare",
         "90_compare",
@@ -118,7 +117,7 @@ class Job:
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """profiles/<name>.yaml: seed, threads, what it requires, and one section per stage with its notebook's parameters."""
+    """profiles/<name>.yaml: seed, threads, what it requires, and for each stage a section with its notebook's parameters."""
     path = environment.ROOT / "profiles" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
@@ -129,11 +128,9 @@ def load_profile(name: str) -> dict[str, Any]:
         raise UserError(f"profiles/{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(profile, dict):
         raise UserError(f"profiles/{path.name}: holds no section: name at least one stage, as the other profiles do")
-    unknown = sorted(set(profile) - {stage.name for stage in STAGES} - {"seed", "threads", "requires"})
-    if unknown:
-        raise UserError(
-            f"profiles/{path.name}: '{unknown[0]}' is no stage: choose from {', '.join(s.name for s in STAGES)}"
-        )
+    stages = [stage.name for stage in STAGES]
+    for name in sorted(set(profile) - {*stages, "seed", "threads", "requires"}):
+        raise UserError(f"profiles/{path.name}: '{name}' is no stage: choose from {', '.join(stages)}")
     return profile
 
 
@@ -151,16 +148,14 @@ def plan(request: Request) -> list[Job]:
     profile = load_profile(request.profile)
     check(request, profile)
     jobs: list[Job] = []
-    for stage in STAGES:
-        if stage.name in profile:
-            for model in request.models if stage.per_model else ("all",):
-                leader: list[str] = []
-                for side in sorted(stage.sides, key=lambda side: side != stage.leads):
-                    needed = [str(job.done) for job in jobs if feeds(job, stage, model)] + leader
-                    after = [str(job.done) for job in jobs if prepares(job, stage, model, side)]
-                    description = describe(stage, model, side, request, profile)
-                    jobs.append(make_job(stage, model, side, needed, after, description))
-                    leader = [str(jobs[-1].done)] if side == stage.leads else leader
+    for stage in (stage for stage in STAGES if stage.name in profile):
+        for model in request.models if stage.per_model else ("all",):
+            leader: list[str] = []
+            for side in sorted(stage.sides, key=lambda side: side != stage.leads):
+                needs = [str(job.done) for job in jobs if feeds(job, stage, model)] + leader
+                after = [str(job.done) for job in jobs if prepares(job, stage, model, side)]
+                jobs.append(make_job(stage, model, side, request, profile, needs, after))
+                leader = [str(jobs[-1].done)] if side == stage.leads else leader
     return jobs
 
 
@@ -191,7 +186,7 @@ def check(request: Request, profile: Mapping[str, Any]) -> None:
 
 
 def dataset(request: Request, profile: Mapping[str, Any]) -> str:
-    """Where the report's data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes."""
+    """Where the data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes."""
     if not request.data:
         return f"data/scenes-{request.profile}"
     if not is_subset(profile):
@@ -205,117 +200,86 @@ def is_subset(profile: Mapping[str, Any]) -> bool:
     return "subset_classes" in (profile.get("data") or {})
 
 
-def describe(stage: Stage, model: str, side: str, request: Request, profile: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a job is made of; a difference to what its file says runs it again."""
-    report = Path("reports", request.profile)
+def make_job(
+    stage: Stage,
+    model: str,
+    side: str,
+    request: Request,
+    profile: Mapping[str, Any],
+    needs: Sequence[str],
+    after: Sequence[str],
+) -> Job:
+    """Describe a job in its file, unless that says so already: any difference runs it again."""
+    report, place = Path("reports", request.profile), Path(model, side)
     threads = request.cores if stage.alone else min(request.cores, profile.get("threads", 1))
     kernel = side if side in BOTH else "torch"
-    last = stage.name == "compare"
-    done = report / ".done" / model / side / stage.name
-    common = {
-        "kernel": kernel,
-        "environment": environment.location(environment.named(kernel)).name,
-        "threads": threads,
-        "results": [
-            *(str(report / "records" / model / owner / f"{stage.name}.json") for owner in owners(stage, side)),
-            *([str(report / "index.html")] if last else ()),
-        ],
-        "resumes": str(report / "runs" / model / side) if stage.name == "train" else None,
-        "done": str(done),
-    }
-    used_models = request.models if model == "all" else (model,)
+    last, subset = stage.name == "compare", is_subset(profile)
+    models = request.models if model == "all" else (model,)
     chosen = section(profile[stage.name] or {}, model)
+    results = [str(report / "records" / model / owner / f"{stage.name}.json") for owner in owners(stage, side)]
     if stage.command:
         module, *arguments = stage.command
         options = [text for name, value in {"model": model, **chosen}.items() for text in (f"--{name}", str(value))]
-        code = Path(*module.split(".")).with_suffix(".py")
-        return {
-            **common,
-            "command": ["-m", module, *arguments, *options],
-            "output": None,
-            "inputs": sources(code, side, used_models),
+        runs = {"command": ["-m", module, *arguments, *options]}
+        inputs = sources(Path(*module.split(".")).with_suffix(".py"), side, models)
+    else:
+        offered = {
+            "model": model,
+            "models": list(request.models),
+            "seed": profile.get("seed", 0),
+            "threads": threads,
+            "data": dataset(request, profile),
+            "source": request.data if subset else "",
+            "start_weights": request.weights,
+            "start_backbone": request.backbone,
+            "records": str(report / "records"),
+            "runs": str(report / "runs"),
+            "report": str(report),
+            "profile": request.profile,
+            "language": request.language,
         }
-    offered = {
-        "model": model,
-        "models": list(request.models),
-        "seed": profile.get("seed", 0),
+        name = FAMILIES[family(model)].tour if stage.notebook == "tour" else stage.notebook
+        notebook = Path("notebooks", f"{name}.ipynb")
+        output = str(report / "notebooks" / place / notebook.name)
+        used = parameters(notebook, chosen, offered, f"profiles/{request.profile}.yaml: {stage.name}")
+        runs = {"notebook": str(notebook), "output": output, "parameters": used}
+        results = [output, *results, *([str(report / "index.html")] if last else [])]
+        inputs = [str(notebook), *sources(notebook, side, models, display=last), *(report_files() if last else ())]
+        inputs += annotations(request.data) if ("source" if subset else "data") in used else []
+        inputs += filter(None, (request.weights, request.backbone) if "start_weights" in used else ())
+    done, file = report / ".done" / place / stage.name, report / "jobs" / place / f"{stage.name}.json"
+    description = {
+        "kernel": kernel,
+        "environment": environment.location(environment.named(kernel)).name,
         "threads": threads,
-        "data": dataset(request, profile),
-        "source": request.data if is_subset(profile) else "",
-        "start_weights": request.weights,
-        "start_backbone": request.backbone,
-        "records": str(report / "records"),
-        "runs": str(report / "runs"),
-        "report": str(report),
-        "profile": request.profile,
-        "language": request.language,
+        "results": results,
+        "resumes": str(report / "runs" / place) if stage.name == "train" else None,
+        "done": str(done),
+        **runs,
+        "inputs": [*inputs, *needs],
     }
-    name = FAMILIES[family(model)].tour if stage.notebook == "tour" else stage.notebook
-    notebook = Path("notebooks", f"{name}.ipynb")
-    used = parameters(notebook, chosen, offered, f"profiles/{request.profile}.yaml: {stage.name}")
-    reads_annotations = ("source" if is_subset(profile) else "data") in used
-    starts = [path for path in (request.weights, request.backbone) if path and "start_weights" in used]
-    return {
-        **common,
-        "notebook": str(notebook),
-        "output": str(report / "notebooks" / model / side / notebook.name),
-        "parameters": used,
-        "inputs": [
-            str(notebook),
-            *sources(notebook, side, used_models, display=last),
-            *(report_files() if last else ()),
-            *(annotations(request.data) if reads_annotations else ()),
-            *starts,
-        ],
-    }
-
-
-def make_job(
-    stage: Stage, model: str, side: str, needed: list[str], after: list[str], description: dict[str, Any]
-) -> Job:
-    """Write the description where it differs from what stands there."""
-    description = {**description, "inputs": description["inputs"] + needed}
-    done = Path(description["done"])
-    file = done.parents[3] / "jobs" / model / side / f"{stage.name}.json"
     text = json.dumps(description, indent=1, ensure_ascii=False)
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         with atomic(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return Job(
-        stage,
-        model,
-        side,
-        file,
-        done,
-        (str(file), *description["inputs"]),
-        written(description),
-        description["threads"],
-        tuple(needed),
-        tuple(after),
-    )
+    read = (str(file), *inputs, *needs)
+    return Job(stage, model, side, file, done, read, tuple(results), threads, tuple(needs), tuple(after))
 
 
 def report_files() -> list[str]:
     """What the comparison reads besides records and Python: templates, and the published implementations' numbers."""
-    found = (
-        path
-        for folder in ("lib/report", "lib/show", "tests/golden")
-        for path in glob.glob(f"{folder}/**", recursive=True)
-    )
-    return sorted(path for path in found if os.path.isfile(path) and "__pycache__" not in path)
+    folders = (Path("lib/report"), Path("lib/show"), Path("tests/golden"))
+    found = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if "__pycache__" not in path.parts)
 
 
 def annotations(data: str) -> list[str]:
     """The annotation files of the user's data (the built-in scenes follow from the data stage)."""
-    if not data:
-        return []
-    if not os.path.exists(data):
+    if data and not os.path.exists(data):
         raise UserError(f"DATA={data}: no such file or folder")
-    return (
-        [data]
-        if os.path.isfile(data)
-        else sorted(glob.glob(f"{data}/*.json") + glob.glob(f"{data}/annotations/*.json"))
-    )
+    if os.path.isdir(data):
+        return sorted(glob.glob(f"{data}/*.json") + glob.glob(f"{data}/annotations/*.json"))
+    return [data] if data else []
 
 
 # ------------------------------------------------------------------------------------------------------ what is done
@@ -333,10 +297,8 @@ def stale(jobs: Sequence[Job]) -> list[Job]:
 
 def is_done(job: Job) -> bool:
     """Whether a job's mark fits the files as they are now."""
-    mark = read_mark(job.done)
-    return mark.get("inputs") == digest(job.inputs) and mark.get("results") == {
-        name: digest([name]) for name in job.results
-    }
+    mark, results = read_mark(job.done), {name: digest([name]) for name in job.results}
+    return mark.get("inputs") == digest(job.inputs) and mark.get("results") == results
 
 
 # ------------------------------------------------------------------------------------------------------- the report
@@ -346,6 +308,7 @@ def report(request: Request, extra: list[str]) -> int:
     """Have Snakemake bring `reports/<profile>` up to date."""
     load_profile(request.profile)
     target = Path("reports", request.profile)
+    page, plan_file = target / "index.html", target / ".plan.json"
     target.mkdir(parents=True, exist_ok=True)
     with open(target / ".lock", "w") as lock:
         try:
@@ -354,44 +317,42 @@ def report(request: Request, extra: list[str]) -> int:
             raise UserError(f"{target}: another `make report` is at work on it: wait for its end") from error
         jobs = plan(request)  # a user's mistake shows here, in one line
         to_do = stale(jobs)
-        page = target / "index.html"
         if not to_do and not extra:
             print(f"[report] nothing to do, up to date: {page}", flush=True)
             return 0
-        for job in jobs:
-            open_mark(job.done).unlink(missing_ok=True)
-        plan_file = progress.write(target, jobs, to_do, request.cores)
-        if to_do:
-            print(f"[report] {progress.beginning(plan_file)}", flush=True)
+        begin(plan_file, jobs, to_do, request.cores)
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "--config",
-            f"plan={plan_file}",
-            "--nolock",
-            "--rerun-incomplete",
-            "--keep-going",
-            *(["--forcerun", *(job.name for job in to_do)] if to_do else []),
-            "--cores",
-            str(request.cores),
-            *extra,
-        ]
+        options = ["--nolock", "--rerun-incomplete", "--keep-going", "--cores", str(request.cores)]
+        forced = ["--forcerun", *(job.name for job in to_do)] if to_do else []
+        command = [sys.executable, "-m", "snakemake", "--config", f"plan={plan_file}", *options, *forced, *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             code = wait(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()]))
         open_jobs = stale(jobs)
+        names = ", ".join(job.name for job in open_jobs)
         if code:
-            names = ", ".join(job.name for job in open_jobs)
             print(f"[report] not finished: {names}: {cause(open_jobs, Path(log.name))}", flush=True)
             report_with_gaps(jobs, open_jobs)
             return 1
-    if open_jobs:  # Snakemake was asked for something else: what it would do, or a part
-        names = ", ".join(job.name for job in open_jobs)
-        print(f"[report] to do, {len(open_jobs)} of {len(jobs)} jobs: {names}", flush=True)
-    else:
-        print(f"[report] up to date: {page}", flush=True)
+    # Open although all went well: Snakemake was asked for something else, what it would do or a part.
+    said = f"to do, {len(open_jobs)} of {len(jobs)} jobs: {names}" if open_jobs else f"up to date: {page}"
+    print(f"[report] {said}", flush=True)
     return 0
+
+
+def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int) -> None:
+    """Write the plan of a run, with the times of earlier runs of the same jobs where their marks have them."""
+    entries = []
+    for job in jobs:
+        open_mark(job.done).unlink(missing_ok=True)
+        seconds = read_mark(job.done).get("seconds")
+        entries.append(
+            {**asdict(job), "name": job.name, "done": str(job.done), "seconds": seconds, "to_do": job in to_do}
+        )
+    write_mark(plan_file, cores=cores, began=time.time(), jobs=entries)
+    if to_do:
+        rest = left([entry for entry in entries if entry["to_do"]], {}, cores)
+        count = f"{len(to_do)} job{'s' if len(to_do) != 1 else ''}"
+        print(f"[report] {count}{f', about {rest}' if rest else ''}", flush=True)
 
 
 def wait(process: subprocess.Popen) -> int:
@@ -413,44 +374,34 @@ def cause(open_jobs: Sequence[Job], log: Path) -> str:
     return f"Snakemake stopped: {said[-1].strip() if said else 'it said nothing'} ({log})"
 
 
-def gaps(jobs: Sequence[Job], open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:
+def gaps(open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:
     """Why each job of a report that is not done is not: what it failed of and where to look, seen from the page; or the
     names of the failed jobs that it waits for."""
+    by_mark = {str(job.done): job for job in open_jobs}
+    said = {mark: read_mark(open_mark(job.done)) for mark, job in by_mark.items()}
     found = []
-    names = {str(job.done): job for job in open_jobs}
-    for job in open_jobs:
-        said = read_mark(open_mark(job.done))
-        see = os.path.relpath(said["see"], page) if said.get("see") else ""
-        failed = (
-            ""
-            if "why" in said
-            else ", ".join(
-                "/".join(other.done.parts[-3:])
-                for other in before(job, names)
-                if "why" in read_mark(open_mark(other.done))
-            )
-        )
-        if job.stage.name != "compare":
-            found.append(
-                {
-                    "stage": job.stage.name,
-                    "model": job.model,
-                    "side": job.side,
-                    "why": said.get("why", ""),
-                    "see": see,
-                    "waits_for": failed,
-                }
-            )
+    for mark, job in by_mark.items():
+        why, see = said[mark].get("why", ""), said[mark].get("see", "")
+        failed = [other for other in before(job, by_mark) if "why" in said[other]]
+        gap = {
+            "stage": job.stage.name,
+            "model": job.model,
+            "side": job.side,
+            "why": why,
+            "see": os.path.relpath(see, page) if see else "",
+            "waits_for": "" if why else ", ".join(name_of(Path(other)) for other in failed),
+        }
+        found += [gap] if job.stage.name != "compare" else []
     return found
 
 
-def before(job: Job, open_jobs: Mapping[str, Job]) -> list[Job]:
-    """The open jobs that a job waits for, directly or not."""
-    direct = [open_jobs[name] for name in (*job.needs, *job.after) if name in open_jobs]
-    return list(dict.fromkeys(other for one in direct for other in (one, *before(one, open_jobs))))
+def before(job: Job, open_jobs: Mapping[str, Job]) -> list[str]:
+    """The marks of the open jobs that a job waits for, directly or not."""
+    direct = [mark for mark in (*job.needs, *job.after) if mark in open_jobs]
+    return list(dict.fromkeys(other for one in direct for other in (one, *before(open_jobs[one], open_jobs))))
 
 
-def report_with_gaps(jobs: list[Job], open_jobs: list[Job]) -> None:
+def report_with_gaps(jobs: Sequence[Job], open_jobs: Sequence[Job]) -> None:
     """Render from the records of the jobs that are done, so that the others show as NOT RUN, with a record of the gaps.
 
     A mistake in the data stops everything; then the earlier report stays as it was.
@@ -461,71 +412,39 @@ def report_with_gaps(jobs: list[Job], open_jobs: list[Job]) -> None:
     compare = next(job for job in open_jobs if job.stage.name == "compare")
     compare.done.unlink(missing_ok=True)
     description = json.loads(compare.file.read_text(encoding="utf-8"))
-    records, view = Path(description["parameters"]["records"]), compare.done.parents[3] / ".records"
+    values = description["parameters"]
+    records, page = Path(values["records"]), Path(values["report"], "index.html")
+    view = page.with_name(".records")
     shutil.rmtree(view, ignore_errors=True)
-    for job in jobs:
-        for result in job.results if job not in open_jobs else ():
-            if records in Path(result).parents:
-                link = view / Path(result).relative_to(records)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                for suffix in (".json", ".safetensors"):
-                    link.with_suffix(suffix).symlink_to(Path(result).with_suffix(suffix).resolve())
+    for result in (Path(result) for job in jobs if job not in open_jobs for result in job.results):
+        if records in result.parents:
+            link = view / result.relative_to(records)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            for suffix in (".json", ".safetensors"):
+                link.with_suffix(suffix).symlink_to(result.with_suffix(suffix).resolve())
     with record.measure("gaps", "all", view) as measured:
-        measured.fields["gaps"] = gaps(jobs, open_jobs, compare.done.parents[3])
-    values = {**description["parameters"], "records": str(view)}
-    execute(Path(description["notebook"]), Path(description["output"]), description["kernel"], values)
-    print(f"[report] a report with gaps: {Path(values['report'], 'index.html')}", flush=True)
+        measured.fields["gaps"] = gaps(open_jobs, page.parent)
+    output, kernel = Path(description["output"]), description["kernel"]
+    execute(Path(description["notebook"]), output, kernel, {**values, "records": str(view)})
+    print(f"[report] a report with gaps: {page}", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.machine.pipeline", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    one = verbs.add_parser("run", help="run one job")
-    one.add_argument("file", type=Path)
-    whole = verbs.add_parser("report", help="bring a report up to date")
-    whole.add_argument("--profile", default="quick")
-    whole.add_argument("--models", default="nanodet-plus-m_320", help="names, separated by spaces")
-    whole.add_argument("--data", default="", help="folder or COCO JSON; the built-in scenes by default")
-    whole.add_argument("--weights", default="", help="checkpoint of the model that trainings start from")
-    whole.add_argument("--backbone", default="", help="weights of its backbone that they start from")
-    whole.add_argument("--language", choices=("en", "zh"), default="en", help="of the report (%(default)s)")
-    whole.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    whole.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
-    chosen = parser.parse_args()
-    if chosen.verb == "run":
-        try:
-            run(chosen.file)
-        except UserError as error:
-            print(f"[report] FAILED: {error}", flush=True)
-            return 1
-        return 0
-    models = tuple(dict.fromkeys(chosen.models.split()))
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--models", default="nanodet-plus-m_320", help="names, separated by spaces")
+    parser.add_argument("--data", default="", help="folder or COCO JSON; the built-in scenes by default")
+    parser.add_argument("--weights", default="", help="checkpoint of the model that trainings start from")
+    parser.add_argument("--backbone", default="", help="weights of its backbone that they start from")
+    parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the report (%(default)s)")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
+    chosen = vars(parser.parse_args())
+    extra, models = chosen.pop("snakemake"), tuple(dict.fromkeys(chosen.pop("models").split()))
     if not models:
         raise UserError("MODELS: no model is named: for example MODELS=nanodet-plus-m_320")
-    request = Request(
-        chosen.profile, models, chosen.data, chosen.cores, chosen.language, chosen.weights, chosen.backbone
-    )
-    return report(request, chosen.snakemake)
-
-
-def guarded() -> int:
-    """`main`, with one line for what the user, the machine or Ctrl-C ended."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # LANG=C: a terminal that can't show a name still gets the line
-    try:
-        return main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if (known := of_a_place(error)) is None:
-            raise
-        print(f"error: {known}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        if sys.argv[1:2] == ["report"]:
-            print("[report] interrupted; what was complete is kept: `make report` continues", flush=True)
-        return 130
+    return report(Request(models=models, **chosen), extra)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded())
+    sys.exit(exit_code(main, "[report] interrupted; what was complete is kept: `make report` continues"))

@@ -1,0 +1,16 @@
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <sstream>
+#include "common.h"
+#include "executor.h"
+#include "fused_op.h"
+#include "op.h"
+#include "op_compiler.h"
+#include "ops/op_register.h"
+#include "pyjt/numpy.h"
+#include "pyjt/py_arg_printer.h"
+#include "pyjt/py_converter.h"
+#include "pyjt/py_obj_holder.h"
+#include "var.h"
+#include "var_holder.h"
