@@ -1,8 +1,14 @@
-"""Rules of the house that a machine can check: where frameworks may be named, what notebooks may hold, what a file may weigh."""
+"""Rules of the house that a machine can check: how it is laid out, what lib may weigh, who may import whom, where
+frameworks may be named, what notebooks may hold.
+"""
 
 import ast
+import graphlib
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,25 +16,124 @@ import pytest
 from lib.machine.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
+# What lib may weigh at most. Who needs more says so here.
+FILES, LINES, FILE_LINES, FLAT_MODULES = 231, 36500, 600, 6
 SOURCES = sorted((ROOT / "lib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHARED_SOURCE = sorted([*(ROOT / "lib" / "models").glob("*.py"), *(ROOT / "lib" / "losses").glob("*.py")])
+JUDGED = ("models", "losses", "postprocess", "data", "training", "evaluation", "backend")  # what alignment looks at
 # Methods that Jittor gives another meaning or accuracy: shared source uses the backend's functions instead.
 UNSAFE_METHODS = {
-    "sum",
-    "mean",
-    "max",
-    "min",
     "argmax",
     "argmin",
-    "squeeze",
-    "transpose",
     "clamp",
+    "max",
+    "mean",
+    "min",
     "norm",
+    "squeeze",
     "std",
+    "sum",
+    "transpose",
     "var",
 }
 FRAMEWORKS = {"torch", "jittor"}
+
+
+# ------------------------------------------------------------------------------------------------- layout and size
+
+
+@pytest.mark.parametrize("command", [["check", "--output-format=concise"], ["format", "--check"]], ids=lambda c: c[0])
+def test_ruff_finds_nothing(command):
+    """What pyproject.toml configures, everywhere."""
+    if importlib.util.find_spec("ruff") is None:
+        pytest.skip("only the torch environment has ruff")
+    run = [sys.executable, "-m", "ruff", *command, "--no-cache", "--quiet", "."]
+    result = subprocess.run(run, cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_lib_weighs_no_more_than_it_may():
+    lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES]
+    assert len(lines) <= FILES and sum(lines) <= LINES, f"{len(lines)} files, {sum(lines)} lines"
+    flat = sorted(path.stem for path in (ROOT / "lib").glob("*.py") if not path.stem.startswith("__"))
+    assert len(flat) <= FLAT_MODULES, flat
+
+
+def test_files_stay_small():
+    """A model or a criterion is one file, whatever its length."""
+    short = [path for path in SOURCES if path.parent.name not in ("models", "losses")]
+    lines = {path: len(path.read_text().splitlines()) for path in [*short, *(ROOT / "tests").glob("*.py")]}
+    assert not {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > FILE_LINES}
+    assert lines[ROOT / "lib" / "backend" / "jittor.py"] <= 300
+
+
+def test_every_package_says_what_belongs_there():
+    packages = [path for path in SOURCES if path.name == "__init__.py"]
+    assert not [path for path in packages if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
+# ------------------------------------------------------------------------------------------------ who imports whom
+
+
+def imports_of(path, names):
+    """The modules among `names` that a file imports, in its functions too. That a module's package comes with it does
+    not count."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            whole = (f"{base}.{alias.name}" for alias in node.names)
+            yield from (name if name in names else base for name in whole)
+
+
+def graph():
+    """Each module of lib with those that it imports."""
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    return {name: named.keys() & set(imports_of(path, named)) - {name} for name, path in named.items()}
+
+
+def circle(modules):
+    """A circle of imports, as names; nothing where there is none."""
+    try:
+        graphlib.TopologicalSorter(modules).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def looking_at_alignment(modules):
+    """Of what alignment judges, the modules that import it."""
+    judged = {name: found for name, found in modules.items() if name.split(".")[1:2] and name.split(".")[1] in JUDGED}
+    return sorted(
+        name for name, found in judged.items() if any(f"{one}.".startswith("lib.alignment.") for one in found)
+    )
+
+
+def test_imports_run_in_no_circle():
+    found = circle(graph())
+    assert not found
+
+
+def test_what_is_judged_does_not_know_its_judge():
+    found = looking_at_alignment(graph())
+    assert not found
+
+
+def test_what_builds_environments_needs_no_room_but_its_own():
+    """It runs before there is any package."""
+    modules = graph()
+    waiting, seen = ["lib.machine.__main__", "lib.machine.launcher"], set()
+    while waiting:
+        seen.add(name := waiting.pop())
+        waiting += modules[name] - seen
+    assert all(name.startswith("lib.machine.") or name == "lib.errors" for name in seen), seen
+
+
+# ------------------------------------------------------------------------------------------------ frameworks
 
 
 def inside_backend(path):
@@ -36,7 +141,7 @@ def inside_backend(path):
 
 
 def asks_the_framework_itself(path):
-    """The adapters of the migration notebook's probes, which set each framework's own operators beside the backend's."""
+    """The migration notebook's probes set each framework's own operators beside the backend's."""
     return path.parent == ROOT / "lib" / "alignment" / "rosetta" / "native"
 
 
@@ -53,26 +158,19 @@ def asks_for_the_framework(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            if any(
-                (isinstance(s, ast.Attribute) and s.attr == "NAME") or (isinstance(s, ast.Name) and s.id == "NAME")
-                for s in sides
-            ):
+            if any("NAME" in (getattr(one, "attr", ""), getattr(one, "id", "")) for one in sides):
                 yield node.lineno
 
 
 def tensor_methods(tree):
-    """Calls x.method() of UNSAFE_METHODS on what may be a tensor: NumPy arrays are excused where np made them plain, and
-    so are a module's own parts (self.norm(x))."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    for function in functions:
+    """Calls x.method() of UNSAFE_METHODS on what may be a tensor. Not in functions that take arrays of NumPy, nor of np,
+    nor of a module's own parts (self.norm(x))."""
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         takes_arrays = any("ndarray" in ast.unparse(a.annotation) for a in function.args.args if a.annotation)
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in UNSAFE_METHODS:
-                if (
-                    not (isinstance(node.func.value, ast.Name) and node.func.value.id in ("np", "backend", "self"))
-                    and not takes_arrays
-                ):
-                    yield f"{function.name}: {ast.unparse(node)[:60]}"
+        calls = (node for node in ast.walk(function) if isinstance(node, ast.Call) and not takes_arrays)
+        for call in (call for call in calls if getattr(call.func, "attr", "") in UNSAFE_METHODS):
+            if getattr(call.func.value, "id", "") not in ("np", "backend", "self"):
+                yield f"{function.name}: {ast.unparse(call)[:60]}"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +188,8 @@ def test_the_rules_see_a_breach():
     assert "torch" in imports(ast.parse("def f():\n    from torch import nn"))
     assert list(asks_for_the_framework(ast.parse("if backend.NAME == 'jittor': pass")))
     assert list(tensor_methods(ast.parse("def f(x):\n    return x.sum(1)")))
+    assert circle({"lib.a": {"lib.b"}, "lib.b": {"lib.c"}, "lib.c": {"lib.a"}}) and not circle({"lib.a": {"lib.b"}})
+    assert looking_at_alignment({"lib.losses.x": {"lib.alignment"}, "lib.show": {"lib.alignment"}}) == ["lib.losses.x"]
 
 
 @pytest.mark.parametrize(
@@ -99,16 +199,7 @@ def test_shared_source_calls_functions_of_the_backend(path):
     assert not list(tensor_methods(ast.parse(path.read_text())))
 
 
-def test_files_stay_small():
-    """A model or a criterion is one file, whatever its length."""
-    short = [p for p in SOURCES if p.parent.name not in ("models", "losses")]
-    long = {
-        str(p.relative_to(ROOT)): n
-        for p in [*short, *(ROOT / "tests").glob("*.py")]
-        if (n := len(p.read_text().splitlines())) > 600
-    }
-    assert not long
-    assert len((ROOT / "lib" / "backend" / "jittor.py").read_text().splitlines()) <= 300
+# ------------------------------------------------------------------------------------------------ notebooks
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

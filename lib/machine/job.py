@@ -1,4 +1,4 @@
-"""One job of a report: `python -m lib.machine.job FILE` runs the notebook or command that a description names, starts it
+"""One job of a report: `python -m lib.machine.job FILE` runs the notebook or command that a file names, starts it
 a second time after a crash, and says how far the report is.
 
 A job is done when its mark exists, which is written last and holds the digests of what it read and of what it wrote.

@@ -1,10 +1,10 @@
-"""What a report consists of: which notebook runs in which kernel on what. `python -m lib.machine.pipeline` brings one up
-to date.
+"""What a report consists of: which notebook runs in which kernel on what. `python -m lib.machine.pipeline` makes one.
 
 A job is one notebook for one model and side. It is described by a file, `reports/<profile>/jobs/…json`, that holds its
 parameters, environment and inputs, and it is done when its `.done` file exists (see `job`): `stale` says which jobs are
-no longer done. Snakemake runs those, and what depends on them, in their order. Records, executed notebooks and checkpoints
-are not declared to it, which would delete them before a job starts: a run that fails leaves the earlier ones in place.
+no longer done. Snakemake runs those, and what depends on them, in their order. Records, executed notebooks and
+checkpoints are not declared to it, which would delete them before a job starts: a run that fails leaves the earlier
+ones in place.
 """
 
 import argparse
@@ -117,7 +117,7 @@ class Job:
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """profiles/<name>.yaml: seed, threads, what it requires, and for each stage a section with its notebook's parameters."""
+    """profiles/<name>.yaml: seed, threads, what it requires, and a section with parameters for each stage."""
     path = environment.ROOT / "profiles" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
