@@ -163,7 +163,7 @@ def asks_for_the_framework(tree):
 
 
 def tensor_methods(tree):
-    """Calls x.method() of UNSAFE_METHODS on what may be a tensor. Not in functions that take arrays of NumPy, nor of np,
+    """Calls x.method() of UNSAFE_METHODS on what may be a tensor. Not in functions that take NumPy's arrays, nor of np,
     nor of a module's own parts (self.norm(x))."""
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         takes_arrays = any("ndarray" in ast.unparse(a.annotation) for a in function.args.args if a.annotation)

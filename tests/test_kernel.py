@@ -54,7 +54,9 @@ def test_memory_is_said_only_with_evidence(tmp_path, monkeypatch):
     before = {"the control group": 1, "the machine": 4}
     assert notebook.lack_of_memory(before, before, 0.5) == ""
     assert "the machine counts one more" in notebook.lack_of_memory(before, {**before, "the machine": 5}, 0.5)
-    assert "the control group counts" in notebook.lack_of_memory(before, {"the control group": 2, "the machine": 5}, 0.5)
+    assert "the control group counts" in notebook.lack_of_memory(
+        before, {"the control group": 2, "the machine": 5}, 0.5
+    )
     assert "1.0% of it was free" in notebook.lack_of_memory({}, {}, 0.01)
     counts = iter([{"the machine": 4}, {"the machine": 5}] * 2)
     monkeypatch.setattr(notebook, "kills", lambda: next(counts))

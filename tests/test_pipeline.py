@@ -36,6 +36,7 @@ open('trace', 'a').write(f'{{stage}}/{{side}}\\n')
 place = pathlib.Path(records, model, side, f'{{stage}}.json')
 place.parent.mkdir(parents=True, exist_ok=True)
 place.write_text(json.dumps(str(time.time())))"""
+DATA_PARAMETERS = "data = ''\nrecords = ''\ntrain_images = 1"
 DATA = "model = 'all'\n" + STAGE.format(stage="data", side="'none'")
 TRAIN = """folder = pathlib.Path(runs, model, os.environ['SIDE'])
 steps = folder / 'steps'
@@ -54,100 +55,76 @@ def notebook(path: Path, *sources: str, parameters: str = "") -> Path:
     return path
 
 
+STUBS = {
+    "models/__init__": "from . import nanodet_plus, gold_yolo",
+    "models/nanodet_plus": "WIDTH = 1",
+    "models/gold_yolo": "",
+    "show/__init__": "",
+    "show/tables": "from lib import models",
+    "data": "",
+    "backend/__init__": "from .torch import *\nfrom .jittor import *",
+    "backend/torch": "",
+    "backend/jittor": "from . import jittor_nn",
+    "backend/jittor_nn": "",
+}
+REAL = ("__init__", "errors", "record", "alignment/__init__", "alignment/evidence", "machine/__init__")
+REAL += ("machine/environment", "machine/notebook", "machine/job", "machine/pipeline")
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A checkout with stub notebooks and a stub library; both its kernels are this interpreter."""
-    machine = [f"machine/{name}" for name in ("__init__", "environment", "headers", "notebook", "job", "pipeline")]
-    for name in ("__init__", "errors", "record", *machine, "alignment/__init__", "alignment/evidence"):
-        (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib" / f"{name}.py")
     shutil.copy(ROOT / "Snakefile", tmp_path)
-    for name, text in {
-        "models/__init__": "from . import nanodet_plus, gold_yolo",
-        "models/nanodet_plus": "WIDTH = 1",
-        "models/gold_yolo": "",
-        "show/__init__": "",
-        "show/tables": "from lib import models",
-        "data": "",
-        "backend/__init__": "from .torch import *\nfrom .jittor import *",
-        "backend/torch": "",
-        "backend/jittor": "from . import jittor_nn",
-        "backend/jittor_nn": "",
-    }.items():
-        (tmp_path / "lib" / name).parent.mkdir(exist_ok=True)
+    for name, text in {**{name: (ROOT / "lib" / f"{name}.py").read_text() for name in REAL}, **STUBS}.items():
+        (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "lib" / f"{name}.py").write_text(text)
-    head = "import json, os, pathlib, time"
-    common = f"model = '{MODEL}'\nrecords = ''\nruns = ''"
+    head, books = "import json, os, pathlib, time\nfrom lib", tmp_path / "notebooks"
+    notebook(books / "10_data.ipynb", f"{head} import data", DATA, parameters=DATA_PARAMETERS)
+    train = STAGE.format(stage="train", side="os.environ['SIDE']")
+    declares = f"model = '{MODEL}'\nrecords = ''\nruns = ''\nepochs = 1"
+    tables = "from lib.show import tables"
+    notebook(books / "60_train.ipynb", f"{head} import backend, models\n{tables}", TRAIN, train, parameters=declares)
     notebook(
-        tmp_path / "notebooks/10_data.ipynb",
-        f"{head}\nfrom lib import data",
-        DATA,
-        parameters="data = ''\nrecords = ''\ntrain_images = 1",
+        books / "90_compare.ipynb", f"{head} import data\n{tables}", COMPARE, parameters="report = ''\nrecords = ''"
     )
-    notebook(
-        tmp_path / "notebooks/60_train.ipynb",
-        f"{head}\nfrom lib import backend, models\nfrom lib.show import tables",
-        TRAIN,
-        STAGE.format(stage="train", side="os.environ['SIDE']"),
-        parameters=common + "\nepochs = 1",
-    )
-    notebook(
-        tmp_path / "notebooks/90_compare.ipynb",
-        f"{head}\nfrom lib.show import tables",
-        COMPARE,
-        parameters="report = ''\nrecords = ''",
-    )
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "mini.yaml").write_text(
-        yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 3}, "compare": {}})
-    )
+    profile(tmp_path, epochs=3)
+    jupyter = tmp_path / ".jupyter"
+    (tmp_path / "envs").mkdir()
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
     for one in environment.ENVIRONMENTS:
-        folder = tmp_path / "home" / one.name
+        folder, kernel = tmp_path / "home" / one.name, jupyter / "data" / "kernels" / one.kernel / "kernel.json"
         (folder / "bin").mkdir(parents=True)
         (folder / "bin" / "python").symlink_to(sys.executable)
         (folder / environment.STAMP).touch()
-        (tmp_path / "envs").mkdir(exist_ok=True)
         (tmp_path / "envs" / one.name).symlink_to(folder)
-        kernel = tmp_path / ".jupyter" / "data" / "kernels" / one.kernel / "kernel.json"
         kernel.parent.mkdir(parents=True)
-        kernel.write_text(
-            json.dumps(
-                {
-                    "argv": [
-                        sys.executable,
-                        "-m",
-                        "ipykernel_launcher",
-                        "-f",
-                        "{connection_file}",
-                        "--log-level=ERROR",
-                    ],
-                    "language": "python",
-                    "display_name": one.name,
-                    "env": {"SIDE": one.kernel, "PYTHONPATH": str(tmp_path)},
-                }
-            )
-        )
+        variables = {"SIDE": one.kernel, "PYTHONPATH": str(tmp_path)}
+        kernel.write_text(json.dumps({"argv": argv, "language": "python", "display_name": one.name, "env": variables}))
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(
-            name,
-            str(tmp_path / ".jupyter" / "data") if name == "JUPYTER_DATA_DIR" else str(tmp_path / ".jupyter" / name),
-        )
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(jupyter / name))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(jupyter / "data"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")  # these kernels before the environment's own of the same names
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):  # what a job sets for its kernel is undone
+        monkeypatch.setenv(name, "1")
     return tmp_path
 
 
+def profile(folder: Path, name: str = "mini", **train) -> None:
+    content = {"data": {"train_images": 2}, "train": train, "compare": {}} if train else {"data": {}}
+    (folder / "profiles").mkdir(exist_ok=True)
+    (folder / "profiles" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
 def start(snakemake: str = "", **options) -> subprocess.Popen:
-    arguments = [
-        text for name, value in {"profile": "mini", "cores": 2, **options}.items() for text in (f"--{name}", str(value))
-    ]
+    chosen = {"profile": "mini", "cores": 2, **options}
+    arguments = [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
     arguments += ["--", snakemake] if snakemake else []
     command = [sys.executable, "-m", "lib.machine.pipeline", *arguments]
-    return subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, start_new_session=True, **streams)
 
 
 def report(**options) -> tuple[int, str, list[str]]:
@@ -181,12 +158,6 @@ def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refuse
         notebooks.parameters(path, yaml.safe_load("lr: 1e-3"), {}, "p")
 
 
-STARTERS = (
-    "lib/machine/environment.py",
-    "lib/machine/notebook.py",
-)  # they build environments and start kernels: no number is theirs
-
-
 def from_aside(path: Path, code: str) -> list[str]:
     """What code takes from the modules that no record depends on."""
     package = ".".join(path.relative_to(ROOT).parent.parts)
@@ -195,13 +166,11 @@ def from_aside(path: Path, code: str) -> list[str]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_shapes_a_record_takes_nothing_from_the_modules_left_aside(model):
-    """The modules that a measuring stage depends on import none of them, and its cells fill no record with their help."""
+    """What a measuring stage depends on imports none of them, and its cells fill no record with their help."""
     for stage in (stage for stage in pipeline.STAGES if stage.writes and stage.notebook):
         path = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
-        for side, file in ((side, file) for side in stage.sides for file in notebooks.sources(path, side, [model])):
-            assert file in STARTERS or not from_aside(ROOT / file, (ROOT / file).read_text()), (
-                f"{stage.name} reads {file}"
-            )
+        for file in {file for side in stage.sides for file in notebooks.sources(path, side, [model])}:
+            assert not from_aside(ROOT / file, (ROOT / file).read_text()), f"{stage.name} reads {file}"
         for cell in notebooks.cells(path):
             assert not filled_from_aside(cell["source"]), f"{path.name}: {cell['source']}"
 
@@ -307,19 +276,9 @@ def test_a_run_is_resumed_only_with_the_very_same_inputs(project):
     assert not (folder / "checkpoint").exists()
 
 
-def test_an_edit_while_a_job_runs_is_not_taken_for_done(project, monkeypatch):
-    for name in (
-        "OMP_NUM_THREADS",
-        "RECORD_COMMAND",
-        "RECORD_RESTARTS",
-    ):  # what a job sets for its kernel, undone afterwards
-        monkeypatch.setenv(name, "1")
-    notebook(
-        project / "notebooks/10_data.ipynb",
-        "from lib import data",
-        "open('lib/data.py', 'a').write('# edited')",
-        parameters="train_images = 1",
-    )
+def test_an_edit_while_a_job_runs_is_not_taken_for_done(project):
+    edits = "open('lib/data.py', 'a').write('# edited')"
+    notebook(project / "notebooks/10_data.ipynb", "from lib import data", edits, parameters="train_images = 1")
     (job, *_) = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
     with pytest.raises(UserError, match="edited while it ran"):
         jobs.run(job.file)
@@ -343,9 +302,7 @@ def test_only_what_depends_on_a_change_runs_again(project):
     assert report()[2] == []
     (project / "lib" / "backend" / "jittor_nn.py").write_text("# mended")
     assert report()[2] == ["train/jittor", "compare/none"]
-    (project / "profiles" / "mini.yaml").write_text(
-        yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 2}, "compare": {}})
-    )
+    profile(project, epochs=2)
     assert set(report()[2]) == {*trains, "compare/none"}
 
 
@@ -398,8 +355,6 @@ def test_a_dry_run_and_a_change_behind_its_back_are_told(project):
 
 def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
     """It writes no record; what runs its model on its side waits for it, and nothing depends on what it wrote."""
-    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):
-        monkeypatch.setenv(name, "1")
     (project / "lib" / "backend" / "ready.py").write_text(
         "import sys\nopen('ready', 'w').write(' '.join(sys.argv[1:]))\nsys.exit(len(sys.argv) < 4)"
     )
@@ -471,7 +426,7 @@ def test_a_plain_locale_and_an_interruption_are_no_traceback(project, monkeypatc
     for name, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
         monkeypatch.setenv(name, value)
     text = "# 检测\nimport time\nprint('检测', flush=True)\ntime.sleep(60)"
-    notebook(project / "notebooks/10_data.ipynb", text, parameters="data = ''\nrecords = ''\ntrain_images = 1")
+    notebook(project / "notebooks/10_data.ipynb", text, parameters=DATA_PARAMETERS)
     (project / "profiles" / "one.yaml").write_text("# 一\ndata: {}")
     process = start(profile="one")
     while not list(project.glob("reports/one/notebooks/all/none/.*")):
@@ -485,9 +440,7 @@ def test_a_plain_locale_and_an_interruption_are_no_traceback(project, monkeypatc
 
 @pytest.mark.slow
 def test_a_killed_training_continues_and_earlier_results_stay(project):
-    (project / "profiles" / "mini.yaml").write_text(
-        yaml.safe_dump({"data": {"train_images": 2}, "train": {"epochs": 4}, "compare": {}})
-    )
+    profile(project, epochs=4)
     (project / "kill").touch()
     code, printed, ran = report()
     assert code == 1 and ran[0] == "data/none" and "train/torch" not in ran, printed
@@ -511,12 +464,8 @@ def test_a_killed_training_continues_and_earlier_results_stay(project):
 
 @pytest.mark.slow
 def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
-    (project / "profiles" / "one.yaml").write_text("data: {}")
-    notebook(
-        project / "notebooks/10_data.ipynb",
-        "import time\ntime.sleep(60)",
-        parameters="data = ''\nrecords = ''\ntrain_images = 1",
-    )
+    profile(project, "one")
+    notebook(project / "notebooks/10_data.ipynb", "import time\ntime.sleep(60)", parameters=DATA_PARAMETERS)
     first = start(profile="one")
     while not list(project.glob("reports/one/notebooks/all/none/.*")):
         assert first.poll() is None
@@ -525,12 +474,8 @@ def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
     assert "another `make report`" in second.communicate()[0] and second.returncode == 1
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    notebook(
-        project / "notebooks/10_data.ipynb",
-        "import json, os, pathlib, time",
-        DATA,
-        parameters="data = ''\nrecords = ''\ntrain_images = 1",
-    )
+    head = "import json, os, pathlib, time"
+    notebook(project / "notebooks/10_data.ipynb", head, DATA, parameters=DATA_PARAMETERS)
     assert report(profile="one")[0] == 0
 
 
@@ -538,15 +483,8 @@ def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
 def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
     """Every notebook of every family in its kernel, then a report without a FAIL; a second call does nothing."""
     shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "lib.machine.pipeline",
-        "--profile",
-        "smallest",
-        "--models",
-        " ".join(MODELS),
-    ]
+    asked = ["--profile", "smallest", "--models", " ".join(MODELS)]
+    command = [sys.executable, "-m", "lib.machine.pipeline", *asked]
     environ = environment.process_environment(environment.TORCH, environment.location(environment.TORCH))
     first, second = (subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True) for _ in range(2))
     assert first.returncode == 0, first.stdout + first.stderr

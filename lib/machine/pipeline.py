@@ -270,7 +270,7 @@ def report_files() -> list[str]:
     """What the comparison reads besides records and Python: templates, and the published implementations' numbers."""
     folders = (Path("lib/report"), Path("lib/show"), Path("tests/golden"))
     found = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path) for path in found if "__pycache__" not in path.parts)
+    return sorted(str(path) for path in found if path.suffix != ".pyc" and not path.name.startswith("."))
 
 
 def annotations(data: str) -> list[str]:
