@@ -1,4 +1,4 @@
-"""Environments: the lists, the building and its interruptions, the variables. Standard library only; both environments."""
+"""Environments: the lists, the building and its interruptions, the variables. Standard library; both environments."""
 
 import ast
 import errno
@@ -18,12 +18,20 @@ import yaml
 
 from lib.errors import UserError, of_a_user
 from lib.machine import __main__ as commands
-from lib.machine import doctor, environment, headers, installation, locks
+from lib.machine import doctor, environment, installation, locks
 from lib.machine.environment import ENVIRONMENTS, JT, TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
-ANY_PYTHON = ("__init__", "__main__", "doctor", "environment", "headers", "installation", "launcher", "locks")
+ANY_PYTHON = ("__init__", "__main__", "doctor", "environment", "installation", "launcher", "locks")
 PYTHON = doctor.Python("python3.11", "3.11.7", Path("/base/bin"), Path("/base/include"))
+
+
+def script(path: Path, text: str = "") -> Path:
+    """A program of the shell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture
@@ -129,11 +137,8 @@ def test_settings_of_pip_are_passed_on_to_uv_and_those_of_uv_stand(monkeypatch, 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
     found = locks.uv_variables(locks.pip_settings(Path(sys.executable)))
-    assert (found["UV_FIND_LINKS"], found["UV_INDEX"], found["UV_DEFAULT_INDEX"]) == (
-        "/c",
-        "file:///more",
-        "https://mirror.example/simple",
-    )
+    names = ("UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX")
+    assert [found[name] for name in names] == ["/c", "file:///more", "https://mirror.example/simple"]
     monkeypatch.setenv("PIP_FIND_LINKS", "/d /e")
     assert locks.uv_variables(locks.pip_settings(Path(sys.executable)))["UV_FIND_LINKS"] == "/d,/e"
     monkeypatch.setenv("UV_FIND_LINKS", "/mine")
@@ -145,12 +150,9 @@ def test_the_list_imports():
     modules = {name: module for module, names in importlib.metadata.packages_distributions().items() for name in names}
     for line in locks.requirements(ROOT / one.specification.name):
         name = line.split("==")[0]
-        if (
-            name not in (one.kernel, "setuptools") and "onednn" not in name
-        ):  # the frameworks are imported by every other test
-            importlib.import_module(
-                {"pyyaml": "yaml", "opencv-python-headless": "cv2"}.get(name, modules.get(name, name))
-            )
+        if name not in (one.kernel, "setuptools") and "onednn" not in name:  # every other test imports the frameworks
+            known = {"pyyaml": "yaml", "opencv-python-headless": "cv2"}
+            importlib.import_module(known.get(name, modules.get(name, name)))
 
 
 def test_no_pip_section_is_one_line(tmp_path):
@@ -256,24 +258,12 @@ def test_a_failed_install_leaves_no_environment_and_says_why(project, monkeypatc
 
 
 def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
-    program = project / "programs" / "conda"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    program = script(project / "programs" / "conda")
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     assert doctor.find_conda() == str(program)
     folder = build(TORCH, str(program))
-    assert installed[0] == [
-        str(program),
-        "create",
-        "-y",
-        "-p",
-        str(folder),
-        "-c",
-        "conda-forge",
-        "python=3.11",
-        "pip>=24",
-    ]
+    wanted = ["-c", "conda-forge", "python=3.11", "pip>=24"]
+    assert installed[0] == [str(program), "create", "-y", "-p", str(folder), *wanted]
     assert installed[1][:3] == [str(folder / "bin" / "python"), "-m", "venv"]  # the installer, by conda's Python
     assert installed[-1][-1] == str(folder / "torch.lock")
     monkeypatch.setenv("ALIGN_CONDA", "no")
@@ -282,13 +272,9 @@ def test_conda_is_used_where_there_is_one(project, installed, monkeypatch):
 
 def wheel(folder: Path) -> Path:
     """What the oneDNN wheels leave in an environment."""
-    for name, content in {
-        "lib/libdnnl.so.2": "library",
-        "include/dnnl.hpp": "",
-        "include/oneapi/dnnl/dnnl.h": "",
-    }.items():
+    for name in ("lib/libdnnl.so.2", "include/dnnl.hpp", "include/oneapi/dnnl/dnnl.h", "include/python3.11/other.h"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
+        (folder / name).write_text("library")
     return folder
 
 
@@ -300,6 +286,7 @@ def test_onednn_repairs_broken_links_and_keeps_what_works(project):
     installation.install_onednn(wheel(project / "env"))
     assert (target / "lib" / "libmkldnn.so").read_text() == "library"
     assert (target / "include" / "oneapi" / "dnnl" / "dnnl.h").is_file()
+    assert not (target / "include" / "python3.11").exists()
     assert [path.name for path in target.parent.iterdir()] == [target.name]  # Jittor takes the first dnnl* it finds
     (target / "lib" / "libdnnl.so.2").unlink()
     (target / "lib" / "libdnnl.so.2").write_text("the user's own")
@@ -319,11 +306,8 @@ def test_jittor_home_of_the_user_is_respected(project):
 def core(project, monkeypatch):
     """An environment whose Python notes each start and prints what is in `answer`; it has no headers to precompile."""
     monkeypatch.setattr(installation, "precompile_headers", lambda *_: None)
-    (project / "env" / "bin").mkdir(parents=True)
-    program = project / "env" / "bin" / "python"
     (project / "answer").touch()
-    program.write_text(f"#!/bin/sh\necho >> {project}/calls\ncat {project}/answer\n")
-    program.chmod(0o755)
+    script(project / "env" / "bin" / "python", f"echo >> {project}/calls\ncat {project}/answer\n")
     return project
 
 
@@ -346,10 +330,7 @@ def test_the_core_is_compiled_again_only_for_another_machine_or_without_its_libr
     assert starts() == 2
     library.touch()
     assert starts() == 2
-    compiler = core / "compiler" / "g++"
-    compiler.parent.mkdir()
-    compiler.write_text("#!/bin/sh\necho g++ 99\n")
-    compiler.chmod(0o755)
+    compiler = script(core / "compiler" / "g++", "echo g++ 99\n")
     monkeypatch.setenv("PATH", f"{compiler.parent}:{os.environ['PATH']}")
     assert starts() == 3 and starts() == 3
     monkeypatch.setattr(installation.platform, "node", lambda: "another-host")
@@ -374,20 +355,17 @@ def test_processes_see_their_own_settings_and_not_the_users_traps(project, monke
 def test_every_process_takes_the_precompiled_core_unless_the_user_has_flags_of_his_own(project, monkeypatch):
     folder = environment.cache() / "envs" / "jt-0"
     assert "cc_flags" not in environment.variables(JT, folder)
-    header = headers.header(folder, "core")
+    header = environment.header(folder, "core")
     header.parent.mkdir(parents=True)
-    header.write_text(headers.CORE)
+    header.touch()
     assert environment.variables(JT, folder)["cc_flags"] == f'-include "{header}"'
     monkeypatch.setenv("cc_flags", "-g")
     assert environment.process_environment(JT, folder)["cc_flags"] == "-g"
 
 
 def test_headers_are_precompiled_for_this_machine_and_a_failure_is_one_line(project, monkeypatch):
-    folder = project / "env"
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python3.11-config").write_text("#!/bin/sh\necho -I/python\n")
-    (folder / "bin" / "python3.11-config").chmod(0o755)
-    ran = []
+    folder, ran = project / "env", []
+    script(folder / "bin" / "python3.11-config", "echo -I/python\n")
 
     def compile(command, *_):
         ran.append(command)
@@ -397,9 +375,9 @@ def test_headers_are_precompiled_for_this_machine_and_a_failure_is_one_line(proj
     monkeypatch.setattr(installation, "logged", compile)
     installation.precompile_headers(folder, project / "log")
     assert [Path(command[-3]).name for command in ran] == ["core.h", "kernel.h"] and "-I/python" in ran[0]
-    for name in headers.HEADERS:
-        assert headers.precompiled(folder, name, installation.core_key(folder)).is_file()
-    assert os.access(headers.script(folder), os.X_OK)
+    for name in installation.HEADERS:
+        assert Path(f"{environment.header(folder, name)}.gch", installation.core_key(folder)).is_file()
+    assert os.access(environment.compile_script(folder), os.X_OK)
     monkeypatch.setenv("cc_path", "clang++")  # Jittor takes it, but it has other headers
     installation.precompile_headers(folder, project / "log")
     assert len(ran) == 2
@@ -418,8 +396,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capsys):
 
 def test_doctor_sees_a_compiler_without_headers(monkeypatch, tmp_path):
     assert doctor.compiler().ok
-    (tmp_path / "g++").write_text('#!/bin/sh\n[ "$1" = --version ] && echo g++ 12\n')  # 1 for all else
-    (tmp_path / "g++").chmod(0o755)
+    script(tmp_path / "g++", '[ "$1" = --version ] && echo g++ 12\n')  # 1 for all else
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not doctor.compiler().ok and "without the headers" in str(doctor.compiler())
 
@@ -494,15 +471,10 @@ def test_what_any_python_reads_has_no_newer_syntax(name):
 
 def test_a_full_disk_and_a_read_only_place_are_one_line():
     program = "import os\n{}\nimport runpy; runpy.run_module('lib.machine', run_name='__main__')"
-    for number, words in (
-        (errno.ENOSPC, "free some room"),
-        (errno.EROFS, "choose a place"),
-        (errno.EACCES, "who may read"),
-    ):
-        plant = (
-            f"from lib.machine import installation\ndef full(): raise OSError({number}, os.strerror({number}), '/there')\n"
-            "installation.make_environments = full"
-        )
+    places = {errno.ENOSPC: "free some room", errno.EROFS: "choose a place", errno.EACCES: "who may read"}
+    for number, words in places.items():
+        full = f"def full(): raise OSError({number}, os.strerror({number}), '/there')"
+        plant = f"from lib.machine import installation\n{full}\ninstallation.make_environments = full"
         line = refused([sys.executable, "-W", "ignore", "-c", program.format(plant), "envs"])
         assert line.startswith("error: /there: ") and words in line
     for number in (errno.ENOENT, errno.EIO):  # a fault of ours, or of the disk
@@ -525,10 +497,13 @@ def test_in_the_c_locale_a_process_reads_utf8_and_the_builder_prints():
 def test_a_python_of_an_environment_typed_by_hand_has_its_settings():
     (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
     bare = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-    program = "import sys; from lib.machine import environment; environment.adopt(); import os, json; print(json.dumps(dict(os.environ)))"
-    result = subprocess.run(
-        [str(one.link / "bin" / "python"), "-c", program], cwd=ROOT, env=bare, capture_output=True, text=True
-    )
+    told = "import os, json; print(json.dumps(dict(os.environ)))"
+    command = [
+        str(one.link / "bin" / "python"),
+        "-c",
+        f"from lib.machine import environment; environment.adopt(); {told}",
+    ]
+    result = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True)
     found = json.loads(result.stdout)
     assert found["PATH"].startswith(f"{one.link.resolve()}/bin:") and found["PYTHONPATH"] == str(ROOT)
     assert found.get("cache_name") == ("alignment" if one is JT else None)

@@ -1,4 +1,4 @@
-"""How a notebook's process ended: its signal or exit code, what it wrote last, and memory only where there is evidence."""
+"""How a notebook's process ended: its signal or exit code, what it wrote last, memory only where there is evidence."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from lib.machine import notebook
 
 
-def ended(tmp_path, code: str, monkeypatch=None) -> notebook.ProcessDied:
+def ended(tmp_path, code: str) -> notebook.ProcessDied:
     """How a Python process with this code ended."""
     log = tmp_path / "log"
     with open(log, "wb") as stream:
@@ -25,7 +25,7 @@ def ended(tmp_path, code: str, monkeypatch=None) -> notebook.ProcessDied:
         ("import sys; sys.exit(3)", None, "it died of an exit with code 3"),
         # as Jittor ends: its handler of a crash exits with 1
         (
-            "import os; os.write(2, b'Caught segfault at address 0x0, thread_name: flush log...\\nSegfault, exit\\n'); os._exit(1)",
+            "import os; os.write(2, b'Caught segfault at address 0x0, ...\\nSegfault, exit\\n'); os._exit(1)",
             signal.SIGSEGV,
             "it died of signal 11 (SIGSEGV)",
         ),
@@ -43,10 +43,8 @@ def test_a_death_says_its_signal_or_code(tmp_path, code, number, said):
 
 
 def test_what_a_process_wrote_last_is_kept(tmp_path):
-    death = ended(
-        tmp_path,
-        "import os, sys; print('\\n'.join(map(str, range(99)))); sys.stdout.flush(); os.write(2, b'\\x1b[31m\\xffend\\x1b[m\\n'); os.abort()",
-    )
+    lines, last = "print('\\n'.join(map(str, range(99))), flush=True)", "os.write(2, b'\\x1b[31m\\xffend\\x1b[m\\n')"
+    death = ended(tmp_path, f"import os; {lines}; {last}; os.abort()")
     assert len(death.lines) == notebook.LINES and death.lines[-2:] == ["98", "\ufffdend"]
 
 
@@ -65,7 +63,7 @@ def test_memory_is_said_only_with_evidence(tmp_path, monkeypatch):
 
 
 def test_kills_are_counted_where_the_system_counts_them(tmp_path):
-    """Version 2 at the group's place, version 1 at the top as in a container, the machine; what counts nothing is left out."""
+    """Version 2 at the group's place, version 1 at the top as in a container, the machine; not what counts nothing."""
     for name, text in {
         "proc/self/cgroup": "9:memory:/host/path\n0::/user.slice\n",
         "proc/vmstat": "nr_free_pages 7\noom_kill 4\n",

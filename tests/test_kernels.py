@@ -66,32 +66,19 @@ def check(found: dict, one: environment.Environment) -> None:
 
 @pytest.mark.parametrize("here, one", [(".", JT), ("notebooks", TORCH), ("/", JT)])
 def test_papermill_as_typed(tmp_path, bare, tiny, here, one):
-    """From the root and notebooks/ with what is typed relative; from elsewhere with whole paths; -k over the notebook's."""
+    """From the root and notebooks/ with relative paths; from elsewhere with whole ones; -k over its own."""
     folder = ROOT / here
-    program, path = (
-        (ROOT / "envs/torch/bin/papermill", tiny)
-        if here == "/"
-        else (os.path.relpath(ROOT / "envs/torch/bin/papermill", folder), os.path.relpath(tiny, folder))
-    )
-    command = [str(program), str(path), str(tmp_path / "out.ipynb"), "-k", one.kernel, "-p", "which", "2"]
+    paths = [str(ROOT / "envs/torch/bin/papermill"), str(tiny)]
+    typed = paths if here == "/" else [os.path.relpath(path, folder) for path in paths]
+    command = [*typed, str(tmp_path / "out.ipynb"), "-k", one.kernel, "-p", "which", "2"]
     result = subprocess.run(command, cwd=folder, env=bare, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     check(told(tmp_path / "out.ipynb"), one)
 
 
 def test_nbconvert_in_the_other_environment_as_typed(tmp_path, bare, tiny):
-    command = [
-        str(JT.link / "bin" / "jupyter"),
-        "nbconvert",
-        "--execute",
-        "--to",
-        "notebook",
-        str(tiny.relative_to(ROOT)),
-        "--output-dir",
-        str(tmp_path),
-        "--output",
-        "out.ipynb",
-    ]
+    command = [str(JT.link / "bin" / "jupyter"), "nbconvert", "--execute", "--to", "notebook"]
+    command += [str(tiny.relative_to(ROOT)), "--output-dir", str(tmp_path), "--output", "out.ipynb"]
     result = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     check(told(tmp_path / "out.ipynb"), TORCH)
@@ -99,12 +86,8 @@ def test_nbconvert_in_the_other_environment_as_typed(tmp_path, bare, tiny):
 
 def test_both_environments_show_both_kernels(bare):
     for one in ENVIRONMENTS:
-        listed = subprocess.run(
-            [str(one.link / "bin" / "jupyter"), "kernelspec", "list", "--json"],
-            env=bare,
-            capture_output=True,
-            text=True,
-        )
+        command = [str(one.link / "bin" / "jupyter"), "kernelspec", "list", "--json"]
+        listed = subprocess.run(command, env=bare, capture_output=True, text=True)
         specs = json.loads(listed.stdout)["kernelspecs"]
         assert {"jittor", "torch"} <= specs.keys()
         assert specs["jittor"]["resource_dir"].startswith(str(one.link.resolve()))
@@ -129,18 +112,11 @@ def places(tmp_path):
 
 def launched(places: Path, cwd: str, parent: str, words=(), session="") -> subprocess.CompletedProcess:
     """Start the launcher in `cwd` by a process that was started in `parent` with these words."""
-    program = (
-        "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-I', '-S', sys.argv[1], 'jt', 'connection'], "
-        "cwd=sys.argv[2]).returncode)"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program, str(places / "launcher.py"), str(places / cwd), *words],
-        cwd=places / parent,
-        env={**os.environ, "JPY_SESSION_NAME": session},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    started = "[sys.executable, '-I', '-S', sys.argv[1], 'jt', 'connection']"
+    program = f"import subprocess, sys; sys.exit(subprocess.run({started}, cwd=sys.argv[2]).returncode)"
+    command = [sys.executable, "-c", program, str(places / "launcher.py"), str(places / cwd), *words]
+    environ = {**os.environ, "JPY_SESSION_NAME": session}
+    return subprocess.run(command, cwd=places / parent, env=environ, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +132,8 @@ def launched(places: Path, cwd: str, parent: str, words=(), session="") -> subpr
 )
 def test_the_launcher_finds_the_checkout(places, cwd, parent, words, session, found):
     result = launched(places, cwd, parent, [word.format(places) for word in words], session.format(places))
-    assert result.stdout.split() == [
-        f"{places}/{found}/lib/machine/__main__.py",
-        f"{places}/{found}",
-        "run",
-        "jt",
-        "connection",
-    ], result.stderr
+    root = f"{places}/{found}"
+    assert result.stdout.split() == [f"{root}/lib/machine/__main__.py", root, "run", "jt", "connection"], result.stderr
 
 
 def test_outside_of_any_checkout_there_is_one_line(places):

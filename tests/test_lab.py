@@ -1,8 +1,8 @@
 """JupyterLab in a real browser: every notebook opens by a double click in its kernel; one is run through in each kernel
 without an error; widgets and progress bars are drawn. (Papermill runs the others through: tests/test_pipeline.py.)
 
-Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of the
-page is kept in reports/lab when a test fails.
+Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of
+the page is kept in reports/lab when a test fails.
 """
 
 import json
@@ -54,18 +54,8 @@ def lab(tmp_path_factory):
     token = secrets.token_hex(8)
     python = environment.interpreter(environment.TORCH)
     environ = environment.process_environment(environment.TORCH, python.parents[1])
-    command = [
-        str(python),
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={folder}",
-    ]
+    command = [str(python), "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
     places = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings)}
     with open(settings / "server.log", "w") as log:
         server = subprocess.Popen(
@@ -156,12 +146,8 @@ def _run_all(page, notebook: Path) -> list[dict]:
 
 
 def _errors(cells: list[dict]) -> list[str]:
-    return [
-        f"{output['ename']}: {output['evalue']}"
-        for cell in cells
-        for output in cell["outputs"]
-        if output["output_type"] == "error"
-    ]
+    outputs = (output for cell in cells for output in cell["outputs"])
+    return [f"{one['ename']}: {one['evalue']}" for one in outputs if one["output_type"] == "error"]
 
 
 @pytest.mark.parametrize("kernel", ["torch", "jittor"])

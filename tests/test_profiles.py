@@ -1,4 +1,4 @@
-"""Every profile gives a plan; what it requires is asked for; a subset is chosen where it says so. The torch environment."""
+"""Every profile gives a plan; what it requires is asked for; a subset is chosen where it says so. Torch only."""
 
 import json
 import re
@@ -20,7 +20,7 @@ REQUEST = pipeline.Request("quick", ("rtdetr_r18vd", "nanodet-plus-m_320"), "", 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A place for job files beside the project's own notebooks; what code a job depends on is test_pipeline's matter."""
+    """A place for job files beside the project's notebooks; what code a job depends on is test_pipeline's matter."""
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     monkeypatch.setattr(pipeline, "sources", lambda *_, **__: [])
     monkeypatch.chdir(tmp_path)

@@ -16,17 +16,9 @@ def entries(tmp_path):
     folder.mkdir(parents=True)
     names = {name: str(folder / name) for name in "abcd"}
     needs = {"a": [], "b": [names["a"]], "c": [], "d": [names["a"], names["b"]]}
+    common = {"after": [], "threads": 1, "seconds": None}
     jobs = [
-        {
-            "name": name,
-            "done": names[name],
-            "needs": needs[name],
-            "after": [],
-            "threads": 1,
-            "stage": {"weight": weight},
-            "seconds": None,
-            "to_do": name != "c",
-        }
+        {**common, "done": names[name], "needs": needs[name], "stage": {"weight": weight}, "to_do": name != "c"}
         for name, weight in zip("abcd", (10, 20, 10, 40))
     ]
     (tmp_path / ".plan.json").write_text(json.dumps({"cores": 2, "began": time.time() - 10, "jobs": jobs}))
