@@ -435,11 +435,12 @@ def test_system_installs_what_is_missing_and_goes_on_without_the_optional(monkey
         doctor.install(if_possible=False)
 
 
-def test_pytest_is_given_its_options_as_they_are(monkeypatch):
+def test_a_program_is_given_its_options_as_they_are(monkeypatch):
     given = []
-    monkeypatch.setattr(commands, "test", lambda arguments: given.extend(arguments) or 0)
-    monkeypatch.setattr("sys.argv", ["environment", "test", "-k", "a and b", "--durations=4"])
-    assert commands.main() == 0 and given == ["-k", "a and b", "--durations=4"]
+    monkeypatch.setattr(environment, "start", lambda *arguments: given.extend(arguments))
+    options = ["-m", "pytest", "-k", "a and b", "--durations=4", "--help"]
+    monkeypatch.setattr("sys.argv", ["lib.machine", "run", "jt", *options])
+    assert not commands.main() and given == [JT, options]
 
 
 def test_users_mistakes_are_one_line():

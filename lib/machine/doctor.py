@@ -224,14 +224,11 @@ def report() -> int:
     return int(any(one.required and not one.ok for one in checks))
 
 
-def require() -> None:
-    """Raise UserError where something required is missing."""
-    refuse([one for one in missing() if one.required])
-
-
-def refuse(checks: list[Check]) -> None:
-    if checks:
-        raise UserError("this machine is not ready: " + "\n".join(map(str, checks)))
+def require(checks: list[Check] | None = None) -> None:
+    """UserError where something required is missing, of these checks or of all."""
+    lacking = [str(one) for one in (missing() if checks is None else checks) if one.required]
+    if lacking:
+        raise UserError("this machine is not ready: " + "\n".join(lacking))
 
 
 def install(if_possible: bool) -> int:
@@ -240,7 +237,7 @@ def install(if_possible: bool) -> int:
     What no package mends, such as a full disk, is refused here, before a report or the tests start.
     """
     found = missing()
-    refuse([one for one in found if one.required and not one.packages])
+    require([one for one in found if not one.packages])
     lacking = [one for one in found if one.packages]
     able = os.geteuid() == 0 and shutil.which("apt-get")
     if not lacking or (if_possible and not able):
