@@ -19,6 +19,7 @@ import nbformat
 import pytest
 import yaml
 
+from lib.alignment.evidence import REFERENCE
 from lib.errors import UserError
 from lib.machine import environment, pipeline
 from lib.machine import job as jobs
@@ -67,8 +68,12 @@ STUBS = {
     "backend/jittor": "from . import jittor_nn",
     "backend/jittor_nn": "",
 }
-REAL = ("__init__", "errors", "record", "alignment/__init__", "alignment/evidence", "machine/__init__")
-REAL += ("machine/environment", "machine/notebook", "machine/job", "machine/pipeline")
+REAL = (
+    "__init__",
+    "errors",
+    "record",
+    *(f"machine/{name}" for name in ("__init__", "environment", "notebook", "job", "pipeline")),
+)
 
 
 @pytest.fixture
@@ -219,6 +224,10 @@ def test_what_the_machine_refuses_is_one_line(project):
     code, printed, _ = report()
     assert code == 1 and len(printed.splitlines()) == 1
     assert printed.startswith("error: reports/mini: File exists: move away the file in its place")
+
+
+def test_the_side_that_leads_is_the_reference():
+    assert {stage.leads for stage in pipeline.STAGES} == {"", REFERENCE}
 
 
 def test_every_profile_section_fits_its_notebook():

@@ -26,7 +26,6 @@ from typing import Any
 import yaml
 
 from lib import record
-from lib.alignment.evidence import REFERENCE
 from lib.errors import UserError, exit_code
 from lib.machine import environment
 from lib.machine.job import digest, left, name_of, open_mark, read_mark, write_mark
@@ -46,7 +45,7 @@ class Stage:
     needs: tuple[str, ...] = ()  # stages that must be done before, on every side
     writes: tuple[str, ...] = ()  # the sides whose records it writes
     per_model: bool = True  # else one run for all models
-    leads: str = ""  # the side that must be done before the other starts
+    leads: str = ""  # the side that the other is held against: it must be done before
     alone: bool = False  # nothing may run beside it
     priority: int = 1  # of those that are ready the highest starts first
     weight: int = 10  # its share of a report's time, to guess what is left where it was not measured yet
@@ -60,7 +59,7 @@ STAGES = (
     Stage("rosetta", "30_migration", writes=("own",), per_model=False),
     Stage("convert", "40_convert", writes=("own",)),
     Stage("forward", "50_forward", writes=("own",)),
-    Stage("divergence", "52_divergence", writes=("own",), leads=REFERENCE, weight=30),
+    Stage("divergence", "52_divergence", writes=("own",), leads="torch", weight=30),
     Stage("loss", "51_loss_and_gradient", writes=("own",), weight=40),
     Stage("lockstep", "61_lockstep", needs=("data",), writes=("own",), priority=2, weight=40),
     Stage("train", "60_train", needs=("data",), writes=("own",), priority=3, weight=150),  # the longest
