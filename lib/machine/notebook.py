@@ -27,14 +27,7 @@ FAMILIES = {  # by the name of their files in lib/models, lib/losses
 }
 # A stage's numbers do not depend on how it shows them, nor on how environments are built: a new table must not train
 # again. What shapes a record takes nothing from these (tests/test_pipeline.py).
-ASIDE = (
-    "lib.show.figures",
-    "lib.show.tables",
-    "lib.report",
-    "lib.machine.installation",
-    "lib.machine.locks",
-    "lib.machine.doctor",
-)
+ASIDE = ("lib.show", "lib.report", "lib.machine.installation", "lib.machine.locks", "lib.machine.doctor")
 BOTH = ("torch", "jittor")
 # Else ipykernel reads file descriptors 1 and 2 through a pipe, and what a dying process wrote last is lost in it.
 ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
