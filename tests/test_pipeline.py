@@ -113,7 +113,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")  # these kernels before the environment's own of the same names
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):  # what a job sets for its kernel is undone
-        monkeypatch.setenv(name, "1")
+        monkeypatch.setenv(name, "")
     return tmp_path
 
 
