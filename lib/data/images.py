@@ -57,6 +57,11 @@ def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = N
     )
 
 
+def files(folder: Path) -> list[Path]:
+    """The image files below a folder, by name."""
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+
+
 def each(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> list[Result]:
     """`function` of each item, in order, on threads: decoding leaves Python's lock. One per core by default.
 
