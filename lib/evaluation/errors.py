@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.data import boxes
 from lib.evaluation.curves import average_precision
 from lib.evaluation.table import Matching, Pairs, Table, one_to_one
 
@@ -82,16 +83,17 @@ def errors(held: Table, pairs: Pairs, matching: Matching, threshold: float, iou:
     """Kinds of mistakes; `pairs` from IoU BACKGROUND on, `matching` at `iou`."""
     kind, target = _kinds(held, pairs, matching, iou)
     shown = held.found.score >= threshold
-    counts = {
-        name: _by_size(_area(held, target, np.flatnonzero((kind == index) & shown)))
-        for index, name in enumerate(KINDS[:-1], LOCALISATION)
-    }
-    counts["missed"] = _by_size(held.truth.area[_missed(held, kind, target, shown)])
+    own = boxes.area(held.found.box)
+    area = np.where(target >= 0, np.append(held.truth.area, 0)[target], own)  # of the box that each is about
     ap = _ap(held, matching.counts, kind == CORRECT, held.found.label)
-    fixed = {name: _mended(held, matching, kind, target, index) for index, name in enumerate(KINDS[:-1], LOCALISATION)}
+    counts, cost = {}, {}
+    for index, name in enumerate(KINDS[:-1], LOCALISATION):
+        counts[name] = _by_size(area[(kind == index) & shown])
+        cost[name] = _mended(held, matching, kind, target, index) - ap
+    counts["missed"] = _by_size(held.truth.area[_missed(held, kind, target, shown)])
     missed = _missed(held, kind, target, np.ones(len(kind), bool))
-    fixed["missed"] = _ap(held, matching.counts, kind == CORRECT, held.found.label, missed)
-    return Errors(counts, {name: value - ap for name, value in fixed.items()}, ap, iou, threshold)
+    cost["missed"] = _ap(held, matching.counts, kind == CORRECT, held.found.label, missed) - ap
+    return Errors(counts, cost, ap, iou, threshold)
 
 
 def _kinds(held: Table, pairs: Pairs, matching: Matching, iou: float) -> tuple[np.ndarray, np.ndarray]:
@@ -151,22 +153,14 @@ def _ap(
     held: Table, counts: np.ndarray, correct: np.ndarray, label: np.ndarray, without: np.ndarray | None = None
 ) -> float:
     """COCO's AP at one IoU over the classes that have boxes, −1 if none has; boxes `without` are left out."""
-    counted = ~held.truth.ignored if without is None else ~held.truth.ignored & ~without
-    everything = np.bincount(held.truth.label[~held.truth.ignored], minlength=len(held.classes))
-    total = np.bincount(held.truth.label[counted], minlength=len(held.classes))
+    regular = ~held.truth.ignored
+    counted = regular if without is None else regular & ~without
+    everything, total = (np.bincount(held.truth.label[of], minlength=len(held.classes)) for of in (regular, counted))
     values = [
         average_precision(correct[counts & (label == index)], int(total[index])) if total[index] else 0.0
         for index in np.flatnonzero(everything)
     ]  # a class all of whose boxes are missed had 0 and keeps it
     return float(np.mean(values)) if values else -1.0
-
-
-def _area(held: Table, target: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Of each detection the area of the box it is about, its own where there is none."""
-    own = (held.found.box[of, 2:] - held.found.box[of, :2]).prod(1)
-    if not len(held.truth.area):
-        return own
-    return np.where(target[of] >= 0, held.truth.area[target[of]], own)
 
 
 def _by_size(area: np.ndarray) -> dict[str, int]:
