@@ -83,7 +83,7 @@ def test_verify_lists_each_fault_in_each_format(capsys, scenes, tmp_path, kind):
     folder = scenes if kind == "coco" else tmp_path / kind
     if kind != "coco":
         run(capsys, "convert", scenes, folder, "--to", kind)
-    files = [file for file in sorted(folder.rglob("*.png"))][:2]
+    files = sorted(folder.rglob("*.png"))[:2]
     for file in files:
         file.write_bytes(b"no image")
     out, line = fails(capsys, "verify", folder)

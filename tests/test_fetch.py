@@ -1,4 +1,4 @@
-"""Fetching: checked, continued where it ended, unpacked inside its folder, whole or not at all. Served from this machine."""
+"""Fetching: checked, continued where it ended, unpacked inside its folder, whole or not at all. Served from here."""
 
 import hashlib
 import io
@@ -207,7 +207,7 @@ def test_the_published_sets_are_complete():
 
 @pytest.fixture
 def server(mirror):
-    """Serves the mirror -> (URL, its behaviour: `stop_after` bytes, whether it knows `ranges`, the Range headers seen)."""
+    """Serves the mirror -> (URL, its behaviour: `stop_after` bytes, whether it knows `ranges`, Range headers seen)."""
 
     class Handler(BaseHTTPRequestHandler):
         behaviour = {"stop_after": None, "ranges": True, "seen": []}

@@ -16,7 +16,8 @@ from lib.errors import UserError
 OBJECT = """<object><name>cat</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>
 <bndbox><xmin>1</xmin><ymin>2</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object>"""
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
-GOOD = f"<annotation><folder>nowhere</folder><filename>a.png</filename><path>C:\\x\\a.png</path>{SIZE}{OBJECT}</annotation>"
+PLACES = "<folder>nowhere</folder><filename>a.png</filename><path>C:\\x\\a.png</path>"
+GOOD = f"<annotation>{PLACES}{SIZE}{OBJECT}</annotation>"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ EXAMPLES = """\
   python -m lib detect nanodet-plus-m_320 weights.pth street.jpg -o found.png
   python -m lib detect rtdetr_r18vd weights.pth pictures/ -o drawn/ --json found.json
   python -m lib detect gold-yolo-n weights.pkl clip.mp4 -o clip.avi --threshold 0.5
-  python -m lib detect nanodet-plus-m_320 runs/own/weights.safetensors 0 -o cam.avi --limit 500 --classes data/own/val.json
+  python -m lib detect nanodet-plus-m_320 own/weights.safetensors 0 -o cam.avi --limit 500 --classes own/val.json
 The source is a picture, a folder, a video, or a webcam's number; Ctrl-C ends a video, which then plays to that frame.
 --json writes a COCO file: images, categories, and an annotation with its score per detection.
 """

@@ -27,9 +27,9 @@ EXAMPLES = """\
 Prints the twelve COCO numbers; --detections keeps what was found in COCO's result format. - reads that format, or what
 detect --json wrote: its images and classes are found by their names. Low scores count: give detect the --threshold of
 the published evaluation (NanoDet-Plus 0.05, Gold-YOLO 0.03, RT-DETR 0).
---voc: VOC's average precision of 2007 and 2012. --errors: which kinds of mistakes cost how much AP. --confusion: what is
-taken for what. --curves: precision-recall curves and the best threshold of each class, as figures and CSV in a folder,
-with what --errors and --confusion show.
+--voc: VOC's average precision of 2007 and 2012. --errors: which kinds of mistakes cost how much AP. --confusion: what
+is taken for what. --curves: precision-recall curves and the best threshold of each class, as figures and CSV in a
+folder, with what --errors and --confusion show.
 """
 
 
@@ -174,7 +174,8 @@ def _write(folder: Path, files: Mapping[str, Any]) -> None:
     for name, content in files.items():
         with atomic(folder / name) as temporary:
             if name.endswith(".csv"):
-                pd.DataFrame(content).to_csv(temporary, index=False, encoding="utf-8-sig", lineterminator="\r\n", na_rep="nan")
+                form = dict(index=False, encoding="utf-8-sig", lineterminator="\r\n", na_rep="nan")
+                pd.DataFrame(content).to_csv(temporary, **form)
             else:
                 temporary.write_bytes(content.data)
         print(folder / name)

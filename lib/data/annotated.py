@@ -1,8 +1,8 @@
-"""Annotated images in the one form between VOC XML, COCO JSON and YOLO text: nothing that one of them says is rounded away.
+"""Annotated images in the one form between VOC XML, COCO JSON and YOLO text: no number is rounded.
 
-Boxes are x1, y1, x2, y2 in pixels from the image's left upper corner to edges: the whole image is (0, 0, width, height).
-A format's reader gives a `Collection` from the annotation files alone; `measured` then decodes every image, which brings
-the true sizes, boxes in pixels, and the faults that only pixels show.
+Boxes are x1, y1, x2, y2 in pixels from the image's left upper corner to edges: the whole image is (0, 0, width,
+height). A format's reader gives a `Collection` from the annotation files alone; `measured` then decodes every image,
+which brings the true sizes, boxes in pixels, and the faults that only pixels show.
 """
 
 import unicodedata

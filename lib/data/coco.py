@@ -5,12 +5,13 @@ every image. The rules are those of the published reader (RangiLyu/nanodet be9b4
 * images in the order of their ids, labels 0..n-1 in the order of the category ids;
 * boxes less than a pixel wide or high, or of area 0, take no part; crowd and `ignore` boxes are kept apart;
 * images without boxes stay; boxes are not clipped here, augmentation clips them to the input.
-Deliberate differences: a fault is an error instead of a crash or a wrong box later; so is a box that lies wholly outside
-its image, and one without any extent unless its own `area` says 0 too, as COCO train2017's two do: those are skipped.
+Deliberate differences: a fault is an error instead of a crash or a wrong box later; so is a box that lies wholly
+outside its image, and one without any extent unless its own `area` says 0 too, as COCO train2017's two do: those are
+skipped.
 
 `read` and `write` go from and to the form between formats. VOC's flags, for which COCO has no place, are written as
-further keys of an annotation (`difficult`, `truncated`, `occluded`, `pose`), which COCO's readers pass over; a difficult
-box is `ignore` too, so that training leaves it out.
+further keys of an annotation (`difficult`, `truncated`, `occluded`, `pose`), which COCO's readers pass over; a
+difficult box is `ignore` too, so that training leaves it out.
 """
 
 import json
@@ -220,7 +221,7 @@ def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Pictur
 
 
 def image_ids(pictures: list[Picture]) -> dict[str, int]:
-    """By name: the number that it is, where all names are different numbers, as COCO's own are; else 1..n in their order."""
+    """By name: the number that it is, where all names are different numbers, as COCO's own are; else 1..n in order."""
     names = list(dict.fromkeys(picture.name for picture in pictures))
     stems = [name.rpartition("/")[2].rpartition(".")[0] for name in names]
     numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) < 16]

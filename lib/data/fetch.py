@@ -1,10 +1,10 @@
 """Published data sets from their publishers, a mirror or a folder: checked, unpacked safely, whole or not at all.
 
-Archives come with pooch into `<folder>.download` beside the set, a half-written one continues where it ended, and its MD5
-(as torchvision publishes it) decides whether it is used. They are removed when the set is there. Archives in a folder of
-yours are used where they lie and stay. Out of tar and zip come plain files and folders only, none outside the set's
-folder: paths that are absolute, name a drive or climb with `..`, links of either kind and devices are refused, each by its
-name, as is an archive that ends early. Of a path that comes twice the last file stays, as with tar itself.
+Archives come with pooch into `<folder>.download` beside the set, a half-written one continues where it ended, and its
+MD5 (as torchvision publishes it) decides whether it is used. They are removed when the set is there. Archives in a
+folder of yours are used where they lie and stay. Out of tar and zip come plain files and folders only, none outside the
+set's folder: paths that are absolute, name a drive or climb with `..`, links of either kind and devices are refused,
+each by its name, as is an archive that ends early. Of a path that comes twice the last file stays, as with tar itself.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Data sets from one format to another: Pascal VOC XML, COCO JSON, YOLO text, all six ways, through `lib.data.annotated`.
+"""Data sets from one format to another: Pascal VOC XML, COCO JSON, YOLO text, all six ways, through `annotated`.
 
 What a format can't hold is left out in the same way every time, and `convert` says what and how often:
 
@@ -11,8 +11,8 @@ What a format can't hold is left out in the same way every time, and `convert` s
 | area, outlines             | no: lost                 | yes                     | no: lost             |
 | numbers of images, classes | no: names                | yes                     | classes from 0       |
 
-Boxes keep their place to 1e-9 of a pixel, so there and back gives the same numbers. Image files are copied byte for byte
-(or hard-linked), after each was decoded: a converted set is a sound one.
+Boxes keep their place to 1e-9 of a pixel, so there and back gives the same numbers. Image files are copied byte for
+byte (or hard-linked), after each was decoded: a converted set is a sound one.
 """
 
 import contextlib
@@ -93,8 +93,8 @@ def convert(
 
     A fault that would lose an entry is a UserError; with `skip_faults` the entry is left out and named instead.
     `keep_difficult`: YOLO text gets difficult boxes as ordinary ones instead of losing them. `link`: images are
-    hard-linked where the file system can, so they take no space; an edit in place then shows in both sets. `trainval`: the
-    splits train and val become train, and test becomes val, as VOC's tables are made.
+    hard-linked where the file system can, so they take no space; an edit in place then shows in both sets. `trainval`:
+    the splits train and val become train, and test becomes val, as VOC's tables are made.
     """
     kind = kind or detect(source)
     if kind == to:

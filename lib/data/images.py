@@ -35,7 +35,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = None) -> tuple[np.ndarray, bool]:
     """((h, w, 3) uint8 BGR, whether they are the stored pixels of an image that its EXIF orientation would turn).
 
-    `size` (height, width) is the annotated one. UserError if the file is missing, damaged, cut short or of another size.
+    `size` (height, width) is the annotated one. UserError if the file is missing, damaged, cut or of another size.
     """
     try:
         data = file.read_bytes()

@@ -64,8 +64,8 @@ class Pictures(Sequence[transforms.Picture]):
 class Loader:
     """Yields the batches of an epoch.
 
-    Training: shuffled per (seed, epoch), augmented per (seed, epoch, image), the incomplete last batch dropped; `epochs`
-    is the length of the whole run, for recipes that change towards its end (None: they do not).
+    Training: shuffled per (seed, epoch), augmented per (seed, epoch, image), the incomplete last batch dropped;
+    `epochs` is the length of the whole run, for recipes that change towards its end (None: they do not).
     Validation: in the data set's order, only preprocessed, every image.
     """
 

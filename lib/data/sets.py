@@ -1,8 +1,8 @@
 """A data set made ready, out of a large COCO file where asked for, and described: what 10_data shows and records.
 
-What a subset holds follows the order of SHA-256 digests of (seed, what, id): it depends neither on the order of entries in
-the file nor on any library's dice, and a larger subset of the same seed and classes contains the smaller one's images.
-Its images are left where they are.
+What a subset holds follows the order of SHA-256 digests of (seed, what, id): it depends neither on the order of entries
+in the file nor on any library's dice, and a larger subset of the same seed and classes contains the smaller one's
+images. Its images are left where they are.
 """
 
 import hashlib

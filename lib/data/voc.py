@@ -1,12 +1,13 @@
 """Reads and writes Pascal VOC: one XML file an image, boxes in pixels that count from 1, lists of images per split.
 
-A VOC box is the first and the last pixel that belong to it, counted from 1, so xmin = 1, xmax = width is the whole image.
-In edges from 0 that is x1 = xmin - 1, x2 = xmax, and back exactly. The devkit's layout (JPEGImages, Annotations,
+A VOC box is the first and the last pixel that belong to it, counted from 1, so xmin = 1, xmax = width is the whole
+image. In edges from 0 that is x1 = xmin - 1, x2 = xmax, and back exactly. The devkit's layout (JPEGImages, Annotations,
 ImageSets/Main, also below VOCdevkit/VOC20xx) or images and XML files together in one folder are read.
 
 Real files are untidy; the rules:
-* An XML file belongs to the image of its own name; `filename` decides only where there is none or more than one, with or
-  without extension. Where it says something else, that is reported. `folder` and `path` mean nothing and are passed over.
+* An XML file belongs to the image of its own name; `filename` decides only where there is none or more than one, with
+  or without extension. Where it says something else, that is reported. `folder` and `path` mean nothing and are passed
+  over.
 * No `difficult`, `truncated` or `occluded` is 0. No or an empty `size` is taken from the pixels, and reported.
 * Coordinates may have decimals and are kept. Names lose the spaces around them, not those inside.
 * xmax < xmin can't be meant; xmax = xmin is one pixel, reported, for tools exist that count from 0.

@@ -1,12 +1,12 @@
 """Reads and writes YOLO text: one text file an image, one line an object, in parts of the image's sides.
 
-A line is `class x y width height`, x and y the box's centre, or `class x1 y1 x2 y2 x3 y3 ...`, an outline, whose box is its
-extent. Classes count from 0 in data.yaml (`names`) or a list, one name a line (classes.txt, obj.names); where there are
-both they must agree. Numbers are written with all the digits of a float64, so pixels come back exactly.
+A line is `class x y width height`, x and y the box's centre, or `class x1 y1 x2 y2 x3 y3 ...`, an outline, whose box is
+its extent. Classes count from 0 in data.yaml (`names`) or a list, one name a line (classes.txt, obj.names); where there
+are both they must agree. Numbers are written with all the digits of a float64, so pixels come back exactly.
 
 * Images are in images/ and text files in labels/ at the same place below it, or both are in one folder.
-* data.yaml's train, val and test name folders of images (or text files that list images) inside the data set; without it,
-  images/train, images/val and images/test are the splits.
+* data.yaml's train, val and test name folders of images (or text files that list images) inside the data set; without
+  it, images/train, images/val and images/test are the splits.
 * An image without a text file has no objects, by the format's own rule; it is reported all the same.
 """
 

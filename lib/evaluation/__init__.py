@@ -1,9 +1,9 @@
 """What detections are worth: the twelve COCO numbers and the average precision of each class, computed by pycocotools.
 
 Here is what looks at detections and a ground truth, and what gets detections out of a model (`inference`) or a file
-(`found`, `detection`); not what draws them or says whether two sides agree. Beside this module, from the same two inputs:
-`curves` (precision over recall, the best threshold, VOC's average precision), `errors` (confusion matrix, kinds of
-mistakes), both on the arrays of `table`; they take a fraction of the time that pycocotools takes.
+(`found`, `detection`); not what draws them or says whether two sides agree. Beside this module, from the same two
+inputs: `curves` (precision over recall, the best threshold, VOC's average precision), `errors` (confusion matrix, kinds
+of mistakes), both on the arrays of `table`; they take a fraction of the time that pycocotools takes.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
-"""Precision over recall: COCO's curves and averages as pycocotools computes them, the score threshold at which a detector
-works best, and VOC's average precision as its development kit defines it.
+"""Precision over recall: COCO's curves and averages as pycocotools computes them, the score threshold at which a
+detector works best, and VOC's average precision as its development kit defines it.
 
 VOC's is taken over 11 recalls in 2007, as the area under the curve from 2010 on. It differs from COCO's: a detection is
-given the box of its class that it overlaps most, taken or not (a second one on the same box is wrong, even where it would
-fit another box); what lies on a `difficult` box counts neither way; there is one IoU, 0.5; and every detection takes part.
-Boxes are those of the COCO file. Where VOC's inclusive corners became widths of whole pixels (x2 − x1 + 1), IoUs are the
-kit's. Deliberate difference: the 11 recalls are compared as fractions, not as rounded decimals.
+given the box of its class that it overlaps most, taken or not (a second one on the same box is wrong, even where it
+would fit another box); what lies on a `difficult` box counts neither way; there is one IoU, 0.5; and every detection
+takes part. Boxes are those of the COCO file. Where VOC's inclusive corners became widths of whole pixels (x2 − x1 + 1),
+IoUs are the kit's. Deliberate difference: the 11 recalls are compared as fractions, not as rounded decimals.
 """
 
 from collections.abc import Mapping, Sequence

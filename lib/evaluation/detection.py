@@ -1,10 +1,10 @@
 """Detection on what people have: a picture, a folder, a video, a webcam; drawn, or as a COCO file.
 
 No framework here, and nothing that draws: whoever calls passes a function from an image to its detections, and one that
-paints them. Videos become Motion JPEG in AVI, which stays playable however the run ends: every frame stands alone, and no
-index at the end is needed. While it grows it is called *.unfinished.avi; Ctrl-C closes and renames it like any other end.
-A killed process leaves the unfinished file, which plays but for the last frames, those OpenCV had not written yet (half a
-MiB).
+paints them. Videos become Motion JPEG in AVI, which stays playable however the run ends: every frame stands alone, and
+no index at the end is needed. While it grows it is called *.unfinished.avi; Ctrl-C closes and renames it like any other
+end. A killed process leaves the unfinished file, which plays but for the last frames, those OpenCV had not written yet
+(half a MiB).
 """
 
 import json
@@ -239,7 +239,7 @@ class PictureWriter:
 
 
 class VideoWriter:
-    """A Motion JPEG video of the first frame's size; an odd side gets its last line twice, where OpenCV would cut it."""
+    """A Motion JPEG video of the first frame's size; an odd side gets its last line twice: OpenCV would cut it."""
 
     def __init__(self, target: Path, fps: float) -> None:
         self._target, self._fps = target, fps

@@ -1,4 +1,4 @@
-"""Detections from a file: COCO's result list, as any detector writes it, or what `python -m lib detect --json` wrote."""
+"""Detections from a file: COCO's result list, as any detector writes it, or what `lib detect --json` wrote."""
 
 import math
 from collections.abc import Mapping, Sequence
