@@ -114,10 +114,14 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="threads that decode images; one per core by default")
 
 
+def _named(chosen: argparse.Namespace, *names: str) -> dict[str, object]:
+    return {name: getattr(chosen, name) for name in names}
+
+
 def _scenes(chosen: argparse.Namespace) -> None:
     from lib.data import scenes
 
-    for split, path in scenes.generate(chosen.folder, chosen.seed, chosen.train, chosen.val, chosen.size).items():
+    for split, path in scenes.generate(**_named(chosen, "folder", "seed", "train", "val", "size")).items():
         print(f"{split}: {path}")
 
 
@@ -131,9 +135,8 @@ def _fetch(chosen: argparse.Namespace) -> None:
 def _convert(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
-    names = ("link", "keep_difficult", "skip_faults", "workers", "trainval")
-    wanted = {name: getattr(chosen, name) for name in names}
-    done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, **wanted)
+    options = _named(chosen, "link", "keep_difficult", "skip_faults", "workers", "trainval")
+    done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, **options)
     for line in [*(f"fault: {fault}" for fault in done.faults), *(f"not the same: {lost}" for lost in done.lost)]:
         print(line)
     for split, (images, boxes) in done.counts.items():
@@ -143,9 +146,8 @@ def _convert(chosen: argparse.Namespace) -> None:
 def _subset(chosen: argparse.Namespace) -> None:
     from lib.data import sets
 
-    names = ("train", "val", "classes", "seed")
-    wanted = {name: getattr(chosen, name) for name in names}
-    made = sets.subset(sets.source_file(chosen.source), chosen.folder, images_dir=chosen.images, **wanted)
+    options = _named(chosen, "train", "val", "classes", "seed")
+    made = sets.subset(sets.source_file(chosen.source), chosen.folder, images_dir=chosen.images, **options)
     for split, path in made.items():
         print(f"{split}: {path}")
 

@@ -11,7 +11,6 @@ from lib.commands import arguments
 
 if TYPE_CHECKING:
     from lib.evaluation import Evaluation
-    from lib.evaluation.errors import Confusion, Errors
 
 Rows = Sequence[Mapping[str, Any]]  # COCO's result form
 
@@ -63,10 +62,8 @@ def run(chosen: argparse.Namespace) -> None:
         rows, others = found.read(chosen.weights, truth)
         result = evaluate(chosen.data, rows)
         if others:
-            print(
-                f"note: {len(others)} images of {chosen.weights} are not the ground truth's and left out, "
-                f"such as {others[0]}"
-            )
+            those = f"{len(others)} images of {chosen.weights}"
+            print(f"note: {those} are not the ground truth's and left out, such as {others[0]}")
     else:
         rows, result = _detected(chosen)
     if chosen.detections:
@@ -98,21 +95,22 @@ def _detected(chosen: argparse.Namespace) -> tuple[Rows, "Evaluation"]:
 
 def _show_more(chosen: argparse.Namespace, truth: Mapping[str, Any], detections: Rows, result: "Evaluation") -> None:
     """Print and write what was asked for beyond COCO's numbers; `detections` are those that gave `result`."""
-    from lib.evaluation.curves import best_thresholds, voc
-    from lib.evaluation.errors import BACKGROUND, confusion, errors
+    from lib.evaluation import curves, errors
     from lib.evaluation.table import match, overlaps, table
 
     if chosen.voc:
-        found = voc(truth, detections)
+        found = curves.voc(truth, detections)
         print(f"{'VOC2007 mAP':<12} {found.mean_2007:.4f}\n{'VOC2012 mAP':<12} {found.mean_2012:.4f}")
         for name in found.voc2007 if chosen.per_class else ():
             print(f"{name:<12} {found.voc2007[name]:.4f} (2007)  {found.voc2012[name]:.4f} (2012)")
     if not (chosen.errors or chosen.confusion or chosen.curves):
         return
+    from lib.show import figures_evaluation as figures
+
     held = table(truth, detections)
-    pairs = overlaps(held, BACKGROUND)
+    pairs = overlaps(held, errors.BACKGROUND)
     matching = match(held, pairs)
-    best = best_thresholds(held, matching)
+    best = curves.best_thresholds(held, matching)
     whole = best["all"]
     threshold = whole.threshold if whole.correct else 0.0
     typed = math.floor(1e4 * threshold) / 1e4  # rounded up it would leave out the detection that it names
@@ -120,49 +118,23 @@ def _show_more(chosen: argparse.Namespace, truth: Mapping[str, Any], detections:
     print(f"{'best F1':<12} {whole.f1:.4f}  at score {typed:.4f}: {about}")
     files: dict[str, Any] = {"best_thresholds.csv": [{"class": name, **vars(one)} for name, one in best.items()]}
     if chosen.errors:
-        files |= _errors(errors(held, pairs, matching, threshold))
+        mistakes = errors.errors(held, pairs, matching, threshold)
+        files |= {"errors.csv": errors.rows(mistakes), "errors.svg": figures.errors(mistakes)}
+        for row in files["errors.csv"]:
+            lost = f"{row['AP lost']:.4f} of AP{100 * mistakes.iou:.0f} lost"
+            print(f"{row['kind']:<12} {row['number']:>6} mistakes, {lost}")
     if chosen.confusion:
-        files |= _confusion(confusion(held, pairs, threshold))
+        taken = errors.confusion(held, pairs, threshold)
+        for annotated, as_what, number in taken.largest(LARGEST):
+            print(f"{number:>6} x {annotated} taken for {as_what}")
+        names, picture = [*taken.classes, "background"], figures.confusion(taken)
+        cells = [{"annotated": name, **dict(zip(names, row.tolist()))} for name, row in zip(names, taken.counts)]
+        files |= {"confusion.csv": cells, f"confusion.{'svg' if 'svg' in picture.kind else 'png'}": picture}
     if chosen.curves:
-        _write(chosen.curves, files | _curves(result))
-
-
-def _errors(found: "Errors") -> dict[str, Any]:
-    from lib.evaluation.errors import rows
-    from lib.show import figures_evaluation as figures
-
-    for row in rows(found):
-        print(f"{row['kind']:<12} {row['number']:>6} mistakes, {row['AP lost']:.4f} of AP{100 * found.iou:.0f} lost")
-    return {"errors.csv": rows(found), "errors.svg": figures.errors(found)}
-
-
-def _confusion(found: "Confusion") -> dict[str, Any]:
-    from lib.show import figures_evaluation as figures
-
-    for annotated, taken, number in found.largest(LARGEST):
-        print(f"{number:>6} x {annotated} taken for {taken}")
-    names = [*found.classes, "background"]
-    cells = [{"annotated": name, **dict(zip(names, row.tolist()))} for name, row in zip(names, found.counts)]
-    picture = figures.confusion(found)
-    return {"confusion.csv": cells, f"confusion.{'svg' if 'svg' in picture.kind else 'png'}": picture}
-
-
-def _curves(result: "Evaluation") -> dict[str, Any]:
-    import numpy as np
-
-    from lib.show import figures_evaluation as figures
-
-    held = result.curves
-    points = []
-    for c, i, r in np.ndindex(len(held.classes), len(held.iou), len(held.recall)):
-        if held.precision[i, r, c] > -1:
-            at = {"class": held.classes[c], "IoU": f"{held.iou[i]:.2f}", "recall": f"{held.recall[r]:.2f}"}
-            points.append(at | {"precision": held.precision[i, r, c], "score": held.score[i, r, c]})
-    return {
-        "precision_recall.csv": points,
-        "precision_recall.svg": figures.precision_recall(held),
-        "classes.svg": figures.classes(held),
-    }
+        files["precision_recall.csv"] = result.curves.points()
+        files["precision_recall.svg"] = figures.precision_recall(result.curves)
+        files["classes.svg"] = figures.classes(result.curves)
+        _write(chosen.curves, files)
 
 
 def _write(folder: Path, files: Mapping[str, Any]) -> None:
@@ -171,10 +143,10 @@ def _write(folder: Path, files: Mapping[str, Any]) -> None:
 
     from lib.record import atomic
 
+    form = dict(index=False, encoding="utf-8-sig", lineterminator="\r\n", na_rep="nan")
     for name, content in files.items():
         with atomic(folder / name) as temporary:
             if name.endswith(".csv"):
-                form = dict(index=False, encoding="utf-8-sig", lineterminator="\r\n", na_rep="nan")
                 pd.DataFrame(content).to_csv(temporary, **form)
             else:
                 temporary.write_bytes(content.data)

@@ -1,4 +1,8 @@
-"""Data sets, preprocessing and batches: NumPy and OpenCV, no framework, so that both sides see the same bytes."""
+"""Data sets, preprocessing and batches: NumPy, OpenCV and Pillow, no framework: both sides see the same bytes.
+
+Here is what gets, draws, reads, converts, chooses and describes images with their boxes, and makes batches of them; not
+what a detection is worth (`lib.evaluation`), nor what shows a picture to a person (`lib.show`).
+"""
 
 import os
 import zlib

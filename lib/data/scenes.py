@@ -144,15 +144,12 @@ def generate(folder: str | Path, seed: int = 0, train: int = 160, val: int = 40,
         )
     counts = {"train": train, "val": val}
     targets = {split: Path(folder) / f"{split}.json" for split in counts}
-    wanted = {
-        split: dict(description=DESCRIPTION, version=VERSION, seed=seed, split=split, count=count, size=size)
-        for split, count in counts.items()
-    }
     standing = {split: _standing(path) for split, path in targets.items()}
     for split, path in targets.items():
-        if standing[split] is None or standing[split]["info"] != wanted[split] or not _intact(path, standing[split]):
+        info = dict(description=DESCRIPTION, version=VERSION, seed=seed, split=split, count=counts[split], size=size)
+        if standing[split] is None or standing[split]["info"] != info or not _intact(path, standing[split]):
             path.unlink(missing_ok=True)  # before its images change: it must not describe others
-            document = _draw_split(path, wanted[split])
+            document = _draw_split(path, info)
             with atomic(path) as temporary:
                 temporary.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
     return targets
@@ -175,24 +172,17 @@ def draw(seed: int, split: str, index: int, size: int) -> Scene:
     for _ in range(dice.roll(3, 9)):
         _blend(canvas, *_clutter(dice, width, height, size))
     owner = np.full((height, width), -1, np.int32)  # index of the nearest object, -1 where there is none
-    labels: list[int] = []
-    whole: list[int] = []  # pixels each object had when it was drawn
+    labels, whole = [], []  # of the objects, and the pixels that each had when it was drawn
     if index % EMPTY_EVERY != EMPTY_EVERY - 1:
         for _ in range(dice.roll(2, 7)):
             _place(dice, canvas, owner, labels, whole, size)
     if dice.roll(0, 2) == 0:
         _lay_over(dice, canvas, owner, whole, size)
     canvas = np.clip(canvas + dice.noise(canvas.shape, dice.roll(0, 10)), 0, 255).astype(np.uint8)
-    return Scene(canvas, *_annotate(owner, labels))
-
-
-def _annotate(owner: np.ndarray, labels: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    boxes, areas = [], []
-    for number in range(len(labels)):
-        rows, columns = np.nonzero(owner == number)
-        boxes.append((columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1))
-        areas.append(len(rows))
-    return np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64), np.array(areas, np.int64)
+    seen = [np.nonzero(owner == number) for number in range(len(labels))]
+    boxes = [(columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1) for rows, columns in seen]
+    boxes, areas = np.array(boxes, np.int64).reshape(-1, 4), np.array([len(rows) for rows, _ in seen], np.int64)
+    return Scene(canvas, boxes, np.array(labels, np.int64), areas)
 
 
 def _place(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, labels: list[int], whole: list[int], size: int) -> None:
@@ -207,10 +197,10 @@ def _place(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, labels: list[int]
         turn = _turn(dice)
         at = dice.roll(0, width - 1), dice.roll(0, height - 1)
         patch = _raster(layers[0], at, radius, turn)
-        solid = _solid(*patch, owner)
-        pixels = int((patch[0] >= HALF).sum())
-        if int(solid.sum()) * 100 >= pixels * SHOWN_INSIDE and _leaves_enough(owner, patch, solid, whole):
-            _window(owner, *patch)[solid] = len(labels)
+        window, share = _laid(owner, *patch)
+        solid, pixels = share >= HALF, int((patch[0] >= HALF).sum())
+        if int(solid.sum()) * 100 >= pixels * SHOWN_INSIDE and _leaves_enough(owner, window[solid], whole):
+            window[solid] = len(labels)
             _blend(canvas, *patch, colours[0])
             for layer in layers[1:]:
                 _blend(canvas, *_raster(layer, at, radius, turn), colours[layer.colour])
@@ -222,15 +212,14 @@ def _place(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, labels: list[int]
 def _lay_over(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, whole: list[int], size: int) -> None:
     """One stick in front of everything, unless it hides too much."""
     *patch, colour = _stick(dice, owner.shape[1], owner.shape[0], size)
-    solid = _solid(*patch, owner)
-    if _leaves_enough(owner, patch, solid, whole):
-        _window(owner, *patch)[solid] = -1
+    window, share = _laid(owner, *patch)
+    if _leaves_enough(owner, window[share >= HALF], whole):
+        window[share >= HALF] = -1
         _blend(canvas, *patch, colour)
 
 
-def _leaves_enough(owner: np.ndarray, patch: Sequence, solid: np.ndarray, whole: list[int]) -> bool:
-    """Whether every object stays visible enough when `solid` covers what lies under `patch`."""
-    covered = _window(owner, *patch)[solid]
+def _leaves_enough(owner: np.ndarray, covered: np.ndarray, whole: list[int]) -> bool:
+    """Whether every object stays visible enough when these pixels of `owner` are covered."""
     hidden = np.bincount(covered[covered >= 0], minlength=len(whole))
     visible = np.bincount(owner[owner >= 0], minlength=len(whole)) - hidden
     return all(left * 100 >= all_ * SHOWN_AT_LAST for left, all_ in zip(visible.tolist(), whole))
@@ -307,7 +296,7 @@ def _raster(layer: Layer, at: Point, radius: int, turn: tuple[int, int, int]) ->
         flips = np.zeros((side * SAMPLES, side * SAMPLES + 1), np.uint8)
         for contour in contours:
             turned = ((x * c - y * s, x * s + y * c) for x, y in contour)
-            points = [tuple(reach * grid + at * radius * grid // (UNIT * n) for at in point) for point in turned]
+            points = [tuple(reach * grid + part * radius * grid // (UNIT * n) for part in point) for point in turned]
             for start, stop in zip(points, points[1:] + points[:1]):
                 _flip(flips, *sorted((start, stop), key=lambda point: point[1]))
         return np.bitwise_xor.accumulate(flips, axis=1)[:, :-1]
@@ -332,24 +321,16 @@ def _flip(flips: np.ndarray, low: Point, high: Point) -> None:
 
 
 def _blend(canvas: np.ndarray, coverage: np.ndarray, x: int, y: int, colour: np.ndarray) -> None:
-    window = _window(canvas, coverage, x, y)
-    share = _inside(coverage, x, y, canvas)[..., None]
+    window, share = _laid(canvas, coverage, x, y)
+    share = share[..., None]
     window[...] = (window * (SAMPLES**2 - share) + colour * share + HALF) // SAMPLES**2
 
 
-def _window(plane: np.ndarray, coverage: np.ndarray, x: int, y: int) -> np.ndarray:
-    """The view of `plane` under `coverage` laid with its corner at x, y."""
-    return plane[max(y, 0) : max(y + len(coverage), 0), max(x, 0) : max(x + len(coverage), 0)]
-
-
-def _inside(coverage: np.ndarray, x: int, y: int, plane: np.ndarray) -> np.ndarray:
-    """The part of `coverage` that lies on `plane`."""
-    return coverage[max(-y, 0) : max(plane.shape[0] - y, 0), max(-x, 0) : max(plane.shape[1] - x, 0)]
-
-
-def _solid(coverage: np.ndarray, x: int, y: int, plane: np.ndarray) -> np.ndarray:
-    """Where `coverage` fills at least half a pixel of `plane`."""
-    return _inside(coverage, x, y, plane) >= HALF
+def _laid(plane: np.ndarray, coverage: np.ndarray, x: int, y: int) -> tuple[np.ndarray, np.ndarray]:
+    """The view of `plane` under `coverage` laid with its corner at x, y, and the part of `coverage` on it."""
+    height, width = plane.shape[:2]
+    window = plane[max(y, 0) : max(y + len(coverage), 0), max(x, 0) : max(x + len(coverage), 0)]
+    return window, coverage[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
 
 
 def _draw_split(path: Path, info: dict) -> dict:

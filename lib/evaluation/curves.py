@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from lib.evaluation.table import Matching, Pairs, Table, overlaps, table
 
@@ -38,6 +39,13 @@ class Curves:
         chosen = self.at(iou)
         chosen = chosen[:, chosen[0] > -1]
         return chosen.mean(1) if chosen.size else np.zeros(0)
+
+    def points(self) -> pd.DataFrame:
+        """A row for each class that has boxes, IoU and recall."""
+        c, i, r = np.nonzero((self.precision > -1).transpose(2, 0, 1))
+        iou, recall = ([f"{value:.2f}" for value in values] for values in (self.iou[i], self.recall[r]))
+        at = {"class": np.array(self.classes, object)[c], "IoU": iou, "recall": recall}
+        return pd.DataFrame(at | {"precision": self.precision[i, r, c], "score": self.score[i, r, c]})
 
 
 @dataclass(frozen=True)
