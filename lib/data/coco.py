@@ -184,13 +184,9 @@ def read(source: Path, images_dir: Path | None = None) -> Collection:
         faults += parsed.faults
         marked = [annotation for entries in parsed.annotations.values() for annotation, _ in entries]
         levels = zip(KNOWN, ([parsed.document], parsed.images.values(), parsed.categories.values(), marked))
-        others.update(
-            f"{level} {key!r}".strip()
-            for level, entries in levels
-            for entry in entries
-            for key in entry
-            if key not in KNOWN[level]
-        )
+        for level, entries in levels:
+            keys = (key for entry in entries for key in entry if key not in KNOWN[level])
+            others.update(f"{level} {key!r}".strip() for key in keys)
         there = (image for image, one in parsed.images.items() if os.path.isfile(parsed.folder / one["file_name"]))
         splits[split] = tuple(_picture(path, parsed, image, faults) for image in there)
     faults += annotated.class_faults(source, classes)
@@ -203,17 +199,10 @@ def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Pictur
     ids = image_ids([picture for pictures in splits.values() for picture in pictures])
     category = {name: number for number, name in enumerate(classes, 1)}
     for split, pictures in splits.items():
-        entries = []
-        for picture in pictures:
-            size = dict(zip(("width", "height"), picture.size))
-            entries.append({"id": ids[picture.name], "file_name": picture.name, **size})
-        found = [
-            _entry(annotation, category, ids[picture.name])
-            for picture in pictures
-            for annotation in picture.annotations
-        ]
+        sides = [dict(zip(("width", "height"), picture.size)) for picture in pictures]
+        found = [_entry(one, category, ids[picture.name]) for picture in pictures for one in picture.annotations]
         content = {
-            "images": entries,
+            "images": [dict(id=ids[one.name], file_name=one.name) | size for one, size in zip(pictures, sides)],
             "annotations": [{"id": number, **entry} for number, entry in enumerate(found, 1)],
             "categories": [{"id": number, "name": name} for name, number in category.items()],
         }
@@ -235,7 +224,7 @@ def image_ids(pictures: list[Picture]) -> dict[str, int]:
 def _parsed(path: Path, images_dir: str | Path | None = None) -> Parsed:
     """The file's entries sorted into good ones and faults. UserError if there is no COCO file to speak of."""
     document = _document(path)
-    folder = Path(images_dir) if images_dir is not None else _images_folder(path)
+    folder = Path(images_dir) if images_dir is not None else images_folder(path)
     faults = Faults()
     categories = _sound(document["categories"], "category", _category_fault, path, faults)
     pictures = _sound(document["images"], "image", _image_fault, path, faults)
@@ -289,7 +278,8 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _images_folder(path: Path) -> Path:
+def images_folder(path: Path) -> Path:
+    """Where the images of a COCO file lie, as `load` says."""
     layout = path.parent.parent / path.stem.rpartition("_")[2]
     candidates = [path.parent / "images", *([layout] if path.parent.name == "annotations" else [])]
     return next((folder for folder in candidates if folder.is_dir()), path.parent)
@@ -426,7 +416,12 @@ def _entry(annotation: Annotation, category: dict[str, int], image: int) -> dict
         "area": tidy(width * height) if annotation.area is None else annotation.area,
         "iscrowd": int(annotation.crowd),
     }
-    for flag, of in (("difficult", "difficult"), ("ignore", "difficult"), *zip(FLAGS[1:], FLAGS[1:])):
-        entry |= {flag: 1} if getattr(annotation, of) else {}
-    entry |= {"pose": annotation.pose} if annotation.pose else {}
-    return entry | ({"segmentation": annotation.outline} if annotation.outline else {})
+    further = {
+        "difficult": int(annotation.difficult),
+        "ignore": int(annotation.difficult),
+        "truncated": int(annotation.truncated),
+        "occluded": int(annotation.occluded),
+        "pose": annotation.pose,
+        "segmentation": annotation.outline,
+    }
+    return entry | {key: value for key, value in further.items() if value}

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +135,7 @@ def subset(
         path = folder / f"{split}.json"
         if path.exists() and path.read_text() != content:
             raise UserError(f"{path}: is another data set or another choice; choose another folder or remove it")
-    _link(folder / "images", _images_folder(dataset, document))
+    _link(folder / "images", Path(images_dir or coco.images_folder(dataset.path)).resolve())
     for split, content in contents.items():
         with atomic(folder / f"{split}.json") as temporary:
             temporary.write_text(content)
@@ -189,13 +189,6 @@ def _document(source: dict, images: list[int], categories: list[int], descriptio
         "categories": [{"id": number[category], "name": names[category]} for category in categories],
     }
     return json.dumps(content)
-
-
-def _images_folder(dataset: coco.Dataset, document: dict) -> Path:
-    """Where the file names of the source begin."""
-    first = dataset.images[0]
-    name = next(entry["file_name"] for entry in document["images"] if entry["id"] == first.id)
-    return first.file.parents[len(PurePosixPath(name).parts) - 1].resolve()
 
 
 def _link(link: Path, target: Path) -> None:

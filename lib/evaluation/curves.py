@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.evaluation.table import Matching, Pairs, Table, overlaps, table
+from lib.evaluation.table import Matching, Pairs, Table, closest, overlaps, table
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +143,10 @@ def area(correct: np.ndarray, total: int) -> float:
 
 def _judge(held: Table, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     """(m,) whether each detection is correct by VOC's rule, and whether it counts."""
-    same = held.truth.label[pairs.truth] == held.found.label[pairs.found]
-    found, truth, iou = pairs.found[same], pairs.truth[same], pairs.iou[same]
-    order = np.lexsort((truth, -iou, found))
-    best = order[np.unique(found[order], return_index=True)[1]]  # one pair per detection, best score first
-    found, truth = found[best], truth[best]
-    correct, counts = np.zeros(len(held.found.score), bool), np.ones(len(held.found.score), bool)
-    correct[found[np.unique(truth, return_index=True)[1]]] = True
-    aside = found[held.truth.ignored[truth]]
-    correct[aside], counts[aside] = False, False
+    box, _ = closest(pairs, pairs.same, len(held.found.score))
+    found = np.flatnonzero(box >= 0)  # best score first
+    first = found[np.unique(box[found], return_index=True)[1]]
+    counts = ~np.append(held.truth.ignored, False)[box]
+    correct = np.zeros(len(box), bool)
+    correct[first] = counts[first]
     return correct, counts

@@ -19,7 +19,7 @@ import numpy as np
 
 from lib.data import boxes
 from lib.evaluation.curves import average_precision
-from lib.evaluation.table import Matching, Pairs, Table, one_to_one
+from lib.evaluation.table import Matching, Pairs, Table, closest, one_to_one
 
 BACKGROUND = 0.1  # IoU up to which a detection lies on nothing
 CORRECT, LOCALISATION, CLASS, DUPLICATE, BACKGROUND_KIND, BOTH, IGNORED = range(7)
@@ -63,10 +63,9 @@ def confusion(held: Table, pairs: Pairs, threshold: float, iou: float = 0.5) -> 
     ignored box of its class is not counted.
     """
     truth, found, background = held.truth, held.found, len(held.classes)
-    same = truth.label[pairs.truth] == found.label[pairs.found]
     close = (pairs.iou >= iou) & (found.score[pairs.found] >= threshold)
     regular = np.flatnonzero(close & ~truth.ignored[pairs.truth])
-    order = regular[np.lexsort((pairs.found[regular], ~same[regular], -pairs.iou[regular]))]
+    order = regular[np.lexsort((pairs.found[regular], ~pairs.same[regular], -pairs.iou[regular]))]
     chosen = order[one_to_one(pairs.found[order], pairs.truth[order])]
     partner, column = np.full(len(found.score), -1), np.full(len(truth.label), background)
     partner[pairs.found[chosen]] = pairs.truth[chosen]
@@ -74,7 +73,7 @@ def confusion(held: Table, pairs: Pairs, threshold: float, iou: float = 0.5) -> 
     counts = np.zeros((background + 1, background + 1), np.int64)
     np.add.at(counts, (truth.label[~truth.ignored], column[~truth.ignored]), 1)
     alone = (partner < 0) & (found.score >= threshold)
-    alone[pairs.found[close & same & truth.ignored[pairs.truth]]] = False
+    alone[pairs.found[close & pairs.same & truth.ignored[pairs.truth]]] = False
     np.add.at(counts, (background, found.label[alone]), 1)
     return Confusion(held.classes, counts, iou, threshold)
 
@@ -98,11 +97,9 @@ def errors(held: Table, pairs: Pairs, matching: Matching, threshold: float, iou:
 
 def _kinds(held: Table, pairs: Pairs, matching: Matching, iou: float) -> tuple[np.ndarray, np.ndarray]:
     """Of each detection its kind and the annotated box it is about (−1 for background)."""
-    truth, found = held.truth, held.found
-    regular = ~truth.ignored[pairs.truth]
-    same = truth.label[pairs.truth] == found.label[pairs.found]
-    own, own_iou = _closest(pairs, regular & same, len(found.score))
-    other, other_iou = _closest(pairs, regular & ~same, len(found.score))
+    regular, number = ~held.truth.ignored[pairs.truth], len(held.found.score)
+    own, own_iou = closest(pairs, regular & pairs.same, number)
+    other, other_iou = closest(pairs, regular & ~pairs.same, number)
     conditions = [
         matching.partner >= 0,
         ~matching.counts,
@@ -114,16 +111,6 @@ def _kinds(held: Table, pairs: Pairs, matching: Matching, iou: float) -> tuple[n
     kind = np.select(conditions, [CORRECT, IGNORED, LOCALISATION, CLASS, DUPLICATE, BACKGROUND_KIND], BOTH)
     about = [matching.partner, own, own, other, own, np.full_like(own, -1)]
     return kind, np.select(conditions, about, other)
-
-
-def _closest(pairs: Pairs, chosen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection the box it overlaps most among the chosen pairs, and that IoU; −1 and 0 for none."""
-    of = np.flatnonzero(chosen)
-    of = of[np.lexsort((pairs.truth[of], -pairs.iou[of], pairs.found[of]))]
-    found, first = np.unique(pairs.found[of], return_index=True)
-    box, iou = np.full(number, -1), np.zeros(number)
-    box[found], iou[found] = pairs.truth[of[first]], pairs.iou[of[first]]
-    return box, iou
 
 
 def _missed(held: Table, kind: np.ndarray, target: np.ndarray, shown: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ class Pairs:
     found: np.ndarray  # (p,) index into Found
     truth: np.ndarray  # (p,) index into Truth
     iou: np.ndarray  # (p,)
+    same: np.ndarray  # (p,) whether they are of one class
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +85,14 @@ def overlaps(held: Table, least: float) -> Pairs:
         pairs.append(np.stack([of[rows], among[columns], iou[rows, columns]], 1))
     rows = np.concatenate(pairs)
     rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-    return Pairs(rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2])
+    first, second = rows[:, :2].T.astype(np.int64)
+    return Pairs(first, second, rows[:, 2], found.label[first] == truth.label[second])
 
 
 def match(held: Table, pairs: Pairs, iou: float = 0.5) -> Matching:
     """COCO's matching at `iou`."""
     truth, found = held.truth, held.found
-    same = (pairs.iou >= min(iou, 1 - 1e-10)) & (truth.label[pairs.truth] == found.label[pairs.found])
+    same = pairs.same & (pairs.iou >= min(iou, 1 - 1e-10))
     regular = np.flatnonzero(same & ~truth.ignored[pairs.truth])
     order = regular[np.lexsort((-pairs.truth[regular], -pairs.iou[regular], pairs.found[regular]))]
     chosen = order[one_to_one(pairs.found[order], pairs.truth[order])]
@@ -99,6 +101,16 @@ def match(held: Table, pairs: Pairs, iou: float = 0.5) -> Matching:
     counts = np.ones(len(found.score), bool)
     counts[pairs.found[same & truth.ignored[pairs.truth]]] = False
     return Matching(partner, counts | (partner >= 0))
+
+
+def closest(pairs: Pairs, chosen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of `number` detections the box it overlaps most among the chosen pairs, and that IoU; −1, 0 for none."""
+    of = np.flatnonzero(chosen)
+    of = of[np.lexsort((pairs.truth[of], -pairs.iou[of], pairs.found[of]))]
+    found, first = np.unique(pairs.found[of], return_index=True)
+    box, iou = np.full(number, -1), np.zeros(number)
+    box[found], iou[found] = pairs.truth[of[first]], pairs.iou[of[first]]
+    return box, iou
 
 
 def one_to_one(first: np.ndarray, second: np.ndarray) -> np.ndarray:
