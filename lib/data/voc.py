@@ -205,8 +205,7 @@ def _annotation(path: Path, number: int, entry: ElementTree.Element, faults: Fau
     name, where = " ".join(_text(entry, "name").splitlines()), f"object {number}"
     if not annotated.is_readable(name):
         raise UserError(f"{path}: {where} has name {name!r}; give it a readable one")
-    corners = entry.find("bndbox")
-    texts = ["" if corners is None else _text(corners, corner) for corner in CORNERS]
+    texts = [_text(entry, f"bndbox/{corner}") for corner in CORNERS]
     values = [_number(text) for text in texts]
     what = f"{path}: {where} ({name}) has bndbox {texts}"
     if None in values:
@@ -229,7 +228,7 @@ def _annotation(path: Path, number: int, entry: ElementTree.Element, faults: Fau
 
 
 def _size(path: Path, root: ElementTree.Element, faults: Faults) -> tuple[int, int] | None:
-    texts = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+    texts = [_text(root, f"size/{side}") for side in ("width", "height")]
     width, height = (_number(text) for text in texts)
     if not width or not height or min(width, height) < 1 or width != int(width) or height != int(height):
         faults.kept(f"{path}: has size {texts}, taken from the image; write its width and height")

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from lib.evaluation.table import Matching, Pairs, Table, closest, overlaps, table
 
@@ -40,12 +39,12 @@ class Curves:
         chosen = chosen[:, chosen[0] > -1]
         return chosen.mean(1) if chosen.size else np.zeros(0)
 
-    def points(self) -> pd.DataFrame:
-        """A row for each class that has boxes, IoU and recall."""
+    def points(self) -> dict[str, Sequence]:
+        """Columns of a table with a row for each class that has boxes, IoU and recall."""
         c, i, r = np.nonzero((self.precision > -1).transpose(2, 0, 1))
         iou, recall = ([f"{value:.2f}" for value in values] for values in (self.iou[i], self.recall[r]))
         at = {"class": np.array(self.classes, object)[c], "IoU": iou, "recall": recall}
-        return pd.DataFrame(at | {"precision": self.precision[i, r, c], "score": self.score[i, r, c]})
+        return at | {"precision": self.precision[i, r, c], "score": self.score[i, r, c]}
 
 
 @dataclass(frozen=True)

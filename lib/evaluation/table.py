@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from lib.data import boxes as geometry
 
@@ -77,7 +76,7 @@ def overlaps(held: Table, least: float) -> Pairs:
     """All pairs, of any classes, whose IoU is at least `least` (above 0)."""
     truth, found = held.truth, held.found
     pairs = [np.zeros((0, 3))]
-    boxes, detections = (pd.Series(side.image).groupby(side.image).indices for side in (truth, found))
+    boxes, detections = _groups(truth.image), _groups(found.image)
     for image in boxes.keys() & detections.keys():
         of, among = detections[image], boxes[image]
         iou = _iou(found.box[of], truth.box[among], truth.crowd[among])
@@ -140,9 +139,9 @@ def _found(detections: Sequence[Mapping], rank_of: Mapping, label_of: Mapping, p
     image, label = _ranks(detections, "image_id", rank_of), _ranks(detections, "category_id", label_of)
     score = np.array([detection["score"] for detection in detections], np.float64)
     order = np.lexsort((image, -score))
-    if per_class is not None:
-        rank = pd.DataFrame({"image": image[order], "label": label[order]}).groupby(["image", "label"]).cumcount()
-        order = order[rank.to_numpy() < per_class]
+    if len(order):
+        groups = _groups(image[order] * (len(label_of) + 1) + label[order])
+        order = order[np.sort(np.concatenate([of[:per_class] for of in groups.values()]))]
     return Found(image[order], label[order], _corners(detections)[order], score[order])
 
 
@@ -151,6 +150,13 @@ def _iou(first: np.ndarray, second: np.ndarray, crowd: np.ndarray) -> np.ndarray
     extent = np.minimum(first[:, None, 2:], second[:, 2:]) - np.maximum(first[:, None, :2], second[:, :2])
     inside, own = np.maximum(extent, 0).prod(2), geometry.area(first)[:, None]
     return inside / np.maximum(np.where(crowd, own, own + geometry.area(second) - inside), 1e-12)
+
+
+def _groups(key: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each key is, ascending."""
+    order = np.argsort(key, kind="stable")
+    keys, starts = np.unique(key[order], return_index=True)
+    return dict(zip(keys.tolist(), np.split(order, starts[1:])))
 
 
 def _ranks(entries: Sequence[Mapping], key: str, rank_of: Mapping) -> np.ndarray:
