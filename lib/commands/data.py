@@ -70,9 +70,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_fetch)
 
     parser = verb(kinds, "convert", "from one of VOC XML, COCO JSON, YOLO text to another", CONVERT)
+    parser.add_argument("--to", required=True, choices=FORMATS)
     _add_source(parser)
     parser.add_argument("target", type=Path, help="folder to make")
-    parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
     parser.add_argument("--keep-difficult", action="store_true", help="YOLO: write difficult boxes as ordinary ones")
     joined = "train and val become train, test becomes val, as in VOC's tables"

@@ -217,5 +217,6 @@ def _place(picture: Picture, folder: Path, link: bool) -> None:
         return  # the same file in another split
     if link:
         with contextlib.suppress(OSError):  # another file system, or one without hard links
-            return os.link(os.path.realpath(picture.file), file)
+            os.link(os.path.realpath(picture.file), file)
+            return
     shutil.copyfile(picture.file, file)

@@ -65,12 +65,7 @@ def detect_image(
 
 
 def evaluate_model(
-    model: nn.Module,
-    name: str,
-    dataset: Dataset,
-    size: tuple[int, int] | None = None,
-    batch: int = 8,
-    workers: int = 2,
+    model: nn.Module, name: str, dataset: Dataset, size: tuple[int, int] | None = None, batch: int = 8, workers: int = 2
 ) -> tuple[Evaluation, list[np.ndarray]]:
     """The model's COCO numbers on the data set, and what `detect` found."""
     found = detect(model, name, dataset, size, batch, workers)
