@@ -132,20 +132,13 @@ def _downloaded(url: str, archive: Archive, downloads: Path, tell: Callable[[str
         return Path(pooch.retrieve(url, f"md5:{archive.md5}", archive.name, downloads, downloader=continued))
     except requests.RequestException as error:
         have = part.stat().st_size if part.is_file() else 0
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{url}: stopped after {have} bytes ({reason}); run the same again to continue, or give --from"
-        ) from error
+        stopped = f"stopped after {have} bytes ({' '.join(str(error).split())[:160]})"
+        raise UserError(f"{url}: {stopped}; run the same again to continue, or give --from") from error
     except ValueError as error:  # pooch: the checksum is another one
-        raise UserError(
-            f"{url}: is not the published archive, its MD5 differs; it was removed: run again, or give --from a "
-            "mirror you trust"
-        ) from error
+        remedy = "it was removed: run again, or give --from a mirror you trust"
+        raise UserError(f"{url}: is not the published archive, its MD5 differs; {remedy}") from error
     except OSError as error:
-        remedy = (
-            "free some disk space and run the same again" if error.errno == errno.ENOSPC else "choose another folder"
-        )
-        raise UserError(f"{downloads}: can't be written ({error.strerror}); {remedy}") from error
+        raise _unwritten(downloads, error) from error
 
 
 def _download(url: str, part: Path) -> None:
@@ -193,10 +186,14 @@ def whole_folder(target: Path) -> Iterator[Path]:
         inside = any(str(name).startswith(str(temporary)) for name in (error.filename, error.filename2))
         if error.errno not in FULL and (not inside or error.errno == errno.ENOENT):
             raise
-        remedy = "free some disk space and run again" if error.errno in FULL else "choose another folder"
-        raise UserError(f"{target}: can't be written ({error.strerror}); {remedy}") from error
+        raise _unwritten(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unwritten(folder: Path, error: OSError) -> UserError:
+    remedy = "free some disk space and run the same again" if error.errno in FULL else "choose another folder"
+    return UserError(f"{folder}: can't be written ({error.strerror}); {remedy}")
 
 
 def extract(archive: Path, folder: Path) -> int:
@@ -212,15 +209,14 @@ def extract(archive: Path, folder: Path) -> int:
 
 def _extract_tar(archive: Path, folder: Path) -> int:
     count = 0
-
-    def plain(member: tarfile.TarInfo, _: str) -> tarfile.TarInfo:
-        nonlocal count
-        _refuse(archive, member.name, not (member.isdir() or member.isreg()))
-        count += member.isreg()
-        return member.replace(mode=None, mtime=None, uid=None, gid=None, uname=None, gname=None, deep=False)
-
     with tarfile.open(archive) as content:
-        content.extractall(folder, filter=plain)
+        for member in content:
+            _refuse(archive, member.name, not (member.isdir() or member.isreg()))
+            if member.isdir():
+                (folder / member.name).mkdir(parents=True, exist_ok=True)
+            else:
+                content.extract(member, folder, set_attrs=False)  # nobody else's owner, mode or time
+                count += 1
         content.fileobj.seek(content.offset)
         if content.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut for the end
             raise tarfile.ReadError("no end mark")
