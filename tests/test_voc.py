@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data import voc
-from lib.data.annotated import Annotation, Picture, measured, tidy
+from lib.data.annotated import Annotation, Faults, Picture, measured, tidy
 from lib.errors import UserError
 
 OBJECT = """<object><name>cat</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>
@@ -271,7 +271,7 @@ def test_what_is_written_is_read_again(name, box, difficult, truncated, occluded
     folder = Path("/nowhere")
     text = voc.document(Picture("a.png", folder, folder, (20_001, 20_001), (annotation,)))
     root = ElementTree.fromstring(text)
-    assert voc._annotation(folder, 1, root.find("object"), []) == annotation
+    assert voc._annotation(folder, 1, root.find("object"), Faults()) == annotation
 
 
 def test_real_raccoons_are_sound(shared):

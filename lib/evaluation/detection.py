@@ -68,7 +68,9 @@ Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of an image and its de
 
 def coco_classes() -> Classes:
     """The eighty classes of COCO 2017 with their own ids."""
-    return Classes(tuple(COCO.split(", ")), tuple(id_ for id_ in range(1, 91) if id_ not in UNUSED))
+    return Classes(
+        tuple(name.strip() for name in COCO.split(",")), tuple(id_ for id_ in range(1, 91) if id_ not in UNUSED)
+    )
 
 
 def read_classes(path: Path) -> Classes:
