@@ -8,7 +8,7 @@ import pytest
 
 from lib import backend, convert
 from lib.alignment import capture, references
-from lib.data import scenes, summary, transforms
+from lib.data import scenes, sets, transforms
 from lib.errors import UserError
 
 NAME = "nanodet-plus-m_320"
@@ -58,15 +58,15 @@ def test_too_few_classes_for_the_training_boxes_is_one_line():
 
 
 def test_a_data_set_is_described_by_what_its_files_hold(tmp_path):
-    train, val = summary.prepare(str(tmp_path / "scenes"), seed=0, train_images=3, val_images=2)
-    fields, arrays = summary.describe(train, val)
+    train, val = sets.prepare(str(tmp_path / "scenes"), seed=0, train_images=3, val_images=2)
+    fields, arrays = sets.describe(train, val)
     boxes = [image.boxes for image in train.images]
     assert fields["splits"]["train"]["images"] == 3 and fields["splits"]["train"]["boxes"] == sum(map(len, boxes))
     assert sum(fields["class_histogram"]["train"]) == len(arrays["box_sizes/train"])
     before = fields["splits"]["val"]["images_sha256"]
     image = val.images[0].file
     image.write_bytes(image.read_bytes() + b"\0")
-    assert summary.describe(train, val)[0]["splits"]["val"]["images_sha256"] != before
+    assert sets.describe(train, val)[0]["splits"]["val"]["images_sha256"] != before
     assert not scenes.is_theirs(train.path), "a file is the user's"
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     assert not scenes.is_theirs(tmp_path / "coco"), "so is a folder in COCO's layout"
@@ -82,9 +82,9 @@ def test_network_input_shown_as_a_picture_is_the_picture(family):
 
 
 def test_inputs_are_shown_for_one_model_of_each_family(tmp_path):
-    train, _ = summary.prepare(str(tmp_path / "scenes"), seed=0, train_images=4, val_images=2)
-    batches = summary.loaders(train, ["gold-yolo-n", "nanodet-plus-m_320", "gold-yolo-s"], 64, 0)
+    train, _ = sets.prepare(str(tmp_path / "scenes"), seed=0, train_images=4, val_images=2)
+    batches = sets.loaders(train, ["gold-yolo-n", "nanodet-plus-m_320", "gold-yolo-s"], 64, 0)
     assert list(batches) == ["gold_yolo", "nanodet_plus"]
     assert batches["gold_yolo"].recipe == transforms.recipe("gold-yolo-n", "gold_yolo")
-    pictures, boxes = summary.first_inputs(batches)
+    pictures, boxes = sets.first_inputs(batches)
     assert len(pictures) == len(boxes) == 8 and pictures[0].shape == (64, 64, 3)

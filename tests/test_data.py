@@ -152,11 +152,7 @@ def test_the_first_of_several_faults_tells_how_many_more(write):
 
 @pytest.mark.parametrize(
     ("values", "reason"),
-    [
-        ({"bbox": [1, 2, 0.9, 5]}, "less than a pixel"),
-        ({"area": 0}, "of no area"),
-        ({"area": -1}, "of no area"),
-    ],
+    [({"bbox": [1, 2, 0.9, 5]}, "less than a pixel"), ({"area": 0}, "of no area"), ({"area": -1}, "of no area")],
 )
 def test_what_published_training_skips_is_skipped_and_reported(write, values, reason):
     path = write(edit("annotations", 0, **values))

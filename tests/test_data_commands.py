@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lib.__main__ import main
-from lib.data import coco, draw, formats
+from lib.data import coco, formats
 from lib.data.annotated import Annotation, Picture
+from lib.show import drawing, sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ["scenes", "fetch", "convert", "subset", "verify", "show"]
@@ -82,7 +83,7 @@ def test_verify_lists_each_fault_in_each_format(capsys, scenes, tmp_path, kind):
     folder = scenes if kind == "coco" else tmp_path / kind
     if kind != "coco":
         run(capsys, "convert", scenes, folder, "--to", kind)
-    files = [file for file in sorted(folder.rglob("*.png"))][:2]
+    files = sorted(folder.rglob("*.png"))[:2]
     for file in files:
         file.write_bytes(b"no image")
     out, line = fails(capsys, "verify", folder)
@@ -117,7 +118,7 @@ def test_fetch_from_a_folder_without_archives_is_one_line(capsys, tmp_path):
 
 def test_show_writes_a_sheet_or_a_picture_an_image(capsys, scenes, tmp_path):
     assert "4 of 6 images" in run(capsys, "show", scenes, tmp_path / "sheet.png", "--count", 4, "--split", "train")
-    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (2 * (draw.TILE + draw.BAR), 2 * draw.TILE, 3)
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (2 * (sheet.TILE + sheet.BAR), 2 * sheet.TILE, 3)
     assert "2 of 9 images" in run(capsys, "show", scenes, tmp_path / "boxes", "--count", 2)
     assert len(list((tmp_path / "boxes").rglob("*.png"))) == 2
     assert (
@@ -143,22 +144,27 @@ def test_show_names_what_it_can_not_show(capsys, scenes, tmp_path):
 def test_boxes_are_drawn_on_the_pixels_they_hold(tmp_path):
     (tmp_path / "a.png").write_bytes(cv2.imencode(".png", np.full((200, 300, 3), 128, np.uint8))[1].tobytes())
     picture = Picture("a.png", tmp_path / "a.png", tmp_path, (300, 200), (Annotation("cat", (100, 50, 201, 151)),))
-    image = draw.drawn(picture, ("dog", "cat"))
-    colour = np.array(draw.COLOURS[1])
-    assert (image[50:151, 100] == colour).all() and (
-        image[150, 100:201] == colour
-    ).all()  # the first and the last row in it
+    image = sheet.Annotated(("dog", "cat"), [picture]).drawn(picture)
+    colour = np.array(drawing.colour_of(1))
+    # the first and the last row in it
+    assert (image[50:151, 100] == colour).all() and (image[150, 100:201] == colour).all()
     assert (image[60:140, 110:190] == 128).all() and (image[160:] == 128).all()
-    assert draw.drawn(picture, ("dog", "cat"), 150).shape == (100, 150, 3)
+    assert sheet.Annotated(("dog", "cat"), [picture]).drawn(picture, 150).shape == (100, 150, 3)
 
 
-def test_classes_of_another_script_go_by_number(capsys, scenes, tmp_path):
+def test_flags_are_said_and_classes_of_another_script_drawn_or_numbered(capsys, scenes, tmp_path, monkeypatch):
     path = scenes / "val.json"
     content = json.loads(path.read_text())
     content["categories"][3]["name"] = "浣熊"
+    for entry in content["annotations"]:
+        entry |= {"category_id": 4, "iscrowd": 1, "difficult": 1}
     path.write_text(json.dumps(content))
-    assert "#3 is 浣熊" in run(capsys, "show", path, tmp_path / "sheet.png")
-    assert draw.caption("浣熊", ("cat", "浣熊")) == "#1" and draw.caption("cat", ("cat", "浣熊")) == "cat"
+    monkeypatch.setattr(drawing, "_cjk", lambda: ())
+    shown = run(capsys, "show", path, tmp_path / "sheet.png")
+    assert "#3 is 浣熊" in shown and "note: no font here can draw 浣熊" in shown
+    picture = Picture("", tmp_path, tmp_path, None, (Annotation("cat", (0, 0, 9, 9), crowd=True, difficult=True),))
+    drawer = sheet.Annotated(("dog", "cat"), [picture])
+    assert not drawer.note and drawer._painter._names == ["dog", "cat", "cat (crowd) (difficult)"]
 
 
 @pytest.mark.parametrize(

@@ -44,24 +44,9 @@ def test_one_image_is_found_as_in_a_data_set(made, model):
 def test_detect_draws_and_writes(capsys, tmp_path, made):
     folder, weights = made
     out = tmp_path / "found.json"
-    arguments = [
-        "detect",
-        MODEL,
-        weights,
-        str(folder / "images" / "val"),
-        "-o",
-        str(tmp_path / "drawn"),
-        "--json",
-        str(out),
-        "--classes",
-        str(folder / "val.json"),
-        "--threshold",
-        "0.005",
-        "--limit",
-        "2",
-        *SIZE,
-    ]
-    assert main(arguments) == 0
+    where = ["-o", str(tmp_path / "drawn"), "--json", str(out), "--classes", str(folder / "val.json")]
+    arguments = ["detect", MODEL, weights, str(folder / "images" / "val"), *where, "--threshold", "0.005", *SIZE]
+    assert main([*arguments, "--limit", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "200 boxes in 2 images"
     content = json.loads(out.read_text())
     assert (
@@ -92,36 +77,16 @@ def test_mistakes_are_one_line(capsys, tmp_path, made):
 def test_evaluate_says_more(capsys, tmp_path, made):
     folder, weights = made
     out = tmp_path / "evaluation"
-    assert (
-        main(
-            [
-                "evaluate",
-                MODEL,
-                weights,
-                str(folder / "val.json"),
-                *SIZE,
-                "--voc",
-                "--per-class",
-                "--errors",
-                "--confusion",
-                "--curves",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    asked = ["--voc", "--per-class", "--errors", "--confusion", "--curves", str(out)]
+    assert main(["evaluate", MODEL, weights, str(folder / "val.json"), *SIZE, *asked]) == 0
     shown = capsys.readouterr().out
     assert "VOC2007 mAP" in shown and "best F1" in shown and "missed " in shown and "(2012)" in shown
     names = {path.name for path in out.iterdir()}
+    kinds = ("precision_recall", "errors", "confusion")
     assert {
-        "precision_recall.csv",
-        "precision_recall.svg",
         "classes.svg",
-        "errors.csv",
-        "errors.svg",
-        "confusion.csv",
-        "confusion.svg",
         "best_thresholds.csv",
+        *(f"{kind}.{end}" for kind in kinds for end in ("csv", "svg")),
     } == names
     with open(out / "confusion.csv", encoding="utf-8-sig") as stream:
         rows = list(csv.reader(stream))
@@ -136,28 +101,10 @@ def test_evaluate_says_more(capsys, tmp_path, made):
 
 def test_what_detect_wrote_is_evaluated_as_the_model_itself(capsys, tmp_path, made, monkeypatch):
     folder, weights = made
-    monkeypatch.setattr(
-        postprocess.settings(MODEL), "SCORE_THRESHOLD", 0.001
-    )  # it has learnt nothing: its scores are low
+    monkeypatch.setattr(postprocess.settings(MODEL), "SCORE_THRESHOLD", 0.001)  # it has learnt nothing: low scores
     truth, out, rows = str(folder / "val.json"), str(tmp_path / "found.json"), str(tmp_path / "rows.json")
-    assert (
-        main(
-            [
-                "detect",
-                MODEL,
-                weights,
-                str(folder / "images"),
-                "--json",
-                out,
-                "--classes",
-                truth,
-                "--threshold",
-                "0.001",
-                *SIZE,
-            ]
-        )
-        == 0
-    )
+    found = ["--json", out, "--classes", truth, "--threshold", "0.001"]
+    assert main(["detect", MODEL, weights, str(folder / "images"), *found, *SIZE]) == 0
     assert main(["evaluate", MODEL, weights, truth, "--batch", "1", "--detections", rows, *SIZE]) == 0
     numbers = capsys.readouterr().out.splitlines()[-12:]
     assert numbers[0].split()[1] != "0.0000"

@@ -13,17 +13,20 @@ import pytest
 
 from lib.errors import UserError
 from lib.evaluation import detection
-from lib.evaluation.detection import classes, sources
 from lib.show import drawing
 
 ROOT = Path(__file__).resolve().parents[1]
-CUPS = classes.Classes(("cup", "杯子"), (3, 7))
+CUPS = detection.Classes(("cup", "杯子"), (3, 7))
 
 
 def finds(image):
     """One box in the middle, of the class that the first pixel names."""
     height, width = image.shape[:2]
     return np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4, 0.9, image[0, 0, 0] > 127]])
+
+
+def run(source, detector, output, document, **options):
+    return detection.run(str(source), detector, CUPS, drawing.Painter(CUPS).paint, output, document, **options)
 
 
 def picture(path, value=60, size=(48, 64)):
@@ -50,7 +53,7 @@ def frames_of(path):
 
 def test_a_picture_is_drawn_and_written_as_coco(tmp_path):
     source = picture(tmp_path / "a.png")
-    done = detection.run(str(source), finds, CUPS, tmp_path / "out.png", tmp_path / "out.json")
+    done = run(source, finds, tmp_path / "out.png", tmp_path / "out.json")
     assert (done.images, done.boxes, done.faults, done.written) == (
         1,
         1,
@@ -71,7 +74,7 @@ def test_a_folder_goes_on_after_a_broken_picture(tmp_path):
     for name, value in (("b.jpg", 60), ("deep/a.png", 200), ("c.gif", 60)):
         picture(tmp_path / "in" / name, value) if name != "c.gif" else (tmp_path / "in" / name).write_bytes(b"GIF89a")
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    done = detection.run(str(tmp_path / "in"), finds, CUPS, tmp_path / "out", tmp_path / "out.json")
+    done = run(tmp_path / "in", finds, tmp_path / "out", tmp_path / "out.json")
     assert done.images == 2 and len(done.faults) == 1 and "c.gif" in done.faults[0]
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")) == [
         "b.jpg",
@@ -84,7 +87,7 @@ def test_a_folder_goes_on_after_a_broken_picture(tmp_path):
 
 def test_a_video_keeps_its_frames_size_and_rate(tmp_path):
     source = video(tmp_path / "clip.avi")
-    done = detection.run(str(source), finds, CUPS, tmp_path / "out.avi", tmp_path / "out.json", limit=9)
+    done = run(source, finds, tmp_path / "out.avi", tmp_path / "out.json", limit=9)
     frames = frames_of(tmp_path / "out.avi")
     assert done.images == len(frames) == 9 and frames[0].shape == (48, 64, 3) and done.notes == ()
     assert cv2.VideoCapture(str(tmp_path / "out.avi")).get(cv2.CAP_PROP_FPS) == 10
@@ -93,7 +96,7 @@ def test_a_video_keeps_its_frames_size_and_rate(tmp_path):
 
 
 def test_odd_sides_are_not_cut(tmp_path):
-    writer = detection.outputs.VideoWriter(tmp_path / "out.avi", 10.0)
+    writer = detection.VideoWriter(tmp_path / "out.avi", 10.0)
     writer.write(None, np.full((47, 65, 3), 90, np.uint8))
     assert writer.close() == [tmp_path / "out.avi"] and frames_of(tmp_path / "out.avi")[0].shape == (48, 66, 3)
 
@@ -101,20 +104,20 @@ def test_odd_sides_are_not_cut(tmp_path):
 def test_a_video_that_ends_early_says_so(tmp_path):
     source = video(tmp_path / "clip.avi", frames=20)
     capture = cv2.VideoCapture(str(source))
-    opened = sources.Video(capture, "clip.avi", camera=False)
+    opened = detection.Video(capture, "clip.avi", camera=False)
     opened.total = 25
-    assert len(list(opened.frames(None))) == 20 and opened.notes() == ["clip.avi: 20 of its 25 frames could be read"]
+    assert len(list(opened.frames(None))) == 20 and opened.notes == ["clip.avi: 20 of its 25 frames could be read"]
 
 
 CHILD = """
 import sys, time
 import numpy as np
 from lib.evaluation import detection
-from lib.evaluation.detection import classes
 rng = np.random.default_rng(0)
 
-class Endless(detection.Source):
-    fps = 10.0
+class Endless:
+    fps, total, faults, notes = 10.0, None, [], []
+    def close(self): pass
     def frames(self, limit):
         for number in range(100000):
             if number == 40:
@@ -124,7 +127,9 @@ class Endless(detection.Source):
             yield detection.Frame(rng.integers(0, 255, (240, 320, 3), np.uint8), str(number))
 
 detection.open_source = lambda source: Endless()
-detection.run("endless", lambda image: np.array([[9, 9, 60, 60, 0.5, 0]]), classes.coco(), *map(detection.Path, sys.argv[1:]))
+box = lambda image: np.array([[9, 9, 60, 60, 0.5, 0]])
+paint = lambda image, rows: image
+detection.run("endless", box, detection.coco_classes(), paint, *map(detection.Path, sys.argv[1:]))
 """
 
 
@@ -172,12 +177,12 @@ class Camera:
 
 def test_a_webcam(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    opened = sources.open_source("5")
-    assert opened.fps == sources.FPS and opened.total is None
-    assert detection.run("5", finds, CUPS, tmp_path / "out.avi", None).images == 3
-    assert detection.run("5", finds, CUPS, tmp_path / "out.avi", None, limit=2).images == 2
+    opened = detection.open_source("5")
+    assert opened.fps == detection.FPS and opened.total is None
+    assert run("5", finds, tmp_path / "out.avi", None).images == 3
+    assert run("5", finds, tmp_path / "out.avi", None, limit=2).images == 2
     with pytest.raises(UserError, match="^webcam 0: can't be opened"):
-        sources.open_source("0")
+        detection.open_source("0")
 
 
 @pytest.mark.parametrize(
@@ -194,16 +199,16 @@ def test_a_webcam(tmp_path, monkeypatch):
 )
 def test_a_source_that_cannot_be_read_is_one_line(tmp_path, make, message, capfd):
     with pytest.raises(UserError, match=message) as caught:
-        detection.run(str(make(tmp_path)), finds, CUPS, tmp_path / "out", None)
+        run(make(tmp_path), finds, tmp_path / "out", None)
     assert len(str(caught.value).splitlines()) == 1 and capfd.readouterr().err == ""
 
 
 def test_targets_that_do_not_fit_their_source(tmp_path):
     with pytest.raises(UserError, match="drawn videos are .avi"):
-        detection.run(str(video(tmp_path / "clip.avi")), finds, CUPS, tmp_path / "out.mp4", None)
+        run(video(tmp_path / "clip.avi"), finds, tmp_path / "out.mp4", None)
     picture(tmp_path / "in" / "a.png"), picture(tmp_path / "in" / "b.png")
     with pytest.raises(UserError, match="give a folder"):
-        detection.run(str(tmp_path / "in"), finds, CUPS, tmp_path / "out.png", None)
+        run(tmp_path / "in", finds, tmp_path / "out.png", None)
 
 
 def test_a_failing_detector_leaves_what_was_drawn(tmp_path):
@@ -213,7 +218,7 @@ def test_a_failing_detector_leaves_what_was_drawn(tmp_path):
         return finds(image)
 
     with pytest.raises(RuntimeError):
-        detection.run(str(video(tmp_path / "clip.avi")), fails, CUPS, tmp_path / "out.avi", tmp_path / "out.json")
+        run(video(tmp_path / "clip.avi"), fails, tmp_path / "out.avi", tmp_path / "out.json")
     assert len(frames_of(tmp_path / "out.avi")) == 6 == len(json.loads((tmp_path / "out.json").read_text())["images"])
 
 
@@ -221,7 +226,7 @@ def test_boxes_stand_out_on_black_on_white_and_in_grey():
     for ground in (0, 128, 255):
         image = np.full((120, 160, 3), ground, np.uint8)
         for label in range(20):
-            painter = drawing.Painter(classes.Classes(tuple("abcdefghijklmnopqrst"), tuple(range(20))))
+            painter = drawing.Painter(detection.Classes(tuple("abcdefghijklmnopqrst"), tuple(range(20))))
             drawn = painter.paint(image, np.array([[20, 40, 140, 110, 0.5, label]]))
             edge = cv2.cvtColor(drawn, cv2.COLOR_BGR2GRAY)[75, 14:27].astype(int)
             assert edge.max() - edge.min() > 90, (ground, label)
@@ -250,15 +255,15 @@ def test_chinese_names_are_drawn_or_replaced_and_said(monkeypatch):
 
 
 def test_classes(tmp_path):
-    held = classes.coco()
+    held = detection.coco_classes()
     assert len(held.names) == len(held.ids) == 80 == len(set(held.names)) and held.ids[-1] == 90
     assert dict(zip(held.names, held.ids))["stop sign"] == 13 and dict(zip(held.names, held.ids))["tv"] == 72
     (tmp_path / "names.txt").write_text("cup\n\n杯子\n", encoding="utf-8")
-    assert classes.read(tmp_path / "names.txt") == classes.Classes(("cup", "杯子"), (1, 2))
+    assert detection.read_classes(tmp_path / "names.txt") == detection.Classes(("cup", "杯子"), (1, 2))
     (tmp_path / "coco.json").write_text(
         json.dumps({"categories": [{"id": 7, "name": "egg"}, {"id": 3, "name": "cup"}]})
     )
-    assert classes.read(tmp_path / "coco.json") == classes.Classes(("cup", "egg"), (3, 7))
+    assert detection.read_classes(tmp_path / "coco.json") == detection.Classes(("cup", "egg"), (3, 7))
     for name, text, message in (
         ("empty.txt", " \n", "names no class"),
         ("broken.json", "[1", "has no categories"),
@@ -266,10 +271,10 @@ def test_classes(tmp_path):
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=message):
-            classes.read(tmp_path / name)
+            detection.read_classes(tmp_path / name)
     with pytest.raises(UserError, match="can't be read"):
-        classes.read(tmp_path / "nowhere.txt")
+        detection.read_classes(tmp_path / "nowhere.txt")
 
 
 def test_the_names_are_those_of_cocos_own_file(shared):
-    assert classes.read(shared / "real" / "coco_val_64" / "instances.json") == classes.coco()
+    assert detection.read_classes(shared / "real" / "coco_val_64" / "instances.json") == detection.coco_classes()

@@ -67,11 +67,7 @@ def test_published_form():
 
 @pytest.mark.parametrize(
     "detection, message",
-    [
-        (found(image_id=9), "image_id 9"),
-        (found(category_id=1), "category_id 1"),
-        (found(score=float("nan")), "NaN"),
-    ],
+    [(found(image_id=9), "image_id 9"), (found(category_id=1), "category_id 1"), (found(score=float("nan")), "NaN")],
 )
 def test_detections_of_something_else_are_one_line(detection, message):
     with pytest.raises(UserError, match=message):

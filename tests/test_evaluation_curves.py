@@ -120,13 +120,20 @@ def test_only_the_best_hundred_of_a_class_in_an_image_take_part():
     assert len(table.table(truth, found, per_class=None).found.score) == 300
 
 
-def test_blocks_change_nothing(sample, monkeypatch):
-    whole = table.overlaps(table.table(*sample), 0.1)
-    monkeypatch.setattr(table, "BLOCK", 7)
-    parts = table.overlaps(table.table(*sample), 0.1)
-    np.testing.assert_array_equal(whole.found, parts.found)
-    np.testing.assert_array_equal(whole.truth, parts.truth)
-    assert len(whole.found) > 300
+def test_overlaps_are_those_of_every_pair_in_an_image(sample):
+    held = table.table(*sample)
+    truth, found, pairs = held.truth, held.found, table.overlaps(held, 0.1)
+    expected = []
+    for i, (x, y, right, bottom) in enumerate(found.box.tolist()):
+        for j, (u, v, p, q) in enumerate(truth.box.tolist()):
+            width, height = min(right, p) - max(x, u), min(bottom, q) - max(y, v)
+            inside = max(width, 0) * max(height, 0) if found.image[i] == truth.image[j] else 0
+            own, other = (right - x) * (bottom - y), (p - u) * (q - v)
+            iou = inside / (own if truth.crowd[j] else own + other - inside)
+            expected += [(i, j, iou)] if iou >= 0.1 else []
+    assert len(expected) > 300
+    np.testing.assert_array_equal(np.stack([pairs.found, pairs.truth], 1), [row[:2] for row in expected])
+    np.testing.assert_allclose(pairs.iou, [row[2] for row in expected], rtol=1e-12)
 
 
 def test_one_to_one_is_the_greedy_choice():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib import evaluation
-from lib.evaluation import voc
+from lib.evaluation import curves
 
 BOXES = [[0, 0, 10, 10], [50, 0, 10, 10], [100, 0, 10, 10], [150, 0, 10, 10]]
 TRUTH = {
@@ -28,7 +28,7 @@ def test_five_detections_of_four_boxes_by_hand():
         found(BOXES[1], 0.6),
         found(BOXES[2], 0.5),
     ]
-    result = voc.evaluate(TRUTH, detections)
+    result = curves.voc(TRUTH, detections)
     assert result.voc2007["cup"] == pytest.approx((3 * 1 + 3 * 2 / 3 + 2 * 3 / 5) / 11)
     assert result.voc2012["cup"] == pytest.approx((1 + 2 / 3 + 3 / 5) / 4)
     assert result.voc2007["egg"] == -1 == result.voc2012["egg"]  # nothing to find takes no part in the mean
@@ -39,10 +39,10 @@ def test_a_difficult_box_counts_neither_way():
     """Found twice it is no mistake, missed it is none either; without the flag it is both."""
     right = [found(box, 0.5) for box in BOXES]
     twice = [found([200, 0, 10, 10], 0.9), found([201, 0, 10, 10], 0.8)]
-    assert voc.evaluate(TRUTH, right).mean_2012 == 1 == voc.evaluate(TRUTH, right + twice).mean_2007
+    assert curves.voc(TRUTH, right).mean_2012 == 1 == curves.voc(TRUTH, right + twice).mean_2007
     plain = TRUTH | {"annotations": [annotation | {"difficult": 0} for annotation in TRUTH["annotations"]]}
-    assert voc.evaluate(plain, right).mean_2012 == pytest.approx(4 / 5)
-    assert voc.evaluate(plain, right + twice).mean_2012 < 1
+    assert curves.voc(plain, right).mean_2012 == pytest.approx(4 / 5)
+    assert curves.voc(plain, right + twice).mean_2012 < 1
 
 
 def test_a_second_detection_is_wrong_even_where_it_would_fit_another_box():
@@ -51,7 +51,7 @@ def test_a_second_detection_is_wrong_even_where_it_would_fit_another_box():
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": box} for box in ([0, 0, 10, 10], [2, 0, 10, 10])]
     }
     both_on_the_first = [found([0, 0, 10, 10], 0.9), found([0.5, 0, 10, 10], 0.8)]
-    assert voc.evaluate(truth, both_on_the_first).mean_2012 == pytest.approx(0.5)
+    assert curves.voc(truth, both_on_the_first).mean_2012 == pytest.approx(0.5)
     assert evaluation.evaluate(truth, both_on_the_first).numbers["AP50"] == pytest.approx(1)
 
 
@@ -62,7 +62,7 @@ def test_more_than_a_hundred_detections_take_part():
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": [20 * i, 0, 10, 10]} for i in range(120)],
     }
     everything = [found([20 * i, 0, 10, 10], 1 - i / 1000) for i in range(120)]
-    assert voc.evaluate(truth, everything).mean_2012 == 1
+    assert curves.voc(truth, everything).mean_2012 == 1
 
 
 @pytest.mark.parametrize(
@@ -77,5 +77,5 @@ def test_more_than_a_hundred_detections_take_part():
     ],
 )
 def test_averages_of_few(correct, total, eleven, area):
-    assert voc.eleven_points(np.array(correct, bool), total) == pytest.approx(eleven)
-    assert voc.area(np.array(correct, bool), total) == pytest.approx(area)
+    assert curves.eleven_points(np.array(correct, bool), total) == pytest.approx(eleven)
+    assert curves.area(np.array(correct, bool), total) == pytest.approx(area)

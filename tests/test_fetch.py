@@ -1,4 +1,4 @@
-"""Fetching: checked, continued where it ended, unpacked inside its folder, whole or not at all. Served from this machine."""
+"""Fetching: checked, continued where it ended, unpacked inside its folder, whole or not at all. Served from here."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.data import archives, fetch
+from lib.data import fetch
 from lib.errors import UserError
 
 
@@ -61,7 +61,7 @@ SAFE = [
 def test_files_and_folders_are_unpacked(tmp_path, make):
     target = tmp_path / "out"
     target.mkdir()
-    assert archives.extract(make(tmp_path / "a", *SAFE), target) == 3
+    assert fetch.extract(make(tmp_path / "a", *SAFE), target) == 3
     assert (target / "VOCdevkit/VOC2007/a b.txt").read_bytes() == b"last"
     assert (target / "VOCdevkit/VOC2007/deep/浣熊.txt").read_bytes() == b"two"
 
@@ -75,7 +75,7 @@ def test_no_path_leaves_the_folder(tmp_path, make, name):
     target = tmp_path / "deep" / "out"
     target.mkdir(parents=True)
     with pytest.raises(UserError, match="leads out of the folder"):
-        archives.extract(make(tmp_path / "a", (name, b"evil")), target)
+        fetch.extract(make(tmp_path / "a", (name, b"evil")), target)
     assert everything(tmp_path) == ["a", "deep", "deep/out"] and not Path("/tmp/evil.txt").exists()
 
 
@@ -94,7 +94,7 @@ def test_no_link_and_no_device_is_made(tmp_path, name):
     target = tmp_path / "out"
     target.mkdir()
     with pytest.raises(UserError, match="'link' is a link or a device"):
-        archives.extract(tar(tmp_path / "a", *LINKS[name]), target)
+        fetch.extract(tar(tmp_path / "a", *LINKS[name]), target)
     assert not os.path.lexists(target / "link") and not (tmp_path / "evil.txt").exists()
 
 
@@ -102,15 +102,15 @@ def test_no_link_is_made_from_a_zip(tmp_path):
     link = zipfile.ZipInfo("link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with pytest.raises(UserError, match="'link' is a link"):
-        archives.extract(zipped(tmp_path / "a", (link, b"/etc/passwd")), tmp_path)
+        fetch.extract(zipped(tmp_path / "a", (link, b"/etc/passwd")), tmp_path)
     assert everything(tmp_path) == ["a"]
 
 
 def test_what_unpacks_to_more_than_the_disk_holds_is_refused(tmp_path, monkeypatch):
     archive = zipped(tmp_path / "a", ("a", b"0" * 1000))
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 999}))
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 999}))
     with pytest.raises(UserError, match="free some space"):
-        archives.extract(archive, tmp_path)
+        fetch.extract(archive, tmp_path)
 
 
 @pytest.mark.parametrize("make", [tar, zipped])
@@ -125,14 +125,14 @@ def test_damaged_archives_are_one_line(tmp_path, make):
         if make is tar and number == 4:
             continue  # tar has no checksum of contents; the archive's own MD5 is checked before
         with pytest.raises(UserError, match="download it again"):
-            archives.extract(archive, tmp_path / "out")
+            fetch.extract(archive, tmp_path / "out")
 
 
 @pytest.mark.parametrize("members", [[("a", b"1"), ("a/b", b"2")], [("a/b", b"2"), ("a", b"1")]])
 def test_a_name_as_file_and_folder_is_one_line(tmp_path, members):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="as a file and as a folder"):
-        archives.extract(tar(tmp_path / "t", *members), tmp_path / "out")
+        fetch.extract(tar(tmp_path / "t", *members), tmp_path / "out")
 
 
 # --- fetching
@@ -207,7 +207,7 @@ def test_the_published_sets_are_complete():
 
 @pytest.fixture
 def server(mirror):
-    """Serves the mirror -> (URL, its behaviour: `stop_after` bytes, whether it knows `ranges`, the Range headers seen)."""
+    """Serves the mirror -> (URL, its behaviour: `stop_after` bytes, whether it knows `ranges`, Range headers seen)."""
 
     class Handler(BaseHTTPRequestHandler):
         behaviour = {"stop_after": None, "ranges": True, "seen": []}

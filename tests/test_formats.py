@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import struct
 from itertools import permutations
 from pathlib import Path
 
@@ -12,27 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_images import HEIGHT, WIDTH, jpeg, pattern
 
-from lib.data import coco, formats, images, scenes
+from lib.data import coco, formats, scenes
 from lib.data.annotated import Annotation, Picture, measured, tidy
 from lib.errors import UserError
 
 WAYS = list(permutations(formats.FORMATS, 2))
-WIDTH, HEIGHT = 60, 40
-
-
-def pattern() -> np.ndarray:
-    """(40, 60, 3) uint8 BGR whose quarters differ, so that a turned or mirrored copy is seen."""
-    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    image[:20, :30], image[:20, 30:], image[20:, :30] = (0, 0, 255), (0, 255, 0), (255, 0, 0)
-    return image
-
-
-def jpeg(orientation: int = 1) -> bytes:
-    """`pattern` as JPEG with an EXIF orientation."""
-    data = cv2.imencode(".jpg", pattern(), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, images.ORIENTATION, 3, 1, orientation, 0, 0)
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
 
 
 @pytest.fixture
@@ -322,6 +307,16 @@ def test_cocos_own_empty_boxes_do_not_stop_training_but_are_named(make, tmp_path
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="zero or negative size"):
         coco.load(path)
+
+
+def test_a_name_too_long_for_the_disk_is_a_fault(make, tmp_path):
+    """It ended a conversion with a traceback."""
+    folder = make("coco", {"": PLAIN})
+    content = json.loads((folder / "instances.json").read_text())
+    content["images"][0]["file_name"] = "n" * 5000
+    (folder / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is missing; restore the file"):
+        formats.convert(folder, tmp_path / "target", "voc")
 
 
 def test_boxes_on_stored_pixels_are_reported_and_kept_from_yolo(make, tmp_path):

@@ -103,10 +103,10 @@ def test_a_planted_difference_is_marked(records):
 
 
 def test_a_marked_box_looks_different_in_grey():
-    from lib.evaluation.detection import classes
+    from lib.evaluation.detection import Classes
     from lib.show import drawing
 
-    painter = drawing.Painter(classes.Classes(("cup",), (1,)))
+    painter = drawing.Painter(Classes(("cup",), (1,)))
     image, rows = np.full((120, 160, 3), 128, np.uint8), np.array([[20, 60, 140, 110, 0.5, 0]])
     plain, marked = (cv2.cvtColor(painter.paint(image, rows, marks), cv2.COLOR_BGR2GRAY) for marks in ([False], [True]))
     assert (marked != 128).sum() > 1.3 * (plain != 128).sum()
@@ -119,7 +119,7 @@ def test_a_data_set_and_result_files(tmp_path, data):
     with pytest.raises(UserError, match="nothing to show"):
         shown.choice()
     from lib.data import coco
-    from lib.evaluation.detection.classes import Classes
+    from lib.evaluation.detection import Classes
 
     shown.dataset = coco.load(data / "val.json")
     shown.classes = Classes(shown.dataset.classes, shown.dataset.category_ids)

@@ -10,7 +10,7 @@ from lib import convert, models
 from lib.data import coco, scenes
 from lib.errors import UserError
 from lib.evaluation import inference
-from lib.evaluation.detection.classes import Classes
+from lib.evaluation.detection import Classes
 from lib.show import panel
 from lib.show.panel_live import FILE, SIDE, Live
 

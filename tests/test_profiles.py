@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.data import coco, summary
+from lib.data import coco, sets
 from lib.errors import UserError
 from lib.machine import pipeline
 from lib.machine.notebook import declared
@@ -95,10 +95,10 @@ def test_a_subset_has_a_place_of_its_own_for_each_choice(project):
 def test_the_data_stage_chooses_the_subset(shared, tmp_path):
     """The published set of people's reports, cut down to what is here: 16 + 8 images of 40 classes."""
     source = str(shared / "real" / "coco_val_64")
-    train, val = summary.prepare(str(tmp_path / "chosen"), 0, 16, 8, source, 40)
+    train, val = sets.prepare(str(tmp_path / "chosen"), 0, 16, 8, source, 40)
     assert (len(train.images), len(val.images), len(train.classes)) == (16, 8, 40)
     assert not {image.id for image in train.images} & {image.id for image in val.images}
-    again, _ = summary.prepare(
+    again, _ = sets.prepare(
         str(tmp_path / "chosen"), 0, 16, 8, str(shared / "real" / "coco_val_64" / "instances.json"), 40
     )
     assert [image.id for image in again.images] == [image.id for image in train.images]
@@ -109,7 +109,7 @@ def test_a_folder_without_one_clear_file_to_choose_from_is_named(tmp_path):
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="give the file to choose from"):
-        summary.prepare(str(tmp_path / "chosen"), 0, 1, 1, str(tmp_path), 0)
+        sets.prepare(str(tmp_path / "chosen"), 0, 1, 1, str(tmp_path), 0)
 
 
 def test_lessons_write_into_a_folder_of_their_own():

@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from lib.data import coco, scenes, subset
+from lib.data import coco, scenes, sets
 from lib.errors import UserError
 
 
@@ -35,7 +35,7 @@ def digests(paths) -> dict[str, str]:
 
 
 def test_a_subset_is_a_sound_data_set_of_images_that_stay_in_place(source, tmp_path):
-    paths = subset.write(source, tmp_path / "small", train=16, val=4)
+    paths = sets.subset(source, tmp_path / "small", train=16, val=4)
     assert coco.splits(tmp_path / "small") == (paths["train"], paths["val"])
     train, val = (coco.load(paths[split]) for split in ("train", "val"))
     whole = coco.load(source)
@@ -58,7 +58,7 @@ def test_a_subset_is_a_sound_data_set_of_images_that_stay_in_place(source, tmp_p
 
 def test_chosen_classes_keep_their_order_and_only_their_boxes(source, tmp_path):
     whole = coco.load(source)
-    train = coco.load(subset.write(source, tmp_path, train=6, val=2, classes=3, seed=1)["train"])
+    train = coco.load(sets.subset(source, tmp_path, train=6, val=2, classes=3, seed=1)["train"])
     assert len(train.classes) == 3 and train.category_ids == (1, 2, 3)
     ranks = [whole.classes.index(name) for name in train.classes]
     assert ranks == sorted(ranks)
@@ -80,20 +80,20 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_order_of_the_file(sourc
     (tmp_path / "train2017").symlink_to(source.parent.parent / "train2017")
     options = {"train": 10, "val": 3, "classes": 5}
     first, second, seeded = (
-        digests(subset.write(path, tmp_path / name, seed=seed, **options))
+        digests(sets.subset(path, tmp_path / name, seed=seed, **options))
         for path, name, seed in ((source, "a", 2), (other, "b", 2), (source, "c", 3))
     )
     assert first == second != seeded
-    assert digests(subset.write(source, tmp_path / "a", seed=2, **options)) == first  # again changes nothing
+    assert digests(sets.subset(source, tmp_path / "a", seed=2, **options)) == first  # again changes nothing
 
 
 def test_the_choice_is_pinned():
     """No library's dice: a release that chose otherwise would compare runs on different data."""
-    assert subset._drawn(range(10), "image", 0) == [1, 9, 2, 7, 5, 6, 3, 4, 8, 0]
+    assert sets._drawn(range(10), "image", 0) == [1, 9, 2, 7, 5, 6, 3, 4, 8, 0]
 
 
 def test_a_larger_subset_keeps_the_validation_images_and_contains_the_smaller(source, tmp_path):
-    small, large = (subset.write(source, tmp_path / str(train), train=train, val=4) for train in (8, 20))
+    small, large = (sets.subset(source, tmp_path / str(train), train=train, val=4) for train in (8, 20))
     ids = [
         [{entry.id for entry in coco.load(paths[split]).images} for split in ("train", "val")]
         for paths in (small, large)
@@ -114,22 +114,22 @@ def test_a_larger_subset_keeps_the_validation_images_and_contains_the_smaller(so
 )
 def test_what_cannot_be_chosen_is_one_line(source, tmp_path, options, named):
     with pytest.raises(UserError, match=named) as caught:
-        subset.write(source, tmp_path / "new", **({"train": 5, "val": 2} | options))
+        sets.subset(source, tmp_path / "new", **({"train": 5, "val": 2} | options))
     assert "\n" not in str(caught.value) and ";" in str(caught.value) and not (tmp_path / "new").exists()
 
 
 def test_another_data_set_is_left_alone(source, tmp_path):
-    subset.write(source, tmp_path, train=5, val=2)
+    sets.subset(source, tmp_path, train=5, val=2)
     before = (tmp_path / "train.json").read_bytes()
     with pytest.raises(UserError, match=r"json: is another data set or another choice; choose another folder"):
-        subset.write(source, tmp_path, train=5, val=2, seed=1)
+        sets.subset(source, tmp_path, train=5, val=2, seed=1)
     assert (tmp_path / "train.json").read_bytes() == before
     (tmp_path / "own/images").mkdir(parents=True)
     with pytest.raises(UserError, match=r"images: is no link"):
-        subset.write(source, tmp_path / "own", train=5, val=2)
+        sets.subset(source, tmp_path / "own", train=5, val=2)
     assert [file.name for file in (tmp_path / "own").iterdir()] == ["images"]
 
 
 def test_a_link_that_leads_astray_is_set_right(source, tmp_path):
     (tmp_path / "images").symlink_to(tmp_path / "gone")
-    assert coco.load(subset.write(source, tmp_path, train=5, val=2)["val"]).images
+    assert coco.load(sets.subset(source, tmp_path, train=5, val=2)["val"]).images

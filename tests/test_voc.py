@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data import voc
-from lib.data.annotated import Annotation, Picture, measured, tidy
+from lib.data.annotated import Annotation, Faults, Picture, measured, tidy
 from lib.errors import UserError
 
 OBJECT = """<object><name>cat</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>
 <bndbox><xmin>1</xmin><ymin>2</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object>"""
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
-GOOD = f"<annotation><folder>nowhere</folder><filename>a.png</filename><path>C:\\x\\a.png</path>{SIZE}{OBJECT}</annotation>"
+PLACES = "<folder>nowhere</folder><filename>a.png</filename><path>C:\\x\\a.png</path>"
+GOOD = f"<annotation>{PLACES}{SIZE}{OBJECT}</annotation>"
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def test_what_is_written_is_read_again(name, box, difficult, truncated, occluded
     folder = Path("/nowhere")
     text = voc.document(Picture("a.png", folder, folder, (20_001, 20_001), (annotation,)))
     root = ElementTree.fromstring(text)
-    assert voc._annotation(folder, 1, root.find("object"), []) == annotation
+    assert voc._annotation(folder, 1, root.find("object"), Faults()) == annotation
 
 
 def test_real_raccoons_are_sound(shared):

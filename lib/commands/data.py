@@ -10,6 +10,7 @@ from lib.errors import UserError
 PURPOSE = "get, make, convert, check and show data sets"
 FORMATS = ("voc", "coco", "yolo")
 PICTURE_SUFFIX = ".png"
+IMAGES = "folder of the images, where it is not in its usual place"
 
 SCENES = """\
   python -m lib data scenes data/scenes                      the built-in data set: 160 + 40 drawn images, ten classes
@@ -54,89 +55,73 @@ EXAMPLES = "".join(examples.splitlines(keepends=True)[0] for examples in (SCENES
 def add(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `data` its kinds."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="scenes|fetch|convert|subset|verify|show")
-    _add_scenes(verb(kinds, "scenes", "draw the built-in data set", SCENES))
-    _add_fetch(verb(kinds, "fetch", "get VOC 2007, VOC 2012 or COCO 2017, checked and unpacked", FETCH))
-    _add_convert(verb(kinds, "convert", "from one of VOC XML, COCO JSON, YOLO text to another", CONVERT))
-    _add_subset(verb(kinds, "subset", "a small data set out of a large COCO file", SUBSET))
-    _add_verify(verb(kinds, "verify", "list every fault of a data set and its images", VERIFY))
-    _add_show(verb(kinds, "show", "draw boxes and class names on the images", SHOW))
-
-
-def _add_scenes(parser: argparse.ArgumentParser) -> None:
+    parser = verb(kinds, "scenes", "draw the built-in data set", SCENES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=160, help="training images (%(default)s)")
-    parser.add_argument("--val", type=int, default=40, help="validation images (%(default)s)")
+    _add_counts(parser, 160, 40)
     parser.add_argument("--size", type=int, default=256, help="longer side in pixels (%(default)s)")
     parser.set_defaults(run=_scenes)
 
-
-def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser = verb(kinds, "fetch", "get VOC 2007, VOC 2012 or COCO 2017, checked and unpacked", FETCH)
     parser.add_argument("name", choices=("voc2007", "voc2012", "coco2017"))
     parser.add_argument("folder", type=Path, help="to make")
     parser.add_argument("--from", dest="source", metavar="FOLDER|URL", help="where the archives lie by their names")
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        default=[],
-        metavar="PART",
-        help="some of trainval test (VOC), annotations val train (COCO); all by default",
-    )
+    parts = "some of trainval test (VOC), annotations val train (COCO); all by default"
+    parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help=parts)
     parser.set_defaults(run=_fetch)
 
-
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder or COCO JSON file")
-    parser.add_argument("target", type=Path, help="folder to make")
+    parser = verb(kinds, "convert", "from one of VOC XML, COCO JSON, YOLO text to another", CONVERT)
     parser.add_argument("--to", required=True, choices=FORMATS)
-    _add_reading(parser)
+    _add_source(parser)
+    parser.add_argument("target", type=Path, help="folder to make")
     parser.add_argument("--link", action="store_true", help="hard-link the images instead of copying them")
     parser.add_argument("--keep-difficult", action="store_true", help="YOLO: write difficult boxes as ordinary ones")
-    parser.add_argument(
-        "--trainval", action="store_true", help="train and val become train, test becomes val, as in VOC's tables"
-    )
-    parser.add_argument(
-        "--skip-faults", action="store_true", help="leave out entries at fault and name them, instead of failing"
-    )
+    joined = "train and val become train, test becomes val, as in VOC's tables"
+    parser.add_argument("--trainval", action="store_true", help=joined)
+    skipped = "leave out entries at fault and name them, instead of failing"
+    parser.add_argument("--skip-faults", action="store_true", help=skipped)
     parser.set_defaults(run=_convert)
 
-
-def _add_subset(parser: argparse.ArgumentParser) -> None:
+    parser = verb(kinds, "subset", "a small data set out of a large COCO file", SUBSET)
     parser.add_argument("source", type=Path, help="COCO JSON file, or a folder: its training file, or its only one")
     parser.add_argument("folder", type=Path, help="to make")
-    parser.add_argument("--train", type=int, default=800, help="training images (%(default)s)")
-    parser.add_argument("--val", type=int, default=200, help="validation images (%(default)s)")
+    _add_counts(parser, 800, 200)
     parser.add_argument("--classes", type=int, help="how many; all by default")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=Path, help="folder of the images, where it is not in its usual place")
+    parser.add_argument("--images", type=Path, help=IMAGES)
     parser.set_defaults(run=_subset)
 
-
-def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder or COCO JSON file")
-    _add_reading(parser)
+    parser = verb(kinds, "verify", "list every fault of a data set and its images", VERIFY)
+    _add_source(parser)
     parser.set_defaults(run=_verify)
 
-
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder or COCO JSON file")
+    parser = verb(kinds, "show", "draw boxes and class names on the images", SHOW)
+    _add_source(parser)
     parser.add_argument("target", type=Path, help="sheet to write (.png), or folder")
     parser.add_argument("--count", type=int, default=16, help="images (%(default)s)")
     parser.add_argument("--split", help="only this one, e.g. val")
-    _add_reading(parser)
     parser.set_defaults(run=_show)
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=Path, help="folder of the images, where it is not in its usual place")
+def _add_counts(parser: argparse.ArgumentParser, train: int, val: int) -> None:
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=train, help="training images (%(default)s)")
+    parser.add_argument("--val", type=int, default=val, help="validation images (%(default)s)")
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder or COCO JSON file")
+    parser.add_argument("--images", type=Path, help=IMAGES)
     parser.add_argument("--format", choices=FORMATS, help="of the source, where it can't be told")
     parser.add_argument("--workers", type=int, help="threads that decode images; one per core by default")
+
+
+def _named(chosen: argparse.Namespace, *names: str) -> dict[str, object]:
+    return {name: getattr(chosen, name) for name in names}
 
 
 def _scenes(chosen: argparse.Namespace) -> None:
     from lib.data import scenes
 
-    for split, path in scenes.generate(chosen.folder, chosen.seed, chosen.train, chosen.val, chosen.size).items():
+    for split, path in scenes.generate(**_named(chosen, "folder", "seed", "train", "val", "size")).items():
         print(f"{split}: {path}")
 
 
@@ -150,39 +135,20 @@ def _fetch(chosen: argparse.Namespace) -> None:
 def _convert(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
-    done = formats.convert(
-        chosen.source,
-        chosen.target,
-        chosen.to,
-        chosen.images,
-        chosen.format,
-        chosen.link,
-        chosen.keep_difficult,
-        chosen.skip_faults,
-        chosen.workers,
-        chosen.trainval,
-    )
-    for fault in done.faults:
-        print(f"fault: {fault}")
-    for lost in done.lost:
-        print(f"not the same: {lost}")
+    options = _named(chosen, "link", "keep_difficult", "skip_faults", "workers", "trainval")
+    done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, **options)
+    for line in [*(f"fault: {fault}" for fault in done.faults), *(f"not the same: {lost}" for lost in done.lost)]:
+        print(line)
     for split, (images, boxes) in done.counts.items():
         print(f"{chosen.target}: {split + ': ' if split else ''}{images} images, {boxes} boxes")
 
 
 def _subset(chosen: argparse.Namespace) -> None:
-    from lib.data import subset
+    from lib.data import sets
 
-    source = subset.source_file(chosen.source)
-    for split, path in subset.write(
-        source,
-        chosen.folder,
-        train=chosen.train,
-        val=chosen.val,
-        classes=chosen.classes,
-        seed=chosen.seed,
-        images_dir=chosen.images,
-    ).items():
+    options = _named(chosen, "train", "val", "classes", "seed")
+    made = sets.subset(sets.source_file(chosen.source), chosen.folder, images_dir=chosen.images, **options)
+    for split, path in made.items():
         print(f"{split}: {path}")
 
 
@@ -192,14 +158,16 @@ def _verify(chosen: argparse.Namespace) -> None:
     faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers)
     print("\n".join(faults or [f"{chosen.source}: no fault"]))
     if faults:
-        raise UserError(
-            f"{chosen.source}: {len(faults)} fault{'s' * (len(faults) > 1)}, listed above; mend the annotations or "
-            "the images"
-        )
+        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        raise UserError(f"{chosen.source}: {count}, listed above; mend the annotations or the images")
 
 
 def _show(chosen: argparse.Namespace) -> None:
-    from lib.data import annotated, draw, formats
+    import cv2
+
+    from lib.data import annotated, formats
+    from lib.record import atomic
+    from lib.show.sheet import Annotated
 
     collection = formats.read(chosen.source, chosen.images, chosen.format)
     if chosen.split is not None and chosen.split not in collection.splits:
@@ -212,12 +180,15 @@ def _show(chosen: argparse.Namespace) -> None:
     pictures = list(shown.pictures())
     if not pictures:
         raise UserError(f"{chosen.source}: has no sound image to show; run python -m lib data verify")
-    for number, name in enumerate(shown.classes):
-        if not name.isascii():
-            print(f"#{number} is {name}")
-    if chosen.target.suffix.lower() == PICTURE_SUFFIX:
-        draw.write(chosen.target, draw.sheet(pictures, shown.classes, chosen.workers))
+    drawing, target = Annotated(shown.classes, pictures), chosen.target
+    if drawing.note:
+        print(f"note: {drawing.note}")
+        print("\n".join(f"#{number} is {name}" for number, name in enumerate(shown.classes) if not name.isascii()))
+    if target.suffix.lower() == PICTURE_SUFFIX:
+        drawn = {target: drawing.sheet(pictures, chosen.workers)}.items()
     else:
-        for picture in pictures:
-            draw.write(chosen.target / f"{picture.name}{PICTURE_SUFFIX}", draw.drawn(picture, shown.classes))
-    print(f"{chosen.target}: {len(pictures)} of {len(every)} images")
+        drawn = ((target / f"{picture.name}{PICTURE_SUFFIX}", drawing.drawn(picture)) for picture in pictures)
+    for path, image in drawn:
+        with atomic(path) as temporary:
+            temporary.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    print(f"{target}: {len(pictures)} of {len(every)} images")

@@ -1,8 +1,6 @@
 """The command line of evaluation: python -m lib evaluate."""
 
 import argparse
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,8 +11,6 @@ from lib.commands import arguments
 
 if TYPE_CHECKING:
     from lib.evaluation import Evaluation
-    from lib.evaluation.errors import Confusion, Errors
-    from lib.evaluation.voc import Voc
 
 Rows = Sequence[Mapping[str, Any]]  # COCO's result form
 
@@ -30,9 +26,9 @@ EXAMPLES = """\
 Prints the twelve COCO numbers; --detections keeps what was found in COCO's result format. - reads that format, or what
 detect --json wrote: its images and classes are found by their names. Low scores count: give detect the --threshold of
 the published evaluation (NanoDet-Plus 0.05, Gold-YOLO 0.03, RT-DETR 0).
---voc: VOC's average precision of 2007 and 2012. --errors: which kinds of mistakes cost how much AP. --confusion: what is
-taken for what. --curves: precision-recall curves and the best threshold of each class, as figures and CSV in a folder,
-with what --errors and --confusion show.
+--voc: VOC's average precision of 2007 and 2012. --errors: which kinds of mistakes cost how much AP. --confusion: what
+is taken for what. --curves: precision-recall curves and the best threshold of each class, as figures and CSV in a
+folder, with what --errors and --confusion show.
 """
 
 
@@ -48,9 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voc", action="store_true", help="also VOC's average precision of 2007 and 2012, at IoU .5")
     parser.add_argument("--errors", action="store_true", help="also kinds of mistakes and what they cost")
     parser.add_argument("--confusion", action="store_true", help="also what is taken for what most often")
-    parser.add_argument(
-        "--curves", type=Path, metavar="FOLDER", help="write precision-recall curves and best thresholds"
-    )
+    curves = "write precision-recall curves and best thresholds"
+    parser.add_argument("--curves", type=Path, metavar="FOLDER", help=curves)
     arguments.add_absent(parser)
     arguments.add_workers(parser)
     arguments.add_network(parser)
@@ -67,9 +62,8 @@ def run(chosen: argparse.Namespace) -> None:
         rows, others = found.read(chosen.weights, truth)
         result = evaluate(chosen.data, rows)
         if others:
-            print(
-                f"note: {len(others)} images of {chosen.weights} are not the ground truth's and left out, such as {others[0]}"
-            )
+            those = f"{len(others)} images of {chosen.weights}"
+            print(f"note: {those} are not the ground truth's and left out, such as {others[0]}")
     else:
         rows, result = _detected(chosen)
     if chosen.detections:
@@ -80,8 +74,8 @@ def run(chosen: argparse.Namespace) -> None:
     _show_more(chosen, truth, rows, result)
     if aside := sum(bool(a.get("ignore") or a.get("difficult")) and not a.get("iscrowd") for a in truth["annotations"]):
         print(
-            f"note: {aside} boxes are difficult or to be ignored; COCO's numbers and curves count them as boxes to find, as "
-            "pycocotools does, VOC's numbers, best thresholds and kinds of mistakes leave them out"
+            f"note: {aside} boxes are difficult or to be ignored; COCO's numbers and curves count them as boxes to "
+            "find, as pycocotools does, VOC's numbers, best thresholds and kinds of mistakes leave them out"
         )
 
 
@@ -101,98 +95,59 @@ def _detected(chosen: argparse.Namespace) -> tuple[Rows, "Evaluation"]:
 
 def _show_more(chosen: argparse.Namespace, truth: Mapping[str, Any], detections: Rows, result: "Evaluation") -> None:
     """Print and write what was asked for beyond COCO's numbers; `detections` are those that gave `result`."""
-    from lib.evaluation import voc
-    from lib.evaluation.curves import best_thresholds
-    from lib.evaluation.errors import BACKGROUND, confusion, errors
+    from lib.evaluation import curves, errors
     from lib.evaluation.table import match, overlaps, table
 
     if chosen.voc:
-        _show_voc(voc.evaluate(truth, detections), chosen.per_class)
+        found = curves.voc(truth, detections)
+        print(f"{'VOC2007 mAP':<12} {found.mean_2007:.4f}\n{'VOC2012 mAP':<12} {found.mean_2012:.4f}")
+        for name in found.voc2007 if chosen.per_class else ():
+            print(f"{name:<12} {found.voc2007[name]:.4f} (2007)  {found.voc2012[name]:.4f} (2012)")
     if not (chosen.errors or chosen.confusion or chosen.curves):
         return
+    from lib.show import figures_evaluation as figures
+
     held = table(truth, detections)
-    pairs = overlaps(held, BACKGROUND)
+    pairs = overlaps(held, errors.BACKGROUND)
     matching = match(held, pairs)
-    best = best_thresholds(held, matching)
-    threshold = best["all"].threshold if best["all"].correct else 0.0
+    best = curves.best_thresholds(held, matching)
+    whole = best["all"]
+    threshold = whole.threshold if whole.correct else 0.0
     typed = math.floor(1e4 * threshold) / 1e4  # rounded up it would leave out the detection that it names
-    print(
-        f"{'best F1':<12} {best['all'].f1:.4f}  at score {typed:.4f}: precision {best['all'].precision:.4f}, "
-        f"recall {best['all'].recall:.4f}"
-    )
+    about = f"precision {whole.precision:.4f}, recall {whole.recall:.4f}"
+    print(f"{'best F1':<12} {whole.f1:.4f}  at score {typed:.4f}: {about}")
     files: dict[str, Any] = {"best_thresholds.csv": [{"class": name, **vars(one)} for name, one in best.items()]}
     if chosen.errors:
-        files |= _errors(errors(held, pairs, matching, threshold))
+        mistakes = errors.errors(held, pairs, matching, threshold)
+        files |= {"errors.csv": errors.rows(mistakes), "errors.svg": figures.errors(mistakes)}
+        for row in files["errors.csv"]:
+            lost = f"{row['AP lost']:.4f} of AP{100 * mistakes.iou:.0f} lost"
+            print(f"{row['kind']:<12} {row['number']:>6} mistakes, {lost}")
     if chosen.confusion:
-        files |= _confusion(confusion(held, pairs, threshold))
+        taken = errors.confusion(held, pairs, threshold)
+        for annotated, as_what, number in taken.largest(LARGEST):
+            print(f"{number:>6} x {annotated} taken for {as_what}")
+        names, picture = [*taken.classes, "background"], figures.confusion(taken)
+        cells = [{"annotated": name, **dict(zip(names, row.tolist()))} for name, row in zip(names, taken.counts)]
+        files |= {"confusion.csv": cells, f"confusion.{'svg' if 'svg' in picture.kind else 'png'}": picture}
     if chosen.curves:
-        _write(chosen.curves, files | _curves(result))
-
-
-def _show_voc(found: "Voc", per_class: bool) -> None:
-    print(f"{'VOC2007 mAP':<12} {found.mean_2007:.4f}\n{'VOC2012 mAP':<12} {found.mean_2012:.4f}")
-    for name in found.voc2007 if per_class else ():
-        print(f"{name:<12} {found.voc2007[name]:.4f} (2007)  {found.voc2012[name]:.4f} (2012)")
-
-
-def _errors(found: "Errors") -> dict[str, Any]:
-    from lib.evaluation.errors import rows
-    from lib.show import figures_evaluation as figures
-
-    for row in rows(found):
-        print(f"{row['kind']:<12} {row['number']:>6} mistakes, {row['AP lost']:.4f} of AP{100 * found.iou:.0f} lost")
-    return {"errors.csv": rows(found), "errors.svg": figures.errors(found)}
-
-
-def _confusion(found: "Confusion") -> dict[str, Any]:
-    from lib.show import figures_evaluation as figures
-
-    for annotated, taken, number in found.largest(LARGEST):
-        print(f"{number:>6} x {annotated} taken for {taken}")
-    names = [*found.classes, "background"]
-    cells = [{"annotated": name, **dict(zip(names, row.tolist()))} for name, row in zip(names, found.counts)]
-    picture = figures.confusion(found)
-    return {"confusion.csv": cells, f"confusion.{'svg' if 'svg' in picture.kind else 'png'}": picture}
-
-
-def _curves(result: "Evaluation") -> dict[str, Any]:
-    from lib.show import figures_evaluation as figures
-
-    held = result.curves
-    points = [
-        {
-            "class": name,
-            "IoU": f"{iou:.2f}",
-            "recall": f"{recall:.2f}",
-            "precision": held.precision[i, r, c],
-            "score": held.score[i, r, c],
-        }
-        for c, name in enumerate(held.classes)
-        for i, iou in enumerate(held.iou)
-        for r, recall in enumerate(held.recall)
-        if held.precision[i, r, c] > -1
-    ]
-    return {
-        "precision_recall.csv": points,
-        "precision_recall.svg": figures.precision_recall(held),
-        "classes.svg": figures.classes(held),
-    }
+        files["precision_recall.csv"] = result.curves.points()
+        files["precision_recall.svg"] = figures.precision_recall(result.curves)
+        files["classes.svg"] = figures.classes(result.curves)
+        _write(chosen.curves, files)
 
 
 def _write(folder: Path, files: Mapping[str, Any]) -> None:
     """Tables as CSV (with the mark by which spreadsheets know UTF-8), figures as they are."""
+    import pandas as pd
+
     from lib.record import atomic
 
+    form = dict(index=False, encoding="utf-8-sig", lineterminator="\r\n", na_rep="nan")
     for name, content in files.items():
         with atomic(folder / name) as temporary:
-            temporary.write_bytes(_csv(content) if name.endswith(".csv") else content.data)
+            if name.endswith(".csv"):
+                pd.DataFrame(content).to_csv(temporary, **form)
+            else:
+                temporary.write_bytes(content.data)
         print(folder / name)
-
-
-def _csv(table_rows: Sequence[Mapping[str, Any]]) -> bytes:
-    out = io.StringIO(newline="")
-    if table_rows:
-        writer = csv.DictWriter(out, table_rows[0].keys())
-        writer.writeheader()
-        writer.writerows(table_rows)
-    return out.getvalue().encode("utf-8-sig")

@@ -1,22 +1,22 @@
-"""Annotated images in the one form between VOC XML, COCO JSON and YOLO text: nothing that one of them says is rounded away.
+"""Annotated images in the one form between VOC XML, COCO JSON and YOLO text: no number is rounded.
 
-Boxes are x1, y1, x2, y2 in pixels from the image's left upper corner to edges: the whole image is (0, 0, width, height).
-A format's reader gives a `Collection` from the annotation files alone; `measured` then decodes every image, which brings
-the true sizes, boxes in pixels, and the faults that only pixels show.
+Boxes are x1, y1, x2, y2 in pixels from the image's left upper corner to edges: the whole image is (0, 0, width,
+height). A format's reader gives a `Collection` from the annotation files alone; `measured` then decodes every image,
+which brings the true sizes, boxes in pixels, and the faults that only pixels show.
 """
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lib.data import images
-from lib.data.coco import OVERHANG
 from lib.errors import UserError
 
 DECIMALS = 9  # of a pixel: float64 keeps as many up to images of a million pixels a side, so no step adds an error
+OVERHANG = 1.0  # pixels a box may stick out of its image before it is reported: annotation tools round
 
 Box = tuple[float, float, float, float]
 
@@ -59,6 +59,16 @@ class Fault:
     loses: bool = True
 
 
+class Faults(list[Fault]):
+    """Those found so far."""
+
+    def lost(self, message: str) -> None:
+        self.append(Fault(message))
+
+    def kept(self, message: str) -> None:
+        self.append(Fault(message, loses=False))
+
+
 @dataclass(frozen=True)
 class Collection:
     """A data set as its annotation files tell it."""
@@ -88,9 +98,30 @@ def tidy(value: float) -> float | int:
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def is_readable(name: str) -> bool:
-    """Text of one line that every format can hold."""
-    return bool(name.strip()) and name.isprintable()
+def stem(name: str) -> str:
+    """A picture's name without its suffix, folders kept: what VOC's and YOLO's files call it."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def is_readable(name: object) -> bool:
+    """Text of one line that can be shown and that every format can hold."""
+    return isinstance(name, str) and bool(name.strip()) and name.isprintable()
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file. UserError if it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """A UTF-8 file of these lines, in a folder made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def class_faults(path: Path, names: tuple[str, ...]) -> list[Fault]:
@@ -98,14 +129,8 @@ def class_faults(path: Path, names: tuple[str, ...]) -> list[Fault]:
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    return [
-        Fault(
-            f"{path}: classes {' and '.join(map(repr, same))} differ only in case or spaces; rename if they are one",
-            loses=False,
-        )
-        for same in alike.values()
-        if len(same) > 1
-    ]
+    said = "{}: classes {} differ only in case or spaces; rename if they are one"
+    return [Fault(said.format(path, " and ".join(map(repr, same))), False) for same in alike.values() if len(same) > 1]
 
 
 def measured(collection: Collection, workers: int | None = None) -> Collection:
@@ -113,35 +138,32 @@ def measured(collection: Collection, workers: int | None = None) -> Collection:
 
     COCO's reader has judged the boxes already, by the published rules.
     """
-    judged = collection.format == "coco"
     splits, faults = {}, list(collection.faults)
     for split, pictures in collection.splits.items():
-        kept = []
-        for picture, found in images.each(lambda picture: _measure(picture, judged), pictures, workers):
-            faults += found
-            kept += [picture] if picture else []
-        splits[split] = tuple(kept)
+        found = images.each(lambda picture: _measure(picture, collection.format == "coco"), pictures, workers)
+        splits[split] = tuple(picture for picture, _ in found if picture)
+        faults += [fault for _, of_picture in found for fault in of_picture]
     return replace(collection, splits=splits, faults=tuple(faults))
 
 
-def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, list[Fault]]:
+def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, Faults]:
+    faults, kept = Faults(), []
     what = "the image" if picture.id is None else f"image {picture.id}"
     try:
         image, stored = images.pixels(picture.file, what, picture.size[::-1] if picture.size else None)
     except UserError as error:
-        return None, [Fault(str(error))]
+        faults.lost(str(error))
+        return None, faults
     size = (image.shape[1], image.shape[0])
-    faults = [Fault(images.UNTURNED.format(picture.file), False)] if stored else []
-    found = (
-        [_in_pixels(annotation, size) for annotation in picture.annotations]
-        if picture.relative
-        else picture.annotations
-    )
-    kept: list[Annotation] = []
-    for annotation in found:
+    if stored:
+        faults.kept(images.UNTURNED.format(picture.file))
+    for annotation in picture.annotations:
+        if picture.relative:
+            annotation = _in_pixels(annotation, size)
         fault = None if judged else _box_fault(annotation, size, kept)
         if fault:
-            message = f"{picture.source}: {annotation.where} ({annotation.name}) {fault.message}"
+            shown = f"has the box {[tidy(value) for value in annotation.box]} in pixels"
+            message = f"{picture.source}: {annotation.where} ({annotation.name}) {shown}{fault.message}"
             faults.append(replace(fault, message=message))
         if not (fault and fault.loses):
             kept.append(annotation)
@@ -149,25 +171,22 @@ def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, list[Fault
 
 
 def _in_pixels(annotation: Annotation, size: tuple[int, int]) -> Annotation:
-    outline = annotation.outline and [
-        [tidy(value * size[at % 2]) for at, value in enumerate(part)] for part in annotation.outline
-    ]
-    x1, y1, x2, y2 = (tidy(value * size[at % 2]) for at, value in enumerate(annotation.box))
-    return replace(annotation, box=(x1, y1, x2, y2), outline=outline)
+    def scaled(values: list[float]) -> list[float]:
+        return [tidy(value * size[at % 2]) for at, value in enumerate(values)]
+
+    outline = annotation.outline and [scaled(part) for part in annotation.outline]
+    return replace(annotation, box=tuple(scaled(annotation.box)), outline=outline)
 
 
 def _box_fault(annotation: Annotation, size: tuple[int, int], before: list[Annotation]) -> Fault | None:
     (width, height), (x1, y1, x2, y2) = size, annotation.box
-    shown = f"has the box {[tidy(value) for value in annotation.box]} in pixels"
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        return Fault(f"{shown}, outside the image of {width}x{height}; correct or remove it")
-    beyond = max(-x1, -y1, x2 - width, y2 - height)
+        return Fault(f", outside the image of {width}x{height}; correct or remove it")
+    beyond = tidy(max(-x1, -y1, x2 - width, y2 - height))
     if beyond > OVERHANG:
-        return Fault(
-            f"{shown}, {tidy(beyond)} pixels beyond the image of {width}x{height}; correct it or leave it", False
-        )
+        return Fault(f", {beyond} pixels beyond the image of {width}x{height}; correct it or leave it", False)
     if x2 - x1 < 1 or y2 - y1 < 1:
-        return Fault(f"{shown}, less than a pixel wide or high: training skips it; correct or remove it", False)
+        return Fault(", less than a pixel wide or high: training skips it; correct or remove it", False)
     if any((other.name, other.box) == (annotation.name, annotation.box) for other in before):
-        return Fault(f"{shown} as another of its class has; remove one of them", False)
+        return Fault(" as another of its class has; remove one of them", False)
     return None

@@ -1,30 +1,52 @@
-"""Reads COCO-format annotations and their images, and says in one line each what is wrong with them.
+"""Reads COCO-format annotations and their images, says in one line each what is wrong with them, and writes them.
 
 `load` stops at the first fault that would falsify training or evaluation; `verify` lists every fault and decodes
 every image. The rules are those of the published reader (RangiLyu/nanodet be9b4a9, `data/dataset/coco.py`):
 * images in the order of their ids, labels 0..n-1 in the order of the category ids;
 * boxes less than a pixel wide or high, or of area 0, take no part; crowd and `ignore` boxes are kept apart;
 * images without boxes stay; boxes are not clipped here, augmentation clips them to the input.
-Deliberate differences: a fault is an error instead of a crash or a wrong box later; so is a box that lies wholly outside
-its image, and one without any extent unless its own `area` says 0 too, as COCO train2017's two do: those are skipped.
+Deliberate differences: a fault is an error instead of a crash or a wrong box later; so is a box that lies wholly
+outside its image, and one without any extent unless its own `area` says 0 too, as COCO train2017's two do: those are
+skipped.
+
+`read` and `write` go from and to the form between formats. VOC's flags, for which COCO has no place, are written as
+further keys of an annotation (`difficult`, `truncated`, `occluded`, `pose`), which COCO's readers pass over; a
+difficult box is `ignore` too, so that training leaves it out.
 """
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from lib.data import images
+from lib.data import annotated, images
+from lib.data.annotated import OVERHANG, Annotation, Collection, Faults, Picture, is_readable, tidy
 from lib.errors import UserError
 
-OVERHANG = 1.0  # pixels a box may stick out of its image before `verify` reports it: annotation tools round
 SHOWN = 80  # characters of a faulty entry that a message quotes
-
-Problem = tuple[bool, str]  # (fatal for `load`, message)
-Report = Callable[[str], None]
+FLAGS = ("difficult", "truncated", "occluded")
+KNOWN = {  # keys that another format has a place for, or that say nothing more
+    "": {"images", "annotations", "categories"},
+    "image": {"id", "file_name", "width", "height"},
+    "category": {"id", "name"},
+    "annotation": {
+        "id",
+        "image_id",
+        "category_id",
+        "bbox",
+        "area",
+        "iscrowd",
+        "ignore",
+        "segmentation",
+        "pose",
+        *FLAGS,
+    },
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +74,14 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """What a COCO file holds, sorted: well-formed entries by their ids, and a message for each of the others."""
+    """What a COCO file holds: well-formed entries by their ids, ascending, and what is wrong with the others."""
 
     document: dict
     folder: Path  # of the images
     categories: dict[int, dict]
     images: dict[int, dict]
     annotations: dict[int, list[tuple[dict, bool]]]  # by image: the entry, and whether training sees it
-    problems: list[Problem]
+    faults: Faults  # those that lose something are fatal for `load`
 
 
 def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset:
@@ -69,33 +91,56 @@ def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset
     with X/ beside annotations/), then to the JSON file's folder. UserError names the first fault.
     """
     path = Path(json_path)
-    parsed = parse(path, images_dir)
-    fatal = [message for is_fatal, message in parsed.problems if is_fatal]
+    parsed = _parsed(path, images_dir)
+    fatal = [fault.message for fault in parsed.faults if fault.loses]
     if fatal:
         more = f" ({len(fatal) - 1} more: python -m lib data verify)" if len(fatal) > 1 else ""
         raise UserError(fatal[0] + more)
-    return _dataset(path, parsed)
+    label_of = {category: label for label, category in enumerate(parsed.categories)}
+    entries = []
+    for image, entry in parsed.images.items():
+        taken = [annotation for annotation, takes_part in parsed.annotations[image] if takes_part]
+        targets = [annotation for annotation in taken if not _ignored(annotation)]
+        labels = np.array([label_of[annotation["category_id"]] for annotation in targets], np.int64)
+        aside = _corners([annotation for annotation in taken if _ignored(annotation)])
+        file = parsed.folder / entry["file_name"]
+        entries.append(ImageEntry(image, file, entry["width"], entry["height"], _corners(targets), labels, aside))
+    names = tuple(category["name"] for category in parsed.categories.values())
+    return Dataset(path, names, tuple(parsed.categories), tuple(entries))
 
 
 def verify(json_path: str | Path, images_dir: str | Path | None = None, workers: int | None = None) -> list[str]:
     """One line per fault: what `load` refuses, what it skips, boxes that stick out, images that do not decode."""
-    path = Path(json_path)
     try:
-        parsed = parse(path, images_dir)
+        parsed = _parsed(Path(json_path), images_dir)
     except UserError as error:
         return [str(error)]
-    faults = images.each(_fault_of_image, _dataset(path, parsed).images, workers)
-    return [message for _, message in parsed.problems] + [fault for fault in faults if fault]
+
+    def fault(entry: dict) -> str | None:
+        file = parsed.folder / entry["file_name"]
+        try:
+            _, stored = images.pixels(file, f"image {entry['id']}", (entry["height"], entry["width"]))
+        except UserError as error:
+            return str(error)
+        return images.UNTURNED.format(file) if stored else None
+
+    there = [entry for entry in parsed.images.values() if os.path.isfile(parsed.folder / entry["file_name"])]
+    return [*(fault.message for fault in parsed.faults), *filter(None, images.each(fault, there, workers))]
 
 
-def _fault_of_image(entry: ImageEntry) -> str | None:
-    if not os.path.isfile(entry.file):
-        return None  # reported by `parse`
-    try:
-        _, stored = images.pixels(entry.file, f"image {entry.id}", (entry.height, entry.width))
-    except UserError as error:
-        return str(error)
-    return images.UNTURNED.format(entry.file) if stored else None
+def files(source: Path) -> dict[str, Path]:
+    """split -> JSON file of a folder, or the one file as split ""; empty where there is none."""
+    if source.is_file():
+        return {"": source}
+    found = {}
+    for split in ("train", "val", "test"):
+        fitting = sorted(source.glob(f"{split}.json")) or sorted(source.glob(f"annotations/instances_{split}*.json"))
+        if len(fitting) > 1:
+            raise UserError(f"{source}: holds {fitting[0].name} and {fitting[1].name}; give one of them")
+        if fitting:
+            found[split] = fitting[0]
+    alone = source / "instances.json"
+    return found or ({"": alone} if alone.is_file() else {})
 
 
 def splits(data: str | Path) -> tuple[Path, Path]:
@@ -124,47 +169,88 @@ def read_image(entry: ImageEntry) -> np.ndarray:
     return images.pixels(entry.file, f"image {entry.id}", (entry.height, entry.width))[0]
 
 
-def parse(path: Path, images_dir: str | Path | None = None) -> Parsed:
+def read(source: Path, images_dir: Path | None = None) -> Collection:
+    """What the JSON files of `source` say, faulty entries left out and named."""
+    splits, faults, others, classes, numbers = {}, Faults(), Counter(), (), ()
+    for split, path in files(source).items():
+        parsed = _parsed(path, images_dir)
+        names = tuple(category["name"] for category in parsed.categories.values())
+        if splits and names != classes:
+            raise UserError(f"{path}: its categories are not those of the other splits; convert the files one by one")
+        if len(set(names)) < len(names):
+            said = "two categories have the same name; rename one, other formats know classes by name"
+            raise UserError(f"{path}: {said}")
+        classes, numbers = names, list(parsed.categories)
+        faults += parsed.faults
+        marked = [annotation for entries in parsed.annotations.values() for annotation, _ in entries]
+        levels = zip(KNOWN, ([parsed.document], parsed.images.values(), parsed.categories.values(), marked))
+        for level, entries in levels:
+            keys = (key for entry in entries for key in entry if key not in KNOWN[level])
+            others.update(f"{level} {key!r}".strip() for key in keys)
+        there = (image for image, one in parsed.images.items() if os.path.isfile(parsed.folder / one["file_name"]))
+        splits[split] = tuple(_picture(path, parsed, image, faults) for image in there)
+    faults += annotated.class_faults(source, classes)
+    renumbered = numbers != list(range(1, len(numbers) + 1))
+    return Collection(source, "coco", classes, splits, tuple(faults), others, renumbered)
+
+
+def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Picture, ...]]) -> None:
+    """<split>.json, or instances.json where there is no split; categories are 1..n."""
+    ids = image_ids([picture for pictures in splits.values() for picture in pictures])
+    category = {name: number for number, name in enumerate(classes, 1)}
+    for split, pictures in splits.items():
+        sides = [dict(zip(("width", "height"), picture.size)) for picture in pictures]
+        found = [_entry(one, category, ids[picture.name]) for picture in pictures for one in picture.annotations]
+        content = {
+            "images": [dict(id=ids[one.name], file_name=one.name) | size for one, size in zip(pictures, sides)],
+            "annotations": [{"id": number, **entry} for number, entry in enumerate(found, 1)],
+            "categories": [{"id": number, "name": name} for name, number in category.items()],
+        }
+        (folder / f"{split or 'instances'}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def image_ids(pictures: list[Picture]) -> dict[str, int]:
+    """By name: the number that it is, where all names are different numbers, as COCO's own are; else 1..n in order."""
+    names = list(dict.fromkeys(picture.name for picture in pictures))
+    stems = [name.rpartition("/")[2].rpartition(".")[0] for name in names]
+    numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) < 16]
+    unique = len(set(numbers)) == len(names)
+    return dict(zip(names, numbers if unique else range(1, len(names) + 1)))
+
+
+# --- what a file holds
+
+
+def _parsed(path: Path, images_dir: str | Path | None = None) -> Parsed:
     """The file's entries sorted into good ones and faults. UserError if there is no COCO file to speak of."""
     document = _document(path)
-    folder = Path(images_dir) if images_dir is not None else _images_folder(path)
-    problems: list[Problem] = []
-    fatal: Report = lambda message: problems.append((True, f"{path}: {message}"))
-
-    categories = _unique(document["categories"], "category", _category_fault, fatal)
-    pictures = _unique(document["images"], "image", _image_fault, fatal)
-    annotations = _unique(document["annotations"], "annotation", _annotation_fault, fatal)
+    folder = Path(images_dir) if images_dir is not None else images_folder(path)
+    faults = Faults()
+    categories = _sound(document["categories"], "category", _category_fault, path, faults)
+    pictures = _sound(document["images"], "image", _image_fault, path, faults)
+    annotations = _sound(document["annotations"], "annotation", _annotation_fault, path, faults)
     marked: dict[int, list[tuple[dict, bool]]] = {image: [] for image in pictures}
-    for annotation in annotations.values():
-        if not _belongs(annotation, pictures, categories, fatal):
+    known = {"image_id": pictures, "category_id": categories}
+    for id_, annotation in annotations.items():
+        if strange := [key for key in known if not (_is_int(annotation.get(key)) and annotation[key] in known[key])]:
+            named = f"{strange[0]} {_quote(annotation.get(strange[0]))}"
+            remedy = "which names no valid entry of the file; correct or remove the annotation"
+            faults.lost(f"{path}: annotation {id_} has {named}, {remedy}")
             continue
         image = pictures[annotation["image_id"]]
-        takes_part, is_fatal, fault = _box_fault(annotation, image)
+        takes_part, fault = _box_fault(annotation, image)
         if fault:
-            where = f"annotation {annotation['id']} (image {image['id']}, {image['file_name']})"
-            problems.append((is_fatal, f"{path}: {where} has bbox {_quote(annotation['bbox'])}, {fault}"))
-        if not is_fatal:
+            where = f"annotation {id_} (image {image['id']}, {image['file_name']})"
+            message = f"{path}: {where} has bbox {_quote(annotation['bbox'])}, {fault.message}"
+            faults.append(annotated.Fault(message, fault.loses))
+        if not (fault and fault.loses):
             marked[image["id"]].append((annotation, takes_part))
-    problems += [
-        (
-            True,
-            f"{folder / pictures[image]['file_name']}: image {image} of {path} is missing; restore the file, "
-            "or name the images' folder",
-        )
-        for image in sorted(pictures)
-        if not os.path.isfile(folder / pictures[image]["file_name"])
-    ]
-    return Parsed(document, folder, categories, pictures, marked, problems)
-
-
-def _dataset(path: Path, parsed: Parsed) -> Dataset:
-    ids = tuple(sorted(parsed.categories))
-    label_of = {category: label for label, category in enumerate(ids)}
-    entries = tuple(
-        _entry(parsed.images[image], parsed.folder, parsed.annotations[image], label_of)
-        for image in sorted(parsed.images)
-    )
-    return Dataset(path, tuple(parsed.categories[category]["name"] for category in ids), ids, entries)
+    pictures, categories = dict(sorted(pictures.items())), dict(sorted(categories.items()))
+    for image, entry in pictures.items():
+        if not os.path.isfile(folder / entry["file_name"]):
+            where = f"{folder / entry['file_name']}: image {image} of {path}"
+            faults.lost(f"{where} is missing; restore the file, or name the images' folder")
+    return Parsed(document, folder, categories, pictures, marked, faults)
 
 
 def _document(path: Path) -> dict:
@@ -192,124 +278,90 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _images_folder(path: Path) -> Path:
+def images_folder(path: Path) -> Path:
+    """Where the images of a COCO file lie, as `load` says."""
     layout = path.parent.parent / path.stem.rpartition("_")[2]
     candidates = [path.parent / "images", *([layout] if path.parent.name == "annotations" else [])]
     return next((folder for folder in candidates if folder.is_dir()), path.parent)
 
 
-def _unique(entries: list, kind: str, fault_of: Callable[[dict], str | None], fatal: Report) -> dict[int, dict]:
+def _sound(
+    entries: list, kind: str, fault_of: Callable[[dict], str | None], path: Path, faults: Faults
+) -> dict[int, dict]:
     """The well-formed entries by id."""
     found: dict[int, dict] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_int(entry.get("id")):
-            fatal(f"{kind} number {position + 1} has no integer id ({_quote(entry)}); give it one")
+            faults.lost(f"{path}: {kind} number {position + 1} has no integer id ({_quote(entry)}); give it one")
         elif entry["id"] in found:
-            fatal(f"{kind} id {entry['id']} is used twice; renumber, ids must be unique")
+            faults.lost(f"{path}: {kind} id {entry['id']} is used twice; renumber, ids must be unique")
         elif fault := fault_of(entry):
-            fatal(f"{kind} {entry['id']} {fault}")
+            faults.lost(f"{path}: {kind} {entry['id']} has {fault}")
         else:
             found[entry["id"]] = entry
     return found
 
 
 def _category_fault(category: dict) -> str | None:
-    if not _is_name(category.get("name")):
-        return f"has name {_quote(category.get('name'))}; give it a readable one"
-    return None
+    name = category.get("name")
+    return None if is_readable(name) else f"name {_quote(name)}; give it a readable one"
 
 
 def _image_fault(image: dict) -> str | None:
     name = image.get("file_name")
-    if not _is_name(name):
-        return f"has file_name {_quote(name)}; give a path inside the images' folder"
+    if not is_readable(name):
+        return f"file_name {_quote(name)}; give a path inside the images' folder"
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name:
-        return f"has file_name {_quote(name)}, which leaves the images' folder; give a path inside it"
-    if not all(_is_int(image.get(side)) and image[side] > 0 for side in ("width", "height")):
-        return (
-            f"has width {_quote(image.get('width'))} and height {_quote(image.get('height'))}; "
-            "give the file's size in pixels"
-        )
+        return f"file_name {_quote(name)}, which leaves the images' folder; give a path inside it"
+    sides = [image.get(side) for side in ("width", "height")]
+    if not all(_is_int(side) and side > 0 for side in sides):
+        return f"width {_quote(sides[0])} and height {_quote(sides[1])}; give the file's size in pixels"
     return None
 
 
 def _annotation_fault(annotation: dict) -> str | None:
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
-        return f"has bbox {_quote(box)}; give four finite numbers x, y, width, height"
+        return f"bbox {_quote(box)}; give four finite numbers x, y, width, height"
     if "area" in annotation and not _is_finite(annotation["area"]):
-        return f"has area {_quote(annotation['area'])}; give its object's area in square pixels"
+        return f"area {_quote(annotation['area'])}; give its object's area in square pixels"
     for flag in ("iscrowd", "ignore"):
         if isinstance(annotation.get(flag), str):  # "0" would count as 1
-            return f"has {flag} {_quote(annotation[flag])}; give the number 0 or 1"
+            return f"{flag} {_quote(annotation[flag])}; give the number 0 or 1"
     return None
 
 
-def _belongs(annotation: dict, images: dict, categories: dict, fatal: Report) -> bool:
-    for key, known in (("image_id", images), ("category_id", categories)):
-        if not _is_int(annotation.get(key)) or annotation[key] not in known:
-            fatal(
-                f"annotation {annotation['id']} has {key} {_quote(annotation.get(key))}, which names no valid entry "
-                f"of the file; correct or remove the annotation"
-            )
-            return False
-    return True
-
-
-def _box_fault(annotation: dict, image: dict) -> tuple[bool, bool, str]:
-    """(takes part, fatal, what is wrong and what to do; empty if nothing is)."""
+def _box_fault(annotation: dict, image: dict) -> tuple[bool, annotated.Fault | None]:
+    """(whether training sees it, what is wrong and what to do)."""
     x, y, width, height = annotation["bbox"]
     beyond = max(-x, -y, x + width - image["width"], y + height - image["height"])
+    size = f"the image of {image['width']}x{image['height']}"
     empty = width <= 0 or height <= 0
     admitted = min(width, height) == 0 and annotation.get("area", 1) <= 0
-    if empty and not admitted and not ignored(annotation):
-        return False, True, 'of zero or negative size; correct it, remove it or mark it "ignore": 1'
+    if empty and not admitted and not _ignored(annotation):
+        said = 'of zero or negative size; correct it, remove it or mark it "ignore": 1'
+        return False, annotated.Fault(said)
     if empty or width < 1 or height < 1 or annotation.get("area", 1) <= 0:
-        return False, False, "less than a pixel wide or high, or of no area: skipped as published; correct or remove it"
+        said = "less than a pixel wide or high, or of no area: skipped as published; correct or remove it"
+        return False, annotated.Fault(said, False)
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return False, True, f"outside the image of {image['width']}x{image['height']}; correct or remove it"
+        return False, annotated.Fault(f"outside {size}; correct or remove it")
     if beyond > OVERHANG:
-        return (
-            True,
-            False,
-            (
-                f"{beyond:g} pixels beyond the image of {image['width']}x{image['height']}: training "
-                "clips it; correct it or leave it"
-            ),
-        )
-    return True, False, ""
+        said = f"{beyond:g} pixels beyond {size}: training clips it; correct it or leave it"
+        return True, annotated.Fault(said, False)
+    return True, None
 
 
-def ignored(annotation: dict) -> bool:
+def _ignored(annotation: dict) -> bool:
     """Kept apart from the targets: neither to be found nor a mistake to find."""
     return bool(annotation.get("iscrowd")) or bool(annotation.get("ignore"))
-
-
-def _entry(image: dict, folder: Path, annotations: list[tuple[dict, bool]], label_of: dict[int, int]) -> ImageEntry:
-    taken = [annotation for annotation, takes_part in annotations if takes_part]
-    targets = [annotation for annotation in taken if not ignored(annotation)]
-    labels = np.array([label_of[annotation["category_id"]] for annotation in targets], np.int64)
-    return ImageEntry(
-        image["id"],
-        folder / image["file_name"],
-        image["width"],
-        image["height"],
-        _corners(targets),
-        labels,
-        _corners([annotation for annotation in taken if ignored(annotation)]),
-    )
 
 
 def _corners(annotations: list[dict]) -> np.ndarray:
     """(k, 4) float32 xyxy."""
     boxes = [(x, y, x + width, y + height) for x, y, width, height in (entry["bbox"] for entry in annotations)]
     return np.array(boxes, np.float32).reshape(-1, 4)
-
-
-def _is_name(value: object) -> bool:
-    """Text of one line that can be shown and encoded."""
-    return isinstance(value, str) and value.isprintable() and bool(value.strip())
 
 
 def _is_int(value: object) -> bool:
@@ -323,3 +375,53 @@ def _is_finite(value: object) -> bool:
 
 def _quote(value: object) -> str:
     return repr(value)[:SHOWN]
+
+
+# --- to and from the form between formats
+
+
+def _picture(path: Path, parsed: Parsed, image: int, faults: Faults) -> Picture:
+    entry, annotations = parsed.images[image], []
+    for annotation, _ in parsed.annotations[image]:
+        (x, y, width, height), where = annotation["bbox"], f"annotation {annotation['id']}"
+        if min(width, height) <= 0:
+            faults.lost(f"{path}: {where} has no extent, which other formats can't say; remove it")
+            continue
+        area, pose = annotation.get("area"), annotation.get("pose", "")
+        flags = {flag: bool(annotation.get(flag)) for flag in FLAGS}
+        annotations.append(
+            Annotation(
+                parsed.categories[annotation["category_id"]]["name"],
+                (x, y, tidy(x + width), tidy(y + height)),
+                **flags | {"difficult": flags["difficult"] or bool(annotation.get("ignore"))},
+                crowd=bool(annotation.get("iscrowd")),
+                pose=pose if is_readable(pose) else "",
+                area=None if area is None or tidy(area) == tidy(width * height) else area,
+                outline=annotation.get("segmentation") or None,
+                where=where,
+            )
+        )
+    name = str(PurePosixPath(entry["file_name"].replace("\\", "/")))
+    size = (entry["width"], entry["height"])
+    return Picture(name, parsed.folder / entry["file_name"], path, size, tuple(annotations), image)
+
+
+def _entry(annotation: Annotation, category: dict[str, int], image: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = annotation.box
+    width, height = tidy(x2 - x1), tidy(y2 - y1)
+    entry = {
+        "image_id": image,
+        "category_id": category[annotation.name],
+        "bbox": [tidy(x1), tidy(y1), width, height],
+        "area": tidy(width * height) if annotation.area is None else annotation.area,
+        "iscrowd": int(annotation.crowd),
+    }
+    further = {
+        "difficult": int(annotation.difficult),
+        "ignore": int(annotation.difficult),
+        "truncated": int(annotation.truncated),
+        "occluded": int(annotation.occluded),
+        "pose": annotation.pose,
+        "segmentation": annotation.outline,
+    }
+    return entry | {key: value for key, value in further.items() if value}

@@ -1,29 +1,39 @@
 """Published data sets from their publishers, a mirror or a folder: checked, unpacked safely, whole or not at all.
 
-Archives come with pooch into `<folder>.download` beside the set, a half-written one continues where it ended, and its MD5
-(as torchvision publishes it) decides whether it is used. They are removed when the set is there. Archives in a folder of
-yours are used where they lie and stay.
+Archives come with pooch into `<folder>.download` beside the set, a half-written one continues where it ended, and its
+MD5 (as torchvision publishes it) decides whether it is used. They are removed when the set is there. Archives in a
+folder of yours are used where they lie and stay. Out of tar and zip come plain files and folders only, none outside the
+set's folder: paths that are absolute, name a drive or climb with `..`, links of either kind and devices are refused,
+each by its name, as is an archive that ends early. Of a path that comes twice the last file stays, as with tar itself.
 """
 
 import errno
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import stat
+import tarfile
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from lib.data import archives, whole
 from lib.errors import UserError
+from lib.record import FULL
 
 RECEIPT = "fetched.json"
 CHUNK = 1 << 16  # bytes at a time: what a broken connection may lose of them
 SECONDS = (10, 60)  # to connect, to wait for the next bytes
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 COCO = "http://images.cocodataset.org"
 
@@ -71,11 +81,11 @@ def fetch(
     if _is_there(folder, receipt):
         return 0
     downloads = folder.absolute().with_name(f"{folder.absolute().name}.download")
-    with whole.folder(folder) as temporary:
+    with whole_folder(folder) as temporary:
         count = 0
         for file in [_have(archive, source, downloads, tell) for archive in chosen]:
             tell(f"{file}: unpacking")
-            count += archives.extract(file, temporary)
+            count += extract(file, temporary)
         (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
     shutil.rmtree(downloads, ignore_errors=True)
     return count
@@ -84,7 +94,7 @@ def fetch(
 def _is_there(folder: Path, receipt: dict) -> bool:
     try:
         return json.loads((folder / RECEIPT).read_text()) == receipt
-    except (OSError, ValueError):  # no set of ours: `whole.folder` says what to do
+    except (OSError, ValueError):  # no set of ours: `whole_folder` says what to do
         return False
 
 
@@ -122,20 +132,13 @@ def _downloaded(url: str, archive: Archive, downloads: Path, tell: Callable[[str
         return Path(pooch.retrieve(url, f"md5:{archive.md5}", archive.name, downloads, downloader=continued))
     except requests.RequestException as error:
         have = part.stat().st_size if part.is_file() else 0
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{url}: stopped after {have} bytes ({reason}); run the same again to continue, or give --from"
-        ) from error
+        stopped = f"stopped after {have} bytes ({' '.join(str(error).split())[:160]})"
+        raise UserError(f"{url}: {stopped}; run the same again to continue, or give --from") from error
     except ValueError as error:  # pooch: the checksum is another one
-        raise UserError(
-            f"{url}: is not the published archive, its MD5 differs; it was removed: run again, or give --from a "
-            "mirror you trust"
-        ) from error
+        remedy = "it was removed: run again, or give --from a mirror you trust"
+        raise UserError(f"{url}: is not the published archive, its MD5 differs; {remedy}") from error
     except OSError as error:
-        remedy = (
-            "free some disk space and run the same again" if error.errno == errno.ENOSPC else "choose another folder"
-        )
-        raise UserError(f"{downloads}: can't be written ({error.strerror}); {remedy}") from error
+        raise _unwritten(downloads, error) from error
 
 
 def _download(url: str, part: Path) -> None:
@@ -164,3 +167,84 @@ def _download(url: str, part: Path) -> None:
                 progress.update(len(chunk))
     if total is not None and part.stat().st_size < total:
         raise requests.ConnectionError(f"{total - part.stat().st_size} bytes are missing")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on a clean exit it becomes `target`, otherwise it vanishes.
+
+    UserError if `target` is there already and not an empty folder, before anything is done; and if it can't be written.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target}: is there already; choose another folder, or remove it")
+    temporary = target.absolute().with_name(f".{uuid.uuid4().hex[:8]}.{target.absolute().name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.rename(temporary, target)  # over an empty folder too
+    except OSError as error:
+        inside = any(str(name).startswith(str(temporary)) for name in (error.filename, error.filename2))
+        if error.errno not in FULL and (not inside or error.errno == errno.ENOENT):
+            raise
+        raise _unwritten(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unwritten(folder: Path, error: OSError) -> UserError:
+    remedy = "free some disk space and run the same again" if error.errno in FULL else "choose another folder"
+    return UserError(f"{folder}: can't be written ({error.strerror}); {remedy}")
+
+
+def extract(archive: Path, folder: Path) -> int:
+    """Unpack `archive` into `folder`, which holds nothing but what this function wrote; the number of files."""
+    try:
+        return (_extract_zip if zipfile.is_zipfile(archive) else _extract_tar)(archive, folder)
+    except DAMAGED as error:
+        raise UserError(f"{archive}: is damaged or no tar or zip archive ({error}); download it again") from error
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        name = os.path.relpath(error.filename, folder)
+        raise UserError(f"{archive}: {name!r} is in it as a file and as a folder; get it from its publisher") from error
+
+
+def _extract_tar(archive: Path, folder: Path) -> int:
+    count = 0
+    with tarfile.open(archive) as content:
+        for member in content:
+            _refuse(archive, member.name, not (member.isdir() or member.isreg()))
+            if member.isdir():
+                (folder / member.name).mkdir(parents=True, exist_ok=True)
+            else:
+                content.extract(member, folder, set_attrs=False)  # nobody else's owner, mode or time
+                count += 1
+        content.fileobj.seek(content.offset)
+        if content.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut for the end
+            raise tarfile.ReadError("no end mark")
+    return count
+
+
+def _extract_zip(archive: Path, folder: Path) -> int:
+    with zipfile.ZipFile(archive) as content:
+        members = content.infolist()
+        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{archive}: unpacks to {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the disk of "
+                f"{folder.parent}; free some space"
+            )
+        for member in members:
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            _refuse(archive, member.orig_filename, kind not in (0, stat.S_IFREG, stat.S_IFDIR))
+            if member.flag_bits & 1:
+                raise UserError(f"{archive}: {member.filename!r} is encrypted; unpack it by hand")
+        content.extractall(folder)
+    return sum(not member.is_dir() for member in members)
+
+
+def _refuse(archive: Path, name: str, special: bool) -> None:
+    """UserError for a path that leads out of the folder, and for what is neither a file nor a folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable() or not name:
+        raise UserError(f"{archive}: {name!r} leads out of the folder; get the archive from its publisher")
+    if special:
+        raise UserError(f"{archive}: {name!r} is a link or a device; unpack it by hand if you trust it")

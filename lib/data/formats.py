@@ -1,4 +1,4 @@
-"""Data sets from one format to another: Pascal VOC XML, COCO JSON, YOLO text, all six ways, through `lib.data.annotated`.
+"""Data sets from one format to another: Pascal VOC XML, COCO JSON, YOLO text, all six ways, through `annotated`.
 
 What a format can't hold is left out in the same way every time, and `convert` says what and how often:
 
@@ -11,10 +11,11 @@ What a format can't hold is left out in the same way every time, and `convert` s
 | area, outlines             | no: lost                 | yes                     | no: lost             |
 | numbers of images, classes | no: names                | yes                     | classes from 0       |
 
-Boxes keep their place to 1e-9 of a pixel, so there and back gives the same numbers. Image files are copied byte for byte
-(or hard-linked), after each was decoded: a converted set is a sound one.
+Boxes keep their place to 1e-9 of a pixel, so there and back gives the same numbers. Image files are copied byte for
+byte (or hard-linked), after each was decoded: a converted set is a sound one.
 """
 
+import contextlib
 import os
 import shutil
 from collections import Counter
@@ -22,11 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from lib.data import coco, coco_json, voc, whole, yolo
-from lib.data.annotated import Annotation, Collection, Fault, Picture, measured, tidy
+from lib.data import coco, voc, yolo
+from lib.data.annotated import Annotation, Collection, Fault, Picture, measured, stem, tidy
+from lib.data.fetch import whole_folder
 from lib.errors import UserError
 
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco_json, "yolo": yolo}
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
 IMAGES = {"voc": "JPEGImages", "coco": "images", "yolo": "images"}  # folder of the images in a written set
 PIXELS = "pixels: VOC's boxes count pixels from 1 and include the last, the others' are edges from 0"
 
@@ -46,9 +48,8 @@ def detect(source: Path) -> str:
         raise UserError(f"{source}: is not there; give a COCO JSON file, or a folder of VOC, COCO or YOLO annotations")
     if source.is_file():
         return "coco"
-    fitting = [
-        name for name, fits in (("voc", voc.is_voc), ("coco", coco_json.files), ("yolo", yolo.is_yolo)) if fits(source)
-    ]
+    looks = {"voc": voc.is_voc, "coco": coco.files, "yolo": yolo.is_yolo}
+    fitting = [name for name, fits in looks.items() if fits(source)]
     if not fitting:
         raise UserError(
             f"{source}: holds no annotations (Annotations/*.xml, train.json, instances.json, "
@@ -70,9 +71,7 @@ def verify(
     """One line per fault, with file, entry and remedy; every annotation is read and every image decoded."""
     try:
         if (kind or detect(source)) == "coco":
-            return [
-                fault for path in coco_json.files(source).values() for fault in coco.verify(path, images_dir, workers)
-            ]
+            return [fault for path in coco.files(source).values() for fault in coco.verify(path, images_dir, workers)]
         return [fault.message for fault in measured(read(source, images_dir, kind), workers).faults]
     except UserError as error:
         return [str(error)]
@@ -94,46 +93,36 @@ def convert(
 
     A fault that would lose an entry is a UserError; with `skip_faults` the entry is left out and named instead.
     `keep_difficult`: YOLO text gets difficult boxes as ordinary ones instead of losing them. `link`: images are
-    hard-linked where the file system can, so they take no space; an edit in place then shows in both sets. `trainval`: the
-    splits train and val become train, and test becomes val, as VOC's tables are made.
+    hard-linked where the file system can, so they take no space; an edit in place then shows in both sets. `trainval`:
+    the splits train and val become train, and test becomes val, as VOC's tables are made.
     """
     kind = kind or detect(source)
     if kind == to:
         raise UserError(f"{source}: is {to} already; convert to another format")
-    with whole.folder(target) as temporary:
-        collection = measured(
-            _joined(read(source, images_dir, kind)) if trainval else read(source, images_dir, kind), workers
-        )
+    with whole_folder(target) as temporary:
+        held = read(source, images_dir, kind)
+        collection = measured(_joined(held) if trainval else held, workers)
         faults = [*collection.faults, *(_turned(collection) if to == "yolo" else ())]
         losing = [fault.message for fault in faults if fault.loses]
         if losing and not skip_faults:
-            raise UserError(
-                f"{losing[0]} ({len(losing) - 1} more: python -m lib data verify; --skip-faults leaves them out)"
-                if len(losing) > 1
-                else f"{losing[0]} (--skip-faults leaves it out)"
-            )
+            more = f"{len(losing) - 1} more: python -m lib data verify; " if len(losing) > 1 else ""
+            raise UserError(f"{losing[0]} ({more}--skip-faults leaves {'them' if more else 'it'} out)")
         if not any(collection.pictures()):
             raise UserError(f"{source}: has no sound image to convert; run python -m lib data verify")
         if not collection.classes:
-            raise UserError(
-                f"{source}: has no box, so no class; annotate something, or name the classes in classes.txt"
-            )
-        splits = {
-            split: tuple(
-                _fitted(picture, to, keep_difficult) for picture in pictures if not (to == "yolo" and picture.stored)
-            )
-            for split, pictures in _named_apart(collection).items()
-        }
-        _refuse_same_names(splits, to)
+            remedy = "annotate something, or name the classes in classes.txt"
+            raise UserError(f"{source}: has no box, so no class; {remedy}")
+        splits = _named_apart(collection)
+        if to == "yolo":
+            splits = {split: _held_by_yolo(pictures, keep_difficult) for split, pictures in splits.items()}
+        if to != "coco":
+            _refuse_same_names(splits, to)
         for split, pictures in splits.items():
             for picture in pictures:
                 _place(picture, temporary / IMAGES[to] / (split if to == "yolo" else ""), link)
         FORMATS[to].write(temporary, collection.classes, splits)
-    counts = {
-        split: (len(pictures), sum(len(picture.annotations) for picture in pictures))
-        for split, pictures in splits.items()
-    }
-    return Conversion(counts, tuple(losses(collection, to, keep_difficult)), tuple(fault.message for fault in faults))
+    counts = {split: (len(held), sum(len(picture.annotations) for picture in held)) for split, held in splits.items()}
+    return Conversion(counts, tuple(_losses(collection, to, keep_difficult)), tuple(fault.message for fault in faults))
 
 
 def _joined(collection: Collection) -> Collection:
@@ -148,19 +137,16 @@ def _joined(collection: Collection) -> Collection:
     return replace(collection, splits={"train": tuple(train.values()), "val": held["test"]})
 
 
-def losses(collection: Collection, to: str, keep_difficult: bool = False) -> list[str]:
+def _losses(collection: Collection, to: str, keep_difficult: bool) -> list[str]:
     """What the format `to` can't hold of a measured collection, one line each with the number of entries."""
-    counts = Counter(
-        what for annotation in collection.annotations() for what in _lost_of(annotation, to, keep_difficult)
-    )
-    lines = [f"{what}: {count} boxes" for what, count in counts.items()]
+    found = Counter(what for one in collection.annotations() for what in _lost_of(one, to, keep_difficult))
+    lines = [f"{what}: {count} boxes" for what, count in found.items()]
     if "voc" in (collection.format, to):
         lines.append(PIXELS + (": xmin = x + 1, xmax = x + width" if to == "voc" else ": x1 = xmin - 1, x2 = xmax"))
-    if collection.format == "coco" and collection.renumbered:
+    if collection.renumbered:
         lines.append("category ids: classes go by name and order, so the numbers are lost")
-    pictures = list(collection.pictures())
-    numbers = coco_json.image_ids(pictures)
-    if any(picture.id not in (None, numbers[picture.name]) for picture in pictures):
+    numbers = coco.image_ids(list(collection.pictures()))
+    if any(picture.id not in (None, numbers[picture.name]) for picture in collection.pictures()):
         lines.append("image ids: images go by name, so the numbers are lost")
     return lines + [
         f"{what}: {count} entries have it, no other format does" for what, count in collection.others.items()
@@ -170,45 +156,36 @@ def losses(collection: Collection, to: str, keep_difficult: bool = False) -> lis
 def _lost_of(annotation: Annotation, to: str, keep_difficult: bool) -> list[str]:
     if to == "coco":
         return []
-    lost = ["area: COCO's differs from width x height"] if annotation.area is not None else []
-    lost += ["segmentation: only its box stays"] if annotation.outline else []
+    decimals = any(value != int(value) for value in map(tidy, annotation.box))
+    difficult = "written as ordinary" if keep_difficult else "left out (--keep-difficult writes them)"
+    lost = {
+        "area: COCO's differs from width x height": annotation.area is not None,
+        "segmentation: only its box stays": annotation.outline,
+    }
     if to == "voc":
-        lost += ["crowd: written as difficult"] if annotation.crowd else []
-        fractional = any(value != int(value) for value in map(tidy, annotation.box))
-        return lost + (["decimals: kept, but readers that expect whole pixels may cut them"] if fractional else [])
-    lost += ["crowd: left out, it is no single object"] if annotation.crowd else []
-    if annotation.difficult and not annotation.crowd:
-        lost += (
-            ["difficult: written as ordinary"]
-            if keep_difficult
-            else ["difficult: left out (--keep-difficult writes them)"]
-        )
-    return lost + [f"{flag}: lost" for flag in ("truncated", "occluded", "pose") if getattr(annotation, flag)]
+        lost["crowd: written as difficult"] = annotation.crowd
+        lost["decimals: kept, but readers that expect whole pixels may cut them"] = decimals
+    else:
+        lost["crowd: left out, it is no single object"] = annotation.crowd
+        lost[f"difficult: {difficult}"] = annotation.difficult and not annotation.crowd
+        lost |= {f"{flag}: lost": getattr(annotation, flag) for flag in ("truncated", "occluded", "pose")}
+    return [what for what, is_lost in lost.items() if is_lost]
 
 
 def _turned(collection: Collection) -> list[Fault]:
-    return [
-        Fault(
-            f"{picture.file}: is annotated on its stored pixels, but YOLO's readers turn it by its EXIF orientation; "
-            "remove the orientation from the file"
-        )
-        for picture in collection.pictures()
-        if picture.stored
-    ]
+    said = "is annotated on its stored pixels, but YOLO's readers turn it by its EXIF orientation"
+    remedy = "remove the orientation from the file"
+    return [Fault(f"{picture.file}: {said}; {remedy}") for picture in collection.pictures() if picture.stored]
 
 
-def _fitted(picture: Picture, to: str, keep_difficult: bool) -> Picture:
-    """Without the boxes that would be false targets in YOLO text."""
-    if to != "yolo":
-        return picture
-    return replace(
-        picture,
-        annotations=tuple(
-            annotation
-            for annotation in picture.annotations
-            if not annotation.crowd and (keep_difficult or not annotation.difficult)
-        ),
-    )
+def _held_by_yolo(pictures: tuple[Picture, ...], keep_difficult: bool) -> tuple[Picture, ...]:
+    """Without the boxes that would be false targets in YOLO text, and the images that its readers would turn."""
+
+    def stays(annotation: Annotation) -> bool:
+        return not annotation.crowd and (keep_difficult or not annotation.difficult)
+
+    upright = (picture for picture in pictures if not picture.stored)
+    return tuple(replace(picture, annotations=tuple(filter(stays, picture.annotations))) for picture in upright)
 
 
 def _named_apart(collection: Collection) -> dict[str, tuple[Picture, ...]]:
@@ -227,12 +204,10 @@ def _refuse_same_names(splits: dict[str, tuple[Picture, ...]], to: str) -> None:
     for pictures in splits.values():
         seen: dict[str, Picture] = {}
         for picture in pictures:
-            name = picture.name if to == "coco" else voc.stem(picture.name)
+            name = stem(picture.name)
             if seen.setdefault(name, picture) is not picture:
-                raise UserError(
-                    f"{picture.source}: images {seen[name].name} and {picture.name} would both be {name!r} in {to}; "
-                    "rename one of them"
-                )
+                both = f"{seen[name].name} and {picture.name}"
+                raise UserError(f"{picture.source}: images {both} would both be {name!r} in {to}; rename one of them")
 
 
 def _place(picture: Picture, folder: Path, link: bool) -> None:
@@ -240,13 +215,8 @@ def _place(picture: Picture, folder: Path, link: bool) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists():
         return  # the same file in another split
-    if not (link and _linked(picture.file, file)):
-        shutil.copyfile(picture.file, file)
-
-
-def _linked(file: Path, other: Path) -> bool:
-    try:
-        os.link(os.path.realpath(file), other)
-    except OSError:  # another file system, or one without hard links
-        return False
-    return True
+    if link:
+        with contextlib.suppress(OSError):  # another file system, or one without hard links
+            os.link(os.path.realpath(picture.file), file)
+            return
+    shutil.copyfile(picture.file, file)

@@ -7,6 +7,8 @@
   orientation, which OpenCV would leave out. Bytes that are wrong within a complete JPEG can't be told from a picture.
 """
 
+import contextlib
+import io
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -16,6 +18,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from lib.errors import UserError
 
@@ -35,7 +38,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = None) -> tuple[np.ndarray, bool]:
     """((h, w, 3) uint8 BGR, whether they are the stored pixels of an image that its EXIF orientation would turn).
 
-    `size` (height, width) is the annotated one. UserError if the file is missing, damaged, cut short or of another size.
+    `size` (height, width) is the annotated one. UserError if the file is missing, damaged, cut or of another size.
     """
     try:
         data = file.read_bytes()
@@ -55,6 +58,11 @@ def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = N
         f"{file}: {what} is {image.shape[1]}x{image.shape[0]} pixels, its entry says {size[1]}x{size[0]}; "
         "correct the entry, or the file's EXIF rotation"
     )
+
+
+def files(folder: Path) -> list[Path]:
+    """The image files below a folder, by name."""
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> list[Result]:
@@ -106,29 +114,10 @@ def _refuse_untrue(data: bytes, file: Path, what: str) -> None:
         raw = _decode(data, cv2.IMREAD_UNCHANGED, file, what)
         if raw.dtype not in (np.uint8, np.uint16):
             raise UserError(f"{file}: {what} has pixels of {raw.dtype}; convert it to 8 or 16 bits")
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP" and (turned := _webp_orientation(data)) > 1:
-        raise UserError(
-            f"{file}: {what} is WebP with EXIF orientation {turned}, which OpenCV leaves out; re-encode it upright"
-        )
-
-
-def _webp_orientation(data: bytes) -> int:
-    """The EXIF orientation in a WebP file's EXIF chunk, 1 (upright) where there is none."""
-    at = 12
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] == b"EXIF":
-            return _orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
-        at += 8 + length + length % 2
-    return 1
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation in the first directory of a TIFF structure, 1 where none is stated."""
-    order = "little" if exif[:2] == b"II" else "big"
-    first = int.from_bytes(exif[4:8], order)
-    for number in range(int.from_bytes(exif[first : first + 2], order)):
-        entry = exif[first + 2 + 12 * number : first + 14 + 12 * number]
-        if int.from_bytes(entry[:2], order) == ORIENTATION:
-            return int.from_bytes(entry[8:10], order)
-    return 1
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # what is no image is refused by `_decode`
+        turned = Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1)
+        if turned in range(2, 9):
+            remedy = "which OpenCV leaves out; re-encode it upright"
+            raise UserError(f"{file}: {what} is WebP with EXIF orientation {turned}, {remedy}")

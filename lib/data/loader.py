@@ -27,15 +27,6 @@ class Batch:
     original_sizes: tuple[transforms.Size, ...]  # height, width
 
 
-@dataclass(frozen=True)
-class _Sample:
-    image: np.ndarray
-    target: dict[str, np.ndarray]
-    id: int
-    warp: np.ndarray
-    original_size: transforms.Size
-
-
 class Pictures(Sequence[transforms.Picture]):
     """The decoded images of a data set by position; those used last are kept, up to `memory` bytes. For any thread."""
 
@@ -73,8 +64,8 @@ class Pictures(Sequence[transforms.Picture]):
 class Loader:
     """Yields the batches of an epoch.
 
-    Training: shuffled per (seed, epoch), augmented per (seed, epoch, image), the incomplete last batch dropped; `epochs`
-    is the length of the whole run, for recipes that change towards its end (None: they do not).
+    Training: shuffled per (seed, epoch), augmented per (seed, epoch, image), the incomplete last batch dropped;
+    `epochs` is the length of the whole run, for recipes that change towards its end (None: they do not).
     Validation: in the data set's order, only preprocessed, every image.
     """
 
@@ -136,7 +127,8 @@ class Loader:
         count = len(self.dataset.images)
         return stream(self.seed, "shuffle", epoch).permutation(count) if self.train else np.arange(count)
 
-    def _sample(self, recipe: transforms.Recipe, epoch: int, index: int) -> _Sample:
+    def _sample(self, recipe: transforms.Recipe, epoch: int, index: int) -> tuple:
+        """What a batch holds of one image, in `Batch`'s order."""
         entry = self.dataset.images[index]
         if self.train:
             rng = stream(self.seed, "augment", epoch, index)
@@ -145,14 +137,9 @@ class Loader:
             picture = self._pictures[index]
             prepared, warp = recipe.preprocess(picture.image, self.size)
             boxes, labels = transforms.warp_boxes(picture.boxes, warp, prepared.shape[1:]), picture.labels
-        return _Sample(prepared, {"boxes": boxes, "labels": labels}, entry.id, warp, (entry.height, entry.width))
+        return prepared, {"boxes": boxes, "labels": labels}, entry.id, warp, (entry.height, entry.width)
 
 
-def _collate(samples: list[_Sample]) -> Batch:
-    return Batch(
-        images=transforms.stack([sample.image for sample in samples]),
-        targets=tuple(sample.target for sample in samples),
-        ids=tuple(sample.id for sample in samples),
-        warps=np.stack([sample.warp for sample in samples]),
-        original_sizes=tuple(sample.original_size for sample in samples),
-    )
+def _collate(samples: list[tuple]) -> Batch:
+    images, targets, ids, warps, original_sizes = zip(*samples)
+    return Batch(transforms.stack(images), targets, ids, np.stack(warps), original_sizes)

@@ -10,6 +10,7 @@ count. A pixel is an object's when the object covers at least half of it and not
 """
 
 import json
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,33 +60,17 @@ def _square(x1: int, y1: int, x2: int, y2: int) -> Polygon:
     return (x1, y1), (x2, y1), (x2, y2), (x1, y2)
 
 
-STAR: Polygon = (
-    (0, -1000),
-    (259, -356),
-    (951, -309),
-    (418, 136),
-    (588, 809),
-    (0, 440),
-    (-588, 809),
-    (-418, 136),
-    (-951, -309),
-    (-259, -356),
+def _points(*numbers: int) -> Polygon:
+    """x and y by turns."""
+    return tuple(zip(numbers[::2], numbers[1::2]))
+
+
+STAR = _points(0, -1000, 259, -356, 951, -309, 418, 136, 588, 809, 0, 440, -588, 809, -418, 136, -951, -309, -259, -356)
+PLUS = _points(
+    *(-310, -950, 310, -950, 310, -310, 950, -310, 950, 310, 310, 310),
+    *(310, 950, -310, 950, -310, 310, -950, 310, -950, -310, -310, -310),
 )
-PLUS: Polygon = (
-    (-310, -950),
-    (310, -950),
-    (310, -310),
-    (950, -310),
-    (950, 310),
-    (310, 310),
-    (310, 950),
-    (-310, 950),
-    (-310, 310),
-    (-950, 310),
-    (-950, -310),
-    (-310, -310),
-)
-ARROW: Polygon = ((1000, 0), (250, -720), (250, -290), (-950, -290), (-950, 290), (250, 290), (250, 720))
+ARROW = _points(1000, 0, 250, -720, 250, -290, -950, -290, -950, 290, 250, 290, 250, 720)
 PETALS: tuple[Polygon, ...] = tuple(
     _circle(310, x, y) for x, y in ((690, 0), (345, 598), (-345, 598), (-690, 0), (-345, -598), (345, -598))
 )
@@ -99,15 +84,15 @@ CLASSES: dict[str, tuple[Layer, ...]] = {
         Layer((_square(-720, -720, 0, 0), _square(0, 0, 720, 720)), colour=1),
     ),
     "triangle": (
-        Layer((((0, -1000), (866, 500), (-866, 500)),)),
-        Layer((((0, -400), (346, 200), (-346, 200)),), colour=1),
+        Layer((_points(0, -1000, 866, 500, -866, 500),)),
+        Layer((_points(0, -400, 346, 200, -346, 200),), colour=1),
     ),
     "star": (Layer((STAR,)),),
     "cross": (Layer((PLUS,)), Layer((_square(-310, -310, 310, 310),), colour=1)),
     "moon": (Layer((_circle(UNIT),), (_circle(820, 480, 0),)),),
     "arrow": (Layer((ARROW,)), Layer((_square(-950, -290, -650, 290), _square(-350, -290, -50, 290)), colour=1)),
     "hourglass": (
-        Layer((((-680, -730), (680, -730), (-680, 730), (680, 730)),)),
+        Layer((_points(-680, -730, 680, -730, -680, 730, 680, 730),)),
         Layer((_square(-680, -730, 680, -480), _square(-680, 480, 680, 730)), colour=1),
     ),
     "flower": (Layer((*PETALS, _circle(350))), Layer((_circle(350),), colour=1)),
@@ -159,22 +144,12 @@ def generate(folder: str | Path, seed: int = 0, train: int = 160, val: int = 40,
         )
     counts = {"train": train, "val": val}
     targets = {split: Path(folder) / f"{split}.json" for split in counts}
-    wanted = {
-        split: {
-            "description": DESCRIPTION,
-            "version": VERSION,
-            "seed": seed,
-            "split": split,
-            "count": count,
-            "size": size,
-        }
-        for split, count in counts.items()
-    }
     standing = {split: _standing(path) for split, path in targets.items()}
     for split, path in targets.items():
-        if standing[split] is None or standing[split]["info"] != wanted[split] or not _intact(path, standing[split]):
+        info = dict(description=DESCRIPTION, version=VERSION, seed=seed, split=split, count=counts[split], size=size)
+        if standing[split] is None or standing[split]["info"] != info or not _intact(path, standing[split]):
             path.unlink(missing_ok=True)  # before its images change: it must not describe others
-            document = _draw_split(path, wanted[split])
+            document = _draw_split(path, info)
             with atomic(path) as temporary:
                 temporary.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
     return targets
@@ -186,9 +161,7 @@ def is_theirs(folder: str | Path) -> bool:
     if folder.is_file():
         return False
     annotations = [*folder.glob("*.json"), *folder.glob("annotations")]
-    return all(
-        path.is_file() and DESCRIPTION in path.read_text(encoding="utf-8", errors="replace") for path in annotations
-    )
+    return all(path.is_file() and DESCRIPTION.encode() in path.read_bytes() for path in annotations)
 
 
 def draw(seed: int, split: str, index: int, size: int) -> Scene:
@@ -199,24 +172,17 @@ def draw(seed: int, split: str, index: int, size: int) -> Scene:
     for _ in range(dice.roll(3, 9)):
         _blend(canvas, *_clutter(dice, width, height, size))
     owner = np.full((height, width), -1, np.int32)  # index of the nearest object, -1 where there is none
-    labels: list[int] = []
-    whole: list[int] = []  # pixels each object had when it was drawn
+    labels, whole = [], []  # of the objects, and the pixels that each had when it was drawn
     if index % EMPTY_EVERY != EMPTY_EVERY - 1:
         for _ in range(dice.roll(2, 7)):
             _place(dice, canvas, owner, labels, whole, size)
     if dice.roll(0, 2) == 0:
         _lay_over(dice, canvas, owner, whole, size)
     canvas = np.clip(canvas + dice.noise(canvas.shape, dice.roll(0, 10)), 0, 255).astype(np.uint8)
-    return Scene(canvas, *_annotate(owner, labels))
-
-
-def _annotate(owner: np.ndarray, labels: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    boxes, areas = [], []
-    for number in range(len(labels)):
-        rows, columns = np.nonzero(owner == number)
-        boxes.append((columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1))
-        areas.append(len(rows))
-    return np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64), np.array(areas, np.int64)
+    seen = [np.nonzero(owner == number) for number in range(len(labels))]
+    boxes = [(columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1) for rows, columns in seen]
+    boxes, areas = np.array(boxes, np.int64).reshape(-1, 4), np.array([len(rows) for rows, _ in seen], np.int64)
+    return Scene(canvas, boxes, np.array(labels, np.int64), areas)
 
 
 def _place(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, labels: list[int], whole: list[int], size: int) -> None:
@@ -231,10 +197,10 @@ def _place(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, labels: list[int]
         turn = _turn(dice)
         at = dice.roll(0, width - 1), dice.roll(0, height - 1)
         patch = _raster(layers[0], at, radius, turn)
-        solid = _solid(*patch, owner)
-        pixels = int((patch[0] >= HALF).sum())
-        if int(solid.sum()) * 100 >= pixels * SHOWN_INSIDE and _leaves_enough(owner, patch, solid, whole):
-            _window(owner, *patch)[solid] = len(labels)
+        window, share = _laid(owner, *patch)
+        solid, pixels = share >= HALF, int((patch[0] >= HALF).sum())
+        if int(solid.sum()) * 100 >= pixels * SHOWN_INSIDE and _leaves_enough(owner, window[solid], whole):
+            window[solid] = len(labels)
             _blend(canvas, *patch, colours[0])
             for layer in layers[1:]:
                 _blend(canvas, *_raster(layer, at, radius, turn), colours[layer.colour])
@@ -246,15 +212,14 @@ def _place(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, labels: list[int]
 def _lay_over(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, whole: list[int], size: int) -> None:
     """One stick in front of everything, unless it hides too much."""
     *patch, colour = _stick(dice, owner.shape[1], owner.shape[0], size)
-    solid = _solid(*patch, owner)
-    if _leaves_enough(owner, patch, solid, whole):
-        _window(owner, *patch)[solid] = -1
+    window, share = _laid(owner, *patch)
+    if _leaves_enough(owner, window[share >= HALF], whole):
+        window[share >= HALF] = -1
         _blend(canvas, *patch, colour)
 
 
-def _leaves_enough(owner: np.ndarray, patch: Sequence, solid: np.ndarray, whole: list[int]) -> bool:
-    """Whether every object stays visible enough when `solid` covers what lies under `patch`."""
-    covered = _window(owner, *patch)[solid]
+def _leaves_enough(owner: np.ndarray, covered: np.ndarray, whole: list[int]) -> bool:
+    """Whether every object stays visible enough when these pixels of `owner` are covered."""
     hidden = np.bincount(covered[covered >= 0], minlength=len(whole))
     visible = np.bincount(owner[owner >= 0], minlength=len(whole)) - hidden
     return all(left * 100 >= all_ * SHOWN_AT_LAST for left, all_ in zip(visible.tolist(), whole))
@@ -276,9 +241,8 @@ def _turn(dice: _Dice) -> tuple[int, int, int]:
 def _colours(dice: _Dice, label: int) -> tuple[np.ndarray, np.ndarray]:
     """Own and second colour, BGR; one object in twenty has any hue, the others one close to their class's."""
     apart = HUES // len(CLASSES)
-    hue = (
-        dice.roll(0, HUES - 1) if dice.roll(1, 20) == 1 else (label * apart + dice.roll(-apart // 5, apart // 5)) % HUES
-    )
+    any_hue = dice.roll(1, 20) == 1
+    hue = dice.roll(0, HUES - 1) if any_hue else (label * apart + dice.roll(-apart // 5, apart // 5)) % HUES
     own = _paint(hue, dice.roll(180, 255), dice.roll(180, 255))
     second = own // 3 if dice.roll(0, 1) else 255 - (255 - own) // 4
     return own, second
@@ -331,13 +295,8 @@ def _raster(layer: Layer, at: Point, radius: int, turn: tuple[int, int, int]) ->
     def samples(contours: tuple[Polygon, ...]) -> np.ndarray:
         flips = np.zeros((side * SAMPLES, side * SAMPLES + 1), np.uint8)
         for contour in contours:
-            points = [
-                (
-                    reach * grid + (x * c - y * s) * radius * grid // (UNIT * n),
-                    reach * grid + (x * s + y * c) * radius * grid // (UNIT * n),
-                )
-                for x, y in contour
-            ]
+            turned = ((x * c - y * s, x * s + y * c) for x, y in contour)
+            points = [tuple(reach * grid + part * radius * grid // (UNIT * n) for part in point) for point in turned]
             for start, stop in zip(points, points[1:] + points[:1]):
                 _flip(flips, *sorted((start, stop), key=lambda point: point[1]))
         return np.bitwise_xor.accumulate(flips, axis=1)[:, :-1]
@@ -362,62 +321,36 @@ def _flip(flips: np.ndarray, low: Point, high: Point) -> None:
 
 
 def _blend(canvas: np.ndarray, coverage: np.ndarray, x: int, y: int, colour: np.ndarray) -> None:
-    window = _window(canvas, coverage, x, y)
-    share = _inside(coverage, x, y, canvas)[..., None]
+    window, share = _laid(canvas, coverage, x, y)
+    share = share[..., None]
     window[...] = (window * (SAMPLES**2 - share) + colour * share + HALF) // SAMPLES**2
 
 
-def _window(plane: np.ndarray, coverage: np.ndarray, x: int, y: int) -> np.ndarray:
-    """The view of `plane` under `coverage` laid with its corner at x, y."""
-    return plane[max(y, 0) : max(y + len(coverage), 0), max(x, 0) : max(x + len(coverage), 0)]
-
-
-def _inside(coverage: np.ndarray, x: int, y: int, plane: np.ndarray) -> np.ndarray:
-    """The part of `coverage` that lies on `plane`."""
-    return coverage[max(-y, 0) : max(plane.shape[0] - y, 0), max(-x, 0) : max(plane.shape[1] - x, 0)]
-
-
-def _solid(coverage: np.ndarray, x: int, y: int, plane: np.ndarray) -> np.ndarray:
-    """Where `coverage` fills at least half a pixel of `plane`."""
-    return _inside(coverage, x, y, plane) >= HALF
+def _laid(plane: np.ndarray, coverage: np.ndarray, x: int, y: int) -> tuple[np.ndarray, np.ndarray]:
+    """The view of `plane` under `coverage` laid with its corner at x, y, and the part of `coverage` on it."""
+    height, width = plane.shape[:2]
+    window = plane[max(y, 0) : max(y + len(coverage), 0), max(x, 0) : max(x + len(coverage), 0)]
+    return window, coverage[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
 
 
 def _draw_split(path: Path, info: dict) -> dict:
     """Writes the images and gives the COCO document that goes with them."""
-    images, annotations = [], []
+    pictures, annotations = [], []
     for index in range(info["count"]):
         scene = draw(info["seed"], info["split"], index, info["size"])
         name = f"{info['split']}/{index:06d}.png"
-        content = _png(scene.image)
-        _write(path.parent / "images" / name, content)
-        images.append(
-            {
-                "id": index + 1,
-                "file_name": name,
-                "width": scene.image.shape[1],
-                "height": scene.image.shape[0],
-                "sha256": sha256(content).hexdigest(),
-            }
-        )
+        content, file = _png(scene.image), path.parent / "images" / name
+        if not file.is_file() or file.read_bytes() != content:
+            with atomic(file) as temporary:
+                temporary.write_bytes(content)
+        height, width, _ = scene.image.shape
+        digest = sha256(content).hexdigest()
+        pictures.append(dict(id=index + 1, file_name=name, width=width, height=height, sha256=digest))
         for box, label, area in zip(scene.boxes.tolist(), scene.labels.tolist(), scene.areas.tolist()):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
+            ids = dict(id=len(annotations) + 1, image_id=index + 1, category_id=label + 1)
+            annotations.append(ids | dict(bbox=box, area=area, iscrowd=0))
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
-    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _write(path: Path, content: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != content:
-        with atomic(path) as temporary:
-            temporary.write_bytes(content)
+    return {"info": info, "images": pictures, "annotations": annotations, "categories": categories}
 
 
 def _standing(path: Path) -> dict | None:
@@ -446,16 +379,11 @@ def _png(image: np.ndarray) -> bytes:
     rows[:, 1:] = image[..., ::-1].reshape(height, -1)
     raw = rows.tobytes()
     blocks = [raw[at : at + 65535] for at in range(0, len(raw), 65535)]
-    stored = b"".join(
-        bytes([block is blocks[-1]])
-        + len(block).to_bytes(2, "little")
-        + (len(block) ^ 0xFFFF).to_bytes(2, "little")
-        + block
-        for block in blocks
-    )
-    pixels = b"\x78\x01" + stored + zlib.adler32(raw).to_bytes(4, "big")
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    heads = (struct.pack("<BHH", block is blocks[-1], len(block), len(block) ^ 0xFFFF) for block in blocks)
+    stored = b"".join(part for pair in zip(heads, blocks) for part in pair)
+    pixels = b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(raw))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, red, green and blue
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
     )

@@ -1,8 +1,9 @@
-"""The twelve COCO numbers and the average precision of each class, computed by pycocotools.
+"""What detections are worth: the twelve COCO numbers and the average precision of each class, computed by pycocotools.
 
-Beside them, from the same two inputs: `curves` (precision over recall, the best threshold), `errors` (confusion matrix,
-kinds of mistakes), `voc` (the average precision of VOC 2007 and 2012). Those are vectorised and take a fraction of the
-time that pycocotools takes.
+Here is what looks at detections and a ground truth, and what gets detections out of a model (`inference`) or a file
+(`found`, `detection`); not what draws them or says whether two sides agree. Beside this module, from the same two
+inputs: `curves` (precision over recall, the best threshold, VOC's average precision), `errors` (confusion matrix, kinds
+of mistakes), both on the arrays of `table`; they take a fraction of the time that pycocotools takes.
 """
 
 import contextlib
@@ -40,16 +41,10 @@ def published_form(
 ) -> list[dict[str, Any]]:
     """Per image (m, 6) x1, y1, x2, y2, score, label -> COCO's result list (x, y, w, h and category ids)."""
     rows = []
-    for image_id, found in zip(image_ids, detections, strict=True):
+    for image, found in zip(image_ids, detections, strict=True):
         for x1, y1, x2, y2, score, label in np.asarray(found, np.float64).tolist():
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category_ids[int(label)],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": score,
-                }
-            )
+            box = [x1, y1, x2 - x1, y2 - y1]
+            rows.append(dict(image_id=image, category_id=category_ids[int(label)], bbox=box, score=score))
     return rows
 
 
@@ -59,10 +54,9 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     Annotations without `area` count with their box's, without `iscrowd` as no crowd. UserError for a detection of an
     image or category that the ground truth does not have, or with numbers that are not finite.
     """
-    truth = (
-        _complete(ground_truth, "the ground truth") if isinstance(ground_truth, Mapping) else read_truth(ground_truth)
-    )
-    where = "the ground truth" if isinstance(ground_truth, Mapping) else ground_truth
+    held = isinstance(ground_truth, Mapping)
+    where = "the ground truth" if held else ground_truth
+    truth = _complete(ground_truth if held else read(ground_truth), where)
     _check(truth, detections, where)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every phase
         run = COCOeval(_indexed(truth, truth["annotations"]), _indexed(truth, detections), "bbox")
@@ -73,7 +67,8 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     classes = tuple(names[id_] for id_ in run.params.catIds)
     precision, scores = (run.eval[key][:, :, :, 0, -1] for key in ("precision", "scores"))  # all areas, 100 detections
     curves = Curves(classes, run.params.iouThrs, run.params.recThrs, precision, scores)
-    per_class = {name: _mean(precision[:, :, index]) for index, name in enumerate(classes)}
+    counted = [precision[:, :, index][precision[:, :, index] > -1] for index in range(len(classes))]
+    per_class = {name: float(of.mean()) if of.size else -1.0 for name, of in zip(classes, counted)}
     return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class, curves)
 
 
@@ -118,16 +113,11 @@ def _indexed(truth: Mapping, boxes: Sequence[Mapping]) -> COCO:
     Ids are given anew from 1: pycocotools takes a match with annotation 0 for none. `loadRes` is not used: it fails on
     an empty list.
     """
-    annotations = []
-    for index, box in enumerate(boxes, start=1):
-        area = box["bbox"][2] * box["bbox"][3]
-        annotations.append({"area": area, "iscrowd": 0, **box, "id": index})
+    annotations = [
+        {"area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0, **box, "id": index}
+        for index, box in enumerate(boxes, start=1)
+    ]
     indexed = COCO()
     indexed.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
     indexed.createIndex()
     return indexed
-
-
-def _mean(precision: np.ndarray) -> float:
-    counted = precision[precision > -1]
-    return float(counted.mean()) if counted.size else -1.0

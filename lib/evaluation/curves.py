@@ -1,11 +1,19 @@
-"""Precision over recall as pycocotools computes it, and the score threshold at which a detector works best."""
+"""Precision over recall: COCO's curves and averages as pycocotools computes them, the score threshold at which a
+detector works best, and VOC's average precision as its development kit defines it.
 
-from collections.abc import Sequence
+VOC's is taken over 11 recalls in 2007, as the area under the curve from 2010 on. It differs from COCO's: a detection is
+given the box of its class that it overlaps most, taken or not (a second one on the same box is wrong, even where it
+would fit another box); what lies on a `difficult` box counts neither way; there is one IoU, 0.5; and every detection
+takes part. Boxes are those of the COCO file. Where VOC's inclusive corners became widths of whole pixels (x2 − x1 + 1),
+IoUs are the kit's. Deliberate difference: the 11 recalls are compared as fractions, not as rounded decimals.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib.evaluation.table import Matching, Table
+from lib.evaluation.table import Matching, Pairs, Table, closest, overlaps, table
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +39,13 @@ class Curves:
         chosen = chosen[:, chosen[0] > -1]
         return chosen.mean(1) if chosen.size else np.zeros(0)
 
+    def points(self) -> dict[str, Sequence]:
+        """Columns of a table with a row for each class that has boxes, IoU and recall."""
+        c, i, r = np.nonzero((self.precision > -1).transpose(2, 0, 1))
+        iou, recall = ([f"{value:.2f}" for value in values] for values in (self.iou[i], self.recall[r]))
+        at = {"class": np.array(self.classes, object)[c], "IoU": iou, "recall": recall}
+        return at | {"precision": self.precision[i, r, c], "score": self.score[i, r, c]}
+
 
 @dataclass(frozen=True)
 class Best:
@@ -47,12 +62,12 @@ class Best:
 
 def best_thresholds(held: Table, matching: Matching) -> dict[str, Best]:
     """The best threshold of each class, after that of all classes together ("all")."""
-    label, total = held.found.label, np.bincount(held.truth.label[~held.truth.ignored], minlength=len(held.classes))
-    counted, correct = matching.counts, matching.partner >= 0
-    found = {"all": _best(held.found.score[counted], correct[counted], int(total.sum()))}
-    for index, name in enumerate(held.classes):
-        own = counted & (label == index)
-        found[name] = _best(held.found.score[own], correct[own], int(total[index]))
+    total = np.bincount(held.truth.label[~held.truth.ignored], minlength=len(held.classes))
+    of = [(name, held.found.label == index, total[index]) for index, name in enumerate(held.classes)]
+    found = {}
+    for name, own, boxes in (("all", True, total.sum()), *of):
+        counted = matching.counts & own
+        found[name] = _best(held.found.score[counted], matching.partner[counted] >= 0, int(boxes))
     return found
 
 
@@ -84,7 +99,53 @@ def _best(score: np.ndarray, correct: np.ndarray, total: int) -> Best:
     if not total or not hits.any():
         return Best(float("nan"), 0.0, 0.0, 0.0, 0, 0, total)
     best = int(np.argmax(f1))
-    right, number = int(hits[best]), int(cuts[best]) + 1
-    return Best(
-        float(score[cuts[best]]), right / number, right / total, float(f1[best]), right, number - right, total - right
-    )
+    right, number, threshold = int(hits[best]), int(cuts[best]) + 1, float(score[cuts[best]])
+    return Best(threshold, right / number, right / total, float(f1[best]), right, number - right, total - right)
+
+
+@dataclass(frozen=True)
+class Voc:
+    """Average precision by class in 0..1, −1 where there is nothing to find; `mean_*` over the other classes."""
+
+    voc2007: dict[str, float]
+    voc2012: dict[str, float]
+    mean_2007: float
+    mean_2012: float
+
+
+def voc(truth: Mapping, detections: Sequence[Mapping], iou: float = 0.5) -> Voc:
+    """Both averages of detections (COCO's result form) that `lib.evaluation.evaluate` has accepted."""
+    held = table(truth, detections, per_class=None)
+    correct, counts = _judge(held, overlaps(held, iou))
+    totals = np.bincount(held.truth.label[~held.truth.ignored], minlength=len(held.classes)).tolist()
+    rows = [correct[counts & (held.found.label == label)] for label in range(len(held.classes))]
+    by_class = [[average(row, total) for row, total in zip(rows, totals)] for average in (eleven_points, area)]
+    means = [float(np.mean([value for value in values if value >= 0] or [-1.0])) for values in by_class]
+    return Voc(*(dict(zip(held.classes, values)) for values in by_class), *means)
+
+
+def eleven_points(correct: np.ndarray, total: int) -> float:
+    """Mean of the highest precision at recall k/10 or beyond, k = 0 … 10; `correct` best score first."""
+    if not total:
+        return -1.0
+    hits, (precision, _) = np.cumsum(correct), precision_recall(correct, total)
+    return float(np.mean([precision[10 * hits >= k * total].max(initial=0.0) for k in range(11)]))
+
+
+def area(correct: np.ndarray, total: int) -> float:
+    """Area under the highest precision at each recall or beyond; `correct` best score first."""
+    if not total:
+        return -1.0
+    precision, _ = precision_recall(correct, total)
+    return float((envelope(precision) * correct).sum() / total)  # recall grows by 1 / total at each correct one
+
+
+def _judge(held: Table, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) whether each detection is correct by VOC's rule, and whether it counts."""
+    box, _ = closest(pairs, pairs.same, len(held.found.score))
+    found = np.flatnonzero(box >= 0)  # best score first
+    first = found[np.unique(box[found], return_index=True)[1]]
+    counts = ~np.append(held.truth.ignored, False)[box]
+    correct = np.zeros(len(box), bool)
+    correct[first] = counts[first]
+    return correct, counts

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.data import boxes
 from lib.evaluation.curves import average_precision
-from lib.evaluation.table import Matching, Pairs, Table, one_to_one
+from lib.evaluation.table import Matching, Pairs, Table, closest, one_to_one
 
 BACKGROUND = 0.1  # IoU up to which a detection lies on nothing
 CORRECT, LOCALISATION, CLASS, DUPLICATE, BACKGROUND_KIND, BOTH, IGNORED = range(7)
@@ -62,10 +63,9 @@ def confusion(held: Table, pairs: Pairs, threshold: float, iou: float = 0.5) -> 
     ignored box of its class is not counted.
     """
     truth, found, background = held.truth, held.found, len(held.classes)
-    same = truth.label[pairs.truth] == found.label[pairs.found]
     close = (pairs.iou >= iou) & (found.score[pairs.found] >= threshold)
     regular = np.flatnonzero(close & ~truth.ignored[pairs.truth])
-    order = regular[np.lexsort((pairs.found[regular], ~same[regular], -pairs.iou[regular]))]
+    order = regular[np.lexsort((pairs.found[regular], ~pairs.same[regular], -pairs.iou[regular]))]
     chosen = order[one_to_one(pairs.found[order], pairs.truth[order])]
     partner, column = np.full(len(found.score), -1), np.full(len(truth.label), background)
     partner[pairs.found[chosen]] = pairs.truth[chosen]
@@ -73,7 +73,7 @@ def confusion(held: Table, pairs: Pairs, threshold: float, iou: float = 0.5) -> 
     counts = np.zeros((background + 1, background + 1), np.int64)
     np.add.at(counts, (truth.label[~truth.ignored], column[~truth.ignored]), 1)
     alone = (partner < 0) & (found.score >= threshold)
-    alone[pairs.found[close & same & truth.ignored[pairs.truth]]] = False
+    alone[pairs.found[close & pairs.same & truth.ignored[pairs.truth]]] = False
     np.add.at(counts, (background, found.label[alone]), 1)
     return Confusion(held.classes, counts, iou, threshold)
 
@@ -82,25 +82,24 @@ def errors(held: Table, pairs: Pairs, matching: Matching, threshold: float, iou:
     """Kinds of mistakes; `pairs` from IoU BACKGROUND on, `matching` at `iou`."""
     kind, target = _kinds(held, pairs, matching, iou)
     shown = held.found.score >= threshold
-    counts = {
-        name: _by_size(_area(held, target, np.flatnonzero((kind == index) & shown)))
-        for index, name in enumerate(KINDS[:-1], LOCALISATION)
-    }
-    counts["missed"] = _by_size(held.truth.area[_missed(held, kind, target, shown)])
+    own = boxes.area(held.found.box)
+    area = np.where(target >= 0, np.append(held.truth.area, 0)[target], own)  # of the box that each is about
     ap = _ap(held, matching.counts, kind == CORRECT, held.found.label)
-    fixed = {name: _mended(held, matching, kind, target, index) for index, name in enumerate(KINDS[:-1], LOCALISATION)}
+    counts, cost = {}, {}
+    for index, name in enumerate(KINDS[:-1], LOCALISATION):
+        counts[name] = _by_size(area[(kind == index) & shown])
+        cost[name] = _mended(held, matching, kind, target, index) - ap
+    counts["missed"] = _by_size(held.truth.area[_missed(held, kind, target, shown)])
     missed = _missed(held, kind, target, np.ones(len(kind), bool))
-    fixed["missed"] = _ap(held, matching.counts, kind == CORRECT, held.found.label, missed)
-    return Errors(counts, {name: value - ap for name, value in fixed.items()}, ap, iou, threshold)
+    cost["missed"] = _ap(held, matching.counts, kind == CORRECT, held.found.label, missed) - ap
+    return Errors(counts, cost, ap, iou, threshold)
 
 
 def _kinds(held: Table, pairs: Pairs, matching: Matching, iou: float) -> tuple[np.ndarray, np.ndarray]:
     """Of each detection its kind and the annotated box it is about (−1 for background)."""
-    truth, found = held.truth, held.found
-    regular = ~truth.ignored[pairs.truth]
-    same = truth.label[pairs.truth] == found.label[pairs.found]
-    own, own_iou = _closest(pairs, regular & same, len(found.score))
-    other, other_iou = _closest(pairs, regular & ~same, len(found.score))
+    regular, number = ~held.truth.ignored[pairs.truth], len(held.found.score)
+    own, own_iou = closest(pairs, regular & pairs.same, number)
+    other, other_iou = closest(pairs, regular & ~pairs.same, number)
     conditions = [
         matching.partner >= 0,
         ~matching.counts,
@@ -112,16 +111,6 @@ def _kinds(held: Table, pairs: Pairs, matching: Matching, iou: float) -> tuple[n
     kind = np.select(conditions, [CORRECT, IGNORED, LOCALISATION, CLASS, DUPLICATE, BACKGROUND_KIND], BOTH)
     about = [matching.partner, own, own, other, own, np.full_like(own, -1)]
     return kind, np.select(conditions, about, other)
-
-
-def _closest(pairs: Pairs, chosen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection the box it overlaps most among the chosen pairs, and that IoU; −1 and 0 for none."""
-    of = np.flatnonzero(chosen)
-    of = of[np.lexsort((pairs.truth[of], -pairs.iou[of], pairs.found[of]))]
-    found, first = np.unique(pairs.found[of], return_index=True)
-    box, iou = np.full(number, -1), np.zeros(number)
-    box[found], iou[found] = pairs.truth[of[first]], pairs.iou[of[first]]
-    return box, iou
 
 
 def _missed(held: Table, kind: np.ndarray, target: np.ndarray, shown: np.ndarray) -> np.ndarray:
@@ -151,22 +140,14 @@ def _ap(
     held: Table, counts: np.ndarray, correct: np.ndarray, label: np.ndarray, without: np.ndarray | None = None
 ) -> float:
     """COCO's AP at one IoU over the classes that have boxes, −1 if none has; boxes `without` are left out."""
-    counted = ~held.truth.ignored if without is None else ~held.truth.ignored & ~without
-    everything = np.bincount(held.truth.label[~held.truth.ignored], minlength=len(held.classes))
-    total = np.bincount(held.truth.label[counted], minlength=len(held.classes))
+    regular = ~held.truth.ignored
+    counted = regular if without is None else regular & ~without
+    everything, total = (np.bincount(held.truth.label[of], minlength=len(held.classes)) for of in (regular, counted))
     values = [
         average_precision(correct[counts & (label == index)], int(total[index])) if total[index] else 0.0
         for index in np.flatnonzero(everything)
     ]  # a class all of whose boxes are missed had 0 and keeps it
     return float(np.mean(values)) if values else -1.0
-
-
-def _area(held: Table, target: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Of each detection the area of the box it is about, its own where there is none."""
-    own = (held.found.box[of, 2:] - held.found.box[of, :2]).prod(1)
-    if not len(held.truth.area):
-        return own
-    return np.where(target[of] >= 0, held.truth.area[target[of]], own)
 
 
 def _by_size(area: np.ndarray) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Detections from a file: COCO's result list, as any detector writes it, or what `python -m lib detect --json` wrote."""
+"""Detections from a file: COCO's result list, as any detector writes it, or what `lib detect --json` wrote."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,9 +40,7 @@ def _fault(row: Any) -> str | None:
     return None
 
 
-def _matched(
-    path: Path, content: Mapping[str, Any], truth: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _matched(path: Path, content: Mapping, truth: Mapping) -> tuple[list[dict[str, Any]], list[str]]:
     """The detections of a file of detect in the truth's ids, and the names of images that are not the truth's."""
     ids = _by_ends(truth["images"])
     kinds = {category["name"]: category["id"] for category in truth["categories"]}
@@ -54,20 +52,19 @@ def _matched(
     rows = []
     for number, row in enumerate(content["annotations"]):
         name, kind = images.get(row["image_id"]), classes.get(row["category_id"])
+        fault = None
         if name is None or kind is None:
-            raise UserError(
-                f"{path}: detection {number} is of an image or class that the file does not name; write it again"
-            )
-        if len(ids.get(name, ())) > 1:
-            raise UserError(
-                f"{path}: {name} may be several images of the ground truth; detect on the folder that its names begin in"
-            )
-        if kind not in kinds:
-            raise UserError(f"{path}: class {kind!r} is none of the ground truth's; detect with --classes of that file")
+            fault = f"detection {number} is of an image or class that the file does not name; write it again"
+        elif len(ids.get(name, ())) > 1:
+            remedy = "detect on the folder that its names begin in"
+            fault = f"{name} may be several images of the ground truth; {remedy}"
+        elif kind not in kinds:
+            fault = f"class {kind!r} is none of the ground truth's; detect with --classes of that file"
+        if fault:
+            raise UserError(f"{path}: {fault}")
         if name in ids:
-            rows.append(
-                {"image_id": ids[name][0], "category_id": kinds[kind], "bbox": row["bbox"], "score": row["score"]}
-            )
+            own = {"image_id": ids[name][0], "category_id": kinds[kind]}
+            rows.append(own | {key: row[key] for key in ("bbox", "score")})
     return rows, others
 
 

@@ -1,5 +1,8 @@
 """A model run over a data set: detections per image, and their COCO numbers."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -40,22 +43,10 @@ def detect(
     """
     recipe = transforms.recipe(name, models.family(name))
     loader = Loader(dataset, recipe, size or models.input_size(name), batch, workers=workers, train=False)
-    was_training = model.training
-    model.eval()
     found = []
-    try:
-        with backend.no_grad():
-            for part in tqdm(loader.iter_epoch(0), total=len(loader), unit="batch", desc="detecting", leave=False):
-                outputs = model(backend.tensor(part.images.astype(precision)))
-                found += postprocess.detections(
-                    name,
-                    outputs,
-                    image_size=part.images.shape[2:],
-                    warps=part.warps,
-                    original_sizes=part.original_sizes,
-                )
-    finally:
-        model.train(was_training)
+    with _evaluating(model):
+        for part in tqdm(loader.iter_epoch(0), total=len(loader), unit="batch", desc="detecting", leave=False):
+            found += _found(model, name, part.images.astype(precision), part.warps, part.original_sizes)
     return found
 
 
@@ -66,36 +57,38 @@ def detect_image(
     size: tuple[int, int] | None = None,
     score_threshold: float | None = None,  # the published one of evaluation by default
 ) -> np.ndarray:
-    """(m, 6) x1, y1, x2, y2, score, label in the image's pixels, best first; as `detect` finds it, one image at a time."""
-    size = size or models.input_size(name)
-    prepared, warp = transforms.recipe(name, models.family(name)).preprocess(image, size)
-    batch = transforms.stack([prepared])
-    was_training = model.training
-    model.eval()
-    try:
-        with backend.no_grad():
-            outputs = model(backend.tensor(batch))
-            return postprocess.detections(
-                name,
-                outputs,
-                image_size=batch.shape[2:],
-                warps=[warp],
-                original_sizes=[image.shape[:2]],
-                score_threshold=score_threshold,
-            )[0]
-    finally:
-        model.train(was_training)
+    """(m, 6) x1, y1, x2, y2, score, label in the image's pixels, best first; as `detect` finds it, one at a time."""
+    recipe = transforms.recipe(name, models.family(name))
+    prepared, warp = recipe.preprocess(image, size or models.input_size(name))
+    with _evaluating(model):
+        return _found(model, name, transforms.stack([prepared]), [warp], [image.shape[:2]], score_threshold)[0]
 
 
 def evaluate_model(
-    model: nn.Module,
-    name: str,
-    dataset: Dataset,
-    size: tuple[int, int] | None = None,
-    batch: int = 8,
-    workers: int = 2,
+    model: nn.Module, name: str, dataset: Dataset, size: tuple[int, int] | None = None, batch: int = 8, workers: int = 2
 ) -> tuple[Evaluation, list[np.ndarray]]:
     """The model's COCO numbers on the data set, and what `detect` found."""
     found = detect(model, name, dataset, size, batch, workers)
     rows = published_form([image.id for image in dataset.images], found, dataset.category_ids)
     return evaluate(dataset.path, rows), found
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradients, in evaluation mode; the model is left in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with backend.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _found(
+    model: nn.Module, name: str, images: np.ndarray, warps: Sequence, sizes: Sequence, threshold: float | None = None
+) -> list[np.ndarray]:
+    outputs = model(backend.tensor(images))
+    return postprocess.detections(
+        name, outputs, image_size=images.shape[2:], warps=warps, original_sizes=sizes, score_threshold=threshold
+    )

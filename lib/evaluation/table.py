@@ -1,11 +1,12 @@
-"""Ground truth and detections as arrays, their overlaps, and who finds whom. Everything here is vectorised."""
+"""Ground truth and detections as arrays, their overlaps, and who finds whom: no loop over boxes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 1_000_000  # pairs looked at together: bounds the memory, not the result
+from lib.data import boxes as geometry
+
 PER_CLASS = 100  # detections of a class that count in an image, as in COCO's evaluation
 
 
@@ -33,11 +34,12 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Detections and annotated boxes of the same image that overlap."""
+    """Detections and annotated boxes of the same image that overlap, by detection, then by box."""
 
     found: np.ndarray  # (p,) index into Found
     truth: np.ndarray  # (p,) index into Truth
     iou: np.ndarray  # (p,)
+    same: np.ndarray  # (p,) whether they are of one class
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,24 +68,30 @@ def table(truth: Mapping, detections: Sequence[Mapping], per_class: int | None =
     label_of = {category["id"]: rank for rank, category in enumerate(categories)}
     rank_of = {id_: rank for rank, id_ in enumerate(sorted(image["id"] for image in truth["images"]))}
     classes = tuple(category["name"] for category in categories)
-    return Table(
-        classes, _truth(truth["annotations"], rank_of, label_of), _found(detections, rank_of, label_of, per_class)
-    )
+    annotated = _truth(truth["annotations"], rank_of, label_of)
+    return Table(classes, annotated, _found(detections, rank_of, label_of, per_class))
 
 
 def overlaps(held: Table, least: float) -> Pairs:
     """All pairs, of any classes, whose IoU is at least `least` (above 0)."""
     truth, found = held.truth, held.found
-    blocks = [(a, b, _iou(truth, found, a, b)) for a, b in _same_image(truth.image, found.image)]
-    kept = [(a[iou >= least], b[iou >= least], iou[iou >= least]) for a, b, iou in blocks]
-    none = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    return Pairs(*(np.concatenate(parts) for parts in zip(none, *kept)))
+    pairs = [np.zeros((0, 3))]
+    boxes, detections = _groups(truth.image), _groups(found.image)
+    for image in boxes.keys() & detections.keys():
+        of, among = detections[image], boxes[image]
+        iou = _iou(found.box[of], truth.box[among], truth.crowd[among])
+        rows, columns = np.nonzero(iou >= least)
+        pairs.append(np.stack([of[rows], among[columns], iou[rows, columns]], 1))
+    rows = np.concatenate(pairs)
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    first, second = rows[:, :2].T.astype(np.int64)
+    return Pairs(first, second, rows[:, 2], found.label[first] == truth.label[second])
 
 
 def match(held: Table, pairs: Pairs, iou: float = 0.5) -> Matching:
     """COCO's matching at `iou`."""
     truth, found = held.truth, held.found
-    same = (pairs.iou >= min(iou, 1 - 1e-10)) & (truth.label[pairs.truth] == found.label[pairs.found])
+    same = pairs.same & (pairs.iou >= min(iou, 1 - 1e-10))
     regular = np.flatnonzero(same & ~truth.ignored[pairs.truth])
     order = regular[np.lexsort((-pairs.truth[regular], -pairs.iou[regular], pairs.found[regular]))]
     chosen = order[one_to_one(pairs.found[order], pairs.truth[order])]
@@ -92,6 +100,16 @@ def match(held: Table, pairs: Pairs, iou: float = 0.5) -> Matching:
     counts = np.ones(len(found.score), bool)
     counts[pairs.found[same & truth.ignored[pairs.truth]]] = False
     return Matching(partner, counts | (partner >= 0))
+
+
+def closest(pairs: Pairs, chosen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of `number` detections the box it overlaps most among the chosen pairs, and that IoU; −1, 0 for none."""
+    of = np.flatnonzero(chosen)
+    of = of[np.lexsort((pairs.truth[of], -pairs.iou[of], pairs.found[of]))]
+    found, first = np.unique(pairs.found[of], return_index=True)
+    box, iou = np.full(number, -1), np.zeros(number)
+    box[found], iou[found] = pairs.truth[of[first]], pairs.iou[of[first]]
+    return box, iou
 
 
 def one_to_one(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -109,68 +127,43 @@ def one_to_one(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _truth(annotations: Sequence[Mapping], rank_of: Mapping, label_of: Mapping) -> Truth:
-    box = _corners([annotation["bbox"] for annotation in annotations])
-    sides = box[:, 2:] - box[:, :2]
+    box = _corners(annotations)
     crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool)
     aside = [bool(annotation.get("ignore") or annotation.get("difficult")) for annotation in annotations]
-    area = [annotation.get("area", own) for annotation, own in zip(annotations, sides.prod(1).tolist())]
-    return Truth(
-        _ranks(annotations, "image_id", rank_of),
-        _ranks(annotations, "category_id", label_of),
-        box,
-        np.array(area, np.float64),
-        crowd,
-        crowd | np.array(aside, bool),
-    )
+    area = [annotation.get("area", own) for annotation, own in zip(annotations, geometry.area(box).tolist())]
+    image, label = _ranks(annotations, "image_id", rank_of), _ranks(annotations, "category_id", label_of)
+    return Truth(image, label, box, np.array(area, np.float64), crowd, crowd | np.array(aside, bool))
 
 
 def _found(detections: Sequence[Mapping], rank_of: Mapping, label_of: Mapping, per_class: int | None) -> Found:
     image, label = _ranks(detections, "image_id", rank_of), _ranks(detections, "category_id", label_of)
     score = np.array([detection["score"] for detection in detections], np.float64)
-    order = np.lexsort((np.arange(len(score)), image, -score))
-    if per_class is not None:
-        order = order[_rank_within(image[order] * (len(label_of) + 1) + label[order]) < per_class]
-    box = _corners([detection["bbox"] for detection in detections])
-    return Found(image[order], label[order], box[order], score[order])
+    order = np.lexsort((image, -score))
+    if len(order):
+        groups = _groups(image[order] * (len(label_of) + 1) + label[order])
+        order = order[np.sort(np.concatenate([of[:per_class] for of in groups.values()]))]
+    return Found(image[order], label[order], _corners(detections)[order], score[order])
+
+
+def _iou(first: np.ndarray, second: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """(m, k) intersection over union; over the detection's area where the annotated box is a crowd."""
+    extent = np.minimum(first[:, None, 2:], second[:, 2:]) - np.maximum(first[:, None, :2], second[:, :2])
+    inside, own = np.maximum(extent, 0).prod(2), geometry.area(first)[:, None]
+    return inside / np.maximum(np.where(crowd, own, own + geometry.area(second) - inside), 1e-12)
+
+
+def _groups(key: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each key is, ascending."""
+    order = np.argsort(key, kind="stable")
+    keys, starts = np.unique(key[order], return_index=True)
+    return dict(zip(keys.tolist(), np.split(order, starts[1:])))
 
 
 def _ranks(entries: Sequence[Mapping], key: str, rank_of: Mapping) -> np.ndarray:
     return np.array([rank_of[entry[key]] for entry in entries], np.int64)
 
 
-def _corners(boxes: Sequence[Sequence[float]]) -> np.ndarray:
+def _corners(entries: Sequence[Mapping]) -> np.ndarray:
     """(k, 4) x1, y1, x2, y2 of x, y, width, height."""
-    rows = np.array(boxes, np.float64).reshape(-1, 4)
+    rows = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
     return np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1)
-
-
-def _rank_within(group: np.ndarray) -> np.ndarray:
-    """How many earlier elements have the same value, for each element."""
-    order = np.argsort(group, kind="stable")
-    ordered = group[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
-    lengths = np.diff(np.r_[starts, len(ordered)])
-    rank = np.empty(len(group), np.int64)
-    rank[order] = np.arange(len(group)) - np.repeat(starts, lengths)
-    return rank
-
-
-def _same_image(truth: np.ndarray, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices (detection, annotated box) of all pairs of the same image, in blocks."""
-    by_image = np.argsort(truth, kind="stable")
-    starts, ends = (np.searchsorted(truth[by_image], found, side) for side in ("left", "right"))
-    counts = ends - starts
-    block = np.cumsum(counts) // BLOCK
-    for of in np.split(np.arange(len(found)), np.flatnonzero(np.diff(block)) + 1):
-        detection = np.repeat(of, counts[of])
-        offset = np.arange(len(detection)) - np.repeat(np.cumsum(counts[of]) - counts[of], counts[of])
-        yield detection, by_image[starts[detection] + offset]
-
-
-def _iou(truth: Truth, found: Found, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of each pair: intersection over union; over the detection's area where the annotated box is a crowd."""
-    first, second = found.box[a], truth.box[b]
-    extent = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
-    inside = np.maximum(extent, 0).prod(1)
-    own, other = ((box[:, 2:] - box[:, :2]).prod(1) for box in (first, second))
-    return inside / np.maximum(np.where(truth.crowd[b], own, own + other - inside), 1e-12)

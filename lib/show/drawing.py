@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from lib.evaluation.detection.classes import Classes
+from lib.evaluation.detection import Classes
 
 CJK = (
     "notosanscjk",
@@ -60,7 +60,7 @@ class Painter:
     def paint(
         self, image: np.ndarray, rows: np.ndarray, marks: Sequence[bool] = (), truth: Sequence = ()
     ) -> np.ndarray:
-        """A copy of (h, w, 3) uint8 BGR with rows (m, 6) on it, the best on top.
+        """A copy of (h, w, 3) uint8 BGR with rows (m, 6) on it, the best on top; an annotation's score is NaN.
 
         marks: which of the rows get a line twice as wide and a name that begins with ≠. truth: annotated boxes (k, 4),
         as thin white lines with a black shadow.
@@ -75,7 +75,8 @@ class Painter:
         for (*box, score, label), mark in list(zip(np.asarray(rows, np.float64).tolist(), marked, strict=True))[::-1]:
             colour = colour_of(int(label))
             left, top = _outline(drawn, box, colour, 2 * line if mark else line)
-            name = f"{MARK * bool(mark)}{self._names[int(label)]} {score:.2f}"
+            shown = "" if np.isnan(score) else f" {score:.2f}"
+            name = f"{MARK * bool(mark)}{self._names[int(label)]}{shown}"
             _stick(drawn, _text(name, *self._fonts[int(label)], size), left, top, colour)
         return drawn
 

@@ -17,7 +17,7 @@ from lib import record
 from lib.alignment.compare import match_detections
 from lib.data import coco
 from lib.errors import UserError
-from lib.evaluation.detection.classes import Classes
+from lib.evaluation.detection import Classes
 from lib.show.drawing import Painter
 from lib.show.figures import NAMES, Picture, canvas, picture, show_image, styled
 
