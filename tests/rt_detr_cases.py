@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from lib import backend, models
 from lib.alignment.seeded import seeded_input, seeded_state
-from lib.models import rt_detr_decoder, rt_detr_encoder
+from lib.losses.rt_detr import costs, match, ordinary, values
+from lib.models import rt_detr
 from lib.models.step import Step
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "rt_detr"
@@ -55,8 +57,8 @@ def published_tables(monkeypatch, arrays=None):
     arrays = arrays or read("forward_r18vd_320")[1]
     with monkeypatch.context() as patch:
         if "pos_embed2" in arrays:
-            patch.setattr(rt_detr_encoder, "position_embedding", lambda *_: arrays["pos_embed2"])
-        patch.setattr(rt_detr_decoder, "anchors", lambda _: (arrays["anchors_logit"][0], arrays["valid_mask"][0]))
+            patch.setattr(rt_detr, "position_embedding", lambda *_: arrays["pos_embed2"])
+        patch.setattr(rt_detr, "anchors", lambda _: (arrays["anchors_logit"][0], arrays["valid_mask"][0]))
         yield
 
 
@@ -101,3 +103,24 @@ def targets(record):
 
 def step(record, arrays, variant):
     return Step(random=Replay(arrays) if variant == "dn" else None, targets=targets(record))
+
+
+def second_best_gap(cost):
+    """How much more the second cheapest assignment costs; infinite if there is no other."""
+    pairs = list(zip(*linear_sum_assignment(cost)))
+    best, others = sum(cost[pair] for pair in pairs), [np.inf]
+    for pair in pairs if cost.size > 1 else ():  # every other assignment leaves out at least one of the pairs
+        without = cost.astype(np.float64)
+        without[pair] = np.inf
+        others.append(without[linear_sum_assignment(without)].sum())
+    return float(min(others) - best)
+
+
+def matchings(outputs, given, size, num_classes):
+    """Per prediction that is matched, by its losses' suffix, and image: (matching, what the second cheapest costs more)."""
+    true, found = rt_detr.truths(given, size, num_classes), {}
+    for suffix, prediction in ordinary(outputs).items():
+        rows = zip(*values(prediction), true, strict=True)
+        gaps = [second_best_gap(costs(logits, boxes, t.labels, t.boxes)) for logits, boxes, t in rows]
+        found[suffix] = list(zip(match(prediction, true), gaps, strict=True))
+    return found

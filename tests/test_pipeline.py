@@ -23,6 +23,7 @@ from lib.errors import UserError
 from lib.machine import environment, kernel, pipeline, progress
 from lib.machine import job as jobs
 from lib.machine import notebook as notebooks
+from lib.models.families import FAMILIES, family
 
 pytest.importorskip("snakemake", reason="the jt environment has no Snakemake")
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,8 @@ def project(tmp_path, monkeypatch):
             "pipeline",
         )
     ]
-    for name in ("__init__", "errors", "record", *machine, "alignment/__init__", "alignment/evidence"):
+    alignment, models = ("alignment/__init__", "alignment/evidence"), ("models/families",)
+    for name in ("__init__", "errors", "record", *machine, *alignment, *models):
         (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "lib" / f"{name}.py", tmp_path / "lib" / f"{name}.py")
     shutil.copy(ROOT / "Snakefile", tmp_path)
@@ -185,6 +187,20 @@ def test_sources_follow_imports_to_this_side_and_family(project):
     assert "lib/models/gold_yolo.py" in notebooks.sources(train, "torch", ["gold-yolo-n"])
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_record_depends_on_its_own_family_and_the_data_on_names_alone(model):
+    """`lib.models` loads families inside of a function: who builds a model depends on it, who asks for a name does not."""
+    loss = notebooks.sources(ROOT / "notebooks" / "51_loss_and_gradient.ipynb", "torch", [model])
+    own = [f"lib/{place}/{family(model)}.py" for place in ("alignment/references", "losses", "models")]
+    assert [name for name in loss if Path(name).stem in FAMILIES] == own
+    data = notebooks.sources(ROOT / "notebooks" / "10_data.ipynb", "none", [model])
+    assert [name for name in data if name.startswith(("lib/models", "lib/backend"))] == [
+        "lib/models/__init__.py",
+        "lib/models/families.py",
+        "lib/models/step.py",
+    ]
+
+
 def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refused(project):
     path = notebook(project / "n.ipynb", parameters="lr = 0.1  # a comment\nseed = 0")
     assert notebooks.parameters(path, {"lr": 0.2}, {"seed": 3, "data": "x"}, "p") == {"lr": 0.2, "seed": 3}
@@ -194,10 +210,7 @@ def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refuse
         notebooks.parameters(path, yaml.safe_load("lr: 1e-3"), {}, "p")
 
 
-STARTERS = (
-    "lib/machine/environment.py",
-    "lib/machine/notebook.py",
-)  # they build environments and start kernels: no number is theirs
+STARTERS = ("lib/machine/environment.py",)  # builds environments: no number is its
 
 
 def from_aside(path: Path, code: str) -> list[str]:
@@ -246,7 +259,7 @@ def test_a_module_or_a_cell_that_takes_from_them_is_seen():
     "options, words",
     [
         ({"profile": "none"}, "choose one of mini"),
-        ({"models": "yolo"}, "is no model"),
+        ({"models": "yolo"}, "is unknown: choose one of"),
         ({"data": "absent.json"}, "absent.json: no such file"),
     ],
 )
@@ -270,7 +283,7 @@ def test_every_profile_section_fits_its_notebook():
         profile = pipeline.load_profile(path.stem)
         for stage, model in itertools.product(pipeline.STAGES, (MODEL, "gold-yolo-n", "rtdetr_r18vd")):
             if stage.name in profile and stage.notebook:
-                name = notebooks.FAMILIES[notebooks.family(model)].tour if stage.notebook == "tour" else stage.notebook
+                name = pipeline.TOURS[family(model)] if stage.notebook == "tour" else stage.notebook
                 values = pipeline.section(profile[stage.name] or {}, model)
                 notebooks.parameters(ROOT / "notebooks" / f"{name}.ipynb", values, {}, f"{path.name}: {stage.name}")
 

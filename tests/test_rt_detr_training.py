@@ -16,6 +16,7 @@ from rt_detr_cases import (
     Replay,
     error,
     image,
+    matchings,
     published_tables,
     read,
     seeded_model,
@@ -24,9 +25,9 @@ from rt_detr_cases import (
 )
 
 from lib import backend, losses, models
+from lib.alignment import by_family
 from lib.alignment.capture import features
-from lib.models import rt_detr_decoder
-from lib.models.rt_detr_denoising import denoising, truths
+from lib.models.rt_detr import Denoising, denoising, truths
 from lib.models.step import Step
 from lib.training.loop import clip
 
@@ -63,9 +64,9 @@ def run_once(kind, name, variant):
             entry: summary(backend.numpy(gradient), f"dn/grad64/{entry}" in arrays)
             for entry, gradient in zip(names, gradients)
         },
-        "matches": criterion.match(outputs, targets(record), (320, 320)),
-        "named": losses.named(NAME, outputs, {}),
-        "decisions": criterion.decisions(outputs, targets(record), (320, 320)),
+        "matches": matchings(outputs, targets(record), (320, 320), 80),
+        "named": by_family.named(NAME, outputs, {}),
+        "decisions": by_family.decisions(NAME, criterion, outputs, targets(record), (320, 320)),
         "tokens": backend.numpy(outputs["selected_tokens"]),
         "state": {
             entry: backend.numpy(value).copy()
@@ -312,9 +313,7 @@ def test_main_loss_never_sees_the_denoising_queries(monkeypatch):
     assert dict(zip(alone, backend.floats(list(alone.values())))) == {
         n: v for n, v in second.items() if "_dn_" not in n
     }
-    monkeypatch.setattr(
-        rt_detr_decoder.Denoising, "blocks", lambda self, others: np.zeros(2 * [self.labels.shape[1] + others])
-    )
+    monkeypatch.setattr(Denoising, "blocks", lambda self, others: np.zeros(2 * [self.labels.shape[1] + others]))
     _, leaking = train_outputs(images, given, np.random.default_rng(2))
     assert error(backend.numpy(leaking["pred_logits"]), others) > 1e-2
 

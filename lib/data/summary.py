@@ -8,7 +8,7 @@ import numpy as np
 
 from lib.data import coco, scenes, subset, transforms
 from lib.data.loader import Loader
-from lib.machine.notebook import family
+from lib.models.families import family
 from lib.record import sha256
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
@@ -70,7 +70,7 @@ def loaders(dataset: coco.Dataset, models: Sequence[str], size: int, seed: int) 
     batch = min(8, len(dataset.images))
     chosen = {family(model): model for model in reversed(models)}
     return {
-        name: Loader(dataset, transforms.recipe(model, name), (size, size), batch, seed)
+        name: Loader(dataset, transforms.recipe(model), (size, size), batch, seed)
         for name, model in chosen.items()
     }
 

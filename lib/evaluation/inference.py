@@ -38,7 +38,7 @@ def detect(
 
     The model runs in evaluation mode and is left in the mode it was in.
     """
-    recipe = transforms.recipe(name, models.family(name))
+    recipe = transforms.recipe(name)
     loader = Loader(dataset, recipe, size or models.input_size(name), batch, workers=workers, train=False)
     was_training = model.training
     model.eval()
@@ -68,7 +68,7 @@ def detect_image(
 ) -> np.ndarray:
     """(m, 6) x1, y1, x2, y2, score, label in the image's pixels, best first; as `detect` finds it, one image at a time."""
     size = size or models.input_size(name)
-    prepared, warp = transforms.recipe(name, models.family(name)).preprocess(image, size)
+    prepared, warp = transforms.recipe(name).preprocess(image, size)
     batch = transforms.stack([prepared])
     was_training = model.training
     model.eval()

@@ -4,6 +4,8 @@ NumPy, OpenCV and Pillow only, so that both frameworks see the same bytes; one m
 from a NumPy generator, where the published code asks Python's, NumPy's or PyTorch's global one.
 """
 
+from lib.models.families import family
+
 from . import gold_yolo
 from .base import Augmented, Picture, Prepared, Random, Range, Recipe, Size, planes, stack, warp_boxes
 from .gold_yolo import GoldYolo
@@ -17,7 +19,7 @@ RECIPES: dict[str, Recipe] = {  # by lib.models.family(name)
 }
 
 
-def recipe(model: str, family: str) -> Recipe:
+def recipe(model: str) -> Recipe:
     """The published recipe of a model: its own where its size differs from its family's, with whatever head."""
     size = model.removesuffix("-fuse-ab").removesuffix("-distill")
-    return gold_yolo.VARIANTS.get(size, RECIPES[family])
+    return gold_yolo.VARIANTS.get(size, RECIPES[family(model)])

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from lib import backend, losses, models
-from lib.alignment import capture
+from lib.alignment import by_family, capture
 from lib.alignment.references.case import Case
 from lib.backend import nn
-from lib.models.gold_yolo_blocks import RepVGGBlock
+from lib.models.gold_yolo import RepVGGBlock
 from lib.show.tour import calls
 
 BRANCHES = {"rbr_dense": "3 × 3", "rbr_1x1": "1 × 1", "rbr_identity": "identity", "rbr_reparam": "merged"}
@@ -82,7 +82,7 @@ def _settle(model: nn.Module, image: Any) -> None:
 def _outputs(name: str, model: nn.Module, image: Any, wanted: Mapping) -> dict[str, np.ndarray]:
     with backend.no_grad(), capture.features(model, wanted) as features:
         output = model(image)
-    return losses.named(name, output, features)
+    return by_family.named(name, output, features)
 
 
 def attention_scores(model: nn.Module, images: np.ndarray, path: str) -> np.ndarray:

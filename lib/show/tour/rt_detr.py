@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.data import boxes, scenes, transforms
-from lib.models.rt_detr_decoder import HEADS, LEVELS, POINTS
-from lib.models.rt_detr_denoising import Denoising, Truth, corners, denoising
+from lib.models.rt_detr import HEADS, LEVELS, POINTS, Denoising, Truth, corners, denoising
 from lib.show.tour import Call, softmax
 
 INDEX = 3  # of the drawn scene: one with large and small things
