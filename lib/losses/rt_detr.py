@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+
 from lib.backend import abs, binary_cross_entropy_with_logits, clamp, maximum, minimum, numpy, sum, sync, tensor
 from lib.data import boxes as geometry
 from lib.errors import UserError

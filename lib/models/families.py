@@ -28,3 +28,8 @@ def family(name: str) -> str:
         if name in names:
             return found
     raise UserError(f"model {name!r} is unknown: choose one of {', '.join(NAMES)}")
+
+
+def size_of(name: str) -> str:
+    """The published size that a model is: Gold-YOLO's is the same with whatever head its steps of training need."""
+    return name.removesuffix("-fuse-ab").removesuffix("-distill")

@@ -35,6 +35,10 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) 
     return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
+def _conv_norm(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> tuple[nn.Module, nn.Module]:
+    return _conv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out)
+
+
 class ConvModule(nn.Module):
     """1 x 1 convolution, batch norm, activation."""
 
@@ -85,26 +89,12 @@ class ShuffleBlock(nn.Module):
         super().__init__()
         half = c_out // 2
         entry = c_in if stride == 2 else half
-        self.branch1 = (
-            nn.Sequential(
-                _conv(c_in, c_in, 3, 2, c_in),
-                nn.BatchNorm2d(c_in),
-                _conv(c_in, half, 1),
-                nn.BatchNorm2d(half),
-                _activation(),
-            )
-            if stride == 2
-            else None
-        )
+        self.branch1 = None
+        if stride == 2:
+            self.branch1 = nn.Sequential(*_conv_norm(c_in, c_in, 3, 2, c_in), *_conv_norm(c_in, half, 1), _activation())
+        middle = _conv_norm(half, half, 3, stride, half)
         self.branch2 = nn.Sequential(
-            _conv(entry, half, 1),
-            nn.BatchNorm2d(half),
-            _activation(),
-            _conv(half, half, 3, stride, half),
-            nn.BatchNorm2d(half),
-            _conv(half, half, 1),
-            nn.BatchNorm2d(half),
-            _activation(),
+            *_conv_norm(entry, half, 1), _activation(), *middle, *_conv_norm(half, half, 1), _activation()
         )
 
     def forward(self, x):
@@ -122,7 +112,7 @@ class ShuffleNetV2(nn.Module):
 
     def __init__(self, stages: tuple[int, int, int]):
         super().__init__()
-        self.conv1 = nn.Sequential(_conv(3, 24, 3, 2), nn.BatchNorm2d(24), _activation())
+        self.conv1 = nn.Sequential(*_conv_norm(3, 24, 3, 2), _activation())
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.stage2 = self._stage(24, stages[0], 4)
         self.stage3 = self._stage(stages[0], stages[1], 8)
@@ -146,8 +136,8 @@ class GhostModule(nn.Module):
         super().__init__()
         half = c_out // 2
         last = [_activation()] if activate else []
-        self.primary_conv = nn.Sequential(_conv(c_in, half, 1), nn.BatchNorm2d(half), *last)
-        self.cheap_operation = nn.Sequential(_conv(half, half, 3, 1, half), nn.BatchNorm2d(half), *last)
+        self.primary_conv = nn.Sequential(*_conv_norm(c_in, half, 1), *last)
+        self.cheap_operation = nn.Sequential(*_conv_norm(half, half, 3, 1, half), *last)
 
     def forward(self, x):
         primary = self.primary_conv(x)
@@ -161,9 +151,7 @@ class GhostBottleneck(nn.Module):
         super().__init__()
         self.ghost1 = GhostModule(c_in, c_out, activate=True)
         self.ghost2 = GhostModule(c_out, c_out, activate=False)
-        self.shortcut = nn.Sequential(
-            _conv(c_in, c_in, 5, 1, c_in), nn.BatchNorm2d(c_in), _conv(c_in, c_out, 1), nn.BatchNorm2d(c_out)
-        )
+        self.shortcut = nn.Sequential(*_conv_norm(c_in, c_in, 5, 1, c_in), *_conv_norm(c_in, c_out, 1))
 
     def forward(self, x):
         return self.ghost2(self.ghost1(x)) + self.shortcut(x)
