@@ -316,8 +316,6 @@ class AdvPoolFusion(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------- neck: distribution
-
-
 class HardSigmoid(nn.Module):
     """A line from 0 at -3 to 1 at 3."""
 
@@ -640,7 +638,7 @@ VARIANTS |= {
     f"{name}-distill": replace(VARIANTS[name], reg_max=BINS - 1, head="distill")
     for name in ("gold-yolo-n", "gold-yolo-s")
 }
-# Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
+
 # Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
 # The third transformer block of size L is left out: high_IFM is its output.
 INTERMEDIATES = {
@@ -654,11 +652,9 @@ INTERMEDIATES = {
         ("neck.high_IFM.transformer_blocks", ("0.attn", "0.mlp", "0", "1.attn", "1.mlp", "1")),
         ("neck", ("high_IFM", "conv_1x1_n", "LAF_n4", "Inject_n4", "Rep_n4", "LAF_n5", "Inject_n5", "Rep_n5")),
         *(
-            (
-                "detect",
-                tuple(f"{part}.{level}" for part in ("stems", "cls_convs", "cls_preds", "reg_convs", "reg_preds")),
-            )
+            (f"detect.{part}", (level,))
             for level in range(3)
+            for part in ("stems", "cls_convs", "cls_preds", "reg_convs", "reg_preds")
         ),
     )
     for path in paths
@@ -668,9 +664,9 @@ INTERMEDIATES = {
 class GoldYolo(nn.Module):
     """images (n, 3, h, w), h and w multiples of 32, RGB in 0 … 1.
 
-    train(): class logits (n, p, k), distances (n, p, 4 * b), left, top, right, bottom in strides, and what else its
-    head has. eval(): (n, p, 5 + k): the box's centre x, y, width and height in input pixels, the constant 1, class
-    scores. Cells are in order of level and row. `step.random`, set by the training loop, decides what drop path drops.
+    train(): class logits (n, p, k), distances (n, p, 4 * b): left, top, right, bottom in strides; what its head adds.
+    eval(): (n, p, 5 + k): the box's centre x, y, width and height in input pixels, the constant 1, class scores.
+    Cells are in order of level and row. `step.random`, set by the training loop, decides what drop path drops.
     """
 
     def __init__(self, variant: Variant, num_classes: int):
