@@ -321,7 +321,7 @@ def siou_loss(predicted, target: np.ndarray):
 def giou_loss(predicted, target: np.ndarray):
     """(m,) 1 - GIoU of two boxes given as for siou_loss."""
     iou, union, hull, _, _ = _compared(predicted, target)
-    hull = area(hull) + EPS
+    hull = _area(hull) + EPS
     return 1 - iou + (hull - union) / hull
 
 
@@ -331,18 +331,18 @@ def _compared(predicted, target: np.ndarray):
     As published, EPS makes each box a little higher, and the union a little larger.
     """
     sides, slight = tensor(target), np.tile(np.asarray([0, EPS], target.dtype), (len(target), 1))
-    own, other = extents(predicted) + tensor(slight), tensor(extents(target) + slight)
-    shared = area(clamp(extents(minimum(predicted, sides)), min=0.0))
-    union = area(own) + area(other) - shared + EPS
-    return shared / union, union, extents(maximum(predicted, sides)), own, other
+    own, other = _extents(predicted) + tensor(slight), tensor(_extents(target) + slight)
+    shared = _area(clamp(_extents(minimum(predicted, sides)), min=0.0))
+    union = _area(own) + _area(other) - shared + EPS
+    return shared / union, union, _extents(maximum(predicted, sides)), own, other
 
 
-def extents(sides):
+def _extents(sides):
     """(m, 2) widths and heights, 0 or less where sides (m, 4) are the wrong way round."""
     return sides[:, :2] + sides[:, 2:]
 
 
-def area(extent):
+def _area(extent):
     """(m,) width times height."""
     return extent[:, 0] * extent[:, 1]
 

@@ -124,7 +124,7 @@ class Criterion:
         own = boxes[paired.image, paired.query]  # (m, 4)
         rows = prediction["pred_boxes"].reshape(n * q, 4)[tensor(paired.image * q + paired.query)]
         true = paired.boxes.astype(boxes.dtype)
-        shares, weights = varifocal_targets(logits, paired, iou(own, true))
+        shares, weights = _varifocal_targets(logits, paired, iou(own, true))
         l1 = abs(rows - tensor(true)) * tensor(np.full_like(own, BOX_WEIGHT * paired.weight))
         giou = giou_loss(rows, true) * tensor(np.full_like(own[:, 0], GIOU_WEIGHT * paired.weight))
         entropy = binary_cross_entropy_with_logits(prediction["pred_logits"], tensor(shares), reduction="none")
@@ -170,7 +170,7 @@ def denoised(meta: Mapping, true: Sequence[Truth]) -> Pairs:
     return pairs(fixed, true, groups)
 
 
-def varifocal_targets(logits: np.ndarray, paired: Pairs, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _varifocal_targets(logits: np.ndarray, paired: Pairs, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, q, k) targets and weights of the entropy: at a pair's label its IoU is both, elsewhere there is no object.
 
     The weights hold 1 over the number of boxes, which is 1 for a batch without boxes.

@@ -716,11 +716,11 @@ def build_variant(variant: Variant, num_classes: int, seed: int) -> nn.Module:
     """A model of any Variant, published under a name or not."""
     model = GoldYolo(variant, num_classes)
     shapes = {entry: numpy(value).shape for entry, value in named_state(model)}
-    load_state(model, {entry: initial_value(entry, shapes, seed) for entry, _ in model.named_parameters()})
+    load_state(model, {entry: _initial_value(entry, shapes, seed) for entry, _ in model.named_parameters()})
     return model
 
 
-def initial_value(entry: str, shapes: dict[str, tuple[int, ...]], seed: int) -> np.ndarray:
+def _initial_value(entry: str, shapes: dict[str, tuple[int, ...]], seed: int) -> np.ndarray:
     """The parameter's first value, float32, in the published distribution.
 
     Kaiming normal over the outputs for the convolutions of Inject_*, PyTorch's default for all others and their biases,

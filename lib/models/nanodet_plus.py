@@ -324,11 +324,11 @@ class NanoDetPlus(nn.Module):
 def build(name: str, num_classes: int, seed: int) -> nn.Module:
     model = NanoDetPlus(VARIANTS[name], num_classes)
     shapes = {entry: numpy(value).shape for entry, value in model.named_parameters()}
-    load_state(model, {entry: initial_value(entry, shape, seed) for entry, shape in shapes.items()})
+    load_state(model, {entry: _initial_value(entry, shape, seed) for entry, shape in shapes.items()})
     return model
 
 
-def initial_value(entry: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def _initial_value(entry: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """The parameter's first value, float32, in the published distribution.
 
     aux_fpn starts as a copy of fpn. The backbone's depthwise filters really start with a standard deviation of 1.

@@ -186,7 +186,7 @@ class PooledShortcut(nn.Module):
         return self.conv(self.pool(x))
 
 
-def shortcut(c_in: int, c_out: int, stride: int, norm: type) -> nn.Module:
+def _shortcut(c_in: int, c_out: int, stride: int, norm: type) -> nn.Module:
     return PooledShortcut(c_in, c_out, norm) if stride == 2 else ConvNorm(c_in, c_out, 1, norm=norm)
 
 
@@ -195,7 +195,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, c_in: int, width: int, stride: int, first: bool, norm: type):
         super().__init__()
-        self.short = shortcut(c_in, width, stride, norm) if first else nn.Identity()
+        self.short = _shortcut(c_in, width, stride, norm) if first else nn.Identity()
         self.branch2a = ConvNorm(c_in, width, 3, stride, nn.ReLU, norm)
         self.branch2b = ConvNorm(width, width, 3, norm=norm)
         self.act = nn.ReLU()
@@ -212,7 +212,7 @@ class Bottleneck(nn.Module):
         self.branch2a = ConvNorm(c_in, width, 1, act=nn.ReLU, norm=norm)
         self.branch2b = ConvNorm(width, width, 3, stride, nn.ReLU, norm)
         self.branch2c = ConvNorm(width, EXPANSION * width, 1, norm=norm)
-        self.short = shortcut(c_in, EXPANSION * width, stride, norm) if first else nn.Identity()
+        self.short = _shortcut(c_in, EXPANSION * width, stride, norm) if first else nn.Identity()
         self.act = nn.ReLU()
 
     def forward(self, x):
@@ -826,12 +826,12 @@ def parameter_groups(model: nn.Module) -> tuple[ParameterGroup, ...]:
 def build(name: str, num_classes: int, seed: int) -> nn.Module:
     model = RTDETR(VARIANTS[name], num_classes)
     shapes = {entry: numpy(value).shape for entry, value in model.named_parameters()}
-    load_state(model, {entry: initial_value(entry, shapes, seed) for entry in shapes})
+    load_state(model, {entry: _initial_value(entry, shapes, seed) for entry in shapes})
     return model
 
 
 # -------------------------------------------------------------------------------------------------- first weights
-def initial_value(entry: str, shapes: dict[str, tuple[int, ...]], seed: int) -> np.ndarray:
+def _initial_value(entry: str, shapes: dict[str, tuple[int, ...]], seed: int) -> np.ndarray:
     """The parameter's first value, float32, in the published distribution."""
     shape, owner = shapes[entry], shapes.get(entry.removesuffix("bias") + "weight", ())
     rng = np.random.default_rng((seed, zlib.crc32(entry.encode())))
