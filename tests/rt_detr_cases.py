@@ -117,7 +117,7 @@ def second_best_gap(cost):
 
 
 def matchings(outputs, given, size, num_classes):
-    """Per prediction that is matched, by its losses' suffix, and image: (matching, what the second cheapest costs more)."""
+    """Per prediction that is matched, by its losses' suffix, and image: (matching, by what the second is dearer)."""
     true, found = rt_detr.truths(given, size, num_classes), {}
     for suffix, prediction in ordinary(outputs).items():
         rows = zip(*values(prediction), true, strict=True)

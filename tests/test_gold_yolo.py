@@ -24,7 +24,6 @@ from gold_yolo_cases import (
     training_input,
     training_model,
 )
-from lib.postprocess import SETTINGS, detections
 
 from lib import backend, models
 from lib.alignment.seeded import seeded_input
@@ -32,6 +31,7 @@ from lib.data import boxes
 from lib.errors import UserError
 from lib.models.gold_yolo import INTERMEDIATES, STRIDES, VARIANTS, build_variant, parameter_groups
 from lib.models.step import Step
+from lib.postprocess import SETTINGS, detections
 
 FORWARD = "forward_gold_yolo-n_320"
 FLOAT64_SLOW = ["f32", pytest.param("f64", marks=pytest.mark.slow)]  # slow in Jittor, where it compiles
@@ -147,7 +147,7 @@ def test_first_weights_depend_on_seed_and_name_alone():
 
 # ------------------------------------------------------------------------------------------------------- forward
 def calibrated(kind, size="n", statistics=None):
-    """The record's calibrated case: norm statistics from a file, and for size N boxes that are not turned inside out."""
+    """The record's calibrated case: norm statistics from a file, for size N boxes that are not turned inside out."""
 
     def adjust(state):
         state |= arrays("bn_cal_gold_yolo-n_320") if statistics is None else statistics

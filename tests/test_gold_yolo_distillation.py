@@ -1,9 +1,10 @@
-"""Gold-YOLO's second branch and self-distillation against the published numbers and their rule; runs in both environments.
+"""Gold-YOLO's second branch and self-distillation against the published numbers and their rule; runs in both
+environments.
 
-The published record is of a float32 run, judged by FACTOR times RELATIVE. Under its plain weights some background scores
-round to 1 in float32 and count 100 then; so the class loss of a float64 model is that of its outputs rounded to float32.
-The anchor-based branch is less well-conditioned: its losses are judged by FACTOR times their own spread, measured in the test
-over float32 runs whose image is moved by one rounding.
+The published record is of a float32 run, judged by FACTOR times RELATIVE. Under its plain weights some background
+scores round to 1 in float32 and count 100 then; so the class loss of a float64 model is that of its outputs rounded to
+float32. The anchor-based branch is less well-conditioned: its losses are judged by FACTOR times their own spread,
+measured in the test over float32 runs whose image is moved by one rounding.
 """
 
 from dataclasses import replace
@@ -379,7 +380,7 @@ def test_resumed_distillation_is_bit_for_bit():
         )
 
     def go(trainer, steps):
-        for step in range(steps):
+        for _ in range(steps):
             rng = np.random.default_rng(trainer.step)
             values_of(trainer.issue(rng.random((2, 3, 64, 64), np.float32), small_case()[1] * 2))
         return trainer.state()

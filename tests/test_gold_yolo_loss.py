@@ -215,8 +215,8 @@ def test_gradients_as_published(run):
             assert abs(gradient.mean - mean) <= SHARP * norm / gradient.size**0.5, name
         assert max(run.gradients[name].norm for name in zero) <= SHARP * record["global_grad_l2"]
         return
-    # A norm's float32 error is one draw, which may be 0 by luck: the k-th largest is compared with the k-th largest, down
-    # to the median.
+    # A norm's float32 error is one draw, which may be 0 by luck: the k-th largest is compared with the k-th largest,
+    # down to the median.
     rounded = run.record("float32")["grad"]
     own = sorted(deviation.values(), reverse=True)
     published = sorted((abs(rounded[name][0] / record["grad"][name][0] - 1) for name in names), reverse=True)

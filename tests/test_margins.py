@@ -1,4 +1,4 @@
-"""How far scores are from another choice: rules against noise, and the three families at real near ties; both environments."""
+"""How far scores are from another choice: rules against noise, the families at real near ties; both environments."""
 
 import json
 from itertools import permutations

@@ -1,8 +1,8 @@
-"""RT-DETR's structure, first weights, inference and post-processing against the published numbers (tests/golden/rt_detr);
-runs in both environments.
+"""RT-DETR's structure, first weights, inference and post-processing against the published numbers
+(tests/golden/rt_detr); runs in both environments.
 
-Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP. The released sizes other than
-R18 have no published outputs here: their structure is checked, and tests/test_rt_detr_transformers.py runs them.
+Float32 is judged by FACTOR times the published code's own float32 error, float64 by SHARP. The released sizes other
+than R18 have no published outputs here: their structure is checked, and tests/test_rt_detr_transformers.py runs them.
 """
 
 import json
@@ -163,7 +163,7 @@ def test_forward_and_selection_as_published(monkeypatch, kind):
 
 @pytest.mark.slow  # float64
 def test_every_feature_as_published(monkeypatch):
-    """The record has float32 features and how far their norms are from float64: ours in float64 must lie exactly there."""
+    """The record has float32 features and how far their norms are from float64: ours in float64 must lie there."""
     record, arrays = read("forward_r18vd_320")
     published = {entry["name"]: entry for entry in record["intermediates"]}
     kept = {name: place for name, place in INTERMEDIATES.items() if name in published}
@@ -193,7 +193,8 @@ def test_every_feature_as_published(monkeypatch):
 
 
 def test_forward_at_the_published_size_with_equal_border_tokens(monkeypatch):
-    """At 640 the masked border's tokens share one score inside the top 300: which of them are selected is a tie, and they
+    """At 640 the masked border's tokens share one score inside the top 300: which of them are selected is a tie, and
+    they
     are the same query, so predictions are compared token by token, any border token standing for any other."""
     record, arrays = read("forward_r18vd_640")
     with (

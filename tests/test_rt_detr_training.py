@@ -159,7 +159,8 @@ def test_every_loss_as_published(run):
 
 
 def test_matchings_as_published_where_the_margin_exceeds_the_noise(run):
-    """Queries are compared as tokens: near-ties of the selection leave their order to rounding. In float32 a matching may
+    """Queries are compared as tokens: near-ties of the selection leave their order to rounding. In float32 a matching
+    may
     differ whose second best is nearer than FACTOR times the margins' noise."""
     published, judged = run["published"], 0
     for ours, theirs in zip(run["tokens"], run["arrays"].get("dn/topk_ind", run["tokens"]), strict=True):
@@ -222,9 +223,10 @@ def test_batch_norm_statistics_as_published(recorded):
 def test_one_optimiser_step_as_published(recorded):
     """Clipped to 0.1, then AdamW in the published groups.
 
-    How the rule was applied to our own gradient shows in the residuals, for every parameter. In float32 a gradient element
-    within its noise may take the other sign and with it a whole step, so the steps of the others are compared: a step of
-    rate * g / (|g| + eps) moves by at most rate * |dg / g|, and dg is taken as five times FACTOR published deviations.
+    How the rule was applied to our own gradient shows in the residuals, for every parameter. In float32 a gradient
+    element within its noise may take the other sign and with it a whole step, so the steps of the others are compared:
+    a step of rate * g / (|g| + eps) moves by at most rate * |dg / g|, and dg is taken as five times FACTOR published
+    deviations.
     """
     assert max(recorded["residuals"].values()) <= 4
     assert len(recorded["changes"]) == 19
@@ -291,7 +293,8 @@ def some_targets(*counts):
 
 
 def test_main_loss_never_sees_the_denoising_queries(monkeypatch):
-    """The 300 queries predict the same bytes whatever noise stands in front of them, and no matched loss reads a denoising
+    """The 300 queries predict the same bytes whatever noise stands in front of them, and no matched loss reads a
+    denoising
     prediction; with the attention mask taken away both would change."""
     images = np.random.default_rng(3).random((2, 3, 96, 96), np.float32)
     given, criterion = some_targets(2, 3), losses.build(NAME, 5)

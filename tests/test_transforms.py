@@ -1,4 +1,4 @@
-"""What the recipes of all families promise: boxes that follow their objects, and samples that are the same everywhere."""
+"""What the recipes of all families promise: boxes that follow their objects, samples that are the same everywhere."""
 
 from dataclasses import replace
 
