@@ -194,8 +194,7 @@ def test_every_feature_as_published(monkeypatch):
 
 def test_forward_at_the_published_size_with_equal_border_tokens(monkeypatch):
     """At 640 the masked border's tokens share one score inside the top 300: which of them are selected is a tie, and
-    they
-    are the same query, so predictions are compared token by token, any border token standing for any other."""
+    they are the same query, so predictions are compared token by token, any border token standing for any other."""
     record, arrays = read("forward_r18vd_640")
     with (
         published_tables(monkeypatch, arrays),

@@ -160,8 +160,7 @@ def test_every_loss_as_published(run):
 
 def test_matchings_as_published_where_the_margin_exceeds_the_noise(run):
     """Queries are compared as tokens: near-ties of the selection leave their order to rounding. In float32 a matching
-    may
-    differ whose second best is nearer than FACTOR times the margins' noise."""
+    may differ whose second best is nearer than FACTOR times the margins' noise."""
     published, judged = run["published"], 0
     for ours, theirs in zip(run["tokens"], run["arrays"].get("dn/topk_ind", run["tokens"]), strict=True):
         assert set(ours) == set(theirs)
@@ -294,8 +293,7 @@ def some_targets(*counts):
 
 def test_main_loss_never_sees_the_denoising_queries(monkeypatch):
     """The 300 queries predict the same bytes whatever noise stands in front of them, and no matched loss reads a
-    denoising
-    prediction; with the attention mask taken away both would change."""
+    denoising prediction; with the attention mask taken away both would change."""
     images = np.random.default_rng(3).random((2, 3, 96, 96), np.float32)
     given, criterion = some_targets(2, 3), losses.build(NAME, 5)
     found = []

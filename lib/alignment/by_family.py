@@ -271,8 +271,7 @@ def near_misses(
     name: str, exact, rounded, image_size: tuple[int, int], most: float
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Of one image what suppression and the last place might decide otherwise: (k, 7) x1, y1, x2, y2, score, label,
-    margin
-    of candidates at most so many floors from their other fate, and the floors.
+    margin of candidates at most so many floors from their other fate, and the floors.
 
     exact, rounded: outputs in float64, and in float32 for the noise of IoUs and scores. Nothing where nothing is
     suppressed: there scores alone decide.

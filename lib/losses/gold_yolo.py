@@ -8,8 +8,7 @@ task-aligned assignment: arXiv:2108.07755). Deliberate differences:
   batches; the losses compute in the model's precision (published: float64 but for the class loss);
 * ties of an assignment go to the first cell; published, they go to any;
 * the class loss starts from logits, not from scores: in float32 the published one loses what lies within 1e-7 of 1.
-  Logarithms are -100 at least and have no gradient there, where a score rounds to 1 so is its distance from 1: as
-  published;
+  Logarithms are -100 at least and have no gradient there, as published where a score rounds to 1;
 * box losses compare the sides' distances from the cell's centre instead of corners;
 * SIoU's angle cost cos(2 asin(s) - pi/2) is written 2 s sqrt(1 - s^2), which is the product of both offsets over their
   squared length, whichever is the smaller;
@@ -367,8 +366,7 @@ class Distillation(Criterion):
     The teacher is the size's model with the anchor-based branch; compared is its part without anchors, class logits
     (n, p, k) and distances (n, p, 4 * b). As published, the softmax of the classes is that of the sigmoids, the class
     term is a sum over the batch that nothing divides, and the teacher computes in train(): with the batch's own
-    statistics, and with drop path. epochs: of the whole run, over which both terms fade from 1 to LAST along half a
-    cosine.
+    statistics, and with drop path. epochs: of the run, over which both terms fade from 1 to LAST along half a cosine.
     """
 
     def __init__(self, num_classes: int, reg_max: int, iou: str, class_share: float, epochs: int):

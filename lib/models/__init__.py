@@ -1,8 +1,7 @@
 """The detectors, one model in one file, top to bottom: blocks, backbone, neck, head, variants. Losses, post-processing,
 input, training and everything that compares lie elsewhere.
 
-Names and families are plain data; a family's file, and with it a framework, is loaded by the first model that is asked
-for.
+Names and families are plain data; a family's file, and with it a framework, is loaded where a model is asked for.
 """
 
 from types import ModuleType

@@ -8,10 +8,8 @@ are published as effidehead.py, effidehead_fuseab.py and effidehead_distill_ns.p
   that no loss reads;
 * detect.proj and detect.proj_conv.weight are buffers; published as parameters that are not trained;
 * a resize or pooling to the size a map already has is left out (equal to it to the bit);
-* the neck has no branch for a fused map larger than the level it enters, which sizes that are multiples of 32 never
-  have;
-* the anchor-based branch gives its boxes as distances from the cell's centre, the form in which all losses compare
-  them;
+* the neck has no branch for a fused map larger than the level it enters: multiples of 32 never have one;
+* the anchor-based branch gives its boxes as distances from the cell's centre, the form that all losses compare;
 * drop-path masks come from NumPy generators (`TopBasicLayer`), the first weights have the published distributions but
   come from NumPy generators keyed by (seed, name);
 * merging RepVGG branches computes in float64 and keeps eval() as it was: published, it leaves norms in train().

@@ -9,8 +9,7 @@ Deliberate differences:
 * a decoder box head runs once per layer and serves both of its predictions;
 * position embedding and anchors belong to the map at hand, in eval() too: the published ones fit one size;
 * an input with fewer tokens than queries makes every token a query;
-* denoising is NumPy, for nothing of it has a gradient; its noise comes from the generator of `step`, in the published
-  order;
+* denoising is NumPy, for nothing of it has a gradient; its noise comes from `step`'s generator in the published order;
 * a batch without boxes gives the denoising embedding the gradient 0, where the published code has none;
 * the first weights have the published distributions but come from NumPy generators keyed by (seed, name), and ImageNet
   weights are never downloaded: a frozen stem without a checkpoint stays random.
@@ -596,8 +595,7 @@ class Selection(nn.Module):
     """The tokens that become queries: those with the largest class logit, in falling order.
 
     features (n, m, d), class logits (n, m, k), anchors' logits (m, 4), the module that predicts boxes ->
-    features, boxes' logits, boxes, class logits of the q chosen tokens, which they are (n, q), and what was chosen by
-    (n, m).
+    features, boxes' logits, boxes, class logits of the q chosen tokens, which they are (n, q), and by what (n, m).
     """
 
     def forward(self, features, logits, anchor_logits, box_head):

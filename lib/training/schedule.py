@@ -177,8 +177,7 @@ def scaled(
     warm-up is at most WARMUP_SHARE of the steps, every batch is followed by an update, and the average's ramp (2,000
     steps) and window (1 / 0.0002 = 5,000 steps) are the same parts of the run as there, or the average would still hold
     the first weights at its end. `rate` multiplies the learning rate. As published, Gold-YOLO's rate is proportional to
-    the batch, its decay to the images per update. `sides` become the same proportions of a square input, and none of
-    another.
+    the batch, its decay to the images per update. `sides` keep their proportion to a square input; another has none.
     """
     steps = epochs * steps_per_epoch(images, batch)
     part = min(1.0, steps / AVERAGE_RUN)
