@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from lib import backend, models
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.losses.rt_detr import costs, match, ordinary, values
 from lib.models import rt_detr
 from lib.models.step import Step
+from lib.show.tour.rt_detr import second_best_gap
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "rt_detr"
 NAME = "rtdetr_r18vd"
@@ -103,17 +103,6 @@ def targets(record):
 
 def step(record, arrays, variant):
     return Step(random=Replay(arrays) if variant == "dn" else None, targets=targets(record))
-
-
-def second_best_gap(cost):
-    """How much more the second cheapest assignment costs; infinite if there is no other."""
-    pairs = list(zip(*linear_sum_assignment(cost)))
-    best, others = sum(cost[pair] for pair in pairs), [np.inf]
-    for pair in pairs if cost.size > 1 else ():  # every other assignment leaves out at least one of the pairs
-        without = cost.astype(np.float64)
-        without[pair] = np.inf
-        others.append(without[linear_sum_assignment(without)].sum())
-    return float(min(others) - best)
 
 
 def matchings(outputs, given, size, num_classes):
