@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from lib import backend, models
+from lib.alignment.margins import second_best_gap
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.losses.rt_detr import costs, match, ordinary, values
 from lib.models import rt_detr
 from lib.models.step import Step
-from lib.show.tour.rt_detr import second_best_gap
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "rt_detr"
 NAME = "rtdetr_r18vd"

@@ -11,12 +11,12 @@ from rt_detr_cases import NAME, matchings
 
 from lib import backend, losses, models
 from lib.alignment import by_family
+from lib.alignment.margins import second_best_gap
 from lib.data.boxes import sigmoid
 from lib.errors import UserError
 from lib.losses.rt_detr import costs, giou, giou_loss, iou, match
 from lib.models.rt_detr import Truth, corners
 from lib.models.step import Step
-from lib.show.tour.rt_detr import second_best_gap
 
 SIZE = (96, 64)  # height, width
 

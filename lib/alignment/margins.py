@@ -119,6 +119,17 @@ def _forced(cost: np.ndarray, floor: np.ndarray, own: np.ndarray, row: int, colu
         margin, moved = nearer, cost + nearer * np.where(own, floor, -floor)
 
 
+def second_best_gap(cost: np.ndarray) -> float:
+    """How much more the second cheapest assignment of cost (q, g) costs; infinite if there is no other."""
+    pairs = list(zip(*linear_sum_assignment(cost)))
+    best, others = sum(cost[pair] for pair in pairs), [np.inf]
+    for pair in pairs if cost.size > 1 else ():  # every other assignment leaves out at least one of the pairs
+        without = cost.astype(np.float64)
+        without[pair] = np.inf
+        others.append(without[linear_sum_assignment(without)].sum())
+    return float(min(others) - best)
+
+
 def suppression(overlap: np.ndarray, scores: np.ndarray, limit: float, floors: tuple[float, float]) -> np.ndarray:
     """(m, 2) margins of being suppressed, and of surviving, for boxes of a class, best first; floors: of IoU and score.
 

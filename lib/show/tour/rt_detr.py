@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from lib.data import boxes, scenes, transforms
 from lib.models.rt_detr import HEADS, LEVELS, POINTS, Denoising, Truth, corners, denoising
@@ -71,17 +70,6 @@ def denoising_queries(boxes: int) -> int:
     truth = Truth(np.zeros(boxes, np.int64), np.full((boxes, 4), 0.5))
     noised = denoising([truth], 1, np.random.default_rng(0))
     return 0 if noised is None else noised.labels.shape[1]
-
-
-def second_best_gap(cost: np.ndarray) -> float:
-    """How much more the second cheapest assignment of cost (q, g) costs; infinite if there is no other."""
-    pairs = list(zip(*linear_sum_assignment(cost)))
-    best, others = sum(cost[pair] for pair in pairs), [np.inf]
-    for pair in pairs if cost.size > 1 else ():  # every other assignment leaves out at least one of the pairs
-        without = cost.astype(np.float64)
-        without[pair] = np.inf
-        others.append(without[linear_sum_assignment(without)].sum())
-    return float(min(others) - best)
 
 
 def by_prediction(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
