@@ -11,7 +11,7 @@ import numpy as np
 
 from lib.backend import numpy
 from lib.data import boxes
-from lib.models.families import family
+from lib.families import family
 from lib.models.nanodet_plus import BINS, STRIDES
 from lib.models.rt_detr import corners
 

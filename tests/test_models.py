@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from lib import models
+from lib import families, models
 from lib.errors import UserError
-from lib.models import families, gold_yolo, nanodet_plus, rt_detr
+from lib.models import gold_yolo, nanodet_plus, rt_detr
 
 
 def test_names_are_those_of_the_variants_in_their_order():
@@ -26,7 +26,7 @@ def test_a_name_that_is_no_models_is_refused_in_one_line(name):
         models.build(name)
 
 
-@pytest.mark.parametrize("module", ["lib.models", "lib.models.families", "lib.data.transforms", "lib.machine.notebook"])
+@pytest.mark.parametrize("module", ["lib.models", "lib.families", "lib.data.transforms", "lib.machine.notebook"])
 def test_names_cost_no_framework(module):
     program = f"import sys, {module}; print({{'torch', 'jittor'}} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

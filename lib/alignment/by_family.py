@@ -28,8 +28,8 @@ from lib.alignment.margins import (
 )
 from lib.backend import numpy
 from lib.data import boxes
+from lib.families import family
 from lib.losses import gold_yolo, nanodet_plus, rt_detr
-from lib.models.families import family
 from lib.models.rt_detr import truths
 
 Arrays = dict[str, np.ndarray]

@@ -8,7 +8,7 @@ import numpy as np
 
 from lib.data import coco, scenes, subset, transforms
 from lib.data.loader import Loader
-from lib.models.families import family
+from lib.families import family
 from lib.record import sha256
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]

@@ -3,10 +3,10 @@ with the assigner or matcher that says what outputs are compared with. Pure: out
 near a choice was to another, and what records call it, is lib.alignment's.
 """
 
+from lib.families import family
 from lib.losses import gold_yolo, nanodet_plus, rt_detr
 from lib.losses.gold_yolo import build_distillation as build_distillation
 from lib.losses.gold_yolo import teacher as teacher
-from lib.models.families import family
 
 _FAMILIES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
+from lib.families import FAMILIES, family
 from lib.machine import environment
 from lib.machine.kernel import ARGUMENTS, LINES, Process, last_lines
-from lib.models.families import FAMILIES, family
 
 # A stage's numbers do not depend on how it shows them, nor on how environments are built and kernels watched: a new table
 # must not train again. What shapes a record takes nothing from these (tests/test_pipeline.py).
@@ -65,13 +65,13 @@ def parameters(notebook: Path, section: Mapping[str, Any], offered: Mapping[str,
     return {name: value for name, value in {**offered, **section}.items() if name in defaults}
 
 
-def imported(code: str, package: str, where: Path, inside: bool = True) -> Iterator[str]:
-    """The names below `lib` that Python code imports, the names taken from modules included; inside: functions too."""
+def imported(code: str, package: str, where: Path) -> Iterator[str]:
+    """The names below `lib` that Python code imports, the names taken from modules included."""
     try:
         tree = ast.parse(code)
     except SyntaxError as error:
         raise UserError(f"{where}: line {error.lineno}: {error.msg} in {(error.text or '').strip()!r}") from error
-    for node in ast.walk(tree) if inside else _outside_functions(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "lib")
         elif isinstance(node, ast.ImportFrom):
@@ -82,17 +82,9 @@ def imported(code: str, package: str, where: Path, inside: bool = True) -> Itera
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
-    """What runs when a module is imported."""
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield child
-            yield from _outside_functions(child)
-
-
 @cache
-def module(root: Path, name: str, inside: bool) -> tuple[str, tuple[str, ...], str]:
-    """The file of a dotted name, relative to root, the names that it imports, and its package; "" for no module.
+def module(root: Path, name: str) -> tuple[str, tuple[str, ...]]:
+    """The file of a dotted name, relative to root, and the names that it imports; "" where the name is no module.
 
     Read once: the jobs of a report share their files, and parsing them for each took half of `make report`'s time.
     """
@@ -100,32 +92,32 @@ def module(root: Path, name: str, inside: bool) -> tuple[str, tuple[str, ...], s
     whole = path.is_dir()
     file = path / "__init__.py" if whole else path.with_suffix(".py")
     if not file.is_file():
-        return "", (), ""
+        return "", ()
     package = name if whole else name.rpartition(".")[0]
-    names = tuple(imported(file.read_text(encoding="utf-8"), package, file, inside))
-    return str(file.relative_to(root)), names, package
+    return str(file.relative_to(root)), (*imported(file.read_text(encoding="utf-8"), package, file), package)
 
 
 def sources(start: Path, side: str, models: Iterable[str], display: bool = False) -> list[str]:
     """The project's files that the numbers of a notebook, or of a module of the project, depend on: what it imports,
     directly or not.
 
-    Left out: the other side's backend, the other families' models, what stands aside (unless `display`), and what a
-    package that is only passed on the way to one of its modules imports inside of functions: nobody calls them.
+    Left out: the other side's backend, the other families' models, and what stands aside (unless `display`).
     """
     others = set(FAMILIES) - {family(model) for model in models}
     found: set[str] = set()
     module_name = ".".join(start.with_suffix("").parts) if start.suffix == ".py" else ""
-    code = () if module_name else cells(start)
-    names = [module_name, *(name for cell in code for name in imported(cell["source"], "", start))]
-    waiting = [(name, True) for name in names if name]  # and whether its functions may be called
-    seen: set[tuple[str, bool]] = set()
+    waiting = (
+        [module_name]
+        if module_name
+        else [name for cell in cells(start) for name in imported(cell["source"], "", start)]
+    )
+    seen: set[str] = set()
     while waiting:
-        name, called = waiting.pop()
-        if (name, called) in seen:
+        name = waiting.pop()
+        if name in seen:
             continue
-        seen.add((name, called))
-        file, imports, package = module(environment.ROOT, name, called)
+        seen.add(name)
+        file, imports = module(environment.ROOT, name)
         stem = Path(file).stem
         left_out = (
             stem in others
@@ -134,7 +126,7 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
         )
         if file and (not left_out or name == module_name):
             found.add(file)
-            waiting += [*((one, True) for one in imports), (package, called and package == name)]
+            waiting += imports
     return sorted(found)
 
 

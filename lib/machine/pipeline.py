@@ -27,11 +27,11 @@ import yaml
 from lib import record
 from lib.alignment.evidence import REFERENCE
 from lib.errors import UserError, of_a_place
+from lib.families import FAMILIES, family
 from lib.machine import environment, progress
 from lib.machine.job import digest, run, written
 from lib.machine.notebook import BOTH, execute, parameters, sources
 from lib.machine.progress import open_mark, read_mark
-from lib.models.families import FAMILIES, family
 from lib.record import atomic
 
 

@@ -1,15 +1,15 @@
 """The detectors, one model in one file, top to bottom: blocks, backbone, neck, head, variants. Losses, post-processing,
 input, training and everything that compares lie elsewhere.
 
-Names and families are plain data; a family's file, and with it a framework, is loaded where a model is asked for.
+Names are plain data in lib.families; a family's file, and with it a framework, is loaded where a model is asked for.
 """
 
 from types import ModuleType
 from typing import Any
 
 from lib.errors import UserError
-from lib.models.families import NAMES as NAMES
-from lib.models.families import family
+from lib.families import NAMES as NAMES
+from lib.families import family
 from lib.models.step import ParameterGroup
 
 

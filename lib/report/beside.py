@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from lib.alignment.evidence import Evidence
+from lib.families import FAMILIES
 from lib.machine.notebook import BOTH
-from lib.models.families import FAMILIES
 from lib.record import Record, read
 from lib.report.bound import field
 from lib.report.messages import Messages

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lib.errors import UserError
-from lib.models.families import family, size_of
+from lib.families import family, size_of
 from lib.models.step import ParameterGroup
 
 Groups = tuple[ParameterGroup, ...]

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 from lib.alignment.references import gold_yolo, nanodet_plus, rt_detr
 from lib.alignment.references.case import GOLDEN, Case, arrays_of, content_of
-from lib.models.families import FAMILIES
+from lib.families import FAMILIES
 from lib.record import measure
 
 _MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}

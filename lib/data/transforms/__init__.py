@@ -9,7 +9,7 @@ from lib.data.transforms.base import Augmented, Picture, Recipe, Size, planes, s
 from lib.data.transforms.gold_yolo import VARIANTS, GoldYolo
 from lib.data.transforms.nanodet_plus import NanoDetPlus
 from lib.data.transforms.rt_detr import RtDetr
-from lib.models.families import family, size_of
+from lib.families import family, size_of
 
 __all__ = ("RECIPES", "Augmented", "Picture", "Recipe", "Size", "planes", "recipe", "stack", "warp_boxes")
 
