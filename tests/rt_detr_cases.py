@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from lib import backend, models
+from lib.alignment.margins import second_best_gap
 from lib.alignment.seeded import seeded_input, seeded_state
-from lib.models import rt_detr_decoder, rt_detr_encoder
+from lib.losses.rt_detr import costs, match, ordinary, values
+from lib.models import rt_detr
 from lib.models.step import Step
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "rt_detr"
@@ -55,8 +57,8 @@ def published_tables(monkeypatch, arrays=None):
     arrays = arrays or read("forward_r18vd_320")[1]
     with monkeypatch.context() as patch:
         if "pos_embed2" in arrays:
-            patch.setattr(rt_detr_encoder, "position_embedding", lambda *_: arrays["pos_embed2"])
-        patch.setattr(rt_detr_decoder, "anchors", lambda _: (arrays["anchors_logit"][0], arrays["valid_mask"][0]))
+            patch.setattr(rt_detr, "position_embedding", lambda *_: arrays["pos_embed2"])
+        patch.setattr(rt_detr, "anchors", lambda _: (arrays["anchors_logit"][0], arrays["valid_mask"][0]))
         yield
 
 
@@ -101,3 +103,13 @@ def targets(record):
 
 def step(record, arrays, variant):
     return Step(random=Replay(arrays) if variant == "dn" else None, targets=targets(record))
+
+
+def matchings(outputs, given, size, num_classes):
+    """Per prediction that is matched, by its losses' suffix, and image: (matching, by what the second is dearer)."""
+    true, found = rt_detr.truths(given, size, num_classes), {}
+    for suffix, prediction in ordinary(outputs).items():
+        rows = zip(*values(prediction), true, strict=True)
+        gaps = [second_best_gap(costs(logits, boxes, t.labels, t.boxes)) for logits, boxes, t in rows]
+        found[suffix] = list(zip(match(prediction, true), gaps, strict=True))
+    return found

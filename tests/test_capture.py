@@ -85,6 +85,6 @@ def test_inputs_are_shown_for_one_model_of_each_family(tmp_path):
     train, _ = sets.prepare(str(tmp_path / "scenes"), seed=0, train_images=4, val_images=2)
     batches = sets.loaders(train, ["gold-yolo-n", "nanodet-plus-m_320", "gold-yolo-s"], 64, 0)
     assert list(batches) == ["gold_yolo", "nanodet_plus"]
-    assert batches["gold_yolo"].recipe == transforms.recipe("gold-yolo-n", "gold_yolo")
+    assert batches["gold_yolo"].recipe == transforms.recipe("gold-yolo-n")
     pictures, boxes = sets.first_inputs(batches)
     assert len(pictures) == len(boxes) == 8 and pictures[0].shape == (64, 64, 3)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,7 +102,8 @@ def test_evaluate_says_more(capsys, tmp_path, made):
 
 def test_what_detect_wrote_is_evaluated_as_the_model_itself(capsys, tmp_path, made, monkeypatch):
     folder, weights = made
-    monkeypatch.setattr(postprocess.settings(MODEL), "SCORE_THRESHOLD", 0.001)  # it has learnt nothing: low scores
+    low = replace(postprocess.settings(MODEL), score_threshold=0.001)  # it has learnt nothing: its scores are low
+    monkeypatch.setitem(postprocess.SETTINGS, models.family(MODEL), low)
     truth, out, rows = str(folder / "val.json"), str(tmp_path / "found.json"), str(tmp_path / "rows.json")
     found = ["--json", out, "--classes", truth, "--threshold", "0.001"]
     assert main(["detect", MODEL, weights, str(folder / "images"), *found, *SIZE]) == 0

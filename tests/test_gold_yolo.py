@@ -31,7 +31,7 @@ from lib.data import boxes
 from lib.errors import UserError
 from lib.models.gold_yolo import INTERMEDIATES, STRIDES, VARIANTS, build_variant, parameter_groups
 from lib.models.step import Step
-from lib.postprocess.gold_yolo import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD, per_image
+from lib.postprocess import SETTINGS, detections
 
 FORWARD = "forward_gold_yolo-n_320"
 FLOAT64_SLOW = ["f32", pytest.param("f64", marks=pytest.mark.slow)]  # slow in Jittor, where it compiles
@@ -147,7 +147,7 @@ def test_first_weights_depend_on_seed_and_name_alone():
 
 # ------------------------------------------------------------------------------------------------------- forward
 def calibrated(kind, size="n", statistics=None):
-    """The record's calibrated case: norm statistics from a file, and for size N boxes that are not turned inside out."""
+    """The record's calibrated case: norm statistics from a file, for size N boxes that are not turned inside out."""
 
     def adjust(state):
         state |= arrays("bn_cal_gold_yolo-n_320") if statistics is None else statistics
@@ -319,18 +319,23 @@ def test_detections_as_published(case):
     rows = arrays(FORWARD)["cal_output"][0].copy()
     if not settings["multi_label"]:  # each cell's best class alone: rows in which the others are 0 give the same
         rows[:, 5:] *= rows[:, 5:] == rows[:, 5:].max(1, keepdims=True)
-    limit = MAX_DETECTIONS if settings["multi_label"] else 1000
-    found, expected = (
-        per_image(rows, (320, 320), settings["conf"], settings["iou"], limit),
-        arrays(FORWARD)[f"nms_{case}"],
+    published, expected = SETTINGS["gold_yolo"], arrays(FORWARD)[f"nms_{case}"]
+    (found,) = detections(
+        "gold-yolo-n",
+        rows[None],
+        image_size=(320, 320),
+        score_threshold=settings["conf"],
+        nms_iou=settings["iou"],
+        max_detections=published.max_detections if settings["multi_label"] else 1000,
     )
     assert (rows[:, 5:] > settings["conf"]).sum() == settings["candidates"]
     assert found.dtype == np.float32 and found.shape == expected.shape
     assert (found[:, 4] == expected[:, 4]).all()  # of equal scores the published order is any
     assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
     if case == "eval_conf0.03":
-        assert (settings["conf"], settings["iou"]) == (SCORE_THRESHOLD, NMS_IOU)
+        assert (settings["conf"], settings["iou"]) == (published.score_threshold, published.nms_iou)
 
 
 def test_no_detections():
-    assert per_image(np.zeros((21, 7), np.float32), (32, 32), SCORE_THRESHOLD, NMS_IOU, MAX_DETECTIONS).shape == (0, 6)
+    (found,) = detections("gold-yolo-n", np.zeros((1, 21, 7), np.float32), image_size=(32, 32))
+    assert found.shape == (0, 6)

@@ -1,9 +1,10 @@
-"""Gold-YOLO's second branch and self-distillation against the published numbers and their rule; runs in both environments.
+"""Gold-YOLO's second branch and self-distillation against the published numbers and their rule; runs in both
+environments.
 
-The published record is of a float32 run, judged by FACTOR times RELATIVE. Under its plain weights some background scores
-round to 1 in float32 and count 100 then; so the class loss of a float64 model is that of its outputs rounded to float32.
-The anchor-based branch is less well-conditioned: its losses are judged by FACTOR times their own spread, measured in the test
-over float32 runs whose image is moved by one rounding.
+The published record is of a float32 run, judged by FACTOR times RELATIVE. Under its plain weights some background
+scores round to 1 in float32 and count 100 then; so the class loss of a float64 model is that of its outputs rounded to
+float32. The anchor-based branch is less well-conditioned: its losses are judged by FACTOR times their own spread,
+measured in the test over float32 runs whose image is moved by one rounding.
 """
 
 from dataclasses import replace
@@ -29,8 +30,8 @@ from lib.alignment.verdict import ROUNDING
 from lib.backend import nn
 from lib.data import boxes
 from lib.errors import UserError
-from lib.losses import gold_yolo_distillation
-from lib.losses.gold_yolo_distillation import STUDENTS, Distillation, divergence, fading
+from lib.losses import gold_yolo
+from lib.losses.gold_yolo import STUDENTS, Distillation, divergence, fading
 from lib.models.gold_yolo import VARIANTS
 from lib.models.step import ParameterGroup
 from lib.training import loop as training
@@ -128,7 +129,7 @@ def test_second_branch_as_published(kind):
     moves = spread("gold-yolo-n-fuse-ab", criterion)
     assert found["loss_iou_ab"] == pytest.approx(record["items_ab"][0], abs=FACTOR * moves["loss_iou_ab"])
     assert classes["loss_cls_ab"] == pytest.approx(record["items_ab"][2], abs=FACTOR * moves["loss_cls_ab"])
-    claimed = criterion.branch.decisions(outputs[2:], TARGETS, SIZE)["gt_inds"]
+    claimed = criterion.branch.assign([backend.numpy(output) for output in outputs[2:]], TARGETS, SIZE).box
     assert (claimed > 0).sum(1).tolist() == record["fg_count_ab"]
 
 
@@ -201,17 +202,15 @@ def check_distillation(criterion, outputs, published):
 
 def another_temperature(patch):
     """Its square outside hides most of it: exactly what a test must see through."""
-    patch.setattr(gold_yolo_distillation, "TEMPERATURE", 10)
+    patch.setattr(gold_yolo, "TEMPERATURE", 10)
 
 
 def no_fading(patch):
-    patch.setattr(gold_yolo_distillation, "fading", lambda epoch, epochs: 1.0)
+    patch.setattr(gold_yolo, "fading", lambda epoch, epochs: 1.0)
 
 
 def other_way_round(patch):
-    patch.setattr(
-        gold_yolo_distillation, "divergence", lambda student, teacher, weight: divergence(teacher, student, weight)
-    )
+    patch.setattr(gold_yolo, "divergence", lambda student, teacher, weight: divergence(teacher, student, weight))
 
 
 FAULTS = (another_temperature, no_fading, other_way_round)
@@ -381,7 +380,7 @@ def test_resumed_distillation_is_bit_for_bit():
         )
 
     def go(trainer, steps):
-        for step in range(steps):
+        for _ in range(steps):
             rng = np.random.default_rng(trainer.step)
             values_of(trainer.issue(rng.random((2, 3, 64, 64), np.float32), small_case()[1] * 2))
         return trainer.state()

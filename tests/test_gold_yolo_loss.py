@@ -26,9 +26,9 @@ from gold_yolo_cases import (
 )
 
 from lib import backend, losses, models
+from lib.alignment import by_family
 from lib.data import boxes
-from lib.losses import gold_yolo_assigners
-from lib.losses.gold_yolo import Assignment, giou_loss, predicted_boxes, siou_loss
+from lib.losses.gold_yolo import Assignment, aligned, centres, contains, giou_loss, predicted_boxes, siou_loss
 from lib.models.gold_yolo import STRIDES, parameter_groups
 from lib.models.step import Step
 from lib.training import loop as training
@@ -112,7 +112,7 @@ def train_once(key, phase, kind):
         arrays_out,
         found,
         criterion.assign(arrays_out, targets, size),
-        criterion.decisions(outputs, targets, size),
+        by_family.decisions("gold-yolo-n", criterion, outputs, targets, size),
         {name: summary(backend.numpy(value), name in stored) for name, value in gradients.items()},
         {name: backend.numpy(value).copy() for name, value in backend.named_state(model) if name.endswith(STATISTICS)},
     ]
@@ -177,10 +177,8 @@ def sorted_metric(run, image, box):
     target = golden_targets(read(case.file)["targets_rows_img_cls_cx_cy_w_h"], case.pixels)[image]
     cells = boxes.priors((case.pixels, case.pixels), STRIDES).astype(np.float64)
     scores, predicted = boxes.sigmoid(run.outputs[0][image]), predicted_boxes(run.outputs[1][image], cells)
-    metric = gold_yolo_assigners._aligned(scores, predicted, target["boxes"], target["labels"])[1]
-    return np.sort((metric * gold_yolo_assigners.contains(target["boxes"], gold_yolo_assigners.centres(cells)))[box])[
-        ::-1
-    ]
+    metric = aligned(scores, predicted, target["boxes"], target["labels"])[1]
+    return np.sort((metric * contains(target["boxes"], centres(cells)))[box])[::-1]
 
 
 @on(lambda key, phase, kind: True)
@@ -217,8 +215,8 @@ def test_gradients_as_published(run):
             assert abs(gradient.mean - mean) <= SHARP * norm / gradient.size**0.5, name
         assert max(run.gradients[name].norm for name in zero) <= SHARP * record["global_grad_l2"]
         return
-    # A norm's float32 error is one draw, which may be 0 by luck: the k-th largest is compared with the k-th largest, down
-    # to the median.
+    # A norm's float32 error is one draw, which may be 0 by luck: the k-th largest is compared with the k-th largest,
+    # down to the median.
     rounded = run.record("float32")["grad"]
     own = sorted(deviation.values(), reverse=True)
     published = sorted((abs(rounded[name][0] / record["grad"][name][0] - 1) for name in names), reverse=True)

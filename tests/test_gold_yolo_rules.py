@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from lib import backend
 from lib.data import boxes
-from lib.losses.gold_yolo import giou_loss, siou_loss, varifocal
-from lib.losses.gold_yolo_assigners import atss, task_aligned
+from lib.losses.gold_yolo import atss, giou_loss, siou_loss, task_aligned, varifocal
 from lib.models.gold_yolo import STRIDES
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""How far scores are from another choice: rules against noise, and the three families at real near ties; both environments."""
+"""How far scores are from another choice: rules against noise, the families at real near ties; both environments."""
 
 import json
 from itertools import permutations
@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import backend, losses
-from lib.alignment import references
+from lib.alignment import by_family, references
 from lib.alignment.decisions import judge
 from lib.alignment.margins import among, cheapest, cut, largest, noise, settled_by, suppression, whole
 from lib.data.boxes import iou, priors
-from lib.losses import gold_yolo_assigners, nanodet_plus
-from lib.losses import rt_detr as rt_detr_criterion
+from lib.losses import gold_yolo, nanodet_plus
 from lib.models.nanodet_plus import STRIDES
-from lib.postprocess.candidates import Candidates, near_misses
+from lib.postprocess import Candidates
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -121,12 +120,12 @@ def test_a_near_miss_is_listed_and_what_is_far_from_it_is_not():
     scores = np.array([0.9, 0.8, 0.7, 0.6])
     exact = Candidates(np.arange(4), rows, rows, scores, np.zeros(4, int))
     single = Candidates(np.arange(4), *(x.astype(np.float32) for x in (rows, rows, scores)), np.zeros(4, int))
-    found, floors = near_misses(exact, single, 0.6, 100, 5)
+    found, floors = by_family.other_fates(exact, single, 0.6, 100, 5)
     np.testing.assert_allclose(found[:, :6], [[*rows[1], 0.8, 0]], atol=1e-6)
     assert 0 < found[0, 6] < 5 and floors["IoU"] >= 2.0**-24
-    assert len(near_misses(exact, single, 0.5, 100, 5)[0]) == 0
+    assert len(by_family.other_fates(exact, single, 0.5, 100, 5)[0]) == 0
     other = Candidates(np.arange(4), rows, rows, scores, np.arange(4))
-    assert len(near_misses(other, other, 0.6, 100, 5)[0]) == 0, "boxes of other classes suppress nothing"
+    assert len(by_family.other_fates(other, other, 0.6, 100, 5)[0]) == 0, "boxes of other classes suppress nothing"
 
 
 # ----------------------------------------------------------------------------------------------- the assigners' algebra
@@ -137,9 +136,9 @@ def test_dynamic_soft_label_assignment(seed, times):
     places, boxes = rng.integers(3, 25), rng.integers(1, 5)
     iou, cost = rng.integers(0, 6, (places, boxes)) / 6, coarse(rng, places, boxes)
     floor, total = rng.uniform(0.05, 0.3, (boxes, 1)), 0.3
-    margins = nanodet_plus.settled_margins(iou, cost, floor, total)
-    assert (at(margins, numbers(nanodet_plus._settled(iou, cost))) <= 1e-9).all()
-    noisy = nanodet_plus._settled(moved(rng, iou, total / min(13, places), times), moved(rng, cost, floor.T, times))
+    margins = by_family.dynamic_k(iou, cost, floor, total)
+    assert (at(margins, numbers(nanodet_plus.settled(iou, cost))) <= 1e-9).all()
+    noisy = nanodet_plus.settled(moved(rng, iou, total / min(13, places), times), moved(rng, cost, floor.T, times))
     assert (at(margins, numbers(noisy)) <= times * (1 + 1e-9)).all()
 
 
@@ -158,8 +157,8 @@ def test_task_aligned_assignment(seed, times, count):
     claims = np.where(inside[:, :, None], among(metric * inside, floor, count), [0.0, np.inf])
     margins = settled_by(claims.transpose(1, 0, 2), overlap.T, floor.T)
     noisy = moved(rng, metric, floor, times)
-    taken = gold_yolo_assigners.largest(noisy * inside, count) & inside
-    settled = gold_yolo_assigners.settle(taken, moved(rng, overlap, floor, times))
+    taken = gold_yolo.largest(noisy * inside, count) & inside
+    settled = gold_yolo.settle(taken, moved(rng, overlap, floor, times))
     assert (at(margins, numbers(settled.T)) <= times * (1 + 1e-9)).all()
 
 
@@ -211,7 +210,7 @@ class Scene:
     """A family's criterion on outputs on the way from one random set, at 0, to another, at 1."""
 
     def __init__(self, name, seed):
-        self.criterion = losses.build(name, 3)
+        self.name, self.criterion = name, losses.build(name, 3)
         self.outputs, self.held = FAMILIES[name](np.random.default_rng(seed))
         self.ends = [array.copy() for array in self.held], FAMILIES[name](np.random.default_rng(seed + 1))[1]
 
@@ -221,11 +220,13 @@ class Scene:
 
     def decisions(self, share, kind=np.float64):
         self.move(share)
-        return self.criterion.decisions(self.outputs(kind), TARGETS, SIZE)
+        return by_family.decisions(self.name, self.criterion, self.outputs(kind), TARGETS, SIZE)
 
     def margins(self, share):
         self.move(share)
-        return self.criterion.margins(self.outputs(np.float64), self.outputs(np.float32), TARGETS, SIZE)
+        return by_family.margins(
+            self.name, self.criterion, self.outputs(np.float64), self.outputs(np.float32), TARGETS, SIZE
+        )
 
     def tie(self, kind):
         """Two points a hair apart between which a decision of this kind flips."""
@@ -277,8 +278,8 @@ def test_images_without_boxes_have_margins_too(name):
     scene = Scene(name, 0)
     nothing = [{"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int)}] * 2
     outputs = scene.outputs(np.float64)
-    decided = scene.criterion.decisions(outputs, nothing, SIZE)
-    margins = scene.criterion.margins(outputs, scene.outputs(np.float32), nothing, SIZE)
+    decided = by_family.decisions(name, scene.criterion, outputs, nothing, SIZE)
+    margins = by_family.margins(name, scene.criterion, outputs, scene.outputs(np.float32), nothing, SIZE)
     assert set(margins) == set(decided)
     for label, held in margins.items():
         assert held.floors.shape == (*decided[label].shape, len(held.options))
@@ -310,9 +311,9 @@ def test_margins_of_dynamic_soft_label_assignment_as_published(golden):
     for image, target, single, double in zip(
         output, case.targets, content["margins_f32"], content["margins_f64"], strict=True
     ):
-        valid = nanodet_plus._inside(cells, target["boxes"]).any(1)
-        iou, cost = nanodet_plus._scores(image[valid], cells[valid], target["boxes"], target["labels"])
-        assert nanodet_plus._best_ious(iou) == pytest.approx(single["topk_iou_sum_per_gt"], rel=1e-6)
+        valid = nanodet_plus.inside(cells, target["boxes"]).any(1)
+        iou, cost = nanodet_plus.scored(image[valid], cells[valid], target["boxes"], target["labels"])
+        assert nanodet_plus.best_ious(iou) == pytest.approx(single["topk_iou_sum_per_gt"], rel=1e-6)
         key = "cost_gap_between_last_chosen_and_first_not_chosen"
         largest = max(largest, np.abs(np.subtract(single[key], double[key])).max())
         for box, (count, gap) in enumerate(zip(single["dynamic_k_per_gt"], single[key], strict=True)):
@@ -326,5 +327,5 @@ def test_margins_of_the_selection_as_published(golden):
         scores, tokens = stored["enc_max_scores"][None], stored["topk_ind"]
     assert gap_at(scores, 300) == pytest.approx(content["f32"]["boundary_gap"], abs=1e-6)
     exact = scores + np.random.default_rng(0).uniform(-1, 1, scores.shape) * content["score_noise_max_abs_f32_f64"]
-    held = rt_detr_criterion.selected(exact, scores, 300)
+    held = by_family.selected(exact, scores, 300)
     assert np.flatnonzero(held.floors[0, :, 1] == 0).tolist() == sorted(tokens) and held.floors.max(-1).min() > 100

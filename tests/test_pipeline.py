@@ -21,6 +21,7 @@ import yaml
 
 from lib.alignment.evidence import REFERENCE
 from lib.errors import UserError
+from lib.families import FAMILIES, family
 from lib.machine import environment, pipeline
 from lib.machine import job as jobs
 from lib.machine import notebook as notebooks
@@ -71,6 +72,7 @@ STUBS = {
 REAL = (
     "__init__",
     "errors",
+    "families",
     "record",
     *(f"machine/{name}" for name in ("__init__", "environment", "notebook", "job", "pipeline")),
 )
@@ -154,6 +156,16 @@ def test_sources_follow_imports_to_this_side_and_family(project):
     assert "lib/models/gold_yolo.py" in notebooks.sources(train, "torch", ["gold-yolo-n"])
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_record_depends_on_its_own_family_and_the_data_on_names_alone(model):
+    """Who builds a model depends on its file, who asks for a name does not."""
+    loss = notebooks.sources(ROOT / "notebooks" / "51_loss_and_gradient.ipynb", "torch", [model])
+    own = [f"lib/{place}/{family(model)}.py" for place in ("alignment/references", "losses", "models")]
+    assert [name for name in loss if Path(name).stem in FAMILIES] == own
+    data = notebooks.sources(ROOT / "notebooks" / "10_data.ipynb", "none", [model])
+    assert "lib/families.py" in data and not [name for name in data if name.startswith(("lib/models", "lib/backend"))]
+
+
 def test_a_parameter_that_the_notebook_lacks_or_that_yaml_read_as_text_is_refused(project):
     path = notebook(project / "n.ipynb", parameters="lr = 0.1  # a comment\nseed = 0")
     assert notebooks.parameters(path, {"lr": 0.2}, {"seed": 3, "data": "x"}, "p") == {"lr": 0.2, "seed": 3}
@@ -202,7 +214,7 @@ def test_a_module_or_a_cell_that_takes_from_them_is_seen():
     "options, words",
     [
         ({"profile": "none"}, "choose one of mini"),
-        ({"models": "yolo"}, "is no model"),
+        ({"models": "yolo"}, "is unknown: choose one of"),
         ({"data": "absent.json"}, "absent.json: no such file"),
     ],
 )
@@ -230,7 +242,7 @@ def test_every_profile_section_fits_its_notebook():
         profile = pipeline.load_profile(path.stem)
         for stage, model in itertools.product(pipeline.STAGES, (MODEL, "gold-yolo-n", "rtdetr_r18vd")):
             if stage.name in profile and stage.notebook:
-                name = notebooks.FAMILIES[notebooks.family(model)].tour if stage.notebook == "tour" else stage.notebook
+                name = pipeline.TOURS[family(model)] if stage.notebook == "tour" else stage.notebook
                 values = pipeline.section(profile[stage.name] or {}, model)
                 notebooks.parameters(ROOT / "notebooks" / f"{name}.ipynb", values, {}, f"{path.name}: {stage.name}")
 

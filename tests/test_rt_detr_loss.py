@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rt_detr_cases import NAME
+from rt_detr_cases import NAME, matchings
 
 from lib import backend, losses, models
+from lib.alignment import by_family
+from lib.alignment.margins import second_best_gap
 from lib.data.boxes import sigmoid
 from lib.errors import UserError
-from lib.losses.rt_detr import giou_loss
-from lib.losses.rt_detr_matcher import costs, giou, iou, match, second_best_gap
-from lib.models.rt_detr_denoising import corners
+from lib.losses.rt_detr import costs, giou, giou_loss, iou, match
+from lib.models.rt_detr import Truth, corners
 from lib.models.step import Step
 
 SIZE = (96, 64)  # height, width
@@ -51,7 +52,7 @@ def test_matching_is_the_cheapest_of_all_and_the_gap_that_to_the_next(seed, q, g
         totals = sorted(
             sum(cost[row, column] for row, column in enumerate(columns)) for columns in permutations(range(g), q)
         )
-    found = match(predicted["pred_logits"][0], predicted["pred_boxes"][0], labels, boxes)
+    (found,) = match(tensors(predicted), [Truth(labels, boxes)])
     assert cost[found.queries, found.boxes].sum() == pytest.approx(totals[0])
     assert len(found.queries) == min(q, g) and (np.diff(found.queries) > 0).all()
     assert second_best_gap(cost) == (pytest.approx(totals[1] - totals[0], abs=1e-9) if len(totals) > 1 else np.inf)
@@ -91,7 +92,7 @@ def test_losses_by_the_rule():
     given_targets = [target([[3, 4, 40, 50], [20, 30, 60, 90]], [2, 0])]
     logits, boxes = predicted["pred_logits"][0], predicted["pred_boxes"][0]
     true = np.asarray([[21.5 / 64, 27 / 96, 37 / 64, 46 / 96], [40 / 64, 60 / 96, 40 / 64, 60 / 96]])
-    pairs = match(logits, boxes, np.asarray([2, 0]), true)
+    (pairs,) = match(tensors(predicted), [Truth(np.asarray([2, 0]), true)])
     chance = sigmoid(logits)
     shares, weights = np.zeros_like(logits), 0.75 * chance**2
     for query, box in zip(pairs.queries, pairs.boxes):
@@ -161,9 +162,9 @@ def test_edge_cases_train_with_finite_losses_and_gradients(model, edge):
     if not boxes:
         assert all(value == 0 for name, value in found.items() if "vfl" not in name)
         assert found["loss_vfl"] > 0
-    for images_found in criterion.match(outputs, given_targets, SIZE).values():
+    for images_found in matchings(outputs, given_targets, SIZE, 3).values():
         assert [len(m.queries) for m, _ in images_found] == [min(126, len(t["labels"])) for t in given_targets]
-    table = criterion.decisions(outputs, given_targets, SIZE)["matched_tokens/final"]
+    table = by_family.decisions(NAME, criterion, outputs, given_targets, SIZE)["matched_tokens/final"]
     assert [np.count_nonzero(row >= 0) for row in table] == [min(126, len(t["labels"])) for t in given_targets]
 
 

@@ -16,6 +16,7 @@ from rt_detr_cases import (
     Replay,
     error,
     image,
+    matchings,
     published_tables,
     read,
     seeded_model,
@@ -24,9 +25,9 @@ from rt_detr_cases import (
 )
 
 from lib import backend, losses, models
+from lib.alignment import by_family
 from lib.alignment.capture import features
-from lib.models import rt_detr_decoder
-from lib.models.rt_detr_denoising import denoising, truths
+from lib.models.rt_detr import Denoising, denoising, truths
 from lib.models.step import Step
 from lib.training.loop import clip
 
@@ -63,9 +64,9 @@ def run_once(kind, name, variant):
             entry: summary(backend.numpy(gradient), f"dn/grad64/{entry}" in arrays)
             for entry, gradient in zip(names, gradients)
         },
-        "matches": criterion.match(outputs, targets(record), (320, 320)),
-        "named": losses.named(NAME, outputs, {}),
-        "decisions": criterion.decisions(outputs, targets(record), (320, 320)),
+        "matches": matchings(outputs, targets(record), (320, 320), 80),
+        "named": by_family.named(NAME, outputs, {}),
+        "decisions": by_family.decisions(NAME, criterion, outputs, targets(record), (320, 320)),
         "tokens": backend.numpy(outputs["selected_tokens"]),
         "state": {
             entry: backend.numpy(value).copy()
@@ -158,8 +159,8 @@ def test_every_loss_as_published(run):
 
 
 def test_matchings_as_published_where_the_margin_exceeds_the_noise(run):
-    """Queries are compared as tokens: near-ties of the selection leave their order to rounding. In float32 a matching may
-    differ whose second best is nearer than FACTOR times the margins' noise."""
+    """Queries are compared as tokens: near-ties of the selection leave their order to rounding. In float32 a matching
+    may differ whose second best is nearer than FACTOR times the margins' noise."""
     published, judged = run["published"], 0
     for ours, theirs in zip(run["tokens"], run["arrays"].get("dn/topk_ind", run["tokens"]), strict=True):
         assert set(ours) == set(theirs)
@@ -221,9 +222,10 @@ def test_batch_norm_statistics_as_published(recorded):
 def test_one_optimiser_step_as_published(recorded):
     """Clipped to 0.1, then AdamW in the published groups.
 
-    How the rule was applied to our own gradient shows in the residuals, for every parameter. In float32 a gradient element
-    within its noise may take the other sign and with it a whole step, so the steps of the others are compared: a step of
-    rate * g / (|g| + eps) moves by at most rate * |dg / g|, and dg is taken as five times FACTOR published deviations.
+    How the rule was applied to our own gradient shows in the residuals, for every parameter. In float32 a gradient
+    element within its noise may take the other sign and with it a whole step, so the steps of the others are compared:
+    a step of rate * g / (|g| + eps) moves by at most rate * |dg / g|, and dg is taken as five times FACTOR published
+    deviations.
     """
     assert max(recorded["residuals"].values()) <= 4
     assert len(recorded["changes"]) == 19
@@ -290,8 +292,8 @@ def some_targets(*counts):
 
 
 def test_main_loss_never_sees_the_denoising_queries(monkeypatch):
-    """The 300 queries predict the same bytes whatever noise stands in front of them, and no matched loss reads a denoising
-    prediction; with the attention mask taken away both would change."""
+    """The 300 queries predict the same bytes whatever noise stands in front of them, and no matched loss reads a
+    denoising prediction; with the attention mask taken away both would change."""
     images = np.random.default_rng(3).random((2, 3, 96, 96), np.float32)
     given, criterion = some_targets(2, 3), losses.build(NAME, 5)
     found = []
@@ -312,9 +314,7 @@ def test_main_loss_never_sees_the_denoising_queries(monkeypatch):
     assert dict(zip(alone, backend.floats(list(alone.values())))) == {
         n: v for n, v in second.items() if "_dn_" not in n
     }
-    monkeypatch.setattr(
-        rt_detr_decoder.Denoising, "blocks", lambda self, others: np.zeros(2 * [self.labels.shape[1] + others])
-    )
+    monkeypatch.setattr(Denoising, "blocks", lambda self, others: np.zeros(2 * [self.labels.shape[1] + others]))
     _, leaking = train_outputs(images, given, np.random.default_rng(2))
     assert error(backend.numpy(leaking["pred_logits"]), others) > 1e-2
 

@@ -15,9 +15,7 @@ from lib.alignment.capture import features
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.alignment.verdict import K
 from lib.convert import state
-from lib.models.rt_detr import VARIANTS
-from lib.models.rt_detr_decoder import QUERIES
-from lib.models.rt_detr_transformers import renamed, settings
+from lib.models.rt_detr import QUERIES, VARIANTS
 from lib.models.step import Step
 
 if backend.NAME != "torch":
@@ -28,10 +26,10 @@ torch = pytest.importorskip("torch")
 
 def their_model(name, model):
     """Their model of the variant with our model's weights, strictly: no entry missing, none left over."""
-    chosen = settings(name, model.num_classes)
+    chosen = live.settings(name, model.num_classes)
     backbone = transformers.RTDetrResNetConfig(**chosen.pop("backbone_config"))
     theirs = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(backbone_config=backbone, **chosen))
-    theirs.load_state_dict({key: torch.tensor(value) for key, value in renamed(state(model)).items()}, strict=True)
+    theirs.load_state_dict({key: torch.tensor(value) for key, value in live.renamed(state(model)).items()}, strict=True)
     return theirs
 
 
@@ -42,7 +40,7 @@ def test_key_map_as_recorded(shared):
         entries = state(models.build(f"rtdetr_{variant}", 80))
         assert list(entries) == list(published)
         for entry, value in entries.items():
-            ours = {key: part.shape[:1] for key, part in renamed({entry: value}).items()}
+            ours = {key: part.shape[:1] for key, part in live.renamed({entry: value}).items()}
             theirs = {key: tuple(np.diff(rows[0])) if rows else value.shape[:1] for key, *rows in published[entry]}
             assert ours == theirs, entry
 

@@ -1,4 +1,4 @@
-"""Rates, momenta, accumulation, averages and input sizes of the recipes against the published curves. Both environments."""
+"""Rates, momenta, accumulation, averages and input sizes against the published curves. Both environments."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_gold_yolo_groups_are_norms_weights_and_biases():
 
 @pytest.mark.parametrize("step", [0, 1, 999, 7391, 7392, 22175, 22176, 22177, 7392 * 150 + 7, 7392 * 300 - 1])
 def test_gold_yolo_rates_are_interpolated_in_the_warm_up_and_follow_the_cosine(gold, step):
-    """yolov6/core/engine.py: np.interp(step, [0, warm-up], [start, initial rate * cosine of the epoch]) for each group."""
+    """yolov6/core/engine.py: np.interp(step, [0, warm-up], [start, rate * cosine of the epoch]) for each group."""
     run, steps = gold
     factor = (1 - math.cos(math.pi * (step // steps) / 300)) / 2 * (0.01 - 1) + 1
     warmup = max(round(3 * steps), 1000)
@@ -112,7 +112,7 @@ def test_gold_yolo_warms_up_for_a_thousand_steps_at_least():
     ],
 )
 def test_gold_yolo_rate_follows_the_batch_and_decay_the_images_per_update(model, batch, rate, decay):
-    """On one device: lr0 * batch / 32, decay * batch * max(1, round(64 / batch)) / 64; 0.002 and 0.001 are the README's."""
+    """lr0 * batch / 32, decay * batch * max(1, round(64 / batch)) / 64; 0.002 and 0.001 are the README's."""
     run = scaled(recipe(model), IMAGES, batch=batch, epochs=300)
     assert (run.learning_rate, run.weight_decay) == (pytest.approx(rate), pytest.approx(decay))
 
@@ -147,21 +147,8 @@ def test_the_optimiser_gets_rates_and_decay_of_its_groups(monkeypatch):
 def test_rt_detr_sides_keep_their_proportion_to_the_input():
     published = (480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800)
     assert scaled(RT_DETR, IMAGES, batch=16, epochs=72).sides == published
-    assert scaled(RT_DETR, IMAGES, batch=16, epochs=72, size=(320, 320)).sides == (
-        256,
-        256,
-        288,
-        288,
-        320,
-        320,
-        320,
-        320,
-        352,
-        352,
-        384,
-        384,
-        416,
-    )
+    half = (256, 256, 288, 288, 320, 320, 320, 320, 352, 352, 384, 384, 416)
+    assert scaled(RT_DETR, IMAGES, batch=16, epochs=72, size=(320, 320)).sides == half
     assert set(scaled(RT_DETR, 64, batch=8, epochs=1, size=(96, 96)).sides) == {64, 96, 128}
     assert set(scaled(RT_DETR, 64, batch=8, epochs=1, size=(32, 32)).sides) == {32}
 

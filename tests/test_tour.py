@@ -8,10 +8,9 @@ import pytest
 from lib import backend, models
 from lib.alignment import capture, references
 from lib.backend import nn
-from lib.models import gold_yolo_blocks
+from lib.models import gold_yolo as model_file
 from lib.models.gold_yolo import VARIANTS, build_variant
-from lib.models.rt_detr_decoder import DeformableAttention
-from lib.models.rt_detr_denoising import Denoising
+from lib.models.rt_detr import DeformableAttention, Denoising
 from lib.show import tour
 from lib.show.tour import gold_yolo, rt_detr
 
@@ -105,8 +104,8 @@ def test_merging_differs_by_rounding_alone():
 
 
 def test_merging_shows_a_fault_in_every_precision(monkeypatch):
-    folded = gold_yolo_blocks._fold
-    monkeypatch.setattr(gold_yolo_blocks, "_fold", lambda *branch: (folded(*branch)[0], 1.001 * folded(*branch)[1]))
+    folded = model_file._fold
+    monkeypatch.setattr(model_file, "_fold", lambda *branch: (folded(*branch)[0], 1.001 * folded(*branch)[1]))
     found = gold_yolo.merging(N, replace(references.case(N, "forward"), size=(96, 96)))
     assert min(found["float64"].values()) > 1e-6
 

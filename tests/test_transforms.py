@@ -1,4 +1,4 @@
-"""What the recipes of all families promise: boxes that follow their objects, and samples that are the same everywhere."""
+"""What the recipes of all families promise: boxes that follow their objects, samples that are the same everywhere."""
 
 from dataclasses import replace
 
@@ -179,9 +179,9 @@ def test_evaluation_shows_the_image_where_its_matrix_says(name):
 
 
 def test_the_recipe_of_a_model():
-    assert transforms.recipe("nanodet-plus-m_320", "nanodet_plus") is RECIPES["nanodet_plus"]
-    assert transforms.recipe("rtdetr_r18vd", "rt_detr") is RECIPES["rt_detr"]
-    assert [transforms.recipe(f"gold-yolo-{size}", "gold_yolo").scale for size in "nsml"] == [0.5, 0.5, 0.9, 0.9]
+    assert transforms.recipe("nanodet-plus-m_320") is RECIPES["nanodet_plus"]
+    assert transforms.recipe("rtdetr_r18vd") is RECIPES["rt_detr"]
+    assert [transforms.recipe(f"gold-yolo-{size}").scale for size in "nsml"] == [0.5, 0.5, 0.9, 0.9]
 
 
 def test_planes_come_first_and_colours_are_0_to_1():

@@ -1,4 +1,4 @@
-"""RT-DETR's recipe: resizing, windows and colours against formulas, ranges and probabilities against their definition."""
+"""RT-DETR's recipe: resizing, windows, colours against formulas, ranges and probabilities against their definition."""
 
 import colorsys
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_zooming_out_puts_black_around_half_of_the_images():
     assert 110 < (factors == 1).sum() < 190
     zoomed = factors[factors != 1]
     assert 1 <= zoomed.min() < 1.1 and 3.9 < zoomed.max() <= 4 and 2.2 < zoomed.mean() < 2.8
-    for prepared, warp, boxes, labels in found:
+    for prepared, warp, boxes, _ in found:
         x, y, right, bottom = transforms.warp_boxes(np.array([[0, 0, 100, 80]]), warp, (80, 100))[0]
         outside = np.ones((80, 100), bool)
         outside[max(int(y) - 1, 0) : int(bottom) + 2, max(int(x) - 1, 0) : int(right) + 2] = False
@@ -139,7 +139,7 @@ def test_boxes_below_a_pixel_are_dropped_before_and_after_resizing():
 
 
 class Only:
-    """One of brightness, contrast, saturation and hue happens, at the lower end of its range; channels stay in order."""
+    """One of brightness, contrast, saturation and hue happens, at the lower end of its range; channels keep order."""
 
     def __init__(self, change: str) -> None:
         decisions = ("brightness", "contrast", "saturation", "hue", "contrast first", "channels")

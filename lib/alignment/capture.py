@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lib import backend, convert, losses, models, postprocess
-from lib.alignment import divergence, layers, reproduction
+from lib.alignment import by_family, divergence, layers, reproduction
 from lib.alignment.compare import norm
 from lib.alignment.evidence import SIDES, is_reference
 from lib.alignment.margins import Margins
@@ -113,8 +113,8 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     settings = postprocess.settings(name)
     fields: Fields = {
         "case": case.name,
-        "score_threshold": settings.SCORE_THRESHOLD,
-        "max_detections": settings.MAX_DETECTIONS,
+        "score_threshold": settings.score_threshold,
+        "max_detections": settings.max_detections,
         "float64": backend.FLOAT64,
     }
     arrays, runs, outputs = {}, {}, {}
@@ -123,14 +123,14 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
         with backend.no_grad(), features(model, models.intermediates(name)) as found:
             runs[precision] = found
             output = outputs[precision] = model(backend.tensor(case.input().astype(precision)))
-        named = losses.named(name, output, found)
+        named = by_family.named(name, output, found)
         fields["depth"] = [key.removeprefix("features/") for key in named if key.startswith("features/")]
         arrays |= {f"{precision}/{key}": array for key, array in named.items()}
         arrays[f"{precision}/detections"] = postprocess.detections(name, output, image_size=case.size)[0]
-    arrays |= {f"assignment/{key}": array for key, array in losses.decisions(name, runs["float32"]).items()}
+    arrays |= {f"assignment/{key}": array for key, array in by_family.selection(runs["float32"]).items()}
     if "float64" in runs:
-        _margins(losses.margins(name, runs["float64"], runs["float32"]), "", fields, arrays)
-        arrays["near/detections"], noise = postprocess.near_misses(
+        _margins(by_family.selection_margins(runs["float64"], runs["float32"]), "", fields, arrays)
+        arrays["near/detections"], noise = by_family.near_misses(
             name, outputs["float64"], outputs["float32"], case.size, NEAR
         )
         fields.setdefault("noise", {})["detections"] = noise
@@ -185,7 +185,7 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
         if "float64" in runs:
             criterion = _criterion(name, case, case.phases[phase])
             _margins(
-                criterion.margins(runs["float64"], runs["float32"], case.targets, case.size),
+                by_family.margins(name, criterion, runs["float64"], runs["float32"], case.targets, case.size),
                 f"{phase}/",
                 fields,
                 arrays,
@@ -213,10 +213,10 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
         f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()
     }
     if precision == "float32":
-        decided = criterion.decisions(outputs, case.targets, case.size)
+        decided = by_family.decisions(name, criterion, outputs, case.targets, case.size)
         arrays |= {f"assignment/{phase}/{key}": array for key, array in decided.items()}
     if phase == next(iter(case.phases)):
-        arrays |= {f"{precision}/output/{key}": array for key, array in losses.named(name, outputs, {}).items()}
+        arrays |= {f"{precision}/output/{key}": array for key, array in by_family.named(name, outputs, {}).items()}
         arrays |= _batch_norm(model, precision)
     del model  # the step builds its own
     if case.update and case.update.phase == phase:

@@ -1,7 +1,8 @@
 """Discrete decisions of two sides: which differ, and whether rounding may have flipped them.
 
-A flip's margin says how far the scores behind it would have to move for it, from the reference's exact scores, in floors:
-multiples of their measured noise (lib.alignment.margins). A flip is legal only where its margin is below the gate, K floors.
+A flip's margin says how far the scores behind it would have to move for it, from the reference's exact scores, in
+floors: multiples of their measured noise (lib.alignment.margins). A flip is legal only where its margin is below the
+gate, K floors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,13 +42,9 @@ class Decisions:
     total: int
     flips: tuple[Flip, ...]
     fault: str | None = None  # why they can't be compared
-    nearest: float = float(
-        "nan"
-    )  # the smallest margin of any decision to become another, in floors; NaN: nobody measured it
+    nearest: float = float("nan")  # the smallest margin of any to become another, in floors; NaN: nobody measured it
     within: int = 0  # decisions with a margin below the gate
-    astray: tuple[
-        float, ...
-    ] = ()  # per image (the first axis) how far the farthest choice of either side is from the exact one
+    astray: tuple[float, ...] = ()  # per image (the first axis) how far the farthest choice is from the exact one
 
     @property
     def illegal(self) -> list[Flip]:
@@ -82,8 +79,8 @@ def judge(
 ) -> Decisions:
     """Choices of two sides of the same shape; without margins no flip is legal.
 
-    A flip's margin is that of the choice that is farther from the exact one. before: of what both chose from here; where a
-    decision of it flipped, in the same image (the first axis), that flip's margin counts, if it is smaller.
+    A flip's margin is that of the choice that is farther from the exact one. before: of what both chose from here;
+    where a decision of it flipped, in the same image (the first axis), that flip's margin counts, if it is smaller.
     """
     if why := compare(name, reference, candidate).fault or (margins and _unusable(reference, margins)):
         return Decisions(name, np.size(reference), (), why)
@@ -113,7 +110,7 @@ def _of(margins: Margins, chosen: np.ndarray) -> np.ndarray:
 
 
 def _earlier(before: Decisions | None, image: int) -> float:
-    """The largest margin of what was chosen otherwise before in this image, as all of it has to be excused; inf: nothing."""
+    """The largest margin of what was chosen otherwise before in this image, as all must be excused; inf: nothing."""
     if before is None:
         return np.inf
     found = [flip.margin for flip in before.flips if flip.where[0] == image]
@@ -151,10 +148,10 @@ def restored(name: str, arrays: Mapping[str, np.ndarray]) -> Margins | None:
 
 
 def excuse(rows: Sequence[Row], held: Sequence[Decisions], belongs: Callable[[Row], str]) -> list[Row]:
-    """Rows of what is computed from decisions: after a legal flip float32 results differ by more than their noise, rightly.
+    """Rows of what is computed from decisions: after a legal flip float32 results differ by more than their noise.
 
-    Such a row is shown, not judged, where the float64 run of the same name, which no rounding flips, passes. belongs: of a
-    row, how the names of the decisions behind it begin.
+    Such a row is shown, not judged, where the float64 run of the same name, which no rounding flips, passes. belongs:
+    of a row, how the names of the decisions behind it begin.
     """
     doubles = [row for row in rows if "float64" in row.what]
     sound = {row.name for row in doubles} - {row.name for row in doubles if not row.passed}

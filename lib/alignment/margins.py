@@ -1,8 +1,8 @@
 """How far scores would have to move for a discrete choice to be another one: its margin.
 
-A margin is counted in floors: how many times its own noise each score involved would have to move. The option that exact
-scores choose has margin 0; one that no error of a score can bring about has infinity. Where two things must both happen
-the larger margin counts (np.maximum), where one suffices the smaller (np.minimum). Nothing here is judged.
+A margin is counted in floors: how many times its own noise each score involved would have to move. The option that
+exact scores choose has margin 0; one that no error of a score can bring about has infinity. Where two things must both
+happen the larger margin counts (np.maximum), where one suffices the smaller (np.minimum). Nothing here is judged.
 
 Letters: r rows of scores, n scores of a row, o options of a choice.
 """
@@ -65,7 +65,7 @@ def among(scores: np.ndarray, floor: np.ndarray, count: int) -> np.ndarray:
 
 
 def largest(scores: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """(r, n) margins of each score (r, n) to be the largest of its row; floor: of the row's scores, (r or 1, n or 1)."""
+    """(r, n) margins of each score (r, n) to be its row's largest; floor: of the row's scores, (r or 1, n or 1)."""
     floor = np.broadcast_to(floor, scores.shape)
     reach = (scores[:, None, :] - scores[:, :, None]) / (floor[:, None, :] + floor[:, :, None])
     return np.maximum(reach.max(2), 0)
@@ -81,8 +81,8 @@ def whole(values: np.ndarray, floor: float, most: int) -> np.ndarray:
 def settled_by(claims: np.ndarray, scores: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """(r, 1 + n) margins of a place to go to nobody and to each of n claimants.
 
-    claims (r, n, 2): margins of not claiming it, and of claiming it. One who claims it alone has it; where more do, it goes
-    to the one of largest score (r, n), whether that one claimed it or not; floor (r or 1, n).
+    claims (r, n, 2): margins of not claiming it, and of claiming it. One who claims it alone has it; where more do, it
+    goes to the one of largest score (r, n), whether that one claimed it or not; floor (r or 1, n).
     """
     unclaimed, claimed = claims[:, :, 0], claims[:, :, 1]
     others = np.stack([np.delete(unclaimed, one, 1).max(1, initial=0.0) for one in range(scores.shape[1])], 1)
@@ -119,11 +119,22 @@ def _forced(cost: np.ndarray, floor: np.ndarray, own: np.ndarray, row: int, colu
         margin, moved = nearer, cost + nearer * np.where(own, floor, -floor)
 
 
-def suppression(overlap: np.ndarray, scores: np.ndarray, limit: float, floors: tuple[float, float]) -> np.ndarray:
-    """(m, 2) margins of being suppressed, and of surviving, for boxes of one class, best first; floors: of IoU and score.
+def second_best_gap(cost: np.ndarray) -> float:
+    """How much more the second cheapest assignment of cost (q, g) costs; infinite if there is no other."""
+    pairs = list(zip(*linear_sum_assignment(cost)))
+    best, others = sum(cost[pair] for pair in pairs), [np.inf]
+    for pair in pairs if cost.size > 1 else ():  # every other assignment leaves out at least one of the pairs
+        without = cost.astype(np.float64)
+        without[pair] = np.inf
+        others.append(without[linear_sum_assignment(without)].sum())
+    return float(min(others) - best)
 
-    A box falls where a better one that survives overlaps it by more than the limit. A worse one could be the better one: of
-    that, whether it survives is not asked, so that a margin may be too small, never too large.
+
+def suppression(overlap: np.ndarray, scores: np.ndarray, limit: float, floors: tuple[float, float]) -> np.ndarray:
+    """(m, 2) margins of being suppressed, and of surviving, for boxes of a class, best first; floors: of IoU and score.
+
+    A box falls where a better one that survives overlaps it by more than the limit. A worse one could be the better
+    one: of that, whether it survives is not asked, so that a margin may be too small, never too large.
     """
     above, below = np.maximum(limit - overlap, 0) / floors[0], np.maximum(overlap - limit, 0) / floors[0]
     passing = np.abs(scores[:, None] - scores[None]) / (2 * floors[1])
@@ -137,10 +148,10 @@ def suppression(overlap: np.ndarray, scores: np.ndarray, limit: float, floors: t
 
 
 def cut(survival: np.ndarray, scores: np.ndarray, floor: float, limit: int) -> np.ndarray:
-    """(m, 2) margins of not being, and of being, one of the `limit` best survivors; survival (m, 2) as `suppression` gives it.
+    """(m, 2) margins of not being, and of being, one of the `limit` best survivors; survival (m, 2): of `suppression`.
 
-    To enter takes that as many survivors before a box as are too many fall or are passed; to leave, that as many others as
-    there are places behind it survive and stand before it.
+    To enter takes that as many survivors before a box as are too many fall or are passed; to leave, that as many others
+    as there are places behind it survive and stand before it.
     """
     alive, found = survival[:, 1] == 0, survival.copy()
     for box, score in enumerate(scores):

@@ -17,6 +17,7 @@ import numpy as np
 from lib.data import coco, scenes, transforms
 from lib.data.loader import Loader
 from lib.errors import UserError
+from lib.families import family
 from lib.record import atomic, sha256
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
@@ -75,9 +76,9 @@ def samples(dataset: coco.Dataset, count: int) -> tuple[list[np.ndarray], list[n
 def loaders(dataset: coco.Dataset, models: Sequence[str], size: int, seed: int) -> dict[str, Loader]:
     """By the family's name: training batches of at most eight images as the first of its models gets them."""
     batch = min(8, len(dataset.images))
-    chosen = {_family(model): model for model in reversed(models)}
+    chosen = {family(model): model for model in reversed(models)}
     return {
-        name: Loader(dataset, transforms.recipe(model, name), (size, size), batch, seed)
+        name: Loader(dataset, transforms.recipe(model), (size, size), batch, seed)
         for name, model in chosen.items()
     }
 
@@ -155,15 +156,6 @@ def source_file(data: str | Path) -> Path:
         f"{data}: neither a COCO JSON file nor a folder with train.json, annotations/instances_*.json or one JSON "
         "file; give the file to choose from, after python -m lib data convert --to coco where it is VOC or YOLO"
     )
-
-
-def _family(model: str) -> str:
-    """A family is called what the names of its models begin with, but for - and _."""
-    plain = model.replace("-", "").replace("_", "")
-    for name in transforms.RECIPES:
-        if plain.startswith(name.replace("_", "")):
-            return name
-    raise UserError(f"model {model!r} is unknown: its name begins like none of {', '.join(transforms.RECIPES)}")
 
 
 def _drawn(ids: Iterable[int], what: str, seed: int) -> list[int]:

@@ -41,7 +41,7 @@ def detect(
 
     The model runs in evaluation mode and is left in the mode it was in.
     """
-    recipe = transforms.recipe(name, models.family(name))
+    recipe = transforms.recipe(name)
     loader = Loader(dataset, recipe, size or models.input_size(name), batch, workers=workers, train=False)
     found = []
     with _evaluating(model):
@@ -58,7 +58,7 @@ def detect_image(
     score_threshold: float | None = None,  # the published one of evaluation by default
 ) -> np.ndarray:
     """(m, 6) x1, y1, x2, y2, score, label in the image's pixels, best first; as `detect` finds it, one at a time."""
-    recipe = transforms.recipe(name, models.family(name))
+    recipe = transforms.recipe(name)
     prepared, warp = recipe.preprocess(image, size or models.input_size(name))
     with _evaluating(model):
         return _found(model, name, transforms.stack([prepared]), [warp], [image.shape[:2]], score_threshold)[0]

@@ -1,25 +1,29 @@
-"""Gold-YOLO's criterion: varifocal, box (SIoU or GIoU) and distribution focal losses on one of two assignments.
+"""Gold-YOLO's criterion: varifocal, box (SIoU or GIoU) and distribution focal losses on one of two assignments; beside
+it the criteria of a head with a second, anchor-based branch and of self-distillation.
 
-Follows github.com/huawei-noah/Efficient-Computing, Detection/Gold-YOLO at commit 225ddd2e (varifocal loss: arXiv:2008.13367,
-SIoU: arXiv:2205.12740). Deliberate differences:
-* assignment and everything without a gradient is NumPy (`gold_yolo_assigners.py`); it computes in float64 as published,
-  the losses in the model's precision (published: float64 but for the class loss);
+Follows github.com/huawei-noah/Efficient-Computing, Detection/Gold-YOLO at commit 225ddd2e (distillation:
+loss_distill.py, loss_distill_ns.py; varifocal loss: arXiv:2008.13367, SIoU: arXiv:2205.12740, ATSS: arXiv:1912.02424,
+task-aligned assignment: arXiv:2108.07755). Deliberate differences:
+* assignment and everything without a gradient is NumPy, in float64 as published, image by image instead of over padded
+  batches; the losses compute in the model's precision (published: float64 but for the class loss);
+* ties of an assignment go to the first cell; published, they go to any;
 * the class loss starts from logits, not from scores: in float32 the published one loses what lies within 1e-7 of 1.
-  Logarithms are -100 at least and have no gradient there, where a score rounds to 1 so is its distance from 1: as published;
+  Logarithms are -100 at least and have no gradient there, as published where a score rounds to 1;
 * box losses compare the sides' distances from the cell's centre instead of corners;
 * SIoU's angle cost cos(2 asin(s) - pi/2) is written 2 s sqrt(1 - s^2), which is the product of both offsets over their
   squared length, whichever is the smaller;
-* normalisers and loss weights are part of the NumPy targets, a batch without positives keeps one row at weight 0.
+* normalisers and loss weights are part of the NumPy targets, a batch without positives keeps one row at weight 0;
+* distillation's terms have names of their own, published they are parts of the class and of the distribution loss; left
+  out is the channel-wise term of the neck's maps (--distill_feat), which no published command turns on.
 
-Letters: n images, p cells of all levels, m positives of the batch, k classes, b bins of a side.
+Letters: n images, p cells of all levels, m positives of the batch, k classes, b bins of a side, g boxes of an image.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib.alignment.margins import Margins, of_images
 from lib.backend import (
     abs,
     binary_cross_entropy_with_logits,
@@ -35,31 +39,131 @@ from lib.backend import (
     where,
 )
 from lib.data import boxes
-from lib.models.gold_yolo import STRIDES, VARIANTS
-from lib.models.gold_yolo_blocks import dtype_name
-from lib.models.gold_yolo_heads import ANCHORS
-
-from .gold_yolo_assigners import (
-    TAL_TOP_K,
-    Assigned,
-    atss,
-    background,
-    centres,
-    fixed,
-    task_aligned,
-    task_aligned_margins,
-)
+from lib.errors import UserError
+from lib.models.gold_yolo import ANCHORS, STRIDES, VARIANTS, dtype_name
 
 CLASS_WEIGHT, BOX_WEIGHT, DFL_WEIGHT = 1.0, 2.5, 0.5
 FOCAL_WEIGHT = 0.75  # of the background's squared score
 NO_LOG = -100.0  # the least a logarithm counts
 EPS = 1e-10  # of the box losses
+ATSS_TOP_K = 9  # candidates of a box on each level
+ATSS_SIDE = 5  # of a cell's square, in strides
+TAL_TOP_K = 13  # candidates of a box
+ASSIGNER_EPS = 1e-9
+TEMPERATURE = 20
+LAST = 0.01  # of the weight of distillation's terms after the last epoch
+# What may be a student, and what its class term weighs; the term of distributions weighs 1.
+STUDENTS = {"gold-yolo-n-distill": 1.0, "gold-yolo-s-distill": 1.0, "gold-yolo-m": 0.8, "gold-yolo-l": 2.0}
 
 
+# ------------------------------------------------------------------------------------------------------ assigners
 @dataclass(frozen=True)
 class Assignment:
+    """Of a batch, or (p,) of one image."""
+
     box: np.ndarray  # (n, p) int64: 0 background, j the image's j-th box
     score: np.ndarray  # (n, p) float64: the target of that box's class score; 0 for background
+
+
+def task_aligned(
+    scores: np.ndarray,
+    predicted: np.ndarray,
+    cells: np.ndarray,
+    gt_boxes: np.ndarray,
+    gt_labels: np.ndarray,
+    top_k: int = 0,
+) -> Assignment:
+    """From scores (p, k), predicted boxes (p, 4) in pixels and cells (p, 3) for gt_boxes (g, 4), g > 0.
+
+    A box takes the top_k (0: TAL_TOP_K) cells of the largest score * IoU^6 and keeps those whose centre it contains;
+    there may be cells with metric 0 among them.
+    """
+    count = top_k or TAL_TOP_K
+    overlap, metric = aligned(scores, predicted, gt_boxes, gt_labels)
+    inside = contains(gt_boxes, centres(cells))
+    eligible = metric * inside
+    matched = settle(largest(eligible, count) & inside, overlap)
+    metric = metric * matched
+    best = (overlap * matched).max(1, keepdims=True)
+    score = (metric * best / (metric.max(1, keepdims=True) + ASSIGNER_EPS)).max(0)
+    return Assignment(_numbers(matched), score)
+
+
+def aligned(
+    scores: np.ndarray, predicted: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What task-aligned assignment goes by, (g, p) each: the predicted boxes' IoU, and the metric."""
+    overlap = iou(gt_boxes, predicted)
+    square = overlap * overlap
+    return overlap, scores[:, gt_labels].T * (square * square * square)
+
+
+def atss(predicted: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray) -> Assignment:
+    """From predicted boxes (p, 4) in pixels and cells (p, 3), level after level, for gt_boxes (g, 4), g > 0.
+
+    Candidates are each level's ATSS_TOP_K cells closest to the box's centre; taken are those whose square overlaps the
+    box by more than the candidates' mean plus standard deviation and whose centre it contains. The target score is the
+    predicted box's IoU.
+    """
+    points, half = centres(cells), ATSS_SIDE / 2 * cells[:, 2:]
+    overlap = boxes.iou(gt_boxes, np.concatenate([points - half, points + half], 1))  # (g, p)
+    offset = (gt_boxes[:, None, :2] + gt_boxes[:, None, 2:]) / 2 - points
+    distance = (offset * offset).sum(2)
+    candidate = np.zeros(overlap.shape, bool)
+    for stride in np.unique(cells[:, 2]):
+        level = np.flatnonzero(cells[:, 2] == stride)
+        candidate[:, level] = largest(-distance[:, level], ATSS_TOP_K)
+    of_candidates = overlap[candidate].reshape(len(gt_boxes), -1)
+    threshold = of_candidates.mean(1, keepdims=True) + of_candidates.std(1, keepdims=True, ddof=1)
+    matched = settle(candidate & (overlap > threshold) & contains(gt_boxes, points), overlap)
+    return Assignment(_numbers(matched), (iou(gt_boxes, predicted) * matched).max(0))
+
+
+def centres(cells: np.ndarray) -> np.ndarray:
+    """(p, 2) the middle of each cell in pixels."""
+    return cells[:, :2] + cells[:, 2:] / 2
+
+
+def contains(gt_boxes: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(g, p): the point lies inside the box, by more than ASSIGNER_EPS."""
+    x, y = points.T
+    left, top, right, bottom = gt_boxes.T[:, :, None]
+    return np.minimum(np.minimum(x - left, right - x), np.minimum(y - top, bottom - y)) > ASSIGNER_EPS
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(m, k) intersection over union plus ASSIGNER_EPS; a box whose sides are the wrong way round has no area."""
+    (left, top, right, bottom), (x1, y1, x2, y2) = first.T[:, :, None], second.T
+    width = np.maximum(np.minimum(right, x2) - np.maximum(left, x1), 0)
+    shared = width * np.maximum(np.minimum(bottom, y2) - np.maximum(top, y1), 0)
+    own = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
+    other = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
+    return shared / (own + other - shared + ASSIGNER_EPS)
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """(g, p) bool: the `count` largest of each row (all of a shorter one); of equal ones the first."""
+    count = min(count, values.shape[1])
+    last = np.partition(values, -count, 1)[:, -count][:, None]
+    above, equal = values > last, values == last
+    return above | equal & (equal.cumsum(1) <= count - above.sum(1, keepdims=True))
+
+
+def settle(matched: np.ndarray, overlap: np.ndarray) -> np.ndarray:
+    """(g, p) with one box at most for each cell: the one of highest overlap among all, whether it had asked or not."""
+    contested = np.flatnonzero(matched.sum(0) > 1)
+    settled = matched.copy()
+    settled[:, contested] = False
+    settled[overlap[:, contested].argmax(0), contested] = True
+    return settled
+
+
+def _numbers(matched: np.ndarray) -> np.ndarray:
+    """(p,): 0, or the number, from 1, of the one row that is set."""
+    return np.where(matched.any(0), matched.argmax(0) + 1, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ criterion
 
 
 @dataclass(frozen=True)
@@ -109,68 +213,28 @@ class Criterion:
             losses["loss_iou_lrtb"] = self._box_losses(sides[0], positives, kind)[0]
         return losses | {"loss_cls": self._class_loss(logits, assignment, positives, kind)}
 
-    def decisions(self, outputs, targets: list[dict], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """The discrete choices behind the losses, (n, p): gt_inds, see Assignment.box, and target_labels, which are k for
-        background."""
-        box = self.assign([numpy(output) for output in outputs[:2]], targets, image_size).box
-        return {
-            "gt_inds": box,
-            "target_labels": np.stack([self._labels(t)[own] for t, own in zip(targets, box, strict=True)]),
-        }
-
-    def _labels(self, target: dict) -> np.ndarray:
-        """(1 + g,) the label of no box, which is k, and of each."""
-        return np.append(self.num_classes, target["labels"])
-
-    def margins(self, exact, rounded, targets: list[dict], image_size: tuple[int, int]) -> dict[str, Margins]:
-        """How far `decisions` are from others: `exact` outputs in float64, `rounded` ones for the noise."""
-        cells, runs = (
-            self._cells(image_size),
-            [[numpy(output) for output in outputs[:2]] for outputs in (exact, rounded)],
-        )
-        images = [
-            self._margins(rows[:2], rows[2:], t, cells) for *rows, t in zip(*runs[0], *runs[1], targets, strict=True)
-        ]
-        labels = np.unique(np.concatenate([self._labels(t) for t in targets]))
-        by_label = [
-            np.stack([np.min(floors[:, : len(own)][:, own == label], 1, initial=np.inf) for label in labels], 1)
-            for (floors, _), own in zip(images, map(self._labels, targets))
-        ]
-        by_box = of_images(images)
-        return {"gt_inds": by_box, "target_labels": Margins(labels, np.stack(by_label), by_box.noise)}
-
-    def _margins(
-        self, exact: list[np.ndarray], rounded: list[np.ndarray], target: dict, cells: np.ndarray
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """One image's, from its logits (p, k) and distances (p, 4 * b)."""
-        gt_boxes, gt_labels = target["boxes"].astype(np.float64), target["labels"]
-        if len(gt_boxes) == 0 or self.epoch < self.atss_epochs:
-            return fixed(self._assign(*exact, target, cells).box, len(gt_boxes)), {}
-        runs = [(boxes.sigmoid(logits), predicted_boxes(distances, cells)) for logits, distances in (exact, rounded)]
-        return task_aligned_margins(*runs, cells, gt_boxes, gt_labels, self.top_k)
-
     def assign(self, outputs: list[np.ndarray], targets: list[dict], image_size: tuple[int, int]) -> Assignment:
         """The assignment made by outputs (n, p, k) and (n, p, 4 * b) in this epoch."""
-        cells = self._cells(image_size)
+        cells = self.cells(image_size)
         expected = (len(cells), self.num_classes), (len(cells), 4 * (self.reg_max + 1))
         given = tuple(output.shape[1:] for output in outputs)
         assert given == expected, (
             f"outputs are {given}; {len(cells)} cells and {self.num_classes} classes ask for {expected}"
         )
-        images = [self._assign(*rows, t, cells) for *rows, t in zip(*outputs, targets, strict=True)]
+        images = [self.assign_image(*rows, t, cells) for *rows, t in zip(*outputs, targets, strict=True)]
         return Assignment(np.stack([image.box for image in images]), np.stack([image.score for image in images]))
 
-    def _assign(self, logits: np.ndarray, distances: np.ndarray, target: dict, cells: np.ndarray) -> Assigned:
+    def assign_image(self, logits: np.ndarray, distances: np.ndarray, target: dict, cells: np.ndarray) -> Assignment:
         """One image's assignment from logits (p, k) and distances (p, 4 * b)."""
         gt_boxes, gt_labels = target["boxes"].astype(np.float64), target["labels"]
         if len(gt_boxes) == 0:
-            return background(len(cells))
+            return Assignment(np.zeros(len(cells), np.int64), np.zeros(len(cells)))
         predicted = predicted_boxes(distances, cells)
         if self.epoch < self.atss_epochs:
             return atss(predicted, cells, gt_boxes)
         return task_aligned(boxes.sigmoid(logits), predicted, cells, gt_boxes, gt_labels, self.top_k)
 
-    def _cells(self, image_size: tuple[int, int]) -> np.ndarray:
+    def cells(self, image_size: tuple[int, int]) -> np.ndarray:
         """(p, 3) float64: the corner and side of each row's cell."""
         cells = boxes.priors(tuple(image_size), STRIDES).astype(np.float64)
         return np.concatenate([np.tile(cells[cells[:, 2] == stride], (self.anchors, 1)) for stride in STRIDES])
@@ -184,7 +248,7 @@ class Criterion:
         first = np.cumsum([0] + [len(t["boxes"]) for t in targets])[image]  # of the image, among all boxes
         index = first + assignment.box[image, cell] - 1
         own, label = (np.concatenate([t[key] for t in targets])[index] for key in ("boxes", "labels"))
-        cells = self._cells(image_size)[cell]
+        cells = self.cells(image_size)[cell]
         points = centres(cells)
         sides = np.concatenate([points - own[:, :2], own[:, 2:] - points], 1) / cells[:, 2:]
         score = assignment.score[image, cell]
@@ -241,7 +305,7 @@ def varifocal(logits, target, focal, own):
 
 # ------------------------------------------------------------------------------------------------------ box losses
 def siou_loss(predicted, target: np.ndarray):
-    """(m,) 1 - SIoU of two boxes given by their sides' distances (m, 4) from one common point: left, top, right, bottom."""
+    """(m,) 1 - SIoU of two boxes given by their left, top, right, bottom sides' distances (m, 4) from one point."""
     iou, _, hull, own, other = _compared(predicted, target)
     difference = predicted - tensor(target)
     offset = (difference[:, 2:] - difference[:, :2]) * 0.5 + EPS  # (m, 2) between the centres
@@ -254,9 +318,9 @@ def siou_loss(predicted, target: np.ndarray):
 
 
 def giou_loss(predicted, target: np.ndarray):
-    """(m,) 1 - GIoU of two boxes given by their sides' distances (m, 4) from one common point: left, top, right, bottom."""
+    """(m,) 1 - GIoU of two boxes given as for siou_loss."""
     iou, union, hull, _, _ = _compared(predicted, target)
-    hull = area(hull) + EPS
+    hull = _area(hull) + EPS
     return 1 - iou + (hull - union) / hull
 
 
@@ -266,24 +330,25 @@ def _compared(predicted, target: np.ndarray):
     As published, EPS makes each box a little higher, and the union a little larger.
     """
     sides, slight = tensor(target), np.tile(np.asarray([0, EPS], target.dtype), (len(target), 1))
-    own, other = extents(predicted) + tensor(slight), tensor(extents(target) + slight)
-    shared = area(clamp(extents(minimum(predicted, sides)), min=0.0))
-    union = area(own) + area(other) - shared + EPS
-    return shared / union, union, extents(maximum(predicted, sides)), own, other
+    own, other = _extents(predicted) + tensor(slight), tensor(_extents(target) + slight)
+    shared = _area(clamp(_extents(minimum(predicted, sides)), min=0.0))
+    union = _area(own) + _area(other) - shared + EPS
+    return shared / union, union, _extents(maximum(predicted, sides)), own, other
 
 
-def extents(sides):
+def _extents(sides):
     """(m, 2) widths and heights, 0 or less where sides (m, 4) are the wrong way round."""
     return sides[:, :2] + sides[:, 2:]
 
 
-def area(extent):
+def _area(extent):
     """(m,) width times height."""
     return extent[:, 0] * extent[:, 1]
 
 
+# ------------------------------------------------------------------------------------- second branch, distillation
 class TwoBranches(Criterion):
-    """The criterion of a head with an anchor-based branch: the branch has losses of its own, and never distributions."""
+    """The criterion of a head with an anchor-based branch, which has losses of its own and never distributions."""
 
     def __init__(self, num_classes: int, reg_max: int, iou: str):
         super().__init__(num_classes, reg_max, iou)
@@ -295,17 +360,66 @@ class TwoBranches(Criterion):
         return losses | {f"{name}_ab": branch[name] for name in ("loss_iou", "loss_cls")}
 
 
+class Distillation(Criterion):
+    """outputs (the student's in train(), the teacher's without gradient) -> Criterion's losses and two more.
+
+    The teacher is the size's model with the anchor-based branch; compared is its part without anchors, class logits
+    (n, p, k) and distances (n, p, 4 * b). As published, the softmax of the classes is that of the sigmoids, the class
+    term is a sum over the batch that nothing divides, and the teacher computes in train(): with the batch's own
+    statistics, and with drop path. epochs: of the run, over which both terms fade from 1 to LAST along half a cosine.
+    """
+
+    def __init__(self, num_classes: int, reg_max: int, iou: str, class_share: float, epochs: int):
+        super().__init__(num_classes, reg_max, iou)
+        self.class_share, self.epochs = class_share, epochs
+
+    def __call__(self, outputs, targets: list[dict], *, image_size: tuple[int, int]) -> dict:
+        student, (logits, distances) = outputs
+        assignment, positives = self.matched(student, targets, image_size)
+        share = fading(self.epoch, self.epochs)
+        return self.losses(student, assignment, positives) | {
+            "loss_distill_dfl": self._sides(student[1], distances, positives, DFL_WEIGHT * share),
+            "loss_distill_cls": divergence(
+                sigmoid(student[0]), sigmoid(logits), CLASS_WEIGHT * self.class_share * share
+            ),
+        }
+
+    def _sides(self, student, teacher, positives: Positives, weight: float):
+        """The positives' mean divergence of distributions, times weight; 0 where all target scores are 0."""
+        n, p, width = student.shape
+        at = tensor(positives.image * p + positives.cell)
+        own, other = (rows.reshape(n * p, width)[at].reshape(-1, width // 4) for rows in (student, teacher))  # (4m, b)
+        return divergence(own, other, weight * float(np.sum(positives.weight)) / (4 * len(positives.image)))
+
+
+def fading(epoch: int, epochs: int) -> float:
+    """What the two terms weigh in an epoch, from 0."""
+    return (1 - math.cos(math.pi * epoch / epochs)) / 2 * (LAST - 1) + 1
+
+
+def divergence(student, teacher, weight: float):
+    """Sum of the Kullback-Leibler divergences of the last axis' softmax at TEMPERATURE, times its square and weight."""
+    # As tensors: a Python number in Jittor would be float32 among float64.
+    shape, kind = (1,) * len(student.shape), dtype_name(student)
+    cool, factor = (tensor(np.full(shape, value, kind)) for value in (1 / TEMPERATURE, TEMPERATURE**2 * weight))
+    own, other = (log_softmax(x * cool, len(shape) - 1) for x in (student, teacher))
+    return sum(exp(other) * (other - own) * factor)
+
+
+def teacher(name: str) -> str:
+    """The model that teaches `name`; UserError if nothing does."""
+    if name not in STUDENTS:
+        raise UserError(f"training: {name!r} is no student of a teacher; choose one of {', '.join(STUDENTS)}")
+    return f"{name.removesuffix('-distill')}-fuse-ab"
+
+
+def build_distillation(name: str, num_classes: int, epochs: int) -> Distillation:
+    """The criterion of a student in a run of so many epochs."""
+    variant = VARIANTS[name]
+    return Distillation(num_classes, variant.reg_max, variant.iou, STUDENTS[name], epochs)
+
+
 def build(name: str, num_classes: int) -> Criterion:
     """The variant's criterion: it decides about distributions and the box loss, its head about a second branch."""
     variant = VARIANTS[name]
     return (TwoBranches if variant.head == "fuse-ab" else Criterion)(num_classes, variant.reg_max, variant.iou)
-
-
-def named(outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """In train() class scores and raw distances, in eval() boxes (centre and size) and scores; the features."""
-    found = {f"features/{name}": array for name, array in features.items()}
-    if isinstance(outputs, (tuple, list)):
-        logits, distances = (numpy(output) for output in outputs[:2])
-        return {**found, "scores": boxes.sigmoid(logits), "distances": distances}
-    rows = numpy(outputs)
-    return {**found, "boxes": rows[:, :, :4], "scores": rows[:, :, 5:]}

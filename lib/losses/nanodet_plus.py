@@ -12,12 +12,10 @@ Deliberate differences:
 Letters: n images, p priors, v priors inside some box, g boxes of an image, m positives of the batch, k classes.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib.alignment.margins import ROUNDING, Margins, among, noise, of_images, settled_by, whole
 from lib.backend import (
     binary_cross_entropy_with_logits,
     clamp,
@@ -70,17 +68,17 @@ def assign(
     still claims one if other boxes offer priors. Ties of the cost are settled in no particular, but a fixed, way.
     """
     box, quality = np.zeros(len(cells), np.int64), np.zeros(len(cells), output.dtype)
-    valid = np.flatnonzero(_inside(cells, gt_boxes).any(1))
+    valid = np.flatnonzero(inside(cells, gt_boxes).any(1))
     if valid.size == 0:
         return box, quality
-    iou, cost = _scores(output[valid], cells[valid], gt_boxes, gt_labels)
-    matched = _settled(iou, cost)
+    iou, cost = scored(output[valid], cells[valid], gt_boxes, gt_labels)
+    matched = settled(iou, cost)
     row, column = matched.nonzero()
     box[valid[row]], quality[valid[row]] = column + 1, iou[row, column]
     return box, quality
 
 
-def _scores(
+def scored(
     output: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the assignment goes by, (v, g) each: the predicted boxes' IoU, and the cost."""
@@ -89,7 +87,7 @@ def _scores(
     return iou, _classification_cost(output[:, :num_classes], gt_labels, iou) - IOU_FACTOR * np.log(iou + 1e-7)
 
 
-def _settled(iou: np.ndarray, cost: np.ndarray) -> np.ndarray:
+def settled(iou: np.ndarray, cost: np.ndarray) -> np.ndarray:
     """(v, g) bool, one box at most for each prior."""
     matched = _cheapest(cost, _dynamic_k(iou))
     contested = np.flatnonzero(matched.sum(1) > 1)
@@ -98,35 +96,7 @@ def _settled(iou: np.ndarray, cost: np.ndarray) -> np.ndarray:
     return matched
 
 
-def margins(
-    exact: np.ndarray, rounded: np.ndarray, cells: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
-) -> tuple[np.ndarray, dict[str, float]]:
-    """One image's margins (p, 1 + g) of no box and of each, and the noise of its scores, from logits as in `assign`."""
-    found = np.tile(np.append(0.0, np.full(len(gt_boxes), np.inf)), (len(cells), 1))
-    valid = np.flatnonzero(_inside(cells, gt_boxes).any(1))
-    if valid.size == 0:
-        return found, {}
-    runs = [_scores(output[valid], cells[valid], gt_boxes, gt_labels) for output in (exact, rounded)]
-    (iou, cost), (other_iou, other_cost) = runs
-    floor = noise(-cost.T, -other_cost.T, TOP_K)  # (g, 1)
-    total = max(np.abs(_best_ious(iou) - _best_ious(other_iou)).max(), ROUNDING)
-    found[valid] = settled_margins(iou, cost, floor, total)
-    return found, {"cost": float(floor.max()), "sum of IoUs": float(total)}
-
-
-def settled_margins(iou: np.ndarray, cost: np.ndarray, floor: np.ndarray, total: float) -> np.ndarray:
-    """(v, 1 + g) margins of `_settled`: floor (g, 1) of the boxes' costs, total of the sum of a box's best IoUs.
-
-    A box claims a prior if some number of priors is its own and the prior is among so many cheapest ones.
-    """
-    most = min(TOP_K, len(cost))
-    claims = np.full((*cost.T.shape, 2), np.inf)  # (g, v, 2) not, and claimed
-    for count, reached in enumerate(whole(_best_ious(iou), total, most).T, 1):
-        claims = np.minimum(claims, np.maximum(reached[:, None, None], among(-cost.T, floor, count)))
-    return settled_by(claims.transpose(1, 0, 2), -cost, floor.T)
-
-
-def _inside(cells: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
+def inside(cells: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
     """(p, g): the prior's point lies strictly inside the box."""
     x, y = cells[:, :1], cells[:, 1:2]
     return (x > gt_boxes[:, 0]) & (y > gt_boxes[:, 1]) & (x < gt_boxes[:, 2]) & (y < gt_boxes[:, 3])
@@ -144,10 +114,10 @@ def _classification_cost(logits: np.ndarray, gt_labels: np.ndarray, iou: np.ndar
 
 def _dynamic_k(iou: np.ndarray) -> np.ndarray:
     """(g,): how many priors each box gets, the whole part of its best TOP_K IoUs' sum, at least 1."""
-    return np.maximum(_best_ious(iou).astype(np.int64), 1)
+    return np.maximum(best_ious(iou).astype(np.int64), 1)
 
 
-def _best_ious(iou: np.ndarray) -> np.ndarray:
+def best_ious(iou: np.ndarray) -> np.ndarray:
     """(g,) the sum of each box's best TOP_K IoUs."""
     best = min(TOP_K, len(iou))
     return np.partition(iou, -best, 0)[-best:].sum(0)
@@ -186,16 +156,6 @@ class Criterion:
             losses[f"{prefix}loss_qfl"] = quality_focal(head[:, :, : self.num_classes], qualities) / count
             losses[f"{prefix}loss_bbox"], losses[f"{prefix}loss_dfl"] = self._box_losses(head, value, positives)
         return losses
-
-    def decisions(self, outputs, targets: list[dict], image_size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """The discrete choices behind the losses: gt_inds (n, p), see Assignment.box."""
-        return {"gt_inds": self.assign(numpy(outputs[-1]), targets, image_size).box}
-
-    def margins(self, exact, rounded, targets: list[dict], image_size: tuple[int, int]) -> dict[str, Margins]:
-        """How far `decisions` are from others: `exact` outputs in float64, `rounded` ones for the noise."""
-        cells = boxes.priors(tuple(image_size), STRIDES)
-        rows = zip(numpy(exact[-1]), numpy(rounded[-1]), targets, strict=True)
-        return {"gt_inds": of_images([margins(*heads, cells, t["boxes"], t["labels"]) for *heads, t in rows])}
 
     def assign(self, output: np.ndarray, targets: list[dict], image_size: tuple[int, int]) -> Assignment:
         """The assignment made by logits (n, p, k + 32): the auxiliary head's while there is one."""
@@ -260,7 +220,8 @@ def quality_focal(logits, qualities):
 
 
 def giou_loss(predicted, target: np.ndarray):
-    """(m,) 1 - GIoU of two boxes given by their sides' distances (m, 4) from one common point, left, top, right, bottom.
+    """(m,) 1 - GIoU of two boxes given by their sides' distances (m, 4) from one common point, left, top, right,
+    bottom.
 
     The point lies inside the predicted box. Distances instead of corners: no slices, hence few kernels in Jittor.
     """
@@ -280,12 +241,3 @@ def giou_loss(predicted, target: np.ndarray):
 def build(name: str, num_classes: int) -> Criterion:
     """One criterion for all variants."""
     return Criterion(num_classes)
-
-
-def named(outputs, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """In train() head_out and aux_head_out, in eval() preds; the features."""
-    names = ("head_out", "aux_head_out") if isinstance(outputs, (tuple, list)) else ("preds",)
-    heads = dict(zip(names, outputs if len(names) > 1 else (outputs,), strict=True))
-    return {f"features/{name}": array for name, array in features.items()} | {
-        name: numpy(head) for name, head in heads.items()
-    }

@@ -9,22 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lib.errors import UserError
+from lib.families import FAMILIES, family
 from lib.machine import environment
 
-
-class Family(NamedTuple):
-    prefix: str  # how the names of its models begin
-    tour: str  # the notebook that walks through its code
-
-
-FAMILIES = {  # by the name of their files in lib/models, lib/losses
-    "nanodet_plus": Family("nanodet-plus", "20_nanodet_plus"),
-    "gold_yolo": Family("gold-yolo", "21_gold_yolo"),
-    "rt_detr": Family("rtdetr", "22_rt_detr"),
-}
 # A stage's numbers do not depend on how it shows them, nor on how environments are built: a new table must not train
 # again. What shapes a record takes nothing from these (tests/test_pipeline.py).
 ASIDE = ("lib.show", "lib.report", "lib.machine.installation", "lib.machine.locks", "lib.machine.doctor")
@@ -38,16 +28,6 @@ LITTLE = 0.02  # share of the memory below which a process that was killed is sa
 CAUGHT = re.compile(r"^Caught segfault at address|jittor::segfault_sigaction|^Get signal (\d+), exit$", re.MULTILINE)
 # Colours, and Python's list of a hundred modules after a crash.
 NOISE = re.compile(r"\x1b\[[0-9;]*m|^Extension modules: .*$", re.MULTILINE)
-
-
-def family(model: str) -> str:
-    """The family that a model's name belongs to."""
-    for name, one in FAMILIES.items():
-        if model.startswith(one.prefix):
-            return name
-    raise UserError(
-        f"MODELS: '{model}' is no model: names begin with {', '.join(one.prefix for one in FAMILIES.values())}"
-    )
 
 
 def cells(notebook: Path) -> list[dict[str, Any]]:

@@ -27,9 +27,10 @@ import yaml
 
 from lib import record
 from lib.errors import UserError, exit_code
+from lib.families import FAMILIES, family
 from lib.machine import environment
 from lib.machine.job import digest, left, name_of, open_mark, read_mark, write_mark
-from lib.machine.notebook import BOTH, FAMILIES, execute, family, parameters, sources
+from lib.machine.notebook import BOTH, execute, parameters, sources
 from lib.record import atomic
 
 
@@ -38,7 +39,7 @@ class Stage:
     """One notebook of the report, or one command; a profile that has no section for it leaves it out."""
 
     name: str  # of its section in a profile and of its records
-    notebook: str = ""  # notebooks/<notebook>.ipynb; "tour" stands for the family's own
+    notebook: str = ""  # notebooks/<notebook>.ipynb; "tour" stands for the family's own, see TOURS
     command: tuple[str, ...] = ()  # instead of a notebook: a module and its arguments, for its side's Python
     prepares: bool = False  # what runs its model on its side waits for it, but reads nothing that it writes
     sides: tuple[str, ...] = BOTH  # one run per side; "none" runs in the torch kernel and knows no framework
@@ -51,6 +52,7 @@ class Stage:
     weight: int = 10  # its share of a report's time, to guess what is left where it was not measured yet
 
 
+TOURS = {"nanodet_plus": "20_nanodet_plus", "gold_yolo": "21_gold_yolo", "rt_detr": "22_rt_detr"}
 STAGES = (
     Stage("start", "00_start_here", sides=("none",), per_model=False),
     Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, priority=4),
@@ -237,7 +239,7 @@ def make_job(
             "profile": request.profile,
             "language": request.language,
         }
-        name = FAMILIES[family(model)].tour if stage.notebook == "tour" else stage.notebook
+        name = TOURS[family(model)] if stage.notebook == "tour" else stage.notebook
         notebook = Path("notebooks", f"{name}.ipynb")
         output = str(report / "notebooks" / place / notebook.name)
         used = parameters(notebook, chosen, offered, f"profiles/{request.profile}.yaml: {stage.name}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.backend import cat, interpolate, load_state, mul, named_state, nn, numpy, stack, tensor
+from lib.backend import cat, interpolate, load_state, mul, nn, numpy, stack, tensor
 from lib.models.step import ParameterGroup, Step
 
 STRIDES = (8, 16, 32, 64)
@@ -25,60 +25,18 @@ DETACH_EPOCH = 10  # from here on (counted from 0) the auxiliary branch no longe
 SLOPE = 0.1  # of every LeakyReLU
 
 
-@dataclass(frozen=True)
-class Variant:
-    input_size: tuple[int, int]  # height, width of the published weights; any multiple of 32 works
-    stages: tuple[int, int, int]  # channels at strides 8, 16, 32: the capacity of the backbone
-    width: int  # channels of neck and head; the auxiliary branch has twice as many
-
-
-VARIANTS = {
-    "nanodet-plus-m_320": Variant((320, 320), (116, 232, 464), 96),
-    "nanodet-plus-m_416": Variant((416, 416), (116, 232, 464), 96),
-    "nanodet-plus-m-1.5x_320": Variant((320, 320), (176, 352, 704), 128),
-    "nanodet-plus-m-1.5x_416": Variant((416, 416), (176, 352, 704), 128),
-}
-
-# Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
-INTERMEDIATES = {
-    **{
-        name: (name, None)
-        for name in (
-            "backbone.conv1",
-            "backbone.maxpool",
-            "backbone.stage2",
-            "backbone.stage3",
-            "backbone.stage4",
-            "fpn.reduce_layers.0",
-            "fpn.reduce_layers.1",
-            "fpn.reduce_layers.2",
-            "fpn.top_down_blocks.0",
-            "fpn.top_down_blocks.1",
-            "fpn.downsamples.0",
-            "fpn.bottom_up_blocks.0",
-            "fpn.downsamples.1",
-            "fpn.bottom_up_blocks.1",
-            "fpn.extra_lvl_in_conv.0",
-            "fpn.extra_lvl_out_conv.0",
-        )
-    },
-    **{f"fpn.out{level}": ("fpn", level) for level in range(len(STRIDES))},
-    **{
-        name: (name, None)
-        for level in range(len(STRIDES))
-        for name in (f"head.cls_convs.{level}.0", f"head.cls_convs.{level}.1", f"head.gfl_cls.{level}")
-    },
-}
-
-
-# ---------------------------------------------------------------------------------------------- building blocks
-def activation() -> nn.Module:
+# ------------------------------------------------------------------------------------------------ building blocks
+def _activation() -> nn.Module:
     return nn.LeakyReLU(SLOPE)
 
 
-def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
+def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
     """A convolution in front of a normalisation, hence without bias; same size at stride 1."""
     return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+def _conv_norm(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> tuple[nn.Module, nn.Module]:
+    return _conv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out)
 
 
 class ConvModule(nn.Module):
@@ -86,9 +44,9 @@ class ConvModule(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.conv = conv(c_in, c_out, 1)
+        self.conv = _conv(c_in, c_out, 1)
         self.bn = nn.BatchNorm2d(c_out)
-        self.act = activation()
+        self.act = _activation()
 
     def forward(self, x):
         return self.act(self.bn(self.conv(x)))
@@ -99,9 +57,9 @@ class GroupNormConv(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = conv(channels, channels, 3)
+        self.conv = _conv(channels, channels, 3)
         self.gn = nn.GroupNorm(32, channels)
-        self.act = activation()
+        self.act = _activation()
 
     def forward(self, x):
         return self.act(self.gn(self.conv(x)))
@@ -112,18 +70,18 @@ class DepthwiseConvModule(nn.Module):
 
     def __init__(self, channels: int, stride: int = 1):
         super().__init__()
-        self.depthwise = conv(channels, channels, 5, stride, channels)
-        self.pointwise = conv(channels, channels, 1)
+        self.depthwise = _conv(channels, channels, 5, stride, channels)
+        self.pointwise = _conv(channels, channels, 1)
         self.dwnorm = nn.BatchNorm2d(channels)
         self.pwnorm = nn.BatchNorm2d(channels)
-        self.act = activation()
+        self.act = _activation()
 
     def forward(self, x):
         x = self.act(self.dwnorm(self.depthwise(x)))
         return self.act(self.pwnorm(self.pointwise(x)))
 
 
-# ----------------------------------------------------------------------------------------------------- backbone
+# ------------------------------------------------------------------------------------------------------- backbone
 class ShuffleBlock(nn.Module):
     """ShuffleNetV2 block. Stride 1: half of the channels pass through; stride 2: both branches see all of them."""
 
@@ -131,26 +89,12 @@ class ShuffleBlock(nn.Module):
         super().__init__()
         half = c_out // 2
         entry = c_in if stride == 2 else half
-        self.branch1 = (
-            nn.Sequential(
-                conv(c_in, c_in, 3, 2, c_in),
-                nn.BatchNorm2d(c_in),
-                conv(c_in, half, 1),
-                nn.BatchNorm2d(half),
-                activation(),
-            )
-            if stride == 2
-            else None
-        )
+        self.branch1 = None
+        if stride == 2:
+            self.branch1 = nn.Sequential(*_conv_norm(c_in, c_in, 3, 2, c_in), *_conv_norm(c_in, half, 1), _activation())
+        middle = _conv_norm(half, half, 3, stride, half)
         self.branch2 = nn.Sequential(
-            conv(entry, half, 1),
-            nn.BatchNorm2d(half),
-            activation(),
-            conv(half, half, 3, stride, half),
-            nn.BatchNorm2d(half),
-            conv(half, half, 1),
-            nn.BatchNorm2d(half),
-            activation(),
+            *_conv_norm(entry, half, 1), _activation(), *middle, *_conv_norm(half, half, 1), _activation()
         )
 
     def forward(self, x):
@@ -168,7 +112,7 @@ class ShuffleNetV2(nn.Module):
 
     def __init__(self, stages: tuple[int, int, int]):
         super().__init__()
-        self.conv1 = nn.Sequential(conv(3, 24, 3, 2), nn.BatchNorm2d(24), activation())
+        self.conv1 = nn.Sequential(*_conv_norm(3, 24, 3, 2), _activation())
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.stage2 = self._stage(24, stages[0], 4)
         self.stage3 = self._stage(stages[0], stages[1], 8)
@@ -184,16 +128,16 @@ class ShuffleNetV2(nn.Module):
         return c3, c4, self.stage4(c4)
 
 
-# --------------------------------------------------------------------------------------------------------- neck
+# ----------------------------------------------------------------------------------------------------------- neck
 class GhostModule(nn.Module):
     """Half of the output from a 1 x 1 convolution, the other half from a cheap 3 x 3 depthwise one on the first."""
 
     def __init__(self, c_in: int, c_out: int, activate: bool):
         super().__init__()
         half = c_out // 2
-        last = [activation()] if activate else []
-        self.primary_conv = nn.Sequential(conv(c_in, half, 1), nn.BatchNorm2d(half), *last)
-        self.cheap_operation = nn.Sequential(conv(half, half, 3, 1, half), nn.BatchNorm2d(half), *last)
+        last = [_activation()] if activate else []
+        self.primary_conv = nn.Sequential(*_conv_norm(c_in, half, 1), *last)
+        self.cheap_operation = nn.Sequential(*_conv_norm(half, half, 3, 1, half), *last)
 
     def forward(self, x):
         primary = self.primary_conv(x)
@@ -207,9 +151,7 @@ class GhostBottleneck(nn.Module):
         super().__init__()
         self.ghost1 = GhostModule(c_in, c_out, activate=True)
         self.ghost2 = GhostModule(c_out, c_out, activate=False)
-        self.shortcut = nn.Sequential(
-            conv(c_in, c_in, 5, 1, c_in), nn.BatchNorm2d(c_in), conv(c_in, c_out, 1), nn.BatchNorm2d(c_out)
-        )
+        self.shortcut = nn.Sequential(*_conv_norm(c_in, c_in, 5, 1, c_in), *_conv_norm(c_in, c_out, 1))
 
     def forward(self, x):
         return self.ghost2(self.ghost1(x)) + self.shortcut(x)
@@ -252,8 +194,8 @@ class GhostPAN(nn.Module):
         return interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-# -------------------------------------------------------------------------------------------------------- heads
-def flatten_levels(maps: list):
+# ---------------------------------------------------------------------------------------------------------- heads
+def _flatten_levels(maps: list):
     """Maps (n, c, h, w), one per level -> (n, p, c); a level's priors are row-major, y outside."""
     return cat([x.reshape(x.shape[0], x.shape[1], x.shape[2] * x.shape[3]) for x in maps], 2).permute(0, 2, 1)
 
@@ -276,7 +218,7 @@ class Head(nn.Module):
         self.gfl_cls = nn.ModuleList([nn.Conv2d(width, num_classes + BINS, 1) for _ in STRIDES])
 
     def forward(self, pyramid):
-        return flatten_levels(
+        return _flatten_levels(
             [last(tower[1](tower[0](x))) for x, tower, last in zip(pyramid, self.cls_convs, self.gfl_cls)]
         )
 
@@ -304,7 +246,7 @@ class AuxHead(nn.Module):
         self.scales = nn.ModuleList([Scale() for _ in STRIDES])
 
     def forward(self, pyramid):
-        return flatten_levels([self._level(x, scale) for x, scale in zip(pyramid, self.scales)])
+        return _flatten_levels([self._level(x, scale) for x, scale in zip(pyramid, self.scales)])
 
     def _level(self, x, scale):
         classes = distances = x
@@ -315,7 +257,42 @@ class AuxHead(nn.Module):
         return cat((self.gfl_cls(classes), scale(self.gfl_reg(distances))), 1)  # (n, k + 32, h, w)
 
 
-# -------------------------------------------------------------------------------------------------------- model
+# --------------------------------------------------------------------------------------------- model and variants
+@dataclass(frozen=True)
+class Variant:
+    input_size: tuple[int, int]  # height, width of the published weights; any multiple of 32 works
+    stages: tuple[int, int, int]  # channels at strides 8, 16, 32: the capacity of the backbone
+    width: int  # channels of neck and head; the auxiliary branch has twice as many
+
+
+VARIANTS = {
+    "nanodet-plus-m_320": Variant((320, 320), (116, 232, 464), 96),
+    "nanodet-plus-m_416": Variant((416, 416), (116, 232, 464), 96),
+    "nanodet-plus-m-1.5x_320": Variant((320, 320), (176, 352, 704), 128),
+    "nanodet-plus-m-1.5x_416": Variant((416, 416), (176, 352, 704), 128),
+}
+
+# Features worth comparing, in order of execution: name -> (module path, which element of its output; None: all of it).
+INTERMEDIATES = {
+    **{
+        f"{part}.{path}": (f"{part}.{path}", None)
+        for part, paths in (
+            ("backbone", ("conv1", "maxpool", "stage2", "stage3", "stage4")),
+            ("fpn", (*(f"reduce_layers.{i}" for i in range(3)), "top_down_blocks.0", "top_down_blocks.1")),
+            ("fpn", (f"{name}.{i}" for i in range(2) for name in ("downsamples", "bottom_up_blocks"))),
+            ("fpn", ("extra_lvl_in_conv.0", "extra_lvl_out_conv.0")),
+        )
+        for path in paths
+    },
+    **{f"fpn.out{level}": ("fpn", level) for level in range(len(STRIDES))},
+    **{
+        f"head.{path}": (f"head.{path}", None)
+        for level in range(len(STRIDES))
+        for path in (f"cls_convs.{level}.0", f"cls_convs.{level}.1", f"gfl_cls.{level}")
+    },
+}
+
+
 class NanoDetPlus(nn.Module):
     """images (n, 3, h, w), h and w multiples of 32 -> logits (n, p, k + 32) in eval(), (head's, aux head's) in train().
 
@@ -346,18 +323,12 @@ class NanoDetPlus(nn.Module):
 
 def build(name: str, num_classes: int, seed: int) -> nn.Module:
     model = NanoDetPlus(VARIANTS[name], num_classes)
-    load_state(
-        model,
-        {
-            entry: initial_value(entry, numpy(value).shape, seed)
-            for entry, value in named_state(model)
-            if entry.rsplit(".", 1)[-1] in ("weight", "bias", "scale")
-        },
-    )
+    shapes = {entry: numpy(value).shape for entry, value in model.named_parameters()}
+    load_state(model, {entry: _initial_value(entry, shape, seed) for entry, shape in shapes.items()})
     return model
 
 
-def initial_value(entry: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def _initial_value(entry: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """The parameter's first value, float32, in the published distribution.
 
     aux_fpn starts as a copy of fpn. The backbone's depthwise filters really start with a standard deviation of 1.

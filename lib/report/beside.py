@@ -7,7 +7,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from lib.alignment.evidence import Evidence
-from lib.machine.notebook import BOTH, FAMILIES
+from lib.families import FAMILIES
+from lib.machine.notebook import BOTH
 from lib.record import Record, read
 from lib.report.bound import field
 from lib.report.messages import Messages
@@ -76,7 +77,7 @@ def _loader(evidence: Evidence, words: Messages) -> Table:
 def _alone(evidence: Evidence, words: Messages) -> Markup | None:
     """Images per second of reading and augmentation, which the data stage measured for each family's recipe."""
     path = evidence.folder / "all" / "none" / "data.json"
-    family = next((name for name, one in FAMILIES.items() if evidence.model.startswith(one.prefix)), None)
+    family = next((family for family, names in FAMILIES.items() if evidence.model in names), None)
     if not path.is_file() or family not in (held := read(path)).fields.get("loader_images_per_second", ()):
         return None
     return field(held, words, "fields", "loader_images_per_second", family)

@@ -35,8 +35,7 @@ def overfit(
     Returns what the training record holds: images, limit, steps, AP50, reached, looks [[step, AP50]].
     """
     few = _chosen(dataset, images)
-    family = models.family(name)
-    batch = next(iter(Loader(few, transforms.recipe(name, family), size, images, train=False).iter_epoch(0)))
+    batch = next(iter(Loader(few, transforms.recipe(name), size, images, train=False).iter_epoch(0)))
     model = models.build(name, len(dataset.classes), seed)
     for _, module in model.named_modules():
         if isinstance(module, backend.nn.BatchNorm2d):

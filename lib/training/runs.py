@@ -85,7 +85,7 @@ def loader(plan: Training) -> Loader:
     """The training batches of the plan."""
     train = coco.load(coco.splits(plan.data)[0])
     published = schedule.recipe(plan.model)
-    augmentation = transforms.recipe(plan.model, models.family(plan.model))
+    augmentation = transforms.recipe(plan.model)
     return Loader(
         train,
         augmentation,
@@ -276,8 +276,8 @@ def evaluation_record(model: str, data: str, own: Path, common: Path, size: tupl
     fields: Fields = {
         "images": len(dataset.images),
         "classes": list(dataset.classes),
-        "score_threshold": settings.SCORE_THRESHOLD,
-        "max_detections": settings.MAX_DETECTIONS,
+        "score_threshold": settings.score_threshold,
+        "max_detections": settings.max_detections,
         "common_weights_sha256": sha256(common),
     }
     arrays: Arrays = {}

@@ -28,7 +28,7 @@ SEEDS = range(1, 21)  # of the clean runs
 CAUGHT, LOCALISED = 0.95, 0.80  # what the engine must reach
 HEADER = "exam.json"
 # What decides about a result: the engine, what it looks at, and the exam itself.
-JUDGED = ("alignment", "backend", "data", "losses", "models", "postprocess", "training")
+JUDGED = ("alignment", "backend", "data", "losses", "models", "training")
 
 
 @dataclass(frozen=True)

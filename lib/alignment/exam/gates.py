@@ -292,7 +292,7 @@ def _detections(reference: Reference, candidate: Side) -> Finding:
         single, double = ({role: pair[i] for role, pair in zip(ROLES, kept)} for i in (1, 0))
         judged += [
             replace(row, name=row.name + label)
-            for row in rows.detections(*ROLES, single, double, settings.SCORE_THRESHOLD, settings.MAX_DETECTIONS)
+            for row in rows.detections(*ROLES, single, double, settings.score_threshold, settings.max_detections)
         ]
     return _finding(judged, [POST])
 

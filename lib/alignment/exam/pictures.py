@@ -3,7 +3,6 @@
 import cv2
 import numpy as np
 
-from lib import models
 from lib.alignment import datastages
 from lib.data import transforms
 from lib.data.transforms import Picture
@@ -22,7 +21,7 @@ def _picture(height: int, width: int) -> Picture:
 
 def stages(model: str) -> list[datastages.Stage]:
     """Decoded images, evaluation input, augmentations and the batch."""
-    recipe = transforms.recipe(model, models.family(model))
+    recipe = transforms.recipe(model)
     drawn = [_picture(72, 96), _picture(90, 60)]
     decoded = [cv2.imdecode(cv2.imencode(".png", picture.image)[1], cv2.IMREAD_COLOR) for picture in drawn]
     prepared = [recipe.preprocess(image, (SIZE, SIZE)) for image in decoded]

@@ -13,7 +13,7 @@ import numpy as np
 from lib.alignment import references
 from lib.alignment.exam.planting import Change, becomes
 from lib.alignment.references.case import Arrays, Case, Phase, Update
-from lib.models import rt_detr_decoder, rt_detr_denoising
+from lib.models import rt_detr
 from lib.models.step import Step
 from lib.training import schedule
 
@@ -129,7 +129,7 @@ def _gold(model: str, seed: int) -> Subject:
 def _rt_detr(seed: int) -> Subject:
     model, boxes = "rtdetr_r18vd", targets(64)
     phases = {"dn": Phase(Step(random=Draws(seed + 5), targets=boxes))}
-    fewer = becomes(rt_detr_decoder, "QUERIES", 40), becomes(rt_detr_denoising, "QUERIES", 20)
+    fewer = becomes(rt_detr, "QUERIES", 40), becomes(rt_detr, "NOISED_QUERIES", 20)
     forward, training = _cases(model, 64, seed, phases, Update("adamw", "dn", 1e-4, 0.1))
     # Unless its projections are small, seeded attention has one share of 1 and hides what scores are made of.
     return Subject(model, replace(forward, adjust=training.adjust), training, None, fewer)

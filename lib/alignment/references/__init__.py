@@ -11,19 +11,15 @@ from types import ModuleType, SimpleNamespace
 
 from lib.alignment.references import gold_yolo, nanodet_plus, rt_detr
 from lib.alignment.references.case import GOLDEN, Case, arrays_of, content_of
-from lib.machine.notebook import FAMILIES
+from lib.families import FAMILIES
 from lib.record import measure
 
-_MODULES = {
-    FAMILIES["nanodet_plus"].prefix: nanodet_plus,
-    FAMILIES["gold_yolo"].prefix: gold_yolo,
-    FAMILIES["rt_detr"].prefix: rt_detr,
-}
+_MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
 
 def module(model: str) -> ModuleType | None:
     """The reference of the model's family; None for a model that is nobody's but the user's."""
-    return next((module for prefix, module in _MODULES.items() if model.startswith(prefix)), None)
+    return next((_MODULES[family] for family, names in FAMILIES.items() if model in names), None)
 
 
 def case(model: str, stage: str) -> Case:

@@ -5,8 +5,8 @@ Follows Gold-YOLO 225ddd2e (`yolov6/data/datasets.py`, `data_augment.py`, `confi
 * height and width of the input may differ; the published code knows squares only;
 * rotation and shear, whose published ranges are zero, and the vertical flip, whose probability is zero, are not drawn;
 * evaluation at another size than 640 leaves the same share of the input free as at 640;
-* in the last epochs the boxes follow the image to the pixel: the published letterbox shifts them half a pixel less where
-  the padding is odd, and resizes a second time where truncation left an image one pixel short;
+* in the last epochs the boxes follow the image to the pixel: the published letterbox shifts them half a pixel less
+  where the padding is odd, and resizes a second time where truncation left an image one pixel short;
 * these last epochs are the same share of a short run as of the published one;
 * boxes are clipped to their image first: the published reader drops an image whose boxes stick out.
 """

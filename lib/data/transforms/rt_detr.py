@@ -1,8 +1,8 @@
 """RT-DETR: colours, zooming out, cropping, mirroring, and one antialiased resize that does not keep the ratio.
 
 Follows RT-DETR 068dfde (`rtdetr_pytorch/src/data`, `configs/rtdetr/include/dataloader.yml`) and what it calls in
-torchvision 0.15.2 (`transforms.v2`) on Pillow images: Pillow computes colours and pixels here as there. There is no mean
-and deviation; the many sizes of training are made inside the model. Deliberate differences:
+torchvision 0.15.2 (`transforms.v2`) on Pillow images: Pillow computes colours and pixels here as there. There is no
+mean and deviation; the many sizes of training are made inside the model. Deliberate differences:
 * an image without boxes is not cropped, at once: the published code draws until it draws "leave as it is";
 * a crop without a pixel is drawn again (published: a division by zero).
 """

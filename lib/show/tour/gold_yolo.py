@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from lib import backend, losses, models
-from lib.alignment import capture
+from lib.alignment import by_family, capture
 from lib.alignment.references.case import Case
 from lib.backend import nn
-from lib.models.gold_yolo_blocks import RepVGGBlock
+from lib.models.gold_yolo import RepVGGBlock
 from lib.show.tour import calls
 
 BRANCHES = {"rbr_dense": "3 × 3", "rbr_1x1": "1 × 1", "rbr_identity": "identity", "rbr_reparam": "merged"}
@@ -29,7 +29,7 @@ def branching(model: nn.Module) -> str | None:
 
 
 def responses(model: nn.Module, path: str | None) -> dict[str, np.ndarray]:
-    """Kernel (c_out, c_in, 3, 3) of each branch of a block in eval(), norm included, from its answers to single pixels."""
+    """Kernel (c_out, c_in, 3, 3) of each branch of a block in eval(), with its norm, from answers to single pixels."""
     if path is None:
         return {}
     block = dict(model.named_modules())[path]
@@ -51,7 +51,7 @@ def _kernel(module: nn.Module, channels: int) -> np.ndarray:
 
 
 def merging(name: str, case: Case) -> dict[str, dict[str, float]]:
-    """What merging the branches changes in the neck's and the model's outputs, in parts of the largest value, by precision.
+    """What merging branches changes in the neck's and the model's outputs, in parts of the largest value, by precision.
 
     A difference that shrinks with the precision is rounding; one that stays would be a fault.
     """
@@ -70,7 +70,7 @@ def merging(name: str, case: Case) -> dict[str, dict[str, float]]:
 
 
 def _settle(model: nn.Module, image: Any) -> None:
-    """Give every norm the image's own statistics and go to eval(): with seeded ones values grow to 1e9, gates flip on noise."""
+    """Give every norm the image's statistics and go to eval(): seeded ones let values grow to 1e9 and gates flip."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -82,7 +82,7 @@ def _settle(model: nn.Module, image: Any) -> None:
 def _outputs(name: str, model: nn.Module, image: Any, wanted: Mapping) -> dict[str, np.ndarray]:
     with backend.no_grad(), capture.features(model, wanted) as features:
         output = model(image)
-    return losses.named(name, output, features)
+    return by_family.named(name, output, features)
 
 
 def attention_scores(model: nn.Module, images: np.ndarray, path: str) -> np.ndarray:

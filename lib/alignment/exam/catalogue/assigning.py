@@ -3,7 +3,7 @@
 import numpy as np
 
 from lib.alignment.exam.planting import Change, Fault, becomes
-from lib.losses import gold_yolo_assigners, nanodet_plus, rt_detr_matcher
+from lib.losses import gold_yolo, nanodet_plus, rt_detr
 
 NANODET, GOLD, RT_DETR = "NanoDet-Plus", "Gold-YOLO N", "RT-DETR"
 KIND, PLACE = "assignment", r"assignment"
@@ -14,6 +14,16 @@ def _centres_inside(original):
     return lambda cells, boxes: original(cells + cells[:, 2:] * np.asarray([0.5, 0.5, 0], cells.dtype), boxes)
 
 
+def _read_as_corners(original):
+    """Centre and size as if they were corners."""
+
+    def giou(first, second):
+        both = (np.concatenate([(b[..., :2] + b[..., 2:]) / 2, b[..., 2:] - b[..., :2]], -1) for b in (first, second))
+        return original(*both)
+
+    return giou
+
+
 FAULTS = (
     Fault(
         "matcher weight",
@@ -21,7 +31,7 @@ FAULTS = (
         KIND,
         RT_DETR,
         PLACE,
-        (becomes(rt_detr_matcher, "CLASS_COST", 1.0),),
+        (becomes(rt_detr, "CLASS_COST", 1.0),),
     ),
     Fault(
         "matcher reads corners",
@@ -29,7 +39,7 @@ FAULTS = (
         KIND,
         RT_DETR,
         PLACE,
-        (becomes(rt_detr_matcher, "corners", lambda boxes: boxes),),
+        (Change(rt_detr, "giou", _read_as_corners),),
     ),
     Fault(
         "candidates of dynamic k",
@@ -53,7 +63,7 @@ FAULTS = (
         KIND,
         NANODET,
         PLACE,
-        (Change(nanodet_plus, "_inside", _centres_inside),),
+        (Change(nanodet_plus, "inside", _centres_inside),),
     ),
     Fault(
         "candidates of a box",
@@ -61,6 +71,6 @@ FAULTS = (
         KIND,
         GOLD,
         PLACE,
-        (becomes(gold_yolo_assigners, "TAL_TOP_K", 10),),
+        (becomes(gold_yolo, "TAL_TOP_K", 10),),
     ),
 )

@@ -2,11 +2,10 @@
 
 import numpy as np
 
+from lib import postprocess
 from lib.alignment.exam.planting import Change, Fault, becomes
 from lib.data import boxes
 from lib.models import gold_yolo
-from lib.postprocess import gold_yolo as post_gold
-from lib.postprocess import nanodet_plus, rt_detr
 
 NANODET, GOLD, DISTRIBUTIONS, RT_DETR = "NanoDet-Plus", "Gold-YOLO N", "Gold-YOLO S", "RT-DETR"
 KIND, PLACE = "post-processing", r"post-processing"
@@ -52,16 +51,13 @@ def _from_the_centre(original):
 
 
 def _background_first(original):
-    def per_image(*arguments):
-        found = original(*arguments)
-        found[:, 5] += 1
+    def detections(*arguments, **options):
+        found = original(*arguments, **options)
+        for rows in found:
+            rows[:, 5] += 1
         return found
 
-    return per_image
-
-
-def _height_and_width(original):
-    return lambda output, image_size, *others: original(output, (image_size[0] + 1, image_size[1]), *others)
+    return detections
 
 
 FAULTS = (
@@ -79,7 +75,7 @@ FAULTS = (
         KIND,
         GOLD,
         PLACE,
-        (becomes(post_gold, "CLASS_OFFSET", 0), Change(boxes, "nms", _across_classes)),
+        (becomes(postprocess, "CLASS_OFFSET", 0), Change(boxes, "nms", _across_classes)),
     ),
     Fault(
         "top-k ties",
@@ -111,7 +107,7 @@ FAULTS = (
         KIND,
         NANODET,
         PLACE,
-        (Change(nanodet_plus, "per_image", _background_first),),
+        (Change(postprocess, "detections", _background_first),),
     ),
     Fault(
         "xywh returned",
@@ -119,7 +115,7 @@ FAULTS = (
         KIND,
         RT_DETR,
         PLACE,
-        (becomes(rt_detr, "corners", lambda found: found),),
+        (becomes(postprocess, "corners", lambda found: found),),
     ),
     Fault(
         "DFL off by one",

@@ -3,7 +3,7 @@
 from lib import backend
 from lib.alignment.exam.planting import Change, Fault, attribute, becomes, built
 from lib.backend import cat, clamp, interpolate, nn, stack
-from lib.models import gold_yolo_blocks, gold_yolo_neck, nanodet_plus, rt_detr_backbone
+from lib.models import gold_yolo, nanodet_plus, rt_detr
 
 NANODET, GOLD, RT_DETR = "NanoDet-Plus", "Gold-YOLO N", "RT-DETR"
 GHOST = r"(aux_)?fpn\.(top_down|bottom_up)_blocks\.\d\.blocks\.0\.ghost\d"
@@ -212,7 +212,7 @@ FAULTS = (
         "resizing and pooling",
         GOLD,
         r"neck\.(low_FAM|LAF_\w+|Inject_\w+)",
-        (becomes(gold_yolo_neck, "resize", _aligned_corners),),
+        (becomes(gold_yolo, "resize", _aligned_corners),),
     ),
     Fault(
         "subsampling for pooling",
@@ -220,7 +220,7 @@ FAULTS = (
         "resizing and pooling",
         GOLD,
         r"neck\.(low_FAM|high_FAM|LAF_\w+)",
-        (becomes(gold_yolo_neck, "shrink", _single_values),),
+        (becomes(gold_yolo, "shrink", _single_values),),
     ),
     Fault(
         "another hard sigmoid",
@@ -228,7 +228,7 @@ FAULTS = (
         "layers",
         GOLD,
         r"neck\.Inject_\w\d\.act(\.relu)?",
-        (becomes(gold_yolo_neck.HardSigmoid, "forward", _other_hard_sigmoid),),
+        (becomes(gold_yolo.HardSigmoid, "forward", _other_hard_sigmoid),),
     ),
     Fault(
         "no identity branch",
@@ -236,7 +236,7 @@ FAULTS = (
         "layers",
         GOLD,
         r"backbone\.ERBlock_\d\.1\..*|neck\.(Rep_\w\d|low_IFM)\..*",
-        (Change(gold_yolo_blocks.RepVGGBlock, "forward", lambda original: _without_identity),),
+        (Change(gold_yolo.RepVGGBlock, "forward", lambda original: _without_identity),),
     ),
     Fault(
         "attention scaled",
@@ -244,7 +244,7 @@ FAULTS = (
         "attention",
         GOLD,
         r"neck\.high_IFM\.transformer_blocks\.\d\.attn",
-        (becomes(gold_yolo_neck.Attention, "forward", _scaled_attention),),
+        (becomes(gold_yolo.Attention, "forward", _scaled_attention),),
     ),
     Fault(
         "shortcut without pooling",
@@ -252,6 +252,6 @@ FAULTS = (
         "resizing and pooling",
         RT_DETR,
         r"backbone\.res_layers\.\d\.blocks\.0\.short(\.pool)?",
-        (becomes(rt_detr_backbone.PooledShortcut, "forward", _strided_shortcut),),
+        (becomes(rt_detr.PooledShortcut, "forward", _strided_shortcut),),
     ),
 )

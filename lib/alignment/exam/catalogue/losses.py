@@ -7,7 +7,7 @@ import numpy as np
 from lib.alignment.exam.planting import Change, Fault, becomes
 from lib.backend import abs, binary_cross_entropy_with_logits, exp, maximum, sigmoid, sum, tensor
 from lib.losses import gold_yolo, nanodet_plus, rt_detr
-from lib.models import gold_yolo_neck
+from lib.models import gold_yolo as gold
 from lib.models import nanodet_plus as nanodet
 
 NANODET, GOLD, DISTRIBUTIONS, RT_DETR, KIND = "NanoDet-Plus", "Gold-YOLO N", "Gold-YOLO S", "RT-DETR", "losses"
@@ -160,7 +160,7 @@ FAULTS = (
         KIND,
         GOLD,
         r"neck\.high_IFM\.transformer_blocks\.1",
-        (Change(gold_yolo_neck.TransformerBlock, "_drop_path", _kept_unscaled),),
+        (Change(gold.TransformerBlock, "_drop_path", _kept_unscaled),),
     ),
     Fault(
         "varifocal weight",

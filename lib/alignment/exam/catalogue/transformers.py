@@ -5,7 +5,7 @@ import numpy as np
 from lib import backend
 from lib.alignment.exam.planting import Change, Fault, attribute, becomes, built
 from lib.backend import cat, interpolate, nn, stack
-from lib.models import rt_detr_decoder, rt_detr_denoising, rt_detr_encoder, rt_detr_layers
+from lib.models import rt_detr
 
 RT_DETR = "RT-DETR"
 ATTENTION, SELF = r"decoder\.decoder\.layers\.\d\.cross_attn", r"(encoder\.encoder|decoder\.decoder)\..*self_attn"
@@ -95,7 +95,7 @@ def _refined_with_history(original):
         predictions = []
         for index, (layer, box_head) in enumerate(zip(self.decoder.layers, self.dec_bbox_head)):
             x = layer(x, self.query_pos_head(boxes), boxes, memory, sizes, mask)
-            boxes = backend.sigmoid(box_head(x) + rt_detr_layers.inverse_sigmoid(boxes))
+            boxes = backend.sigmoid(box_head(x) + rt_detr.inverse_sigmoid(boxes))
             predictions.append((self.dec_score_head[index](x), boxes))
         return predictions if self.training else [predictions[self.last]]
 
@@ -109,7 +109,7 @@ FAULTS = (
         "attention",
         RT_DETR,
         SELF,
-        (Change(rt_detr_layers.SelfAttention, "forward", _values_with_position),),
+        (Change(rt_detr.SelfAttention, "forward", _values_with_position),),
     ),
     Fault(
         "GELU by tanh",
@@ -133,7 +133,7 @@ FAULTS = (
         "attention",
         RT_DETR,
         ATTENTION,
-        (Change(rt_detr_decoder, "grid_sample", _corners_aligned),),
+        (Change(rt_detr, "grid_sample", _corners_aligned),),
     ),
     Fault(
         "x and y of sampling points",
@@ -141,7 +141,7 @@ FAULTS = (
         "attention",
         RT_DETR,
         ATTENTION,
-        (Change(rt_detr_decoder, "grid_sample", _rows_for_columns),),
+        (Change(rt_detr, "grid_sample", _rows_for_columns),),
     ),
     Fault(
         "anchors at corners",
@@ -149,7 +149,7 @@ FAULTS = (
         "attention",
         RT_DETR,
         r"decoder",
-        (Change(rt_detr_decoder, "anchors", _anchors_at_corners),),
+        (Change(rt_detr, "anchors", _anchors_at_corners),),
     ),
     Fault(
         "interleaved embedding",
@@ -157,7 +157,7 @@ FAULTS = (
         "attention",
         RT_DETR,
         r"encoder",
-        (Change(rt_detr_encoder, "position_embedding", _interleaved),),
+        (Change(rt_detr, "position_embedding", _interleaved),),
     ),
     Fault(
         "bilinear for nearest",
@@ -167,7 +167,7 @@ FAULTS = (
         r"encoder",
         (
             becomes(
-                rt_detr_encoder.HybridEncoder,
+                rt_detr.HybridEncoder,
                 "_double",
                 lambda x: interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
             ),
@@ -179,7 +179,7 @@ FAULTS = (
         "layers",
         RT_DETR,
         r"encoder\.(fpn|pan)_blocks\.\d",
-        (Change(rt_detr_encoder.CSPRepLayer, "forward", _fusion_reversed),),
+        (Change(rt_detr.CSPRepLayer, "forward", _fusion_reversed),),
     ),
     Fault(
         "max(dim) misuse",
@@ -187,7 +187,7 @@ FAULTS = (
         "attention",
         RT_DETR,
         r"decoder\.selection",
-        (Change(rt_detr_decoder, "amax", _indices_for_values),),
+        (Change(rt_detr, "amax", _indices_for_values),),
     ),
     Fault(
         "denoising mask transposed",
@@ -195,7 +195,7 @@ FAULTS = (
         "denoising",
         RT_DETR,
         r"dn_\d.*|.*denoising.*",
-        (Change(rt_detr_denoising.Denoising, "blocks", _seen_the_wrong_way),),
+        (Change(rt_detr.Denoising, "blocks", _seen_the_wrong_way),),
     ),
     Fault(
         "denoising groups",
@@ -203,7 +203,7 @@ FAULTS = (
         "denoising",
         RT_DETR,
         r"dn_\d.*|.*denoising.*",
-        (becomes(rt_detr_denoising, "QUERIES", 10),),
+        (becomes(rt_detr, "NOISED_QUERIES", 10),),
     ),
     Fault(
         "boxes keep their history",
@@ -211,6 +211,6 @@ FAULTS = (
         "attention",
         RT_DETR,
         r"decoder",
-        (Change(rt_detr_decoder.RTDETRTransformer, "_decode", _refined_with_history),),
+        (Change(rt_detr.RTDETRTransformer, "_decode", _refined_with_history),),
     ),
 )
