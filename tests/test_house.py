@@ -35,11 +35,6 @@ def inside_backend(path):
     return (ROOT / "lib" / "backend") in path.parents
 
 
-def asks_the_framework_itself(path):
-    """The adapters of the migration notebook's probes, which set each framework's own operators beside the backend's."""
-    return path.parent == ROOT / "lib" / "alignment" / "rosetta" / "native"
-
-
 def imports(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -77,7 +72,7 @@ def tensor_methods(tree):
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in SOURCES if not (inside_backend(p) or asks_the_framework_itself(p))],
+    [p for p in SOURCES if not inside_backend(p)],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_frameworks_live_in_the_backend(path):

@@ -11,14 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib.alignment import references
+from lib.alignment import references, rosetta
 from lib.alignment.evidence import PAIRS, SIDES, Evidence
 from lib.alignment.questions.inference import divergence, equivalence, evaluation, forward
 from lib.alignment.questions.learning import assignment, batch_norm, gradients, lockstep, losses, step
 from lib.alignment.questions.parts import holds
 from lib.alignment.questions.running import data, speed, training, trajectory
 from lib.alignment.questions.weights import conversion, initialisation, structure
-from lib.alignment.rosetta import counts
 from lib.alignment.verdict import TARGETS, Answer, K, Verdict, target_status
 from lib.record import Record, measure, read
 
@@ -71,7 +70,7 @@ def judge_records(folder: str | Path, models: Iterable[str], golden: Path = refe
 
     Returns these, `<model>/none/compare`; `all/none/rosetta` counts the verdicts on the probes, where they have run.
     """
-    counts.write(folder)
+    rosetta.count(folder)
     return [_judge_model(Path(folder), model, golden) for model in models]
 
 

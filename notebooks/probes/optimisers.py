@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..probe import Probe, attempt, f32
+from lib.alignment.probe import ask, attempt, f32, given
 
 TOPIC = "Optimisers"
 START = f32(1.0, -2.0, 0.5)
@@ -15,24 +15,26 @@ RATE = 0.1
 # --- the same steps in the three vocabularies ----------------------------------------------------------------------
 
 
-def jittor_steps(jt, gradients, build, prepare=lambda optimiser: None):
-    """The parameter after one step per row of gradients; the optimiser runs the backward pass itself."""
+def jittor_steps(jt, gradients, build, prepare=lambda optimiser: None, passes=1):
+    """The parameter after one step per row of gradients; the optimiser runs the backward passes itself."""
     parameter = jt.array(START)
     optimiser = build(jt.optim, [parameter])
     for row in gradients:
-        optimiser.backward((parameter * jt.array(row)).sum())
+        for _ in range(passes):
+            optimiser.backward((parameter * jt.array(row / passes)).sum())
         prepare(optimiser)
         optimiser.step()
     return parameter
 
 
-def torch_steps(torch, gradients, build, prepare=lambda parameter: None):
+def torch_steps(torch, gradients, build, prepare=lambda parameter: None, passes=1):
     """The same in PyTorch."""
     parameter = torch.nn.Parameter(torch.tensor(START))
     optimiser = build(torch.optim, [parameter])
     for row in gradients:
         optimiser.zero_grad()
-        (parameter * torch.tensor(row)).sum().backward()
+        for _ in range(passes):
+            (parameter * torch.tensor(row / passes)).sum().backward()
         prepare(parameter)
         optimiser.step()
     return parameter
@@ -44,29 +46,6 @@ def backend_steps(B, gradients, build):
     optimiser = build(B, [{"parameters": [("w", parameter)]}])
     for row in gradients:
         optimiser.step([B.tensor(row)])
-    return parameter
-
-
-def jittor_accumulated(jt):
-    """Two backward passes per step."""
-    parameter = jt.array(START)
-    optimiser = jt.optim.AdamW([parameter], lr=RATE)
-    for row in GRADIENTS:
-        optimiser.backward((parameter * jt.array(row / 2)).sum())
-        optimiser.backward((parameter * jt.array(row / 2)).sum())
-        optimiser.step()
-    return parameter
-
-
-def torch_accumulated(torch):
-    """The same in PyTorch, without decay."""
-    parameter = torch.nn.Parameter(torch.tensor(START))
-    optimiser = torch.optim.AdamW([parameter], lr=RATE, weight_decay=0)
-    for row in GRADIENTS:
-        optimiser.zero_grad()
-        (parameter * torch.tensor(row / 2)).sum().backward()
-        (parameter * torch.tensor(row / 2)).sum().backward()
-        optimiser.step()
     return parameter
 
 
@@ -86,25 +65,15 @@ def torch_unused(torch):
     return unused
 
 
-def jittor_rates(jt, build):
+def rates(F, build):
     """Learning rates of eight epochs, each stepped at its end."""
-    optimiser = jt.optim.SGD([jt.array(START)], lr=RATE)
-    schedule, rates = build(jt.lr_scheduler, optimiser), []
+    optimiser = F.optim.SGD([F.nn.Parameter(F.ones((1,)))], lr=RATE)
+    schedule = build(F.optim.lr_scheduler if hasattr(F.optim, "lr_scheduler") else F.lr_scheduler, optimiser)
+    found = []
     for _ in range(8):
-        rates.append(float(optimiser.lr))
+        found.append(float(optimiser.lr if hasattr(optimiser, "lr") else optimiser.param_groups[0]["lr"]))
         schedule.step()
-    return rates
-
-
-def torch_rates(torch, build):
-    """The same in PyTorch."""
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.tensor(START))], lr=RATE)
-    schedule, rates = build(torch.optim.lr_scheduler, optimiser), []
-    for _ in range(8):
-        rates.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        schedule.step()
-    return rates
+    return found
 
 
 # --- formulas in float64 -------------------------------------------------------------------------------------------
@@ -137,189 +106,133 @@ def clipped(gradients):
     return gradients / np.maximum(norms + 1e-6, 1)
 
 
-PROBES = (
-    Probe(
-        topic=TOPIC,
-        name="SGD with Nesterov momentum and decay",
-        question="Where is the parameter after four steps?",
-        advice="Equal.",
+PROBES = {
+    "SGD with Nesterov momentum and decay": given(GRADIENTS, cancels=True).ask(
+        "Where is the parameter after four steps?",
+        "Equal.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, 0.05, nesterov=True)),
         torch=lambda torch, g: torch_steps(
             torch, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, weight_decay=0.05, nesterov=True)
         ),
         backend=lambda B, g: backend_steps(B, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, True, 0.05)),
         expected=lambda g: sgd(g, 0.9, 0.05, True),
-        inputs=(GRADIENTS,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="SGD with dampening",
-        question="Is the first step dampened too?",
-        advice="PyTorch's first velocity is the whole gradient: leave dampening alone.",
+    "SGD with dampening": given(GRADIENTS, cancels=True).ask(
+        "Is the first step dampened too?",
+        "PyTorch's first velocity is the whole gradient: leave dampening alone.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, dampening=0.5)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.SGD(p, RATE, 0.9, dampening=0.5)),
         expected=lambda g: sgd(g, 0.9, dampening=0.5),
-        inputs=(GRADIENTS,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="AdamW",
-        question="Where is the parameter after four steps with decay 0.05?",
-        advice="Equal where betas, eps and decay are passed.",
+    "AdamW": given(GRADIENTS, cancels=True).ask(
+        "Where is the parameter after four steps with decay 0.05?",
+        "Equal where betas, eps and decay are passed.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.05)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.05)),
         backend=lambda B, g: backend_steps(B, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.05)),
         expected=lambda g: adam(g, 0.05),
-        inputs=(GRADIENTS,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="AdamW's decay by default",
-        question="How strong is the decay where none is passed?",
-        advice="Pass weight_decay: 0 in Jittor, 0.01 in PyTorch.",
+    "AdamW's decay by default": ask(
+        "How strong is the decay where none is passed?",
+        "Pass weight_decay: 0 in Jittor, 0.01 in PyTorch.",
         jittor=lambda jt: jt.optim.AdamW([jt.array(START)], lr=RATE).weight_decay,
         torch=lambda torch: torch.optim.AdamW([torch.nn.Parameter(torch.tensor(START))], lr=RATE).defaults[
             "weight_decay"
         ],
         expected=lambda: 0.01,
     ),
-    Probe(
-        topic=TOPIC,
-        name="AdamW with tiny gradients",
-        question="Where is eps added when gradients are about 1e-7?",
-        advice="Beside the corrected root in both.",
+    "AdamW with tiny gradients": given(TINY, cancels=True).ask(
+        "Where is eps added when gradients are about 1e-7?",
+        "Beside the corrected root in both.",
         jittor=lambda jt, g: jittor_steps(jt, TINY, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
         torch=lambda torch, g: torch_steps(torch, TINY, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
         backend=lambda B, g: backend_steps(B, TINY, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
         expected=adam,
-        inputs=(TINY,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="Adam",
-        question="Where is the parameter after four steps?",
-        advice="Equal for gradients of ordinary size.",
+    "Adam": given(GRADIENTS, cancels=True).ask(
+        "Where is the parameter after four steps?",
+        "Equal for gradients of ordinary size.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.Adam(p, RATE)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.Adam(p, RATE)),
         expected=adam,
-        inputs=(GRADIENTS,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="Adam with tiny gradients",
-        question="Where is eps added when gradients are about 1e-7?",
-        advice="Jittor's Adam adds it to the uncorrected root: use AdamW with decay 0.",
+    "Adam with tiny gradients": given(TINY, cancels=True).ask(
+        "Where is eps added when gradients are about 1e-7?",
+        "Jittor's Adam adds it to the uncorrected root: use AdamW with decay 0.",
         jittor=lambda jt, g: jittor_steps(jt, TINY, lambda o, p: o.Adam(p, RATE)),
         torch=lambda torch, g: torch_steps(torch, TINY, lambda o, p: o.Adam(p, RATE)),
         expected=adam,
-        inputs=(TINY,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="Adam's decay",
-        question="Is Adam's weight decay added to the gradient?",
-        advice="It is in both: AdamW decouples it.",
+    "Adam's decay": given(GRADIENTS, cancels=True).ask(
+        "Is Adam's weight decay added to the gradient?",
+        "It is in both: AdamW decouples it.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.Adam(p, RATE, weight_decay=0.05)),
         torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.Adam(p, RATE, weight_decay=0.05)),
         expected=lambda g: adam(g, 0.05, decoupled=False),
-        inputs=(GRADIENTS,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="accumulated gradients",
-        question="Does the bias correction count steps or backward passes?",
-        advice="Jittor counts backward passes: add up the loss, or feed gradients to an optimiser of one's own.",
-        jittor=lambda jt, g: jittor_accumulated(jt),
-        torch=lambda torch, g: torch_accumulated(torch),
+    "accumulated gradients": given(GRADIENTS, cancels=True).ask(
+        "Does the bias correction count steps or backward passes?",
+        "Jittor counts backward passes: add up the loss, or feed gradients to an optimiser of one's own.",
+        jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.AdamW(p, RATE), passes=2),
+        torch=lambda torch, g: torch_steps(torch, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0), passes=2),
         backend=lambda B, g: backend_steps(B, GRADIENTS, lambda o, p: o.AdamW(p, RATE, weight_decay=0.0)),
         expected=adam,
-        inputs=(GRADIENTS,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="decay of an unused parameter",
-        question="Does a parameter decay that the loss leaves out?",
-        advice="It does in Jittor: leave it out of the optimiser.",
-        jittor=lambda jt: jittor_unused(jt),
-        torch=lambda torch: torch_unused(torch),
+    "decay of an unused parameter": ask(
+        "Does a parameter decay that the loss leaves out?",
+        "It does in Jittor: leave it out of the optimiser.",
+        jittor=jittor_unused,
+        torch=torch_unused,
         expected=lambda: START,
     ),
-    Probe(
-        topic=TOPIC,
-        name="clipping by norm",
-        question="Where is the parameter after four clipped steps?",
-        advice="Equal.",
+    "clipping by norm": given(GRADIENTS, cancels=True).ask(
+        "Where is the parameter after four clipped steps?",
+        "Equal.",
         jittor=lambda jt, g: jittor_steps(jt, GRADIENTS, lambda o, p: o.SGD(p, RATE), lambda o: o.clip_grad_norm(1.0)),
         torch=lambda torch, g: torch_steps(
             torch, GRADIENTS, lambda o, p: o.SGD(p, RATE), lambda p: torch.nn.utils.clip_grad_norm_([p], 1.0)
         ),
         expected=lambda g: sgd(clipped(g)),
-        inputs=(GRADIENTS,),
-        cancels=True,
     ),
-    Probe(
-        topic=TOPIC,
-        name="loss.backward()",
-        question="What is parameter.grad after loss.backward()?",
-        advice="optimizer.backward(loss), or jt.grad(loss, parameters): Jittor's backward() does nothing, and there is no .grad.",
+    "loss.backward()": ask(
+        "What is parameter.grad after loss.backward()?",
+        "optimizer.backward(loss), or jt.grad(loss, parameters): Jittor's backward() does nothing, there is no .grad.",
         jittor=lambda jt: attempt(lambda: _after_backward(jt.array(START)).numpy()),
         torch=lambda torch: _after_backward(torch.tensor(START, requires_grad=True)),
         expected=lambda: 2 * START,
     ),
-    Probe(
-        topic=TOPIC,
-        name="state of an optimiser",
-        question="What are the entries of an optimiser's state dict?",
-        advice="Keep moments under parameter names of one's own: the layouts have nothing in common.",
+    "state of an optimiser": ask(
+        "What are the entries of an optimiser's state dict?",
+        "Keep moments under parameter names of one's own: the layouts have nothing in common.",
         jittor=lambda jt: sorted(jt.optim.AdamW([jt.array(START)], lr=RATE).state_dict()),
         torch=lambda torch: sorted(torch.optim.AdamW([torch.nn.Parameter(torch.tensor(START))], lr=RATE).state_dict()),
         expected=lambda: ["param_groups", "state"],
     ),
-    Probe(
-        topic=TOPIC,
-        name="cosine schedule",
-        question="What are the rates of the first eight of eight epochs?",
-        advice="Jittor's lags by one step: set the rate from a formula of one's own.",
-        jittor=lambda jt: jittor_rates(jt, lambda s, o: s.CosineAnnealingLR(o, 8)),
-        torch=lambda torch: torch_rates(torch, lambda s, o: s.CosineAnnealingLR(o, 8)),
+    "cosine schedule": ask(
+        "What are the rates of the first eight of eight epochs?",
+        "Jittor's lags by one step: set the rate from a formula of one's own.",
+        both=lambda F: rates(F, lambda s, o: s.CosineAnnealingLR(o, 8)),
         expected=lambda: [RATE * (1 + math.cos(math.pi * t / 8)) / 2 for t in range(8)],
     ),
-    Probe(
-        topic=TOPIC,
-        name="multi-step schedule",
-        question="In which epochs does the rate fall for milestones 2 and 5?",
-        advice="Look where it falls: one epoch late in Jittor.",
-        jittor=lambda jt: jittor_rates(jt, lambda s, o: s.MultiStepLR(o, [2, 5], 0.5)),
-        torch=lambda torch: torch_rates(torch, lambda s, o: s.MultiStepLR(o, [2, 5], 0.5)),
+    "multi-step schedule": ask(
+        "In which epochs does the rate fall for milestones 2 and 5?",
+        "Look where it falls: one epoch late in Jittor.",
+        both=lambda F: rates(F, lambda s, o: s.MultiStepLR(o, [2, 5], 0.5)),
         expected=lambda: [RATE * 0.5 ** ((t >= 2) + (t >= 5)) for t in range(8)],
     ),
-    Probe(
-        topic=TOPIC,
-        name="step schedule",
-        question="In which epochs does the rate fall for step size 3?",
-        advice="Equal, unlike the other schedules.",
-        jittor=lambda jt: jittor_rates(jt, lambda s, o: s.StepLR(o, 3, 0.5)),
-        torch=lambda torch: torch_rates(torch, lambda s, o: s.StepLR(o, 3, 0.5)),
+    "step schedule": ask(
+        "In which epochs does the rate fall for step size 3?",
+        "Equal, unlike the other schedules.",
+        both=lambda F: rates(F, lambda s, o: s.StepLR(o, 3, 0.5)),
         expected=lambda: [RATE * 0.5 ** (t // 3) for t in range(8)],
     ),
-    Probe(
-        topic=TOPIC,
-        name="exponential schedule",
-        question="What are the rates at gamma 0.9?",
-        advice="Jittor's lags by one step.",
-        jittor=lambda jt: jittor_rates(jt, lambda s, o: s.ExponentialLR(o, 0.9)),
-        torch=lambda torch: torch_rates(torch, lambda s, o: s.ExponentialLR(o, 0.9)),
+    "exponential schedule": ask(
+        "What are the rates at gamma 0.9?",
+        "Jittor's lags by one step.",
+        both=lambda F: rates(F, lambda s, o: s.ExponentialLR(o, 0.9)),
         expected=lambda: [RATE * 0.9**t for t in range(8)],
     ),
-)
+}
 
 
 def _after_backward(parameter):

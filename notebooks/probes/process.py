@@ -1,15 +1,24 @@
 """The process: what an import does, when work is done, what kills it, what is saved."""
 
+import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from ..child import child, with_import
-from ..probe import Probe, attempt, f32
+from lib.alignment.probe import ask, attempt, f32, given
+from lib.record import ROOT
 
 TOPIC = "Process"
+SECONDS = 120  # of a child: Jittor's import, and a kernel at most
+NOTEBOOK = "JPY_PARENT_PID"  # where it is set Jittor leaves Ctrl-C alone; a child asks as a script would
+LOG = "\x1b"  # Jittor's own lines on stdout begin with a colour
 
 EFFECTS = """
 import random, ssl, sys
@@ -17,7 +26,8 @@ import numpy as np
 np.random.seed(5); random.seed(5)
 def look():
     return {"stream of NumPy": np.random.get_state()[1].tolist(), "stream of random": random.getstate(),
-            "TLS verification": ssl._create_default_https_context, "sys.exit": sys.exit, "sys.excepthook": sys.excepthook}
+            "TLS verification": ssl._create_default_https_context,
+            "sys.exit": sys.exit, "sys.excepthook": sys.excepthook}
 before = look()
 IMPORT
 after = look()
@@ -57,6 +67,24 @@ TORCH_SORT = NAN_SORT + "import torch; torch.argsort(torch.tensor(x)); print('su
 ASSIGNED = "x[[0, -1]] = 9; print(x.tolist())"
 LOST = "print(jt.grad((x[[0, -1]] * 5).sum(), x).numpy().tolist())"
 THREE = "from lib import backend; import jittor as jt; x = jt.array([1., 2., 3.]); "
+
+
+@lru_cache
+def child(code: str, framework=None) -> str:
+    """The last line that `code` prints in a Python process of its own: for imports, and for what may end the process.
+
+    Else the exception's or the signal's name, or "ended without a word". IMPORT stands for the import of the framework.
+    """
+    surroundings = {name: value for name, value in os.environ.items() if name != NOTEBOOK}
+    command = [sys.executable, "-c", code.replace("IMPORT", f"import {framework.__name__}" if framework else "")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=surroundings, timeout=SECONDS)
+    if ended.returncode < 0:
+        return f"killed by {signal.Signals(-ended.returncode).name}"
+    if ended.returncode:
+        raised = re.search(r"^([A-Za-z.]+(Error|Exception|Interrupt))\b", ended.stderr, re.M)
+        return raised[1] if raised else f"exit code {ended.returncode}"
+    lines = [line for line in ended.stdout.splitlines() if line.strip() and not line.startswith(LOG)]
+    return lines[-1] if lines else "ended without a word"
 
 
 def first_bytes(save) -> str:
@@ -120,132 +148,95 @@ def seeded(framework, seed: int):
     return framework.rand(4)
 
 
-PROBES = (
-    Probe(
-        topic=TOPIC,
-        name="what the import changes",
-        question="What of the process does the import change?",
-        advice="Import through the backend, or put seeds, TLS verification, sys.exit and excepthook back after the import.",
-        jittor=lambda jt: with_import(EFFECTS, "jittor"),
-        torch=lambda torch: with_import(EFFECTS, "torch"),
-        backend=lambda B: with_import(EFFECTS, "backend"),
+PROBES = {
+    "what the import changes": ask(
+        "What of the process does the import change?",
+        "Import through the backend, or put seeds, TLS verification, sys.exit and excepthook back after the import.",
+        every=lambda F: child(EFFECTS, F),
         expected=lambda: "nothing",
     ),
-    Probe(
-        topic=TOPIC,
-        name="Ctrl-C and finally",
-        question="Does Ctrl-C run `finally` in a script?",
-        advice="Set signal.default_int_handler again after the import, or files are left half written.",
-        jittor=lambda jt: with_import(INTERRUPTED, "jittor"),
-        torch=lambda torch: with_import(INTERRUPTED, "torch"),
-        backend=lambda B: with_import(INTERRUPTED, "backend"),
+    "Ctrl-C and finally": ask(
+        "Does Ctrl-C run `finally` in a script?",
+        "Set signal.default_int_handler again after the import, or files are left half written.",
+        every=lambda F: child(INTERRUPTED, F),
         expected=lambda: "finally ran",
     ),
-    Probe(
-        topic=TOPIC,
-        name="a killed child",
-        question="Does a process outlive its killed child?",
-        advice="Set SIGCHLD to its default after the import: subprocess timeouts kill the notebook otherwise.",
-        jittor=lambda jt: with_import(BEREAVED, "jittor"),
-        torch=lambda torch: with_import(BEREAVED, "torch"),
-        backend=lambda B: with_import(BEREAVED, "backend"),
+    "a killed child": ask(
+        "Does a process outlive its killed child?",
+        "Set SIGCHLD to its default after the import: subprocess timeouts kill the notebook otherwise.",
+        every=lambda F: child(BEREAVED, F),
         expected=lambda: "parent lives",
     ),
-    Probe(
-        topic=TOPIC,
-        name="sorting NaN",
-        question="Does the process survive sorting 4096 values with NaN among them?",
-        advice="It dies with Jittor's own compiler flags: append the backend's, and look for NaN before any sort or topk.",
+    "sorting NaN": ask(
+        "Does the process survive sorting 4096 values with NaN among them?",
+        "It dies with Jittor's own compiler flags: append the backend's, and look for NaN before any sort or topk.",
         jittor=lambda jt: child(STOCK_SORT),
         torch=lambda torch: child(TORCH_SORT),
         backend=lambda B: child({"torch": TORCH_SORT, "jittor": MENDED_SORT}[B.NAME]),
         expected=lambda: "survived",
     ),
-    Probe(
-        topic=TOPIC,
-        name="assignment to a list with a negative index",
-        question="What is x after x[[0, -1]] = 9?",
-        advice="Count from the front in lists and index tensors: Jittor writes outside the tensor.",
+    "assignment to a list with a negative index": ask(
+        "What is x after x[[0, -1]] = 9?",
+        "Count from the front in lists and index tensors: Jittor writes outside the tensor.",
         jittor=lambda jt: child(THREE + ASSIGNED),
         torch=lambda torch: child("import torch; x = torch.tensor([1., 2., 3.]); " + ASSIGNED),
         expected=lambda: "[9.0, 2.0, 9.0]",
     ),
-    Probe(
-        topic=TOPIC,
-        name="gradient of a list with a negative index",
-        question="What is the gradient of 5 x[[0, -1]]?",
-        advice="Count from the front in lists and index tensors: Jittor loses the gradient without a word.",
+    "gradient of a list with a negative index": ask(
+        "What is the gradient of 5 x[[0, -1]]?",
+        "Count from the front in lists and index tensors: Jittor loses the gradient without a word.",
         jittor=lambda jt: child(THREE + LOST),
         torch=lambda torch: str(_last_and_first(torch)),
         expected=lambda: "[5.0, 0.0, 5.0]",
     ),
-    Probe(
-        topic=TOPIC,
-        name="index out of range",
-        question="What does x[5] give where x has three values and 5 is in an index tensor?",
-        advice="Check indices in NumPy: Jittor reads beyond the tensor.",
+    "index out of range": given(np.array([5])).ask(
+        "What does x[5] give where x has three values and 5 is in an index tensor?",
+        "Check indices in NumPy: Jittor reads beyond the tensor.",
         jittor=lambda jt, x: attempt(lambda: f"{jt.array([1.0, 2.0, 3.0])[x].numpy().size} value"),
         torch=lambda torch, x: attempt(lambda: torch.tensor([1.0, 2.0, 3.0])[x]),
         expected=lambda x: "raises",
-        inputs=(np.array([5]),),
     ),
-    Probe(
-        topic=TOPIC,
-        name="when work is done",
-        question="Has an operator run before and after synchronising?",
-        advice="Jittor is lazy: jt.sync_all(True) before every reading of a clock.",
+    "when work is done": ask(
+        "Has an operator run before and after synchronising?",
+        "Jittor is lazy: jt.sync_all(True) before every reading of a clock.",
         jittor=run_when,
         torch=run_at_once,
         expected=lambda: [1, 1],
     ),
-    Probe(
-        topic=TOPIC,
-        name="random stream",
-        question="Which numbers follow seed 0?",
-        advice="Draw what matters in NumPy: equal seeds give unequal numbers.",
-        jittor=lambda jt: seeded(jt, 0),
-        torch=lambda torch: seeded(torch, 0),
+    "random stream": ask(
+        "Which numbers follow seed 0?",
+        "Draw what matters in NumPy: equal seeds give unequal numbers.",
+        both=lambda F: seeded(F, 0),
         expected=lambda: first_draws(0, 4),
     ),
-    Probe(
-        topic=TOPIC,
-        name="seeded twice",
-        question="Does seeding again repeat the numbers?",
-        advice="Each framework repeats itself.",
-        jittor=lambda jt: seeded(jt, 3).numpy() - seeded(jt, 3).numpy(),
-        torch=lambda torch: seeded(torch, 3) - seeded(torch, 3),
+    "seeded twice": ask(
+        "Does seeding again repeat the numbers?",
+        "Each framework repeats itself.",
+        both=lambda F: seeded(F, 3).numpy() - seeded(F, 3).numpy(),
         expected=lambda: np.zeros(4),
     ),
-    Probe(
-        topic=TOPIC,
-        name="format of save",
-        question="What is a saved file?",
-        advice="Exchange safetensors: jt.save writes a bare pickle.",
+    "format of save": ask(
+        "What is a saved file?",
+        "Exchange safetensors: jt.save writes a bare pickle.",
         jittor=lambda jt: first_bytes(lambda path: jt.save({"w": jt.array([1.0])}, path)),
         torch=lambda torch: first_bytes(lambda path: torch.save({"w": torch.tensor([1.0])}, path)),
         expected=lambda: "zip",
     ),
-    Probe(
-        topic=TOPIC,
-        name="code in a checkpoint",
-        question="What does load do with a pickle that holds code?",
-        advice="Never jt.load what you didn't write: it runs the code.",
-        jittor=lambda jt: loaded(jt.load),
-        torch=lambda torch: loaded(torch.load),
+    "code in a checkpoint": ask(
+        "What does load do with a pickle that holds code?",
+        "Never jt.load what you didn't write: it runs the code.",
+        both=lambda F: loaded(F.load),
         expected=lambda: "raises",
     ),
-    Probe(
-        topic=TOPIC,
-        name="a tensor from an array that changes",
-        question="Does a tensor keep the values that the array had?",
-        advice="Both copy, though Jittor computes later.",
+    "a tensor from an array that changes": given(f32(1, 2)).ask(
+        "Does a tensor keep the values that the array had?",
+        "Both copy, though Jittor computes later.",
         jittor=lambda jt, x: _from_changed(jt.array),
         torch=lambda torch, x: _from_changed(torch.tensor),
         backend=lambda B, x: B.numpy(_from_changed(B.tensor)),
         expected=lambda x: x + 1,
-        inputs=(f32(1, 2),),
     ),
-)
+}
 
 
 def _from_changed(build):
