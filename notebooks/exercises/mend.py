@@ -3,13 +3,13 @@
 The original's rule is computed here in NumPy in float64, from the definitions; nothing is taken from either framework.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, softmax
 
 from lib import backend
 from lib.alignment.seeded import seeded_input
@@ -34,57 +34,44 @@ def expected() -> dict[str, Any]:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))  # (n, c, h, w, 3, 3)
     y = np.einsum("nchwij,ocij->nohw", windows, weights["conv.weight"])
     mean, variance = y.mean(axis=(0, 2, 3)), y.var(axis=(0, 2, 3))
-    count = y.size // CHANNELS
     y = (y - mean[:, None, None]) / np.sqrt(variance + EPS)[:, None, None]
-    y = (y / (1 + np.exp(-y))).repeat(2, axis=2).repeat(2, axis=3)  # SiLU, nearest neighbours
+    y = (y * expit(y)).repeat(2, axis=2).repeat(2, axis=3)  # SiLU, nearest neighbours
     logits = np.einsum("nchw,oc->nohw", y, weights["bins.weight"][:, :, 0, 0]) + weights["bins.bias"][:, None, None]
-    share = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share /= share.sum(axis=1, keepdims=True)
+    count = x.size // CHANNELS
     return {
-        "output": np.einsum("nohw,o->nhw", share, np.arange(BINS)),
+        "output": np.einsum("nohw,o->nhw", softmax(logits, axis=1), np.arange(BINS)),
         "running_mean": MOMENTUM * mean,
         "running_var": 1 - MOMENTUM + MOMENTUM * variance * count / (count - 1),
         "trained scalars": sum(value.size for value in weights.values()) + 2 * CHANNELS,
     }
 
 
-def _load(path: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location("block_to_mend", path)
-    if not path.is_file() or specification is None or specification.loader is None:
-        raise UserError(f"{path}: no such file")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 def found(path: Path) -> dict[str, Any]:
     """The same of the class Block in a file, run in this environment's framework."""
-    block = _load(path).Block(CHANNELS, BINS)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    block = runpy.run_path(str(path))["Block"](CHANNELS, BINS)
     block.train()
     for name, value in _weights().items():
-        layer, entry = name.split(".")
-        getattr(getattr(block, layer), entry).assign(backend.tensor(value))
+        layer, own = name.split(".")
+        getattr(getattr(block, layer), own).assign(backend.tensor(value))
     output = backend.numpy(block(backend.tensor(seeded_input("block", INPUT))))
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
     return {
         "output": output,
         "running_mean": backend.numpy(block.norm.running_mean),
         "running_var": backend.numpy(block.norm.running_var),
-        "trained scalars": sum(int(np.prod(backend.numpy(parameter).shape)) for parameter in trained),
+        "trained scalars": sum(backend.numpy(parameter).size for parameter in trained),
     }
 
 
 def check(path: str | Path) -> pd.DataFrame:
     """A row per property: what was found, what is expected, and RIGHT or NOT YET."""
-    truth, mine = expected(), found(Path(path))
-    rows = {}
-    for name, value in truth.items():
-        if np.shape(mine[name]) != np.shape(value):
-            rows[name] = {
-                "error": float("nan"),
-                "verdict": f"NOT YET: shape {np.shape(mine[name])}, expected {np.shape(value)}",
-            }
-            continue
-        error = float(np.linalg.norm(np.asarray(mine[name], np.float64) - value) / np.linalg.norm(value))
-        rows[name] = {"error": error, "verdict": "RIGHT" if error <= GATE else "NOT YET"}
+    rows, mine = {}, found(Path(path))
+    for name, value in expected().items():
+        error, verdict = float("nan"), f"NOT YET: shape {np.shape(mine[name])}, expected {np.shape(value)}"
+        if np.shape(mine[name]) == np.shape(value):
+            error = float(np.linalg.norm(np.asarray(mine[name], np.float64) - value) / np.linalg.norm(value))
+            verdict = "RIGHT" if error <= GATE else "NOT YET"
+        rows[name] = {"error": error, "verdict": verdict}
     return pd.DataFrame.from_dict(rows, orient="index")
