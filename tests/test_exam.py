@@ -1,6 +1,6 @@
-"""The exam of the engine: a sample of its faults is caught and localised, a right candidate passes, and a fault that goes
-through every gate is reported as a survivor. `make exam` runs the whole. Both environments, but for faults whose place the
-layers must find: Jittor would compile every layer alone, in two precisions, for minutes (`make exam SIDE=jt` does)."""
+"""The exam of the engine: a sample of its faults is caught and localised, a right candidate passes, and a fault that
+goes through every gate is reported as a survivor. `make exam` runs the whole. Both environments, but for faults whose
+place the layers must find: Jittor would compile every layer alone, for minutes (`make exam SIDE=jt` does)."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,6 @@ import pytest
 
 from lib import backend
 from lib.alignment.exam import examination, gates, score
-from lib.alignment.exam.catalogue import FAULTS
 from lib.alignment.exam.examination import CLEAN, Result
 from lib.alignment.exam.planting import Change, Fault, attribute, planted
 from lib.alignment.exam.rounding import otherwise_rounded
@@ -18,6 +17,7 @@ from lib.alignment.exam.subjects import SUBJECTS
 from lib.alignment.seeded import seeded_input
 from lib.backend import nn
 from lib.errors import UserError
+from notebooks.faults import FAULTS
 
 IN_LAYERS = ("ghost concat order", "upsample mode", "ghost slice")
 CLASSIC = (*IN_LAYERS, "scale shape", "BN statistics not loaded", "head bias + 2.0")
@@ -116,7 +116,7 @@ def test_what_was_inherited_is_inherited_again():
     assert "forward" not in vars(Half)
 
 
-# ------------------------------------------------------------------------------------------------- results and their sum
+# ------------------------------------------------------------------------------------------------ results and their sum
 def result(name, gate="forward", named=("fpn",), kind="layers"):
     return Result(name, "", kind, "NanoDet-Plus", r"fpn", gate, 7.0, named, "", 1.0)
 
@@ -167,3 +167,12 @@ def test_an_interrupted_exam_continues_and_a_complete_one_starts_anew(tmp_path, 
 def test_an_unknown_fault_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no such fault"):
         examination.examine(tmp_path, ("BN epsilon",))
+
+
+def test_results_belong_to_the_faults_as_they_are_written(tmp_path, monkeypatch):
+    written = tmp_path / "notebooks" / "faults" / "layers.py"
+    written.parent.mkdir(parents=True)
+    monkeypatch.setattr(examination, "ROOT", tmp_path)
+    before = examination._sources()
+    written.write_text("another")
+    assert examination._sources() != before

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lib import backend
-from lib.alignment.exercises import block, fault
 from lib.errors import UserError
+from notebooks.exercises import fault, mend
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -66,7 +66,7 @@ def test_unknown_numbers_and_modules_are_one_line():
 
 @in_jittor
 def test_the_block_as_handed_out_is_wrong_in_three_ways():
-    verdicts = block.check(FOLDER / "exercises" / "block.py")["verdict"]
+    verdicts = mend.check(FOLDER / "exercises" / "block.py")["verdict"]
     assert verdicts.to_dict() == {
         "output": "NOT YET",
         "running_mean": "RIGHT",
@@ -77,8 +77,8 @@ def test_the_block_as_handed_out_is_wrong_in_three_ways():
 
 @in_jittor
 def test_the_solution_is_right():
-    table = block.check(FOLDER / "solutions" / "block.py")
-    assert set(table["verdict"]) == {"RIGHT"} and (table["error"] < block.GATE / 10).all()
+    table = mend.check(FOLDER / "solutions" / "block.py")
+    assert set(table["verdict"]) == {"RIGHT"} and (table["error"] < mend.GATE / 10).all()
 
 
 @in_jittor
@@ -94,7 +94,7 @@ def test_each_mend_is_needed(undone, row, tmp_path):
     source = (FOLDER / "solutions" / "block.py").read_text()
     assert undone in source
     (tmp_path / "block.py").write_text(source.replace(undone, ""))
-    table = block.check(tmp_path / "block.py")
+    table = mend.check(tmp_path / "block.py")
     assert list(table.index[table["verdict"] != "RIGHT"]) == [row]
 
 
@@ -102,19 +102,19 @@ def test_each_mend_is_needed(undone, row, tmp_path):
 def test_another_shape_is_said(tmp_path):
     source = (FOLDER / "solutions" / "block.py").read_text().replace(".sum(1)", "")
     (tmp_path / "block.py").write_text(source)
-    assert "shape (2, 5, 6, 6)" in block.check(tmp_path / "block.py").loc["output", "verdict"]
+    assert "shape (2, 5, 6, 6)" in mend.check(tmp_path / "block.py").loc["output", "verdict"]
 
 
 def test_the_expected_values_follow_from_their_definitions():
     """The same rule through the backend, which is tested against NumPy layer by layer."""
-    nn, weights, truth = backend.nn, block._weights(), block.expected()
-    conv, norm = nn.Conv2d(block.CHANNELS, block.CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(block.CHANNELS)
+    nn, weights, truth = backend.nn, mend._weights(), mend.expected()
+    conv, norm = nn.Conv2d(mend.CHANNELS, mend.CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(mend.CHANNELS)
     backend.load_state(conv, {"weight": weights["conv.weight"]})
-    y = conv(backend.tensor(block.seeded_input("block", block.INPUT)))
+    y = conv(backend.tensor(mend.seeded_input("block", mend.INPUT)))
     norm.train()
     norm(y)
     assert np.allclose(backend.numpy(norm.running_var), truth["running_var"], rtol=1e-5)
-    assert truth["output"].shape == (2, 6, 6) and truth["output"].min() > 0 and truth["output"].max() < block.BINS - 1
+    assert truth["output"].shape == (2, 6, 6) and truth["output"].min() > 0 and truth["output"].max() < mend.BINS - 1
 
 
 # --------------------------------------------------------------------------------------------------------- the pages

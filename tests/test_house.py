@@ -140,13 +140,8 @@ def inside_backend(path):
     return (ROOT / "lib" / "backend") in path.parents
 
 
-def asks_the_framework_itself(path):
-    """The migration notebook's probes set each framework's own operators beside the backend's."""
-    return path.parent == ROOT / "lib" / "alignment" / "rosetta" / "native"
-
-
-def imports(tree):
-    for node in ast.walk(tree):
+def imports(tree, nested=True):
+    for node in ast.walk(tree) if nested else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -175,13 +170,19 @@ def tensor_methods(tree):
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in SOURCES if not (inside_backend(p) or asks_the_framework_itself(p))],
+    [p for p in SOURCES if not inside_backend(p)],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_frameworks_live_in_the_backend(path):
     tree = ast.parse(path.read_text())
     assert not FRAMEWORKS & set(imports(tree)), "imports a framework"
     assert not list(asks_for_the_framework(tree)), "asks which framework runs"
+
+
+def test_lib_reads_notebooks_only_when_asked():
+    """Probes and faults are data that the engine looks up; importing the engine must not load them."""
+    for path in SOURCES:
+        assert "notebooks" not in set(imports(ast.parse(path.read_text()), nested=False)), path
 
 
 def test_the_rules_see_a_breach():

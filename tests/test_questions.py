@@ -1,4 +1,4 @@
-"""The questions that look inside: layers, steps, curves, data, mAP. Each way of being wrong is planted in records and named.
+"""The questions that look inside: layers, steps, curves, data, mAP. Each way of being wrong is planted and named.
 
 Framework-free.
 """
@@ -30,7 +30,7 @@ def records(sound, tmp_path):
 
 
 def answer(folder, question):
-    return questions.QUESTIONS[question][2](Evidence(folder, synthetic.MODEL), "torch", "jittor")
+    return questions.ask(question, Evidence(folder, synthetic.MODEL), "torch", "jittor")
 
 
 def planted(folder, question, change, side="jittor"):
@@ -193,12 +193,11 @@ def test_the_published_side_is_judged_by_our_exact_scores(records):
     synthetic.write(records, "published", "loss", *synthetic.STAGES["loss"]("published"))
     synthetic.edit(records, "published", "loss", flip(synthetic.NEAR))
     evidence = Evidence(records, synthetic.MODEL)
-    found = questions.QUESTIONS["assignment"][2](evidence, "published", "jittor")
+    found = questions.ask("assignment", evidence, "published", "jittor")
     assert found.verdict is Verdict.PASS and found.values["flipped"] == 1
     synthetic.edit(records, "published", "loss", flip((0, 3)))
     assert (
-        questions.QUESTIONS["assignment"][2](Evidence(records, synthetic.MODEL), "published", "jittor").verdict
-        is Verdict.FAIL
+        questions.ask("assignment", Evidence(records, synthetic.MODEL), "published", "jittor").verdict is Verdict.FAIL
     )
 
 

@@ -15,13 +15,12 @@ import synthetic_records as synthetic
 from PIL import Image
 
 from lib import record, report
-from lib.alignment import questions
-from lib.alignment.rosetta import counts, topics
-from lib.alignment.rosetta.listing import Listing
+from lib.alignment import questions, rosetta
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
 from lib.report import messages, pdf, pictures, themes, verify
 from lib.show import figures, figures_alignment, figures_models, tables
+from notebooks.probes import PROBES
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "90_compare.ipynb"
@@ -197,30 +196,30 @@ def test_probes_of_the_operators_are_counted(judged, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
     monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
     assert "No record of the probes" in rendered(folder, tmp_path / "out", monkeypatch)
-    native = [
-        probe for probe in topics.PROBES if probe.backend is None and np.asarray(probe.reference()).dtype.kind == "f"
-    ][:2]
+    native = [probe for probe in PROBES if probe.backend is None and np.asarray(probe.reference()).dtype.kind == "f"][
+        :2
+    ]
     for side, apart in (("torch", 0), ("jittor", 1)):
         right = (np.asarray(probe.reference()) + shift for probe, shift in zip(native, (0, apart)))
         answers = (
             {"kind": "numbers", "shape": list(values.shape), "values": values.ravel().tolist()} for values in right
         )
         probes = {
-            probe.name: {"digest": Listing().digest(probe), "native": answer, "backend": None, "seconds": 0.0}
+            probe.name: {"digest": probe.digest(), "native": answer, "backend": None, "seconds": 0.0}
             for probe, answer in zip(native, answers)
         }
         backend = SimpleNamespace(NAME=side, VERSION="0", device=lambda: "cpu", cache_path=lambda: None)
         with record.measure("rosetta", "all", folder, side=backend) as out:
             out.fields["probes"] = probes
-    held = counts.write(folder).fields
-    assert held["counts"] == {"same": 1, "mended": 0, "different": 1, "unknown": len(topics.PROBES) - 2}
+    held = rosetta.count(folder).fields
+    assert held["counts"] == {"same": 1, "mended": 0, "different": 1, "unknown": len(PROBES) - 2}
     for kind, number in held["counts"].items():
         assert sum(topic[kind] for topic in held["topics"]) == number
     page = rendered(folder, tmp_path / "out", monkeypatch)
     assert f'data-ref="all/none/rosetta#/fields/counts/unknown">{held["counts"]["unknown"]}<' in page
     (folder / "all" / "torch" / "rosetta.json").unlink()
     (folder / "all" / "jittor" / "rosetta.json").unlink()
-    assert counts.write(folder) is None
+    assert rosetta.count(folder) is None
     assert not (folder / "all" / "none" / "rosetta.json").exists(), "counts outlive what they counted"
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from lib import backend
-from lib.alignment.rosetta import measure, topics
-from lib.alignment.rosetta.child import child
-from lib.alignment.rosetta.listing import Listing
-from lib.alignment.rosetta.sheet import Sheet, texts
-from lib.alignment.rosetta.verdict import Verdict, agree, judge, values
+from lib.alignment import probe as asking
+from lib.alignment.rosetta import Sheet, Verdict, agree, judge, texts, values
+from lib.machine import notebook
+from lib.record import ROOT
+from notebooks import probes
+from notebooks.probes.process import child
 
-PROBES = {probe.name: probe for probe in topics.PROBES}
-LISTING = Listing()
+PROBES = {probe.name: probe for probe in probes.PROBES}
 
 # Differences between the frameworks that must be seen, and that the backend must mend.
 MENDED = (
@@ -81,7 +81,7 @@ SAME = (
 
 def recorded(probe, **altered):
     """Entries of both sides that answer as expected, but for `altered`: (side_kind=answer)."""
-    right = measure.answer(probe.reference) if probe.expected else measure.answer(lambda: np.zeros(3))
+    right = asking.answer(probe.reference) if probe.expected else asking.answer(lambda: np.zeros(3))
     kinds = {"native": right, "backend": right if probe.backend else None}
     sides = {side: {"digest": "d", **copy.deepcopy(kinds)} for side in ("torch", "jittor")}
     for place, found in altered.items():
@@ -101,10 +101,10 @@ def moved(answer, by):
 
 
 def test_the_probes_are_many_and_named_once():
-    assert len(topics.PROBES) >= 60
-    assert not [name for name, count in Counter(probe.name for probe in topics.PROBES).items() if count > 1]
-    for probe in topics.PROBES:
-        assert probe.question.endswith("?") and probe.advice.endswith(".") and probe.topic in topics.TOPICS
+    assert len(probes.PROBES) >= 224
+    assert not [name for name, count in Counter(probe.name for probe in probes.PROBES).items() if count > 1]
+    for probe in probes.PROBES:
+        assert probe.question.endswith("?") and probe.advice.endswith(".") and probe.topic in probes.TOPICS
 
 
 @pytest.mark.parametrize("name", [name for name, probe in PROBES.items() if probe.expected])
@@ -139,7 +139,7 @@ def test_without_a_formula_pytorch_is_the_reference():
     probe = PROBES["topk among equals"]
     assert probe.expected is None
     assert judge(probe, recorded(probe), "d").verdict == Verdict.SAME
-    other = measure.answer(lambda: np.ones(3))
+    other = asking.answer(lambda: np.ones(3))
     assert judge(probe, recorded(probe, jittor_native=other, jittor_backend=other), "d").verdict == Verdict.DIFFERENT
 
 
@@ -163,7 +163,7 @@ def test_tolerances_follow_rounding_and_cancellation():
     assert plain.tolerance() == pytest.approx(5 * 2.0**-24 * 15)
     assert cancelling.tolerance() > 100 * replace(cancelling, cancels=False).tolerance()
     assert PROBES["Python number in float64"].tolerance() < 1e-15
-    for probe in topics.PROBES:
+    for probe in probes.PROBES:
         if probe.expected and (exact := np.asarray(probe.reference())).dtype.kind == "f" and np.isfinite(exact).all():
             assert probe.tolerance() <= 0.02 * max(np.abs(exact).max(initial=0), 1e-30), probe.name
 
@@ -173,10 +173,10 @@ def test_a_probe_that_raises_keeps_its_message_and_others_go_on(tmp_path):
         raise RuntimeError("no kernel\nsecond line")
 
     probe = replace(PROBES["sigmoid"], jittor=broken, torch=broken)
-    found = measure.answers(probe)
+    found = asking.answers(probe)
     assert found["native"] == {"kind": "raised", "values": ["RuntimeError: no kernel"]}
     assert found["backend"]["kind"] == "numbers"
-    assert measure.answer(object)["kind"] == "raised"
+    assert asking.answer(object)["kind"] == "raised"
 
 
 def test_one_side_is_recorded_and_shown(tmp_path):
@@ -184,7 +184,7 @@ def test_one_side_is_recorded_and_shown(tmp_path):
         PROBES[name]
         for name in ("type of an int64 array", "abs at 0", "exponential schedule", "truth of several values")
     ]
-    measure.run(few, tmp_path)
+    asking.run(few, tmp_path)
     sheet = Sheet(few, tmp_path)
     assert set(sheet.records) == {backend.NAME}
     assert sheet.summary() == "same 0, mended by the backend 0, different 0, unknown 4"
@@ -196,36 +196,42 @@ def test_one_side_is_recorded_and_shown(tmp_path):
     assert len(sheet.reasons().frame) == 4
 
 
+def test_records_depend_on_the_probes():
+    followed = notebook.sources(ROOT / "notebooks" / "30_migration.ipynb", "torch", [])
+    assert {"notebooks/probes/maps.py", "lib/alignment/probe.py"} <= set(followed)
+
+
 def test_verdicts_need_no_framework():
     imported = child(
-        "import sys; from lib.alignment.rosetta import sheet, topics; print({'torch', 'jittor'} & set(sys.modules))"
+        "import sys; from lib.alignment import rosetta; from notebooks import probes; "
+        "print({'torch', 'jittor'} & set(sys.modules))"
     )
     assert imported == "set()"
 
 
 def test_the_code_shown_is_the_code_that_runs():
-    for probe in topics.PROBES:
+    for probe in probes.PROBES:
         for side in ("jittor", "torch", "backend"):
-            assert bool(LISTING.code(probe, side)) == (getattr(probe, side) is not None), probe.name
-    assert len({LISTING.digest(probe) for probe in topics.PROBES}) == len(topics.PROBES)
-    assert LISTING.code(PROBES["argmax"], "torch") == "kind(torch.argmax(x, 1))"
+            assert bool(probe.code(side)) == (getattr(probe, side) is not None), probe.name
+    assert len({probe.digest() for probe in probes.PROBES}) == len(probes.PROBES)
+    assert PROBES["argmax"].code("torch") == "kind(torch.argmax(x, 1))"
 
 
 def test_answers_are_shown_with_the_digits_that_tell_them_apart():
-    close = [measure.answer(lambda v=v: np.array([1.0, v])) for v in (0.1, 0.10000001)]
+    close = [asking.answer(lambda v=v: np.array([1.0, v])) for v in (0.1, 0.10000001)]
     assert texts(close, True) == ["1, 0.1", "1, 0.10000001"]
     assert texts(close, False) == ["1, 0.1", "1, 0.1"]
-    late = [measure.answer(lambda v=v: np.r_[np.zeros(20), v]) for v in (1, 2)]
+    late = [asking.answer(lambda v=v: np.r_[np.zeros(20), v]) for v in (1, 2)]
     assert [text[-1] for text in texts(late, True)] == ["1", "2"]
     assert texts([None, close[0]], True) == ["NOT RUN", "1, 0.1"]
 
 
 @pytest.mark.skipif(backend.NAME != "torch", reason="PyTorch is the meaning that the probes expect")
-@pytest.mark.parametrize("topic", [*topics.TOPICS[:-1], pytest.param("Process", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("topic", [*probes.TOPICS[:-1], pytest.param("Process", marks=pytest.mark.slow)])
 def test_pytorch_and_its_backend_answer_as_expected(topic):
-    for probe in topics.PROBES:
+    for probe in probes.PROBES:
         if probe.topic == topic:
-            found = measure.answers(probe)
+            found = asking.answers(probe)
             for kind in ("native", "backend") if probe.backend else ("native",):
                 assert found[kind]["kind"] != "raised", (probe.name, kind, found[kind])
                 if probe.expected:
@@ -237,7 +243,7 @@ def verdict_here(name):
     """The verdict with this side's answers, and PyTorch's as expected of it."""
     probe = PROBES[name]
     found = recorded(probe)
-    found["jittor"][name] = {"digest": "d", **measure.answers(probe)}
+    found["jittor"][name] = {"digest": "d", **asking.answers(probe)}
     return judge(probe, found, "d")
 
 

@@ -1,4 +1,4 @@
-"""One layer alone, to look at in each environment: a folder with its input, its weights, the exact output and a script."""
+"""One layer alone, to look at in each environment: a folder with input, weights, the exact output and a script."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +48,8 @@ output = layer(*tree.put_together(STRUCTURE, {name: backend.tensor(array) for na
 _, outputs = tree.take_apart(output, lambda value: isinstance(value, type(backend.tensor(np.zeros(1)))), "output")
 for name, exact in part["exact"].items():
     found = compare(name, exact, backend.numpy(outputs[name]), "float32" if exact.dtype.kind == "f" else None)
-    print(backend.NAME, name, found.fault or f"largest error {found.max_abs:.3e} at {found.worst}, relative L2 {found.relative_l2:.3e}")
+    error = f"largest error {found.max_abs:.3e} at {found.worst}, relative L2 {found.relative_l2:.3e}"
+    print(backend.NAME, name, found.fault or error)
 ''')
 
 
@@ -64,7 +65,7 @@ def write(
 ) -> Path:
     """Write the folder for one call of the module at `path` from what `layers.reference` captured; the script's path.
 
-    builders: framework -> ("package.module:function", path of the layer in what it builds); arguments: of that function.
+    builders: framework -> ("package.module:function", path of the layer in what it builds); arguments: of the former.
     names: framework -> the layer's weights in the reference -> in what that framework's builder builds.
     """
     folder = Path(folder)

@@ -25,10 +25,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Run the exam and print what it says. UserError where the engine fails it."""
     from lib import backend
-    from lib.alignment.exam import examination, score
+    from lib.alignment.exam import examination, planting, score
 
     if chosen.list:
-        print("\n".join(f"{fault.name:<32} {fault.people}" for fault in examination.FAULTS))
+        print("\n".join(f"{fault.name:<32} {fault.people}" for fault in planting.catalogue()))
         return
     folder = chosen.folder or Path("reports") / "exam" / backend.NAME
     held = examination.examine(folder, chosen.only)

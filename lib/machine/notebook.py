@@ -19,6 +19,7 @@ from lib.machine import environment
 # again. What shapes a record takes nothing from these (tests/test_pipeline.py).
 ASIDE = ("lib.show", "lib.report", "lib.machine.installation", "lib.machine.locks", "lib.machine.doctor")
 BOTH = ("torch", "jittor")
+PACKAGES = ("lib", "notebooks")  # whose modules a record may depend on
 # Else ipykernel reads file descriptors 1 and 2 through a pipe, and what a dying process wrote last is lost in it.
 ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
 LINES = 12  # of what a dead process wrote that are told; a failed notebook holds up to a hundred times as many
@@ -70,18 +71,18 @@ def parameters(notebook: Path, section: Mapping[str, Any], offered: Mapping[str,
 
 
 def imported(code: str, package: str, where: Path) -> Iterator[str]:
-    """The names below `lib` that Python code imports, the names taken from modules included."""
+    """The names below PACKAGES that Python code imports, the names taken from modules included."""
     try:
         tree = ast.parse(code)
     except SyntaxError as error:
         raise UserError(f"{where}: line {error.lineno}: {error.msg} in {(error.text or '').strip()!r}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "lib")
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES)
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
             module = ".".join([*parts, *filter(None, [node.module])])
-            if module.split(".")[0] == "lib":
+            if module.split(".")[0] in PACKAGES:
                 yield module
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 

@@ -16,9 +16,8 @@ from tqdm.auto import tqdm
 
 from lib import backend
 from lib.alignment.exam import gates
-from lib.alignment.exam.catalogue import FAULTS
 from lib.alignment.exam.gates import Finding, Reference
-from lib.alignment.exam.planting import Change, Fault
+from lib.alignment.exam.planting import Change, Fault, catalogue
 from lib.alignment.exam.rounding import otherwise_rounded
 from lib.alignment.exam.subjects import SUBJECTS
 from lib.errors import UserError
@@ -94,7 +93,7 @@ def examine(folder: str | Path, names: Sequence[str] = ()) -> list[Result]:
     chosen = _chosen(names)
     _open(folder, complete=all(_path(folder, name).exists() for name in chosen))
     waiting = [name for name in chosen if not _path(folder, name).exists()]
-    faults = {fault.name: fault for fault in FAULTS}
+    faults = {fault.name: fault for fault in catalogue()}
     with tqdm(total=len(chosen), initial=len(chosen) - len(waiting), unit="run", desc="exam") as bar:
         for subject in SUBJECTS:
             own = [name for name in waiting if name in faults and faults[name].subject == subject]
@@ -118,7 +117,7 @@ def _of_subject(subject: str, faults: Sequence[Fault]) -> Iterator[Result]:
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
-    known = [*(fault.name for fault in FAULTS), *CLEAN]
+    known = [*(fault.name for fault in catalogue()), *CLEAN]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"{unknown[0]}: no such fault; `python -m lib exam --list` names them")
     return list(names) or known
@@ -159,6 +158,6 @@ def _sources() -> str:
     """SHA-256 of what decides about a result."""
     digest = hashlib.sha256()
     files = [path for part in JUDGED for path in (ROOT / "lib" / part).rglob("*.py")]
-    for path in sorted([*files, *(ROOT / "lib").glob("*.py")]):
+    for path in sorted([*files, *(ROOT / "lib").glob("*.py"), *(ROOT / "notebooks" / "faults").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

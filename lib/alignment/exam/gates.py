@@ -21,7 +21,7 @@ from lib.alignment.evidence import Evidence
 from lib.alignment.exam import pictures
 from lib.alignment.exam.planting import Change, becomes, planted
 from lib.alignment.exam.subjects import EPOCH, STEPS, Subject
-from lib.alignment.questions import QUESTIONS
+from lib.alignment.questions import ask
 from lib.alignment.seeded import seeded_input
 from lib.alignment.verdict import REPEATS, Answer, Row, Verdict
 
@@ -244,7 +244,7 @@ def _finding(judged: Sequence[Row], named: Sequence[str] = ()) -> Finding:
 
 def _answer(question: str, reference: Side, candidate: Side) -> Answer:
     held = Held(reference.subject.model, dict(zip(ROLES, (reference, candidate))))
-    return QUESTIONS[question][2](held, *ROLES)
+    return ask(question, held, *ROLES)
 
 
 def failing(judged: Sequence[Row]) -> list[Row]:

@@ -36,6 +36,50 @@ class Fault:
     changes: tuple[Change, ...]
 
 
+class Faults(list[Fault]):
+    """Faults in the order in which they are written."""
+
+    def of(self, kind: str, subject: str) -> "Section":
+        """What faults of a class in a subject are written with."""
+        return Section(self, kind, subject)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Faults of one class in one subject; each way to write one adds it to the file's faults."""
+
+    faults: Faults
+    kind: str
+    subject: str
+
+    def add(self, name: str, people: str, place: str, *changes: Change) -> None:
+        """A fault of given changes."""
+        self.faults.append(Fault(name, people, self.kind, self.subject, place, changes))
+
+    def code(self, name: str, place: str, owner: Any, attribute: str, *changes: Change) -> Callable[[Callable], None]:
+        """A fault as code: `wrong(original, *arguments)` for `owner.attribute`; its docstring says what people do."""
+
+        def written(wrong: Callable) -> None:
+            def make(original: Callable) -> Callable:
+                # A function, as a method must be.
+                return lambda *arguments, **options: wrong(original, *arguments, **options)
+
+            self.add(name, wrong.__doc__, place, *changes, Change(owner, attribute, make))
+
+        return written
+
+    def weights(self, name: str, place: str, *changes: Change) -> Callable[[Callable[[State], None]], None]:
+        """A fault as an edit of the weights on their way into a model; its docstring says what people do."""
+        return lambda edit: self.add(name, edit.__doc__, place, *changes, loaded(edit))
+
+
+def catalogue() -> tuple[Fault, ...]:
+    """Every fault of notebooks/faults; read when asked for, as they are written with what is here."""
+    from notebooks.faults import FAULTS
+
+    return FAULTS
+
+
 @contextmanager
 def planted(changes: Iterable[Change]) -> Iterator[None]:
     """Make the changes; afterwards everything is as it was, whatever happened."""

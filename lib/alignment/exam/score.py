@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lib.alignment.exam.catalogue import FAULTS
+from lib.alignment.exam import planting
 from lib.alignment.exam.examination import CAUGHT, CLEAN, LOCALISED, Result
 from lib.alignment.exam.gates import GATES
 from lib.alignment.exam.planting import Fault
-from lib.alignment.rosetta.sheet import Table
+from lib.alignment.rosetta import Whole
 
 
 def faults(held: Sequence[Result]) -> list[Result]:
@@ -37,7 +37,7 @@ def misplaced(held: Sequence[Result]) -> list[Result]:
 
 
 def verdict(held: Sequence[Result]) -> str:
-    """PASS where enough is caught and localised and nothing clean is held back; NOT RUN where something is missing to say so."""
+    """PASS where enough is caught and localised and nothing clean is held back; NOT RUN where that can't be said."""
     planted = faults(held)
     right = sum(result.caught and result.localised for result in planted)
     enough = len(planted) - len(survivors(held)) >= CAUGHT * len(planted) and right >= LOCALISED * len(planted)
@@ -46,19 +46,19 @@ def verdict(held: Sequence[Result]) -> str:
     return "PASS" if planted and clean(held) else "NOT RUN"
 
 
-def catalogue(planted: Sequence[Fault]) -> Table:
+def catalogue(planted: Sequence[Fault]) -> Whole:
     """A row per fault, before any is planted."""
     rows = [{"fault": f.name, "what people do": f.people, "class": f.kind, "in": f.subject} for f in planted]
-    return Table(pd.DataFrame(rows, columns=["fault", "what people do", "class", "in"]))
+    return Whole(pd.DataFrame(rows, columns=["fault", "what people do", "class", "in"]))
 
 
-def by_gate(held: Sequence[Result]) -> Table:
+def by_gate(held: Sequence[Result]) -> Whole:
     """How many faults each gate was the first to catch, in the gates' order."""
     rows = [{"gate": gate, "faults caught first": sum(r.gate == gate for r in faults(held))} for gate in GATES]
-    return Table(pd.DataFrame(rows, columns=["gate", "faults caught first"]))
+    return Whole(pd.DataFrame(rows, columns=["gate", "faults caught first"]))
 
 
-def table(held: Sequence[Result]) -> Table:
+def table(held: Sequence[Result]) -> Whole:
     """A row per fault or clean run."""
     rows = [
         {
@@ -73,7 +73,7 @@ def table(held: Sequence[Result]) -> Table:
         for r in held
     ]
     columns = ["fault", "what people do", "in", "caught by", "times the gate", "named", "localised"]
-    return Table(pd.DataFrame(rows, columns=columns))
+    return Whole(pd.DataFrame(rows, columns=columns))
 
 
 def _shown(named: Sequence[str]) -> str:
@@ -92,8 +92,9 @@ def summary(held: Sequence[Result]) -> str:
         f"{len(alarms(held))} false alarms in {len(clean(held))} clean runs (asked: none)",
         f"{sum(r.seconds for r in held):.0f} s",
     ]
-    if missing := len(FAULTS) - len(planted) + len(CLEAN) - len(clean(held)):
-        lines.append(f"not run: {missing} of the whole exam's {len(FAULTS)} faults and {len(CLEAN)} clean runs")
+    known = len(planting.catalogue())
+    if missing := known - len(planted) + len(CLEAN) - len(clean(held)):
+        lines.append(f"not run: {missing} of the whole exam's {known} faults and {len(CLEAN)} clean runs")
     lines += [
         f"survivor: {r.name} ({r.subject}); {r.people}: its largest error is {r.ratio:.2g} of a gate"
         for r in survivors(held)

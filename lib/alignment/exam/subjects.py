@@ -1,6 +1,6 @@
 """What faults are planted in: a model of each family with small inputs, its cases, and a short recipe.
 
-All weights are seeded. RT-DETR runs with fewer queries than its maps have tokens, so that choosing them means something.
+All weights are seeded. RT-DETR runs with fewer queries than its maps have tokens, so that choosing them means much.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ EPOCH = 2  # steps of it
 
 
 class Draws:
-    """A source of chance that gives the same numbers at each call of one shape: a layer run alone draws what it drew."""
+    """A source of chance that gives the same numbers for a shape each time: a layer run alone draws what it drew."""
 
     def __init__(self, seed: int):
         self._seed = seed

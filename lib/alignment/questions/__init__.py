@@ -11,38 +11,40 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib.alignment import references
+from lib.alignment import references, rosetta
 from lib.alignment.evidence import PAIRS, SIDES, Evidence
-from lib.alignment.questions.inference import divergence, equivalence, evaluation, forward
-from lib.alignment.questions.learning import assignment, batch_norm, gradients, lockstep, losses, step
-from lib.alignment.questions.parts import holds
-from lib.alignment.questions.running import data, speed, training, trajectory
-from lib.alignment.questions.weights import conversion, initialisation, structure
-from lib.alignment.rosetta import counts
+from lib.alignment.questions import inference, learning
+from lib.alignment.questions.pair import Pair
 from lib.alignment.verdict import TARGETS, Answer, K, Verdict, target_status
 from lib.record import Record, measure, read
 
 COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "scale", "passed", "note", "target")
-# What is asked, in the order of the report: question -> (stage its records come from, whether the published side has it, how).
-QUESTIONS: dict[str, tuple[str, bool, Callable[[Evidence, str, str], Answer]]] = {
-    "structure": ("convert", True, structure),
-    "conversion": ("convert", True, conversion),
-    "initialisation": ("lockstep", False, initialisation),
-    "data": ("lockstep", False, data),
-    "forward": ("forward", True, forward),
-    "divergence": ("divergence", False, divergence),
-    "losses": ("loss", True, losses),
-    "assignment": ("loss", True, assignment),
-    "gradients": ("loss", True, gradients),
-    "step": ("loss", True, step),
-    "batch_norm": ("loss", True, batch_norm),
-    "lockstep": ("lockstep", False, lockstep),
-    "trajectory": ("lockstep", False, trajectory),
-    "training": ("train", False, training),
-    "evaluation": ("evaluate", False, evaluation),
-    "equivalence": ("evaluate", False, equivalence),
-    "speed": ("speed", True, speed),
+# What is asked, in the order of the report: question -> (stage its records come from, whether published has it, how).
+QUESTIONS: dict[str, tuple[str, bool, Callable[[Pair], Answer]]] = {
+    "structure": ("convert", True, inference.structure),
+    "conversion": ("convert", True, inference.conversion),
+    "initialisation": ("lockstep", False, inference.initialisation),
+    "data": ("lockstep", False, learning.data),
+    "forward": ("forward", True, inference.forward),
+    "divergence": ("divergence", False, inference.divergence),
+    "losses": ("loss", True, learning.losses),
+    "assignment": ("loss", True, learning.assignment),
+    "gradients": ("loss", True, learning.gradients),
+    "step": ("loss", True, learning.step),
+    "batch_norm": ("loss", True, learning.batch_norm),
+    "lockstep": ("lockstep", False, learning.lockstep),
+    "trajectory": ("lockstep", False, learning.trajectory),
+    "training": ("train", False, learning.training),
+    "evaluation": ("evaluate", False, inference.evaluation),
+    "equivalence": ("evaluate", False, inference.equivalence),
+    "speed": ("speed", True, inference.speed),
 }
+
+
+def ask(question: str, evidence: Evidence, a: str, b: str) -> Answer:
+    """The answer to one question about sides whose records are there."""
+    stage, _, how = QUESTIONS[question]
+    return how(Pair(evidence, question, stage, a, b))
 
 
 def answers(folder: str | Path, model: str) -> list[Answer]:
@@ -53,16 +55,16 @@ def answers(folder: str | Path, model: str) -> list[Answer]:
         evidence.get("published", stage) for stage, *_ in QUESTIONS.values()
     )
     found = []
-    for question, (stage, has_published, answer) in QUESTIONS.items():
+    for question, (stage, has_published, _) in QUESTIONS.items():
         for a, b in (pair for pair in PAIRS if "published" not in pair or (has_published and known)):
-            if missing := [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]:
-                found.append(
-                    Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", {"missing": ", ".join(missing)})
-                )
-            elif not holds(evidence, stage, question, a, b):
-                found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", {"missing": question}))
+            missing = [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]
+            if not missing and not Pair(evidence, question, stage, a, b).holds(question):
+                missing = [question]
+            if missing:
+                values = {"missing": ", ".join(missing)}
+                found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", values))
             else:
-                found.append(answer(evidence, a, b))
+                found.append(ask(question, evidence, a, b))
     return found
 
 
@@ -71,7 +73,7 @@ def judge_records(folder: str | Path, models: Iterable[str], golden: Path = refe
 
     Returns these, `<model>/none/compare`; `all/none/rosetta` counts the verdicts on the probes, where they have run.
     """
-    counts.write(folder)
+    rosetta.count(folder)
     return [_judge_model(Path(folder), model, golden) for model in models]
 
 

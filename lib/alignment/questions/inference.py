@@ -1,4 +1,4 @@
-"""Questions about inference: one image, its way through the layers, and a data set's detections."""
+"""Questions about the model before it learns: its entries, an image's way through it, detections, times."""
 
 from dataclasses import replace
 
@@ -9,40 +9,66 @@ from lib.alignment import equivalence as bootstrap
 from lib.alignment.compare import compare_sets
 from lib.alignment.decisions import FLIP, Decisions, excuse, nearness
 from lib.alignment.equivalence import Equivalence, Outcome
-from lib.alignment.evidence import Evidence
-from lib.alignment.questions.parts import decided, exact_arrays, holds, identical, number, other_case, sources
-from lib.alignment.rows import NOTHING, detections, tensors
-from lib.alignment.verdict import Answer, K, Row, Verdict, conclude, decisions, fault, judge_value
+from lib.alignment.evidence import pointer
+from lib.alignment.questions.pair import Pair, identical, of_one_case
+from lib.alignment.rows import NOTHING, detections, mapping, tensors
+from lib.alignment.verdict import Answer, K, Number, Row, Verdict, decisions, fault, judge_value
 
 
-def forward(evidence: Evidence, a: str, b: str) -> Answer:
+def structure(pair: Pair) -> Answer:
+    """Entries by name, shape, type and kind, their order; parameter count; normalisation layers."""
+    theirs, ours = ({row[0]: row[1:4] for row in state} for state in pair.fields("state"))
+    rows = [mapping("state entries (shape, type, kind)", theirs, ours)]
+    swapped = [x for x, y in zip(theirs, ours) if x != y]
+    if pair.holds("order"):
+        first = f"first: {swapped[0]}" if swapped else ""
+        rows.append(decisions("order of the entries", len(swapped), len(theirs), first))
+    for name in ("parameters", "norm_layers"):
+        x, y = pair.fields(name)
+        rows.append(decisions(name.replace("_", " "), int(x != y), 1, f"{x} and {y}"))
+    return pair.conclude(rows, pair.numbers("parameters", "parameters"))
+
+
+def conversion(pair: Pair) -> Answer:
+    """Every entry loaded, none left over, the bytes equal on both sides, each format's round trip bit-equal."""
+    rows, sides = [], [side for side in (pair.a, pair.b) if side != "published"]
+    for side in sides:
+        for name in ("missing", "left_over", "misshapen", "not_finite"):
+            found = pair.field(side, name)
+            rows.append(decisions(f"{side}: {name.replace('_', ' ')}", len(found), 1, found[0] if found else ""))
+        coverage = pair.field(side, "coverage")
+        rows.append(decisions(f"{side}: entries not loaded", coverage["total"] - coverage["loaded"], coverage["total"]))
+        for name, equal in pair.field(side, "round_trip").items():
+            rows.append(decisions(f"{side}: {name} round trip, not bit-equal", int(not equal), 1))
+    theirs, ours = ({row[0]: row[4] for row in state} for state in pair.fields("state"))
+    known = {name: value for name, value in theirs.items() if value is not None}  # published: constants have no seed
+    rows.append(mapping("bytes of the entries", known, {name: value for name, value in ours.items() if name in known}))
+    return pair.conclude(rows, [pair.number("loaded", side, "coverage", "loaded") for side in sides])
+
+
+def initialisation(pair: Pair) -> Answer:
+    """Fresh weights of one seed: drawn by NumPy from (seed, name), so both frameworks must start from equal bytes."""
+    return pair.conclude([mapping("bytes of the fresh weights", *pair.fields("initial"))])
+
+
+@of_one_case
+def forward(pair: Pair) -> Answer:
     """Raw outputs and named features in evaluation mode, the decisions on their way, and the detections they give."""
-    if other := other_case(evidence, "forward", a, b, "forward"):
-        return other
-    single = {side: evidence.arrays(side, "forward", "float32/") for side in (a, b)}
-    double = {side: evidence.arrays(side, "forward", "float64/") for side in (a, b)}
-    found = [
-        {side: kept.pop("detections") for side, kept in runs.items() if "detections" in kept}
-        for runs in (single, double)
-    ]
-    whole, _ = ({side: _integers(kept) for side, kept in runs.items()} for runs in (single, double))
-    held = decided(evidence, "forward", a, b)
+    runs, held = pair.runs(), pair.decided()
+    found = [{side: kept.pop("detections") for side, kept in run.items() if "detections" in kept} for run in runs]
+    whole, _ = ([_integers(kept) for kept in run.values()] for run in runs)
     rows = [row for kind in held for row in kind.rows()]
-    rows += excuse(tensors(evidence, "forward", a, b, single, double, "max_abs"), held, lambda row: "")
-    rows += identical(compare_sets(whole[a], whole[b])) if any(whole.values()) else []
-    if holds(evidence, "forward", "detections", a, b):
-        near = exact_arrays(evidence, "forward", b).get("near/detections", NOTHING)
-        limits = (evidence.field(b, "forward", name) for name in ("score_threshold", "max_detections"))
-        rows += detections(a, b, *found, *limits, near)
-        held += _nearest(len(found[0].get(b, ())), near)
-    if a == "published" and (live := evidence.field(b, "forward", "live")):
-        rows += [
-            judge_value(
-                f"{live['name']} {live['version']}, {name}", "max_abs, run live on our weights", *found.values()
-            )
-            for name, found in live["outputs"].items()
-        ]
-    answer = conclude("forward", f"{a}-{b}", rows, sources(evidence, "forward", a, b))
+    rows += excuse(tensors(*pair.where, *runs, "max_abs"), held, lambda row: "")
+    rows += identical(compare_sets(*whole)) if any(whole) else []
+    if pair.holds("detections"):
+        near = pair.exact().get("near/detections", NOTHING)
+        limits = (pair.field(pair.b, name) for name in ("score_threshold", "max_detections"))
+        rows += detections(pair.a, pair.b, *found, *limits, near)
+        held += _nearest(len(found[0].get(pair.b, ())), near)
+    if pair.a == "published" and (live := pair.field(pair.b, "live")):
+        what, who = "max_abs, run live on our weights", f"{live['name']} {live['version']}"
+        rows += [judge_value(f"{who}, {name}", what, *output.values()) for name, output in live["outputs"].items()]
+    answer = pair.conclude(rows)
     if not (values := nearness(held)):
         return answer
     values["flipped"] = sum(row.what == FLIP for row in rows)
@@ -63,19 +89,13 @@ def _integers(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: kept.pop(name) for name in list(kept) if kept[name].dtype.kind != "f"}
 
 
-def divergence(evidence: Evidence, a: str, b: str) -> Answer:
+@of_one_case
+def divergence(pair: Pair) -> Answer:
     """Each layer's own error, its inputs the reference's: the first layer beyond its gate, forward and backward."""
-    if other := other_case(evidence, "divergence", a, b, "divergence"):
-        return other
-    captured = [evidence.field(side, "divergence", "captured") for side in (a, b)]
-    found = depth.localise(evidence.get(b, "divergence").fields)
-    rows = [decisions("capture that both speak of", int(captured[0] != captured[1]), 1), *found.rows()]
-    numbers = [
-        number(evidence, name, side, "divergence", "cost", name)
-        for name in ("times_plain", "gb_per_second")
-        for side in (a, b)
-    ]
-    answer = conclude("divergence", f"{a}-{b}", rows, sources(evidence, "divergence", a, b), numbers=numbers)
+    found = depth.localise(pair.evidence.get(pair.b, pair.stage).fields)
+    rows = [pair.same("capture that both speak of", "captured"), *found.rows()]
+    numbers = [number for name in ("times_plain", "gb_per_second") for number in pair.numbers(name, "cost", name)]
+    answer = pair.conclude(rows, numbers)
     if answer.verdict is Verdict.PASS:
         values = answer.values | {"layers": len(found.layers)} | _amplification(found)
         return replace(answer, reason="diverges_nowhere", values=values)
@@ -83,7 +103,7 @@ def divergence(evidence: Evidence, a: str, b: str) -> Answer:
     if not any(first.values()):
         return answer
     names = {direction: layer.name if layer else "–" for direction, layer in first.items()}
-    script = evidence.field(b, "divergence", "reproduction") or "–"
+    script = pair.field(pair.b, "reproduction") or "–"
     return replace(answer, reason="diverges_at", values=answer.values | names | {"script": script})
 
 
@@ -95,29 +115,20 @@ def _amplification(found: depth.Divergence) -> dict[str, str | float]:
     return {"amplifier": most, "amplification": factors.get(most, 0.0)}
 
 
-def evaluation(evidence: Evidence, a: str, b: str) -> Answer:
+def evaluation(pair: Pair) -> Answer:
     """The same trained weights in both: detections matched one to one; the COCO numbers beside them."""
-    shas = [evidence.field(side, "evaluate", "common_weights_sha256") for side in (a, b)]
-    rows = [decisions("common weights", int(shas[0] != shas[1]), 1)]
-    runs = [
-        {
-            side: kept["common/detections"]
-            for side in (a, b)
-            if "common/detections" in (kept := evidence.arrays(side, "evaluate", prefix))
-        }
-        for prefix in ("float32/", "float64/")
+    name = "common/detections"
+    runs = [{side: kept[name] for side, kept in run.items() if name in kept} for run in pair.runs()]
+    limits = [pair.field(pair.a, name) for name in ("score_threshold", "max_detections")]
+    rows = [
+        pair.same("common weights", "common_weights_sha256"),
+        *detections(pair.a, pair.b, *runs, *limits),
     ]
-    limits = [evidence.field(a, "evaluate", name) for name in ("score_threshold", "max_detections")]
-    rows += detections(a, b, *runs, *limits)
-    numbers = [
-        number(evidence, "coco", side, "evaluate", "common", name, about=name)
-        for name in evidence.field(a, "evaluate", "common")
-        for side in (a, b)
-    ]
-    return conclude("evaluation", f"{a}-{b}", rows, sources(evidence, "evaluate", a, b), numbers=numbers)
+    coco = (pair.numbers("coco", "common", name, about=name) for name in pair.field(pair.a, "common"))
+    return pair.conclude(rows, [number for numbers in coco for number in numbers])
 
 
-def equivalence(evidence: Evidence, a: str, b: str) -> Answer:
+def equivalence(pair: Pair) -> Answer:
     """The difference of mAP with what the choice of images leaves open: common weights judged, own weights shown.
 
     How far a training repeated would vary is in no interval over images: that own weights differ is no fault by itself.
@@ -125,19 +136,15 @@ def equivalence(evidence: Evidence, a: str, b: str) -> Answer:
     found: dict[str, Equivalence] = {}
     rows = []
     for weights in ("common", "own"):
-        held = [
-            bootstrap.restored(
-                evidence.arrays(side, "evaluate", f"matches/{weights}/"), evidence.field(side, "evaluate", "images")
-            )
-            for side in (a, b)
-        ]
+        matches = pair.arrays(f"matches/{weights}/").values()
         try:
+            held = map(bootstrap.restored, matches, pair.fields("images"))
             found[weights] = bootstrap.compare(*held)
         except ValueError as error:
             rows.append(fault(f"{weights} weights", "difference of mAP", str(error)))
             continue
         rows.append(_difference(f"{weights} weights", found[weights], weights == "common"))
-    answer = conclude("equivalence", f"{a}-{b}", rows, sources(evidence, "evaluate", a, b))
+    answer = pair.conclude(rows)
     if len(found) < 2:
         return answer
     common, own = found["common"], found["own"]
@@ -164,13 +171,35 @@ def _difference(name: str, found: Equivalence, judged: bool) -> Row:
     """floor: half the wider interval, what the choice of images leaves open."""
     low, high = found.difference_interval
     passed = {Outcome.EQUIVALENT: True, Outcome.DIFFERENT: False}.get(found.outcome) if judged else None
-    return Row(
-        name,
-        "difference of mAP",
-        abs(found.difference),
-        (high - low) / 2,
-        found.margin,
-        found.reference,
-        passed,
-        f"{found.outcome.value}: {found.reason}",
-    )
+    sizes = abs(found.difference), (high - low) / 2, found.margin, found.reference
+    return Row(name, "difference of mAP", *sizes, passed, f"{found.outcome.value}: {found.reason}")
+
+
+def speed(pair: Pair) -> Answer:
+    """Times side by side. Not judged, but for a clock that can't be right.
+
+    The frameworks were timed in turns on one machine: the ratio is the record's own. The published code was timed
+    elsewhere, in units of a matrix product, which is how the two are set side by side.
+    """
+    held = [
+        {(case["operation"], case["batch"], tuple(case["size"])): (i, case) for i, case in enumerate(cases)}
+        for cases in pair.fields("cases")
+    ]
+    for side, cases in zip((pair.a, pair.b), held):
+        for (work, batch, _), (_, case) in cases.items() if pair.field(side, "deferred") else ():
+            if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
+                return pair.answer(Verdict.FAIL, "clock_fault", {"side": side, "work": work, "batch": batch})
+    published = pair.a == "published"
+    keys = ("units",) if published else ("synchronised_ms", "median")
+    numbers, ratios = [], {}
+    for key, (i, case) in held[0].items():
+        if key not in held[1]:
+            continue
+        j, other = held[1][key]
+        about = f"{key[0]}, batch {key[1]}"
+        ratios[about] = other["units"] / case["units"] if published else other["ratio_to"][pair.a]["median"]
+        for side, index, found in ((pair.a, i, case), (pair.b, j, other)):
+            value = found["units"] if published else found["synchronised_ms"]["median"]
+            ref = pointer(pair.evidence.run_id(side, pair.stage), "fields", "cases", index, *keys)
+            numbers.append(Number(keys[0], side, value, ref, about))
+    return pair.answer(Verdict.SHOWN, "ratios", {"ratios": ratios}, numbers)

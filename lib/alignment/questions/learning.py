@@ -1,14 +1,17 @@
-"""Questions about one step of training: losses, decisions, gradients, update, statistics."""
+"""Questions about training: one step's losses, decisions, gradients, update and statistics; many steps; whole runs."""
 
 from dataclasses import replace
 
 import numpy as np
 
+from lib.alignment import datastages
 from lib.alignment import lockstep as engine
+from lib.alignment import trajectory as bands
 from lib.alignment.compare import compare_sets, norm
+from lib.alignment.datastages import Stage
 from lib.alignment.decisions import excuse, nearness
 from lib.alignment.evidence import Evidence
-from lib.alignment.questions.parts import decided, holds, identical, other_case, sources
+from lib.alignment.questions.pair import Pair, identical, of_one_case
 from lib.alignment.rows import (
     chosen,
     excuse_flips,
@@ -20,61 +23,46 @@ from lib.alignment.rows import (
     tensors,
     true_zeros,
 )
-from lib.alignment.verdict import Answer, Row, Verdict, conclude, decisions, fault, judge_scalars, judge_value
+from lib.alignment.verdict import Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
 
 
-def losses(evidence: Evidence, a: str, b: str) -> Answer:
+def data(pair: Pair) -> Answer:
+    """The first batch's way from the files: each image decoded, each function of its augmentation, batch, targets."""
+    theirs, ours = ([Stage(name, digests) for name, digests in held] for held in pair.fields("data"))
+    answer = pair.conclude(datastages.compare(theirs, ours))
+    if first := datastages.first_difference(answer.rows):
+        return replace(answer, reason="data_differs", values=answer.values | {"first": first})
+    return answer
+
+
+@of_one_case
+def losses(pair: Pair) -> Answer:
     """Every loss component in every phase, and the raw training outputs they come from."""
-    if other := other_case(evidence, "loss", a, b, "losses"):
-        return other
-    per_phase = {side: evidence.field(side, "loss", "losses") for side in (a, b)}
-    flat = {
-        side: {
-            run: {
-                f"{phase}/{name}": value for phase, runs in phases.items() for name, value in runs.get(run, {}).items()
-            }
-            for run in ("float32", "float64")
-        }
-        for side, phases in per_phase.items()
-    }
-    exact, rounded = flat[a]["float64"], flat[a]["float32"]
-    repeats = _repeats(evidence) if a == "torch" else ()
-    rows = judge_scalars(exact, rounded, flat[b]["float32"], exact if a == "published" else rounded, repeats=repeats)
-    if flat[b]["float64"]:
-        sharp = judge_scalars(
-            exact, rounded, flat[b]["float64"], factor=float64_factor(evidence, "loss", a, b), repeats=repeats
-        )
+    theirs, ours = (
+        {run: _flat({phase: runs.get(run, {}) for phase, runs in phases.items()}) for run in ("float32", "float64")}
+        for phases in pair.fields("losses")
+    )
+    exact, rounded = theirs["float64"], theirs["float32"]
+    repeats = _repeats(pair.evidence) if pair.a == "torch" else ()
+    reference = exact if pair.a == "published" else rounded
+    rows = judge_scalars(exact, rounded, ours["float32"], reference, repeats=repeats)
+    if ours["float64"]:
+        sharp = judge_scalars(exact, rounded, ours["float64"], factor=float64_factor(*pair.where), repeats=repeats)
         rows += [replace(row, what="scalar, float64") for row in sharp]
-    runs = [{s: evidence.arrays(s, "loss", f"{run}/output/") for s in (a, b)} for run in ("float32", "float64")]
-    outputs = tensors(evidence, "loss", a, b, *runs, "max_abs", "output/")
-    held, first = decided(evidence, "loss", a, b), next(iter(per_phase[a]))  # whose outputs they are
-    rows = excuse(rows, held, _phase) + excuse(outputs, held, lambda row: f"{first}/")
-    return conclude("losses", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
+    outputs = tensors(*pair.where, *pair.runs("output/"), "max_abs", "output/")
+    held, first = pair.decided(), next(iter(pair.field(pair.a, "losses")))  # whose outputs they are
+    return pair.conclude(excuse(rows, held, _phase) + excuse(outputs, held, lambda row: f"{first}/"))
+
+
+def _flat(phases: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Values by "phase/name"."""
+    return {f"{phase}/{name}": float(value) for phase, run in phases.items() for name, value in run.items()}
 
 
 def _repeats(evidence: Evidence) -> list[dict[str, float]]:
-    """PyTorch's losses, "phase/name", in other float32 runs: one alone may lie near float64 by luck."""
+    """PyTorch's losses in other float32 runs: one alone may lie near float64 by luck."""
     phases = evidence.get("torch", "loss").fields.get("repeats", {})
-    return [
-        {f"{phase}/{name}": float(value) for phase, run in zip(phases, runs) for name, value in run.items()}
-        for runs in zip(*phases.values())
-    ]
-
-
-def assignment(evidence: Evidence, a: str, b: str) -> Answer:
-    """The discrete decisions of a training step: the assigner's or the matcher's, and the selection of queries.
-
-    Each that flipped has a row with its margin; what is legal follows from the reference's exact scores.
-    """
-    if other := other_case(evidence, "loss", a, b, "assignment"):
-        return other
-    held = decided(evidence, "loss", a, b)
-    answer = conclude(
-        "assignment", f"{a}-{b}", [row for kind in held for row in kind.rows()], sources(evidence, "loss", a, b)
-    )
-    values = answer.values | nearness(held)
-    decided_so = answer.verdict is Verdict.PASS and "nearest" in values
-    return replace(answer, reason="decided" if decided_so else answer.reason, values=values)
+    return [_flat(dict(zip(phases, runs))) for runs in zip(*phases.values())]
 
 
 def _phase(row: Row) -> str:
@@ -82,95 +70,148 @@ def _phase(row: Row) -> str:
     return f"{row.name.split('/')[0]}/"
 
 
-def gradients(evidence: Evidence, a: str, b: str) -> Answer:
+@of_one_case
+def assignment(pair: Pair) -> Answer:
+    """The discrete decisions of a training step: the assigner's or the matcher's, and the selection of queries.
+
+    Each that flipped has a row with its margin; what is legal follows from the reference's exact scores.
+    """
+    held = pair.decided()
+    answer = pair.conclude([row for kind in held for row in kind.rows()])
+    values = answer.values | nearness(held)
+    decided_so = answer.verdict is Verdict.PASS and "nearest" in values
+    return replace(answer, reason="decided" if decided_so else answer.reason, values=values)
+
+
+@of_one_case
+def gradients(pair: Pair) -> Answer:
     """Every parameter's gradient in every phase."""
-    if other := other_case(evidence, "loss", a, b, "gradients"):
-        return other
-    single, double = (
-        {s: evidence.arrays(s, "loss", f"{run}/gradient/") for s in (a, b)} for run in ("float32", "float64")
-    )
-    known = (
-        (other_deviations(evidence, double[a], single[a]), measured_jumps(evidence, "gradient/"))
-        if a == "torch"
-        else ()
-    )
-    rows = tensors(evidence, "loss", a, b, single, double, "l2", "gradient/", *known)
-    zero = true_zeros(evidence, a, single[a], double[a])
-    noise = max(zero.values(), default=0.0)
-    rows = excuse(excuse_flips([row for row in rows if row.name not in zero]), decided(evidence, "loss", a, b), _phase)
+    single, double = pair.runs("gradient/")
+    own = single[pair.a], double[pair.a]
+    known = ()
+    if pair.a == "torch":
+        known = other_deviations(pair.evidence, *own[::-1]), measured_jumps(pair.evidence, "gradient/")
+    rows = tensors(*pair.where, single, double, "l2", "gradient/", *known)
+    zero = true_zeros(pair.evidence, pair.a, *own)
+    rows = excuse(excuse_flips([row for row in rows if row.name not in zero]), pair.decided(), _phase)
     # Where the true gradient is zero only noise is left, and its size varies more than a gradient's error: all such
     # parameters share the largest noise.
+    what, noise = "noise, true gradient zero", max(zero.values(), default=0.0)
     for name in zero:
-        what, there = "noise, true gradient zero", name in single[b]
-        rows.append(
-            judge_value(name, what, norm(single[b][name]), noise, 0.0) if there else fault(name, what, "missing")
-        )
-    return conclude("gradients", f"{a}-{b}", rows, sources(evidence, "loss", a, b), notes=sorted(zero))
+        found = single[pair.b].get(name)
+        rows.append(fault(name, what, "missing") if found is None else judge_value(name, what, norm(found), noise, 0.0))
+    return pair.conclude(rows, notes=sorted(zero))
 
 
-def step(evidence: Evidence, a: str, b: str) -> Answer:
+@of_one_case
+def step(pair: Pair) -> Answer:
     """One optimiser step: each side against the optimiser's rule applied to its own gradient, and the change's norms.
 
     Where a gradient element is smaller than its noise, AdamW's first step turns the noise's sign into a whole step:
     changes themselves can't be compared elementwise, the rule's residual can.
     """
-    if other := other_case(evidence, "loss", a, b, "step"):
-        return other
-    gradients_of_a = (evidence.arrays(a, "loss", f"{run}/gradient/") for run in ("float32", "float64"))
-    zero = {name.split("/", 1)[1] for name in true_zeros(evidence, a, *gradients_of_a)}
-    rows = []
-    variants = [v for v in evidence.field(b, "loss", "optimiser") if v in evidence.field(a, "loss", "optimiser")]
+    own = (run[pair.a] for run in pair.runs("gradient/"))
+    zero, rows = {name.split("/", 1)[1] for name in true_zeros(pair.evidence, pair.a, *own)}, []
+    theirs, settings = pair.fields("optimiser")
+    variants = [variant for variant in settings if variant in theirs]
     for run in ("float32", "float64"):
-        residuals = {side: {v: step_residuals(evidence, side, v, run) for v in variants} for side in (a, b)}
+        residuals = {
+            side: {variant: step_residuals(pair.evidence, side, variant, run) for variant in variants}
+            for side in (pair.a, pair.b)
+        }
         # In roundings of the parameter, so that what a few tensors of one variant show holds for all. The rule itself,
         # computed here in float64, leaves a few.
-        floor = max((value for found in residuals[a].values() for value in found.values()), default=float("nan"))
+        floor = max((value for found in residuals[pair.a].values() for value in found.values()), default=float("nan"))
         if run == "float64" and np.isnan(floor):
             continue  # the reference has no float64 step
-        for variant, found in residuals[b].items():
-            what = f"roundings away from {evidence.field(b, 'loss', 'optimiser', variant, 'rule')}'s rule"
-            rows += [
-                judge_value(f"{variant}/{name}", what + ", float64" * (run == "float64"), value, floor, 0.0)
-                for name, value in found.items()
-            ]
-    held = decided(evidence, "loss", a, b)
+        for variant, found in residuals[pair.b].items():
+            what = f"roundings away from {settings[variant]['rule']}'s rule" + ", float64" * (run == "float64")
+            rows += [judge_value(f"{variant}/{name}", what, value, floor, 0.0) for name, value in found.items()]
+    held = pair.decided()
     for variant in variants:
-        phase = evidence.field(b, "loss", "optimiser", variant, "phase")
-        rows += excuse(step_norms(evidence, a, b, variant, zero), held, lambda row, phase=phase: f"{phase}/")
-    return conclude("step", f"{a}-{b}", rows, sources(evidence, "loss", a, b), notes=sorted(zero))
+        phase, norms = settings[variant]["phase"], step_norms(pair.evidence, pair.a, pair.b, variant, zero)
+        rows += excuse(norms, held, lambda row, phase=phase: f"{phase}/")
+    return pair.conclude(rows, notes=sorted(zero))
 
 
-def batch_norm(evidence: Evidence, a: str, b: str) -> Answer:
+@of_one_case
+def batch_norm(pair: Pair) -> Answer:
     """Running statistics after one training forward, counters included."""
-    if other := other_case(evidence, "loss", a, b, "batch_norm"):
-        return other
-    single, double = ({s: evidence.arrays(s, "loss", f"{run}/bn/") for s in (a, b)} for run in ("float32", "float64"))
-    rows = tensors(evidence, "loss", a, b, single, double, "l2", "bn/")
-    theirs, ours = (evidence.arrays(side, "loss", "bn/") for side in (a, b))
-    if holds(evidence, "loss", "counters", a, b) and (
-        theirs or a != "published"
-    ):  # not every golden record counts batches
-        rows += identical(compare_sets(theirs, chosen(ours, tuple(theirs)) if a == "published" else ours))
-    return conclude("batch_norm", f"{a}-{b}", rows, sources(evidence, "loss", a, b))
+    rows = tensors(*pair.where, *pair.runs("bn/"), "l2", "bn/")
+    theirs, ours = pair.arrays("bn/").values()
+    published = pair.a == "published"
+    if pair.holds("counters") and (theirs or not published):  # not every golden record counts batches
+        rows += identical(compare_sets(theirs, chosen(ours, tuple(theirs)) if published else ours))
+    return pair.conclude(rows)
 
 
-def lockstep(evidence: Evidence, a: str, b: str) -> Answer:
-    """Every quantity of every step of two trainings side by side: with the same gradients fed to both, and with their own."""
-    batches = [evidence.field(side, "lockstep", "batches") for side in (a, b)]
-    rows, first = [decisions("batches", int(batches[0] != batches[1]), 1)], None
+def lockstep(pair: Pair) -> Answer:
+    """Every quantity of every step of two trainings side by side, with the same gradients fed to both and their own."""
+    rows, first = [pair.same("batches", "batches")], None
     for mode in ("fed", "native"):
-        mine, other = (evidence.field(side, "lockstep", mode) for side in (a, b))
-        result = engine.compare(mine, other, tuple(evidence.arrays(side, "lockstep", f"{mode}/") for side in (a, b)))
+        result = engine.compare(*pair.fields(mode), tuple(pair.arrays(f"{mode}/").values()))
         rows += [replace(row, name=f"{mode}, {row.name}") for row in result.rows()]
         if first is None and (apart := result.first()):
+            kind, tensor = apart.kind.replace("_", " "), apart.rows[0].name
             first = {
                 "mode": mode,
                 "step": apart.step,
-                "kind": apart.kind.replace("_", " "),
+                "kind": kind,
                 "precision": apart.precision,
-                "tensor": apart.rows[0].name,
+                "tensor": tensor,
             }
-    answer = conclude("lockstep", f"{a}-{b}", rows, sources(evidence, "lockstep", a, b))
+    answer = pair.conclude(rows)
     if answer.verdict is Verdict.FAIL and first:
         return replace(answer, reason="first_apart", values=answer.values | first)
     return answer
+
+
+def trajectory(pair: Pair) -> Answer:
+    """The loss of b's run inside the band of a's controls, up to where right runs part; its parts are shown.
+
+    UNDERPOWERED where it stays inside but the band could not have told: controls part at the first step, or the run
+    with the wrong learning rate stays inside too.
+    """
+    held, own = pair.field(pair.a, "curves"), pair.field(pair.b, "curves", "own")
+    controls, off = held["controls"], held["off"]
+    band = bands.band([run["loss"] for run in controls])
+    rows = [pair.same("batches", "curves", "batches"), bands.judge("loss", band, own["loss"])]
+    inside = rows[-1].passed is not False or band.fault == bands.TOO_WIDE
+    rows.append(bands.sensitivity("loss", band, off["loss"]))
+    telling = rows[-1].passed and not band.fault
+    parts = {name: bands.band([run[name] for run in controls]) for name in controls[0] if name != "loss"}
+    rows += [
+        replace(bands.judge(name, part, own.get(name, ())), passed=None)
+        for name, part in parts.items()
+        if not part.fault
+    ]
+    if inside and not telling:
+        rows = [row if row.what == "decisions" else replace(row, passed=None) for row in rows]
+    answer = pair.conclude(rows)
+    if answer.verdict is Verdict.FAIL:
+        return answer
+    left = band.exit(np.asarray(off["loss"], float))
+    values = answer.values | {
+        "controls": len(controls),
+        "steps": len(own["loss"]),
+        "horizon": band.horizon,
+        "left": "–" if left is None else left,
+    }
+    if telling:
+        return replace(answer, reason="stays_in_band", values=values)
+    return replace(answer, verdict=Verdict.UNDERPOWERED, reason="band_cannot_tell", values=values)
+
+
+def training(pair: Pair) -> Answer:
+    """Same start, same batches, same first losses: judged. Curves and final mAP: shown, no gate is derived for them."""
+    rows = [pair.same(f"{name} bytes", f"{name}_sha256") for name in ("initial", "batches")]
+    theirs, ours = pair.fields("first_step")
+    if "float64" in theirs:
+        exact, rounded, repeats = theirs["float64"], theirs["float32"], theirs.get("repeats", ())
+        rows += judge_scalars(exact, rounded, ours["float32"], rounded, repeats=repeats)
+    for side, check in zip((pair.a, pair.b), pair.fields("overfit")):
+        if check:
+            note = f"AP50 {check['AP50']:.3f} after {check['steps']} steps"
+            rows.append(decisions(f"{side}: eight images learnt by heart", int(not check["reached"]), 1, note))
+    numbers = pair.numbers("final_map", "final", "AP") + pair.numbers("training_seconds", "seconds")
+    return pair.conclude(rows, numbers)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lib.alignment.seeded import seeded_array, seeded_input
 from lib.models.step import Step
 from lib.record import ROOT
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, which nobody trains
 GOLDEN = ROOT / "tests" / "golden"
 Arrays = dict[str, np.ndarray]
 Found = tuple[dict[str, Any], Arrays] | None  # fields and arrays of a record; None: the file has nothing of this case
@@ -75,6 +77,7 @@ class Case:
         return (GOLDEN / self.file).exists()
 
 
+# ------------------------------------------------------------------------------------------------- of golden records
 def content_of(source: Path) -> dict[str, Any]:
     """The JSON part of a golden record."""
     return json.loads(source.read_text())
@@ -87,3 +90,77 @@ def arrays_of(source: Path) -> Arrays:
         return {}
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+def renamed(stored: Arrays, rules: Mapping[str, str]) -> Arrays:
+    """The stored arrays under the record's names, by rules: pattern of a whole name -> what it becomes.
+
+    An array that no rule knows is one that no question asks for. Runs are called as the records call them.
+    """
+    found = {}
+    for name, array in stored.items():
+        matches = (match.expand(said) for rule, said in rules.items() if (match := re.fullmatch(rule, name)))
+        if new := next(matches, None):
+            found[new] = array
+    return found
+
+
+def pixels(images: Iterable[Iterable[tuple[float, ...]]], size: int) -> tuple[dict[str, np.ndarray], ...]:
+    """Targets of images whose boxes are rows of label, centre x, centre y, width, height as parts of `size` pixels.
+
+    Boxes xyxy, float64 from the float32 fractions that the published code has.
+    """
+    found = []
+    for rows in images:
+        fractions = np.array(rows, np.float32)[:, 1:].astype(np.float64)
+        centre, half = fractions[:, :2] * size, fractions[:, 2:] * size / 2
+        boxes, labels = np.concatenate([centre - half, centre + half], 1), np.array([row[0] for row in rows], np.int64)
+        found.append({"boxes": boxes, "labels": labels})
+    return tuple(found)
+
+
+def scaled(values: Arrays, rules: Iterable[tuple[str, float, float]]) -> Arrays:
+    """Weights changed by rules (pattern of an entry, factor, summand)."""
+    changed = {
+        name: array * np.float32(factor) + np.float32(summand)
+        for pattern, factor, summand in rules
+        for name, array in values.items()
+        if re.search(pattern, name)
+    }
+    return values | changed
+
+
+def spec(case: Case, state: Iterable[tuple], fixed: Callable[[str], bool], parameters: int, norms: int) -> Found:
+    """What a converted model must be: state rows (name, shape, type), what is not trained beside statistics, counts."""
+    kinds = {name: "buffer" if fixed(name) or name.endswith(STATISTICS) else "param" for name, _, _ in state}
+    rows = [[name, shape, type_, kinds[name], case.digest(name, shape)] for name, shape, type_ in state]
+    return {"state": rows, "parameters": parameters, "norm_layers": {"BatchNorm2d": norms, "GroupNorm": 0}}, {}
+
+
+def features(entries: Iterable[Mapping], left_out: Callable[[str], bool]) -> dict[str, Any]:
+    """Statistics of features in the order of execution, which golden records round."""
+    return {
+        f"features/{entry['name']}": {"shape": entry["shape"], "l2": entry["l2"], "rounded": True}
+        for entry in entries
+        if not left_out(entry["name"])
+    }
+
+
+def gradient(shape: list[int], size: float, mean: float, error: float) -> dict[str, Any]:
+    """Statistics of a gradient: L2 norm and mean in float64, and the float32 run's error, relative to the norm."""
+    return {"shape": shape, "l2": size, "mean": mean, "floor_l2": error * size}
+
+
+def timed(cases: Iterable[tuple[str, int, int, float, float]]) -> Found:
+    """Times of PyTorch on the CPU: work, batch, side of the input, median in matrix products and in seconds."""
+    found = [
+        {
+            "operation": work,
+            "batch": batch,
+            "size": [side, side],
+            "units": units,
+            "synchronised_ms": {"median": 1e3 * seconds},
+        }
+        for work, batch, side, units, seconds in cases
+    ]
+    return ({"deferred": False, "cases": found}, {}) if found else None

@@ -5,12 +5,12 @@ Queries stand in the order of their tokens, not of their scores: near-ties leave
 
 import re
 from collections.abc import Mapping
-from functools import cache
-from typing import Any
+from functools import cache, partial
 
 import numpy as np
 
-from lib.alignment.references.case import GOLDEN, Arrays, Case, Found, Phase, Update, arrays_of, content_of
+from lib.alignment.references import case as golden
+from lib.alignment.references.case import GOLDEN, Arrays, Case, Found, Phase, Update
 from lib.models.step import Step
 
 COMMIT = "068dfde"
@@ -48,7 +48,7 @@ def case(model: str, stage: str) -> Case:
             image = "image14" if name == "r18vd" else "image"
             return Case(f"{name}_{SIZE}", f"rt_detr/forward_{name}_{SIZE}.json", size=(SIZE, SIZE), images=image)
         case "loss":
-            boxes = targets()
+            boxes = golden.pixels(ROWS, SIZE)
             phases = {"dn": Phase(Step(random=Recorded(), targets=boxes)), "nodn": Phase(Step(targets=boxes))}
             return Case(
                 f"{name}_gentle",
@@ -56,7 +56,7 @@ def case(model: str, stage: str) -> Case:
                 size=(SIZE, SIZE),
                 images="train_images",
                 batch=2,
-                adjust=_gentle,
+                adjust=partial(golden.scaled, rules=GENTLE),
                 targets=boxes,
                 phases=phases,
                 update=Update(STEP, "dn", 1e-4, 0.1),
@@ -65,21 +65,6 @@ def case(model: str, stage: str) -> Case:
             return Case(f"{name}_timing", "rt_detr/timings.json")
         case _:
             return Case(f"{name}_spec", f"rt_detr/spec_{name}.json")
-
-
-def targets() -> tuple[dict[str, np.ndarray], ...]:
-    """Boxes xyxy in pixels, float64 from the float32 fractions that the published code has, and labels, of both images."""
-    found = []
-    for rows in ROWS:
-        fractions = np.array(rows, np.float32)[:, 1:].astype(np.float64)
-        centre, half = fractions[:, :2] * SIZE, fractions[:, 2:] * SIZE / 2
-        found.append(
-            {
-                "boxes": np.concatenate([centre - half, centre + half], 1),
-                "labels": np.array([row[0] for row in rows], np.int64),
-            }
-        )
-    return tuple(found)
 
 
 class Recorded:
@@ -96,34 +81,18 @@ class Recorded:
 
 @cache
 def _draws() -> Arrays:
-    return arrays_of(GOLDEN / "rt_detr" / "train_r18vd_gentle.json")
-
-
-def _gentle(values: Arrays) -> Arrays:
-    changed = {}
-    for name, array in values.items():
-        for pattern, factor, summand in GENTLE:
-            if re.search(pattern, name):
-                changed[name] = array * np.float32(factor) + np.float32(summand)
-    return values | changed
+    return golden.arrays_of(GOLDEN / "rt_detr" / "train_r18vd_gentle.json")
 
 
 # ---------------------------------------------------------------------------------------------------- the records
 def _convert(content: Mapping, stored: Arrays, case: Case) -> Found:
     frozen = bool(content["not_trainable"])  # with the stem go all norms of the backbone
+    norms = sum(name.endswith("num_batches_tracked") for name, _, _ in content["state_dict"])
 
-    def kind(name: str) -> str:
-        last = name.rsplit(".", 1)[-1]
-        norm = frozen and name.startswith("backbone.") and re.search(r"\.norm\.(weight|bias)$", name)
-        return "buffer" if norm or last in ("running_mean", "running_var", "num_batches_tracked") else "param"
+    def fixed(name: str) -> bool:
+        return frozen and re.match(r"backbone\..*\.norm\.(weight|bias)$", name) is not None
 
-    state = [[name, shape, dtype, kind(name), case.digest(name, shape)] for name, shape, dtype in content["state_dict"]]
-    counted = sum(name.endswith("num_batches_tracked") for name, _, _ in content["state_dict"])
-    return {
-        "state": state,
-        "parameters": content["params_total"],
-        "norm_layers": {"BatchNorm2d": counted, "GroupNorm": 0},
-    }, {}
+    return golden.spec(case, content["state_dict"], fixed, content["params_total"], norms)
 
 
 def _by_token(array: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -132,100 +101,95 @@ def _by_token(array: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def _forward(content: Mapping, stored: Arrays, case: Case) -> Found:
-    arrays: Arrays = {}
-    for run, suffix in (("float32", ""), ("float64", "_f64")):
-        tokens = stored[f"topk_ind{suffix}"][None]
-        for name in ("pred_logits", "pred_boxes"):
-            arrays[f"{run}/final/{name}"] = _by_token(stored[name + suffix], tokens)
-    width, height = content["post"][
-        "orig_size_wh"
-    ]  # the published detections are in the pixels of an image of that size
-    found = stored["post_boxes"] * np.tile(np.float32([SIZE / width, SIZE / height]), 2)
-    arrays["float32/detections"] = np.column_stack([found, stored["post_scores"], stored["post_labels"]]).astype(
-        np.float32
-    )
     tokens = stored["topk_ind"][None]
-    arrays["assignment/selected_tokens"] = _selection(tokens)
-    statistics: dict[str, Any] = {
-        f"features/{entry['name']}": {"shape": entry["shape"], "l2": entry["l2"], "rounded": True}
-        for entry in content["intermediates"]
-        if not entry["name"].startswith(OTHERWISE) and f"full/{entry['name']}" not in stored
-    }
-    for name, array in stored.items():
-        if name.startswith("full/"):
-            by_query = name.startswith("full/decoder.decoder.")
-            arrays[f"float32/features/{name.removeprefix('full/')}"] = _by_token(array, tokens) if by_query else array
+    arrays: Arrays = {"assignment/selected_tokens": _selection(tokens)}
+    for run, suffix in (("float32", ""), ("float64", "_f64")):
+        for name in ("pred_logits", "pred_boxes"):
+            chosen = stored[f"topk_ind{suffix}"][None]
+            arrays[f"{run}/final/{name}"] = _by_token(stored[name + suffix], chosen)
+    # The published detections are in the pixels of an image of another size.
+    width, height = content["post"]["orig_size_wh"]
+    found = stored["post_boxes"] * np.tile(np.float32([SIZE / width, SIZE / height]), 2)
+    detections = np.column_stack([found, stored["post_scores"], stored["post_labels"]])
+    arrays["float32/detections"] = detections.astype(np.float32)
+    for name, array in golden.renamed(stored, {r"full/(.+)": r"\1"}).items():
+        by_query = name.startswith("decoder.decoder.")
+        arrays[f"float32/features/{name}"] = _by_token(array, tokens) if by_query else array
+    statistics = golden.features(
+        content["intermediates"], lambda name: name.startswith(OTHERWISE) or f"full/{name}" in stored
+    )
     return {"depth": [entry["name"] for entry in content["intermediates"]], "statistics": statistics}, arrays
 
 
+RULES = {
+    r"dn/(\w+)/(pred_logits|pred_boxes)": r"float32/output/\1/\2",
+    r"(\w+)/grad/(.+)": r"float32/gradient/\1/\2",
+    r"(\w+)/grad64/(.+)": r"float64/gradient/\1/\2",
+    r"dn/(bn)/(.+)": r"float32/\1/\2",
+    r"dn/(bn)64/(.+)": r"float64/\1/\2",
+    r"dn/step/(.+)": rf"float32/step/{STEP}/\1",
+    r"dn/step64/(.+)": rf"float64/step/{STEP}/\1",
+}
+
+
 def _loss(content: Mapping, stored: Arrays, case: Case) -> Found:
-    runs = content["variants"]
-    fields: dict[str, Any] = {
+    runs, settings = content["variants"], content["optimizer"]
+    spec = golden.content_of(GOLDEN / f"rt_detr/spec_{content['config']}.json")
+    shapes = {name: shape for name, shape, _ in spec["state_dict"]}
+    rate, decay = (max(group[key] for group in settings["groups"]) for key in ("lr", "weight_decay"))
+    members: list[list[str]] = [[] for _ in settings["groups"]]
+    for name, entry in runs["dn"]["params"].items():
+        members[entry["group"]].append(name)
+    arrays = golden.renamed(stored, RULES)
+    for name in arrays:
+        if name.startswith("float32/output/") and not name.startswith("float32/output/dn_"):
+            arrays[name] = _by_token(arrays[name], stored["dn/topk_ind"])
+    changed = {name: array.shape for name, array in golden.renamed(stored, {r"dn/step/(.+)": r"\1"}).items()}
+    arrays |= {f"weights/{name}": array for name, array in case.weights(changed).items()}
+    for phase, run in runs.items():
+        arrays |= {f"assignment/{phase}/matched_tokens/{name}": array for name, array in _matched(run).items()}
+    arrays["assignment/dn/selected_tokens"] = _selection(stored["dn/topk_ind"])
+    return {
         "losses": {
             phase: {
                 "float32": {"loss_total": run["total"], **run["losses"]},
                 "float64": {"loss_total": run["total_f64"], **run["losses_f64"]},
             }
             for phase, run in runs.items()
-        }
-    }
-    shapes = {name: shape for name, shape, _ in _spec(content["config"])["state_dict"]}
-    fields["statistics"] = {
-        f"gradient/{phase}/{name}": {
-            "shape": shapes[name],
-            "l2": entry["grad_l2_f64"],
-            "mean": entry["grad_mean_f64"],
-            "floor_l2": entry["grad_rel_l2_err_f32"] * entry["grad_l2_f64"],
-        }
-        for phase, run in runs.items()
-        for name, entry in run["params"].items()
-        if "grad_l2_f64" in entry
-    }
-    settings = content["optimizer"]
-    rate, decay = (max(group[key] for group in settings["groups"]) for key in ("lr", "weight_decay"))
-    members: list[list[str]] = [[] for _ in settings["groups"]]
-    for name, entry in runs["dn"]["params"].items():
-        members[entry["group"]].append(name)
-    fields["optimiser"] = {
-        STEP: {
-            "rule": "AdamW",
-            "phase": "dn",
-            "lr": rate,
-            "weight_decay": decay,
-            "clip": settings["clip_max_norm"],
-            "options": {"betas": settings["betas"], "eps": settings["eps"]},
-            "groups": [
-                {"names": names, "factor": group["lr"] / rate, "decays": group["weight_decay"] > 0}
-                for names, group in zip(members, settings["groups"], strict=True)
-            ],
-            "grad_norm": {
-                "float32": runs["dn"]["total_grad_norm_before_clip"],
-                "float64": runs["dn"]["total_grad_norm_before_clip_f64"],
-            },
-        }
-    }
-    fields["step_norms"] = {
-        STEP: {
-            name: {"float32": entry["step_l2"], "float64": entry["step_l2_f64"]}
-            for name, entry in runs["dn"]["params"].items()
-        }
-    }
-    arrays: Arrays = {}
-    for name, array in stored.items():
-        arrays |= _loss_array(name, array, stored)
-    changed = {
-        name.removeprefix("dn/step/"): array.shape for name, array in stored.items() if name.startswith("dn/step/")
-    }
-    arrays |= {f"weights/{name}": array for name, array in case.weights(changed).items()}
-    for phase, run in runs.items():
-        arrays |= {f"assignment/{phase}/matched_tokens/{name}": array for name, array in _matched(run).items()}
-    arrays["assignment/dn/selected_tokens"] = _selection(stored["dn/topk_ind"])
-    return fields, arrays
-
-
-@cache
-def _spec(name: str) -> dict[str, Any]:
-    return content_of(GOLDEN / f"rt_detr/spec_{name}.json")
+        },
+        "statistics": {
+            f"gradient/{phase}/{name}": golden.gradient(
+                shapes[name], entry["grad_l2_f64"], entry["grad_mean_f64"], entry["grad_rel_l2_err_f32"]
+            )
+            for phase, run in runs.items()
+            for name, entry in run["params"].items()
+            if "grad_l2_f64" in entry
+        },
+        "optimiser": {
+            STEP: {
+                "rule": "AdamW",
+                "phase": "dn",
+                "lr": rate,
+                "weight_decay": decay,
+                "clip": settings["clip_max_norm"],
+                "options": {"betas": settings["betas"], "eps": settings["eps"]},
+                "groups": [
+                    {"names": names, "factor": group["lr"] / rate, "decays": group["weight_decay"] > 0}
+                    for names, group in zip(members, settings["groups"], strict=True)
+                ],
+                "grad_norm": {
+                    "float32": runs["dn"]["total_grad_norm_before_clip"],
+                    "float64": runs["dn"]["total_grad_norm_before_clip_f64"],
+                },
+            }
+        },
+        "step_norms": {
+            STEP: {
+                name: {"float32": entry["step_l2"], "float64": entry["step_l2_f64"]}
+                for name, entry in runs["dn"]["params"].items()
+            }
+        },
+    }, arrays
 
 
 def _selection(tokens: np.ndarray) -> np.ndarray:
@@ -247,41 +211,16 @@ def _matched(run: Mapping) -> Arrays:
     return found
 
 
-def _loss_array(name: str, array: np.ndarray, stored: Arrays) -> Arrays:
-    """The golden array under the record's name; nothing for arrays that no question asks for."""
-    runs = {"": "float32", "64": "float64"}
-    match name.split("/"):
-        case ["dn", group, ("pred_logits" | "pred_boxes") as kind]:
-            denoising = group.startswith("dn_")
-            return {f"float32/output/{group}/{kind}": array if denoising else _by_token(array, stored["dn/topk_ind"])}
-        case [phase, ("grad" | "grad64") as run, parameter]:
-            return {f"{runs[run[4:]]}/gradient/{phase}/{parameter}": array}
-        case ["dn", ("bn" | "bn64") as run, entry]:
-            return {f"{runs[run[2:]]}/bn/{entry}": array}
-        case ["dn", ("step" | "step64") as run, parameter]:
-            return {f"{runs[run[4:]]}/step/{STEP}/{parameter}": array}
-        case _:
-            return {}
-
-
 TIMED = {"inference_r18_640_b1": ("forward", 1, 640), "train_step_r18_320_b2": ("train", 2, 320)}
 
 
 def _speed(content: list[Mapping], stored: Arrays, case: Case) -> Found:
-    if case.name != "r18vd_timing":
-        return None
     quiet = next(entry for entry in content if entry["quiet"])
-    cases = [
-        {
-            "operation": work,
-            "batch": batch,
-            "size": [side, side],
-            "units": quiet[name]["median_ratio_to_matmul"],
-            "synchronised_ms": {"median": 1e3 * quiet[name]["median_s"]},
-        }
-        for name, (work, batch, side) in TIMED.items()
-    ]
-    return {"deferred": False, "cases": cases}, {}  # PyTorch on the CPU
+    return golden.timed(
+        (*work, quiet[name]["median_ratio_to_matmul"], quiet[name]["median_s"])
+        for name, work in TIMED.items()
+        if case.name == "r18vd_timing"
+    )
 
 
 STAGES = {"convert": _convert, "forward": _forward, "loss": _loss, "speed": _speed}

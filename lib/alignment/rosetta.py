@@ -1,0 +1,222 @@
+"""Executable Rosetta: what both frameworks answer to the probes of notebooks/probes, compared.
+
+Verdicts come from the sides' records (`probe.run` writes them): no framework runs here, and the same records give the
+same verdicts. `Sheet` is what the migration notebook shows, `count` what a report counts.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib.alignment.probe import MODEL, STAGE, Probe
+from lib.record import Record, measure, read
+
+NAMES = {"torch": "PyTorch", "jittor": "Jittor"}
+NON_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}  # as lib.record.plain writes them
+SHOWN = 5  # values of an answer
+DIGITS = (5, 7, 9)  # nine tell any two float32 numbers apart
+
+
+class Verdict(StrEnum):
+    """MENDED: Jittor's own operator differs, the backend's agrees. UNKNOWN is never taken for agreement."""
+
+    SAME = "same"
+    MENDED = "mended by the backend"
+    DIFFERENT = "different"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    verdict: Verdict
+    reason: str = ""  # empty where the verdict says it all
+
+
+def judge(probe: Probe, records: Mapping[str, Mapping[str, Any]], digest: str) -> Finding:
+    """The verdict from side -> the `probes` of its record; `digest` names the version of the probe that is judged."""
+    kinds = ("native",) if probe.backend is None else ("native", "backend")
+    found = {}
+    for side in NAMES:
+        entry = records.get(side, {}).get(probe.name)
+        if entry is None:
+            return Finding(Verdict.UNKNOWN, f"{side} was not run")
+        if entry["digest"] != digest:
+            return Finding(Verdict.UNKNOWN, f"the record of {side} is of another version of this probe")
+        for kind in kinds:
+            answer = entry[kind] or {"kind": "raised", "values": ["no answer in the record"]}
+            if answer["kind"] == "raised":
+                return Finding(Verdict.UNKNOWN, f"{side}, {kind}: {answer['values'][0]}")
+            found[side, kind] = values(answer)
+    reference, tolerance = found["torch", "native"], 0.0
+    if probe.expected is not None:
+        reference, tolerance = np.asarray(probe.reference()), probe.tolerance()
+    right = {who: agree(reference, answer, tolerance) for who, answer in found.items()}
+    if not right["torch", "native"]:
+        return Finding(Verdict.UNKNOWN, "PyTorch itself departs from what is expected of it")
+    if not all(right[side, kinds[-1]] for side in NAMES):
+        said = "natively the same, but not through the backend" if right["jittor", "native"] else ""
+        return Finding(Verdict.DIFFERENT, said)
+    return Finding(Verdict.SAME if right["jittor", "native"] else Verdict.MENDED)
+
+
+def values(answer: Mapping[str, Any]) -> np.ndarray:
+    """The array of a recorded answer; texts as an array of texts."""
+    if answer["kind"] == "text":
+        return np.array(answer["values"], dtype=str)
+    numbers = [NON_FINITE[v] if isinstance(v, str) else v for v in answer["values"]]
+    whole = all(isinstance(v, int) for v in numbers)
+    return np.array(numbers, np.int64 if whole else np.float64).reshape(answer["shape"])
+
+
+def agree(reference: np.ndarray, found: np.ndarray, tolerance: float) -> bool:
+    """Whether two answers have one kind, one shape (a scalar counts as one element) and values within the tolerance.
+
+    NaN agrees with NaN alone, an infinity with itself, a whole number with itself. Nothing is broadcast; two empty
+    answers agree.
+    """
+    reference, found = np.atleast_1d(reference), np.atleast_1d(found)
+    kinds = reference.dtype.kind + found.dtype.kind
+    if reference.shape != found.shape or kinds.count("U") == 1:
+        return False
+    if "f" not in kinds:
+        return bool((reference == found).all())
+    return bool(np.isclose(found.astype(float), reference.astype(float), rtol=0, atol=tolerance, equal_nan=True).all())
+
+
+def count(folder: str | PathLike, probes: Sequence[Probe] | None = None) -> Record | None:
+    """`all/none/rosetta` from both sides' records under `folder`; None, and no such record, where neither side has run.
+
+    fields: total, counts {same, mended, different, unknown}, topics [{topic, the same four}], findings {probe: verdict,
+    reason}. probes: those of notebooks/probes unless given.
+    """
+    inputs = list(_paths(folder).values())
+    if not inputs:
+        Path(folder, MODEL, "none", f"{STAGE}.json").unlink(missing_ok=True)
+        return None
+    if probes is None:
+        from notebooks.probes import PROBES as probes
+    with measure(STAGE, MODEL, folder, inputs=inputs) as out:
+        sheet = Sheet(probes, folder)
+        out.fields |= {
+            "total": len(probes),
+            "counts": sheet.counted(),
+            "topics": [{"topic": topic, **sheet.counted(topic)} for topic in sheet.topics],
+            "findings": {name: asdict(found) for name, found in sheet.findings.items()},
+        }
+    return read(out.path)
+
+
+def _paths(folder: str | PathLike) -> dict[str, Path]:
+    """side -> its record, where there is one."""
+    paths = {side: Path(folder, MODEL, side, f"{STAGE}.json") for side in NAMES}
+    return {side: path for side, path in paths.items() if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------- what the notebook shows
+@dataclass(frozen=True)
+class Whole:
+    """A data frame whose texts are shown whole."""
+
+    frame: pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
+            return self.frame.to_html()
+
+
+class Sheet:
+    """Verdicts on probes from the records under a folder; a side without a record was not run."""
+
+    def __init__(self, probes: Sequence[Probe], folder: str | PathLike):
+        self.probes, self.topics = probes, tuple(dict.fromkeys(probe.topic for probe in probes))
+        self.records = {side: read(path).fields["probes"] for side, path in _paths(folder).items()}
+        self.findings = {probe.name: judge(probe, self.records, probe.digest()) for probe in probes}
+
+    def sides(self) -> str:
+        """Which sides have run, and how long it took, in one line."""
+        said = {
+            side: f"{len(found)} probes in {sum(entry['seconds'] for entry in found.values()):.0f} s"
+            for side, found in self.records.items()
+        }
+        absent = "NOT RUN, every verdict is unknown until this notebook has run in its kernel"
+        return "; ".join(f"{name}: {said.get(side, absent)}" for side, name in NAMES.items())
+
+    def answers(self, topic: str) -> Whole:
+        """Probes of a topic: question, what each side answers, verdict, advice."""
+        return _rows({probe.name: self._row(probe) for probe in self._of(topic)})
+
+    def code(self, topic: str) -> Whole:
+        """Probes of a topic: what runs on each side; a name stands for a function of the topic's module."""
+        columns = {"PyTorch": "torch", "Jittor": "jittor", "backend": "backend"}
+        return _rows({p.name: {title: p.code(side) for title, side in columns.items()} for p in self._of(topic)})
+
+    def counts(self) -> Whole:
+        """How many probes of each topic (rows) have each verdict (columns)."""
+        rows = {topic: self.counted(topic) for topic in self.topics} | {"all": self.counted()}
+        return Whole(_rows(rows).frame.rename(columns={kind.name.lower(): kind.value for kind in Verdict}))
+
+    def counted(self, topic: str | None = None) -> dict[str, int]:
+        """How many verdicts are of each kind, by its name in lower case; of one topic, or of all."""
+        found = Counter(self.findings[probe.name].verdict for probe in self._of(topic))
+        return {kind.name.lower(): found[kind] for kind in Verdict}
+
+    def summary(self) -> str:
+        """How many verdicts are of each kind, in one line."""
+        return ", ".join(f"{kind.value} {number}" for kind, number in zip(Verdict, self.counted().values()))
+
+    def reasons(self) -> Whole:
+        """Why a verdict is unknown, or what else there is to say about it."""
+        said = {name: asdict(found) for name, found in self.findings.items() if found.reason}
+        return _rows(said, columns=["verdict", "reason"])
+
+    def _of(self, topic: str | None) -> list[Probe]:
+        return [probe for probe in self.probes if topic in (None, probe.topic)]
+
+    def _row(self, probe: Probe) -> dict[str, str]:
+        verdict = self.findings[probe.name].verdict
+        entries = {side: self.records.get(side, {}).get(probe.name, {}) for side in NAMES}
+        answers = [entries["torch"].get("native"), entries["jittor"].get("native"), entries["jittor"].get("backend")]
+        torch, jittor, through = texts(answers, verdict in (Verdict.MENDED, Verdict.DIFFERENT))
+        return {
+            "question": probe.question,
+            "PyTorch": torch,
+            "Jittor": jittor,
+            "Jittor through the backend": through if probe.backend else "",
+            "verdict": verdict.value,
+            "advice": probe.advice,
+        }
+
+
+def _rows(rows: Mapping[str, Mapping[str, Any]], columns: Iterable[str] | None = None) -> Whole:
+    return Whole(pd.DataFrame.from_dict(rows, orient="index", columns=columns))
+
+
+def texts(answers: Sequence[Mapping[str, Any] | None], apart: bool) -> list[str]:
+    """Answers as text; `apart`: from the first place on, and with as many digits, as tell the first two apart."""
+    start, digits = 0, DIGITS[0]
+    if apart and all(answer is not None and answer["kind"] == "numbers" for answer in answers[:2]):
+        first, second = (values(answer) for answer in answers[:2])
+        if first.shape == second.shape and first.size > SHOWN:
+            unequal = [not agree(a, b, 0.0) for a, b in zip(first.ravel(), second.ravel())]
+            start = min(int(np.argmax(unequal)), first.size - SHOWN)
+        digits = next((d for d in DIGITS if text(answers[0], start, d) != text(answers[1], start, d)), DIGITS[0])
+    return [text(answer, start, digits) for answer in answers]
+
+
+def text(answer: Mapping[str, Any] | None, start: int, digits: int) -> str:
+    """An answer as text: SHOWN of its values from `start` on; "NOT RUN" for None."""
+    if answer is None:
+        return "NOT RUN"
+    if answer["kind"] != "numbers":
+        return ", ".join(answer["values"])
+    held = answer["values"][start : start + SHOWN]
+    shown = [f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in held]
+    before, after = "… " if start else "", " …" if start + SHOWN < len(answer["values"]) else ""
+    return before + ", ".join(shown) + after if shown else "nothing"

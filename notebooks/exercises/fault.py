@@ -1,0 +1,139 @@
+"""Find the planted fault: a model with one wrong layer, to be found by looking at errors, from the outside in.
+
+Whoever wants to find it should stop reading here. A fault is in the weights or in one attribute, as a port has them: a
+kernel stored the other way round, a deviation where a variance belongs, a constant of another framework.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lib import backend, convert, models
+from lib.alignment.exam.planting import Change, attribute, entry, planted
+from lib.alignment.seeded import seeded_input, seeded_state
+from lib.backend import nn
+from lib.errors import UserError
+
+MODEL, CLASSES, SIZE = "nanodet-plus-m_320", 10, 64
+BEYOND = 50  # times the noise: no rounding is that large, and a fault is larger
+
+
+class Fault(NamedTuple):
+    layer: str
+    changes: tuple[Change, ...] = ()
+    lesson: str = ""
+
+
+NORM, KERNEL = "backbone.stage3.2.branch2.4", "fpn.top_down_blocks.1.blocks.0.ghost1.cheap_operation.0"
+DEPTHWISE_NORM = "head.cls_convs.1.0.dwnorm"
+FAULTS = {
+    1: Fault(
+        NORM,
+        (entry(f"{NORM}.running_var", np.sqrt),),
+        "the running variance was stored as a deviation: means are right, sizes are not",
+    ),
+    2: Fault(
+        KERNEL,
+        (entry(f"{KERNEL}.weight", lambda kernel: kernel.swapaxes(2, 3)),),
+        "the kernel's height and width were swapped: no shape changes, no sum changes",
+    ),
+    3: Fault(
+        DEPTHWISE_NORM,
+        (attribute(DEPTHWISE_NORM, "eps", 1e-3),),
+        "eps is another framework's default: small everywhere, and never zero",
+    ),
+}
+
+
+def _fault(number: int) -> Fault:
+    if number not in FAULTS:
+        raise UserError(f"number: there is no fault {number}; choose from {', '.join(map(str, FAULTS))}")
+    return FAULTS[number]
+
+
+def _model(number: int | None, precision: str = "float32") -> nn.Module:
+    """The seeded model in evaluation mode; None: without a fault."""
+    with planted(() if number is None else _fault(number).changes):
+        model = models.build(MODEL, CLASSES, 0)
+        state = seeded_state([(name, backend.numpy(value).shape) for name, value in backend.named_state(model)])
+        convert.load(model, state, strict=False)  # constants have no seed
+    return (backend.float64(model) if precision == "float64" else model).eval()
+
+
+def _outputs(model: nn.Module, names: Sequence[str], precision: str) -> dict[str, np.ndarray]:
+    """What each of the modules gives, all its tensors in one row, in order of execution."""
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        found.pop(name, None)  # an activation shared by two layers stands where it ran last
+        found[name] = _flat(output)
+
+    modules = dict(model.named_modules())
+    for name in names:
+        modules[name].register_forward_hook(partial(keep, name))
+    with backend.no_grad():
+        model(backend.tensor(seeded_input("image", (1, 3, SIZE, SIZE)).astype(precision)))
+    return found
+
+
+def _flat(output: Any) -> np.ndarray:
+    if isinstance(output, list | tuple):
+        return np.concatenate([_flat(part) for part in output])
+    return backend.numpy(output).astype(np.float64).ravel()
+
+
+def errors(number: int, inside: str = "") -> pd.DataFrame:
+    """How far each part of a module lies from the sound model's, in order of execution, beside what rounding does.
+
+    inside: the path of a module; empty: the whole model. A part without parts of its own is a layer.
+    """
+    modules = dict(_model(None).named_modules())
+    if inside not in modules:
+        raise UserError(f"inside: the model has no module '{inside}'")
+    runs = {"sound": (None, "float32"), "planted": (number, "float32"), "exact": (None, "float64")}
+    names = _parts(modules, inside)
+    found = {run: _outputs(_model(which, precision), names, precision) for run, (which, precision) in runs.items()}
+    rows = {
+        name: {
+            "error": _relative(found["planted"][name], sound),
+            "rounding": _relative(sound, found["exact"][name]),
+            "parts": sum(other.startswith(f"{name}.") for other in modules),
+        }
+        for name, sound in found["sound"].items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["error", "rounding", "parts"])
+
+
+def _parts(modules: Mapping[str, nn.Module], inside: str) -> list[str]:
+    """The modules right inside one; for a list of modules, which is never called itself, those in it."""
+    prefix, found = f"{inside}." if inside else "", []
+    for name in modules:
+        if name.startswith(prefix) and name != inside and "." not in name[len(prefix) :]:
+            found += _parts(modules, name) if type(modules[name]).__name__ == "ModuleList" else [name]
+    return found
+
+
+def _relative(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+
+
+def wrong(table: pd.DataFrame) -> list[str]:
+    """The parts of an `errors` table that are beyond rounding, the first one first."""
+    return list(table.index[table["error"] > BEYOND * table["rounding"].clip(lower=1e-8)])
+
+
+def check(number: int, answer: str) -> str:
+    """Whether `answer` is the path of the wrong layer, and if not, where to look."""
+    layer, modules = _fault(number).layer, dict(_model(None).named_modules())
+    if not answer:
+        return "NOT YET: no answer; write the layer's path into the cell of parameters"
+    if answer == layer:
+        return f"RIGHT: {layer}; {_fault(number).lesson}"
+    if answer not in modules:
+        return f"NOT YET: the model has no module '{answer}'"
+    if layer.startswith(f"{answer}."):
+        return "NOT YET: it lies inside this one; go deeper"
+    return "NOT YET: this one only passes on what reaches it, or is sound"
