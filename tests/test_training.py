@@ -1,4 +1,4 @@
-"""Average, optimiser and groups against the published numbers; whole runs against a killed process. Both environments."""
+"""Average, optimiser and groups against the published numbers; whole runs against a killed process. In both."""
 
 import json
 import math
@@ -345,7 +345,7 @@ def test_an_epoch_whose_evaluation_fails_is_not_trained_again(tmp_path, monkeypa
         if len(calls) == epoch + 1:
             if where == "evaluation":
                 raise UserError("a broken image")
-            monkeypatch.setattr(training, "_write", full)  # the line is in the log, its weights are not
+            monkeypatch.setattr(training.checkpoints, "write", full)  # the line is in the log, its weights are not
         return {"AP": 0.5}
 
     def full(path, *_):

@@ -9,112 +9,128 @@ import os as _os
 import numpy as _np
 import torch as _torch
 from torch import (
-    abs,
-    amax,
-    arange,
-    argmax,
-    asin,
-    cat,
-    chunk,
-    clamp,
-    cos,
-    exp,
-    floor_divide,
-    full,
-    gather,
-    log,
-    log_softmax,
-    matmul,
-    maximum,
-    mean,
-    minimum,
-    mul,
-    nn,
-    no_grad,
-    ones,
-    ones_like,
-    remainder,
-    sigmoid,
-    sin,
-    softmax,
-    split,
-    sqrt,
-    stack,
-    sum,
-    topk,
-    where,
-    zeros,
-    zeros_like,
+    abs as abs,
 )
-from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, interpolate, linear, one_hot
-
-__all__ = [
-    "FLOAT64",
-    "NAME",
-    "SGD",
-    "VERSION",
-    "AdamW",
-    "abs",
-    "adaptive_avg_pool2d",
-    "amax",
-    "arange",
-    "argmax",
-    "asin",
-    "binary_cross_entropy_with_logits",
-    "cache_path",
-    "cat",
-    "chunk",
-    "clamp",
-    "cos",
-    "device",
-    "exp",
-    "float64",
-    "floats",
-    "floor_divide",
-    "from_half",
-    "full",
-    "gather",
-    "give_back",
-    "grad",
-    "grid_sample",
-    "interpolate",
-    "linear",
-    "load_state",
-    "log",
-    "log_softmax",
-    "matmul",
-    "maximum",
-    "mean",
-    "minimum",
-    "mixed_precision",
-    "mul",
-    "named_state",
-    "nn",
-    "no_grad",
-    "numpy",
-    "one_hot",
-    "ones",
-    "ones_like",
-    "peak_device_memory",
-    "profile",
-    "remainder",
-    "set_device",
-    "set_mode",
-    "set_threads",
-    "sigmoid",
-    "sin",
-    "softmax",
-    "split",
-    "sqrt",
-    "stack",
-    "sum",
-    "sync",
-    "tensor",
-    "topk",
-    "where",
-    "zeros",
-    "zeros_like",
-]
+from torch import (
+    amax as amax,
+)
+from torch import (
+    arange as arange,
+)
+from torch import (
+    argmax as argmax,
+)
+from torch import (
+    asin as asin,
+)
+from torch import (
+    cat as cat,
+)
+from torch import (
+    chunk as chunk,
+)
+from torch import (
+    clamp as clamp,
+)
+from torch import (
+    cos as cos,
+)
+from torch import (
+    exp as exp,
+)
+from torch import (
+    floor_divide as floor_divide,
+)
+from torch import (
+    full as full,
+)
+from torch import (
+    gather as gather,
+)
+from torch import (
+    log as log,
+)
+from torch import (
+    log_softmax as log_softmax,
+)
+from torch import (
+    matmul as matmul,
+)
+from torch import (
+    maximum as maximum,
+)
+from torch import (
+    mean as mean,
+)
+from torch import (
+    minimum as minimum,
+)
+from torch import (
+    mul as mul,
+)
+from torch import (
+    nn as nn,
+)
+from torch import (
+    no_grad as no_grad,
+)
+from torch import (
+    ones as ones,
+)
+from torch import (
+    ones_like as ones_like,
+)
+from torch import (
+    remainder as remainder,
+)
+from torch import (
+    sigmoid as sigmoid,
+)
+from torch import (
+    sin as sin,
+)
+from torch import (
+    softmax as softmax,
+)
+from torch import (
+    split as split,
+)
+from torch import (
+    sqrt as sqrt,
+)
+from torch import (
+    stack as stack,
+)
+from torch import (
+    sum as sum,
+)
+from torch import (
+    topk as topk,
+)
+from torch import (
+    where as where,
+)
+from torch import (
+    zeros as zeros,
+)
+from torch import (
+    zeros_like as zeros_like,
+)
+from torch.nn.functional import (
+    adaptive_avg_pool2d as adaptive_avg_pool2d,
+)
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
+)
+from torch.nn.functional import (
+    interpolate as interpolate,
+)
+from torch.nn.functional import (
+    linear as linear,
+)
+from torch.nn.functional import (
+    one_hot as one_hot,
+)
 
 NAME = "torch"
 VERSION = _torch.__version__
@@ -174,7 +190,7 @@ def grad(scalar: _torch.Tensor, tensors: list[_torch.Tensor]) -> list[_torch.Ten
 
 
 def mixed_precision() -> _torch.autocast:
-    """A context in which products and convolutions are computed in float16, on a GPU; not measured: none was at hand."""
+    """A context in which products and convolutions are computed in float16, on a GPU; not measured: none at hand."""
     return _torch.autocast("cuda", dtype=_torch.float16)
 
 

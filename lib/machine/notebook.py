@@ -35,6 +35,7 @@ ASIDE = (
     "lib.machine.kernel",
 )
 BOTH = ("torch", "jittor")
+BACKENDS = {"torch": "torch", "jittor": ("jittor", "kernels")}  # how the names of their modules begin
 
 
 def family(model: str) -> str:
@@ -142,10 +143,12 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
         left_out = (
             stem in others
             or (name.startswith(ASIDE) and not display)
-            or (name.startswith("lib.backend.") and side in BOTH and not stem.startswith(side))
+            or (name.startswith("lib.backend.") and side in BOTH and not name.split(".")[2].startswith(BACKENDS[side]))
         )
         if file and (not left_out or name == module_name):
             found.add(file)
+            headers = environment.ROOT.joinpath(file).parent.glob("*.h")
+            found.update(str(header.relative_to(environment.ROOT)) for header in headers)
             waiting += imports
     return sorted(found)
 
