@@ -1,18 +1,13 @@
 """The only place that knows which framework runs: PyTorch's vocabulary on the framework of this environment.
 
-Each environment holds exactly one framework, so there is nothing to choose. `torch.py` re-exports PyTorch; `jittor.py`
-and `jittor_functions.py` give Jittor the same names with the same meaning, and their docstrings are the porting guide.
-Here belongs what differs between the frameworks, and nothing that knows of models or data. `NAMES` are all that others
-use.
+Each environment holds exactly one framework, so there is nothing to choose. `torch.py` has what PyTorch spells otherwise;
+`jittor.py` and `jittor_functions.py` give Jittor the same names with the same meaning, and their docstrings are the
+porting guide. Here belongs what differs between the frameworks, and nothing that knows of models or data.
+
+`NAMES` are all that others use; what `torch.py` lacks of them is PyTorch's own.
 """
 
 from importlib.util import find_spec
-
-if find_spec("jittor"):
-    from .jittor import *  # noqa: F403 - every name is meant
-    from .jittor_functions import *  # noqa: F403
-else:
-    from .torch import *  # noqa: F403
 
 NAMES = [
     "FLOAT64",
@@ -81,3 +76,13 @@ NAMES = [
     "zeros",
     "zeros_like",
 ]
+
+if find_spec("jittor"):
+    from . import jittor, jittor_functions
+
+    _sources = jittor, jittor_functions
+else:
+    from . import torch
+
+    _sources = torch, torch.FRAMEWORK
+globals().update({name: next(vars(one)[name] for one in _sources if name in vars(one)) for name in NAMES})

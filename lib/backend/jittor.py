@@ -13,23 +13,22 @@ import os as _os
 import re as _re
 
 import numpy as _np
-from jittor import no_grad as no_grad  # after the guarded import
-from jittor import ones_like as ones_like
-from jittor import sqrt as sqrt
 
 from . import jittor_nn as nn
 from .jittor_compiler import compile_fast as _compile_fast
 from .jittor_compiler import show_progress_in_notebooks as _show_progress_in_notebooks
 from .jittor_functions import scalar as _scalar
 from .jittor_import import jt as _jt
-from .kernels.elementwise import root as _root
-from .kernels.optim import SGD as SGD
-from .kernels.optim import AdamW as AdamW
+from .kernels import elementwise as _elementwise
+from .kernels import optim as _optim
 
 NAME = "jittor"
 VERSION = _jt.__version__
 FLOAT64 = "full"
 Tensor = _jt.Var
+AdamW, SGD = _optim.AdamW, _optim.SGD
+exp, log, sqrt, where = _jt.exp, _jt.log, _jt.sqrt, _jt.where  # mean the same
+no_grad, ones_like, zeros_like = _jt.no_grad, _jt.ones_like, _jt.zeros_like
 
 
 def device() -> str:
@@ -94,7 +93,8 @@ def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept, and the
     gradients have none (Jittor's keep theirs: one that nobody uses would lead a later step back into this one)."""
     return [
-        _scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(_root(scalar), tensors), tensors)
+        _scalar(g.detach(), getattr(t, "is_scalar", False))
+        for g, t in zip(_jt.grad(_elementwise.root(scalar), tensors), tensors)
     ]
 
 

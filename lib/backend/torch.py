@@ -1,6 +1,6 @@
-"""PyTorch under the backend's names: re-exports, and the few functions that PyTorch spells otherwise.
+"""PyTorch under the backend's names: the few functions that PyTorch spells otherwise; all others are PyTorch's own.
 
-Twin of `jittor.py`: the same names in the same order.
+Twin of `jittor.py`.
 """
 
 import ctypes as _ctypes
@@ -8,133 +8,16 @@ import os as _os
 
 import numpy as _np
 import torch as _torch
-from torch import (
-    abs as abs,
-)
-from torch import (
-    amax as amax,
-)
-from torch import (
-    arange as arange,
-)
-from torch import (
-    argmax as argmax,
-)
-from torch import (
-    asin as asin,
-)
-from torch import (
-    cat as cat,
-)
-from torch import (
-    chunk as chunk,
-)
-from torch import (
-    clamp as clamp,
-)
-from torch import (
-    cos as cos,
-)
-from torch import (
-    exp as exp,
-)
-from torch import (
-    floor_divide as floor_divide,
-)
-from torch import (
-    full as full,
-)
-from torch import (
-    gather as gather,
-)
-from torch import (
-    log as log,
-)
-from torch import (
-    log_softmax as log_softmax,
-)
-from torch import (
-    matmul as matmul,
-)
-from torch import (
-    maximum as maximum,
-)
-from torch import (
-    mean as mean,
-)
-from torch import (
-    minimum as minimum,
-)
-from torch import (
-    mul as mul,
-)
-from torch import (
-    nn as nn,
-)
-from torch import (
-    no_grad as no_grad,
-)
-from torch import (
-    ones as ones,
-)
-from torch import (
-    ones_like as ones_like,
-)
-from torch import (
-    remainder as remainder,
-)
-from torch import (
-    sigmoid as sigmoid,
-)
-from torch import (
-    sin as sin,
-)
-from torch import (
-    softmax as softmax,
-)
-from torch import (
-    split as split,
-)
-from torch import (
-    sqrt as sqrt,
-)
-from torch import (
-    stack as stack,
-)
-from torch import (
-    sum as sum,
-)
-from torch import (
-    topk as topk,
-)
-from torch import (
-    where as where,
-)
-from torch import (
-    zeros as zeros,
-)
-from torch import (
-    zeros_like as zeros_like,
-)
-from torch.nn.functional import (
-    adaptive_avg_pool2d as adaptive_avg_pool2d,
-)
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
-)
-from torch.nn.functional import (
-    interpolate as interpolate,
-)
-from torch.nn.functional import (
-    linear as linear,
-)
-from torch.nn.functional import (
-    one_hot as one_hot,
-)
+from torch import nn
+from torch.nn import functional as _functional
 
-NAME = "torch"
+NAME, FRAMEWORK = "torch", _torch
 VERSION = _torch.__version__
 FLOAT64 = "full"
+# Of these PyTorch has others in its first module, or none.
+adaptive_avg_pool2d = _functional.adaptive_avg_pool2d
+binary_cross_entropy_with_logits = _functional.binary_cross_entropy_with_logits
+interpolate, linear, one_hot = _functional.interpolate, _functional.linear, _functional.one_hot
 _device = "cpu"  # chosen by the variable ALIGN_DEVICE, at the end of this file
 
 
@@ -175,7 +58,7 @@ def numpy(value: _torch.Tensor) -> _np.ndarray:
 
 def floats(scalars: list[_torch.Tensor]) -> list[float]:
     """The values of one-element tensors, read after one synchronisation."""
-    return stack([s.detach().reshape(()) for s in scalars]).tolist()
+    return _torch.stack([s.detach().reshape(()) for s in scalars]).tolist()
 
 
 def float64(model: nn.Module) -> nn.Module:
@@ -186,7 +69,7 @@ def float64(model: nn.Module) -> nn.Module:
 def grad(scalar: _torch.Tensor, tensors: list[_torch.Tensor]) -> list[_torch.Tensor]:
     """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept."""
     found = _torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True)
-    return [zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
+    return [_torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
 
 
 def mixed_precision() -> _torch.autocast:
@@ -221,14 +104,14 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     for name, value in values.items():
         if entries[name].shape != _np.shape(value):
             raise ValueError(f"{name}: shape {_np.shape(value)} given, {tuple(entries[name].shape)} expected")
-    with no_grad():
+    with _torch.no_grad():
         for name, value in values.items():
             entries[name].copy_(_torch.as_tensor(_np.asarray(value)))
 
 
 def grid_sample(x: _torch.Tensor, grid: _torch.Tensor) -> _torch.Tensor:
     """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
-    return _torch.nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return _functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def profile(call) -> list[tuple[str, float, int]]:
