@@ -1,8 +1,8 @@
 """The command line: python -m lib <verb>.
 
 Exit code 0 only on success, 1 with one line on stderr for what a user can mend, 2 for a wrong command line, 130 after
-Ctrl-C, 141 when nobody reads on. Frameworks are imported by the verbs that need one: run those in the environment of the
-framework you want.
+Ctrl-C, 141 when nobody reads on. Frameworks are imported by the verbs that need one: run those in the environment of
+the framework you want.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 # Any python3 reads this file as far as here; what it imports below, only 3.11 and later.
 USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
 if sys.version_info < (3, 11):
-    sys.exit("error: this Python (%s) is older than 3.11: %s" % (sys.executable, USE))
+    sys.exit(f"error: this Python ({sys.executable}) is older than 3.11: {USE}")
 from lib.errors import UserError, of_a_place
 from lib.machine import environment
 

@@ -91,7 +91,8 @@ def test_data_and_convert_need_no_framework(tmp_path, weights):
 def test_ctrl_c_is_one_line(tmp_path):
     program = (
         "import sys\nfrom lib import __main__ as m\nfrom lib.commands import data\n"
-        "data._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))"
+        "data._verify = lambda chosen: print('on', flush=True) or input()\n"
+        "sys.exit(m.main(['data', 'verify', 'x.json']))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program],

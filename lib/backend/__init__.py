@@ -1,6 +1,6 @@
 """The only place that knows which framework runs: PyTorch's vocabulary on the framework of this environment.
 
-Each environment holds exactly one framework, so there is nothing to choose. `torch.py` has what PyTorch spells otherwise;
+Each environment holds exactly one framework: there is nothing to choose. `torch.py` has what PyTorch spells otherwise;
 `jittor.py` and `jittor_functions.py` give Jittor the same names with the same meaning, and their docstrings are the
 porting guide. Here belongs what differs between the frameworks, and nothing that knows of models or data.
 

@@ -20,8 +20,8 @@ model; what has no record is NOT RUN. Fails when a verdict is FAIL, after the re
 A port of your own: a function without arguments per side that gives a torch.nn or a jittor.nn module, started from the
 folder that holds both. Each side runs in its environment with the original's weights (constants, as a fresh norm holds,
 are varied: they hide faults). Written: names.json, the pairs of names, to review, edit and hand back by --names;
-records; the report; the error through the depth of the network; a script that runs the first layer that diverges alone. Give a
-batch of two or more: a fault that mixes images does not show in one.
+records; the report; the error through the depth of the network; a script that runs the first layer that diverges alone.
+Give a batch of two or more: a fault that mixes images does not show in one.
 """
 
 

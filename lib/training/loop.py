@@ -1,9 +1,9 @@
 """Training: one loop for every model, in both frameworks, from the same initial bytes and the same batches.
 
 A run's folder holds `log.jsonl` (a line per step, per epoch and per evaluation; lib.training.log),
-`checkpoint.safetensors` (all that a resumed run needs; its header holds the JSON part, so that one rename replaces both),
-`weights.safetensors` (the averaged weights of the evaluation with the best AP) and `last.safetensors` (those of the last
-evaluation, or of the last step where nothing evaluates; both are the same then).
+`checkpoint.safetensors` (all that a resumed run needs; its header holds the JSON part, so that one rename replaces
+both), `weights.safetensors` (the averaged weights of the evaluation with the best AP) and `last.safetensors` (those of
+the last evaluation, or of the last step where nothing evaluates; both are the same then).
 
 Batches come from threads (lib.data.loader): nothing is forked, so nothing can hang where a framework's own threads were
 copied by half. Everything is computed in float32, or on a GPU in mixed precision (lib.training.precision).

@@ -179,8 +179,9 @@ def say_start(plan: Training, model: backend.nn.Module, origin: pretrained.Origi
         print(origin, flush=True)
     elif frozen := getattr(model, "frozen_names", ()):
         print(
-            f"warning: {plan.model}: the backbone's stem ({len(frozen)} parameters) and its norms are never trained and "
-            "stay as random as they are; give ImageNet weights of the backbone (--backbone) or a checkpoint (--weights)",
+            f"warning: {plan.model}: the backbone's stem ({len(frozen)} parameters) and its norms are never trained "
+            "and stay as random as they are; give ImageNet weights of the backbone (--backbone) or a checkpoint "
+            "(--weights)",
             file=sys.stderr,
             flush=True,
         )
