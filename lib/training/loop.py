@@ -254,9 +254,11 @@ def train(
     facts = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": known}
     run = _Run(trainer, folder, facts, replace)
     due = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
-    bar = tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training")
-    log = Log(folder / LOG, trainer.step, run.pending)
-    with _memory_named(recipe.batch, folder), log as run.log, bar as run.bar:
+    with (
+        _memory_named(recipe.batch, folder),
+        Log(folder / LOG, trainer.step, run.pending) as run.log,
+        tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training") as run.bar,
+    ):
         if evaluate and evaluate_before and not trainer.step:
             run.log.write(run.evaluation(evaluate, -1))
         for epoch in range(trainer.epoch - run.pending, recipe.epochs):

@@ -45,9 +45,8 @@ class Training:
         if self.input_size:
             inference.checked_size(self.input_size)
         if self.absent and not self.weights:
-            raise UserError(
-                f"training: {' '.join(self.absent)} may be absent from weights, but none are given; name them too"
-            )
+            absent = " ".join(self.absent)
+            raise UserError(f"training: {absent} may be absent from weights, but none are given; name them too")
         if self.weights and self.backbone:
             raise UserError(f"training: {self.weights} holds a backbone already; give either weights or a backbone")
 
@@ -59,10 +58,7 @@ class Training:
     @property
     def inputs(self) -> list[str]:
         """The files that the run reads, without images."""
-        return [
-            *map(str, coco.splits(self.data)),
-            *(path for path in (self.weights, self.backbone, self.teacher) if path),
-        ]
+        return [*map(str, coco.splits(self.data)), *filter(None, (self.weights, self.backbone, self.teacher))]
 
 
 def loader(plan: Training) -> Loader:
@@ -70,29 +66,15 @@ def loader(plan: Training) -> Loader:
     train = coco.load(coco.splits(plan.data)[0])
     published = schedule.recipe(plan.model)
     augmentation = transforms.recipe(plan.model, models.family(plan.model))
-    return Loader(
-        train,
-        augmentation,
-        plan.size,
-        plan.batch or published.batch,
-        plan.seed,
-        plan.workers,
-        train=True,
-        epochs=plan.epochs or published.epochs,
-    )
+    batch, epochs = plan.batch or published.batch, plan.epochs or published.epochs
+    return Loader(train, augmentation, plan.size, batch, plan.seed, plan.workers, train=True, epochs=epochs)
 
 
 def recipe(plan: Training, batches: Loader) -> schedule.Recipe:
     """The published recipe, scaled to the plan."""
     published = schedule.recipe(plan.model)
-    return schedule.scaled(
-        published,
-        len(batches.dataset.images),
-        batch=batches.batch,
-        epochs=plan.epochs or published.epochs,
-        rate=plan.rate,
-        size=plan.size,
-    )
+    images, epochs = len(batches.dataset.images), plan.epochs or published.epochs
+    return schedule.scaled(published, images, batch=batches.batch, epochs=epochs, rate=plan.rate, size=plan.size)
 
 
 def network(plan: Training, batches: Loader) -> tuple[backend.nn.Module, pretrained.Origin | None]:
