@@ -40,7 +40,8 @@ template <class T> static inline T maximum(int64_t count, const T* x) {
         out_p[i] = SLOPE;
     }
 
-/// log(1 + e), e in [0, 1], is 2 atanh(e / (2 + e)): the first term left out is (1/3)^17 in float32, (1/3)^35 in float64.
+/// log(1 + e), e in [0, 1], is 2 atanh(e / (2 + e)): the first term left out is (1/3)^17 in float32, (1/3)^35 in
+/// float64.
 //// kernel binary cross entropy: <algorithm>, <cmath>
     // kernel: binary cross entropy;
     const int64_t count = in0->num;

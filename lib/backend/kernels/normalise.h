@@ -1,7 +1,7 @@
 /// Normalisations and what goes with them. Read by __init__.py, which says what its marks mean.
 
-/// Partial sums: at most 512 values in float32 vector lanes, then float64. As accurate as a float64 sum to 1e-7 and
-/// as fast as memory (PyTorch cascades for the same reason).
+/// Partial sums: at most 512 values in float32 vector lanes, then float64. As accurate as a float64 sum to 1e-7 and as
+/// fast as memory (PyTorch cascades for the same reason).
 //// header partial sums
 #include <algorithm>
 #include <cmath>

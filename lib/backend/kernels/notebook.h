@@ -1,8 +1,8 @@
 /// C++'s stderr in a notebook. Read by __init__.py, which says what its marks mean.
 
-/// While kernels compile, the thread that waits for them prints how many are done; it holds the
-/// interpreter's lock and can tell Python. All else, and all other threads, write to the file descriptor, which the notebook's
-/// kernel shows as soon as it runs Python again. Text is kept until its line ends: Jittor prints a line piece by piece.
+/// While kernels compile, the thread that waits for them prints how many are done; it holds the interpreter's lock and
+/// can tell Python. All else, and all other threads, write to the file descriptor, which the notebook's kernel shows as
+/// soon as it runs Python again. Text is kept until its line ends: Jittor prints a line piece by piece.
 //// header stderr
 #include <cstdio>
 #include <iostream>

@@ -1,4 +1,5 @@
-/// Matrix products, and convolution in float64 as products of unrolled images. Read by __init__.py, which says what its marks mean.
+/// Matrix products, and convolution in float64 as products of unrolled images. Read by __init__.py, which says what its
+/// marks mean.
 
 //// header multiply
 #include <algorithm>

@@ -1,8 +1,8 @@
 /// Reading an image between its pixels. Read by __init__.py, which says what its marks mean.
 
-/// A point lies among four pixels: top left, top right, bottom left, bottom right. Points far outside are moved near the
-/// edge first: they read nothing there either. Images are turned to have the channels of a pixel side by side, so that all
-/// channels of a point are read, and in the gradient written, at once.
+/// A point lies among four pixels: top left, top right, bottom left, bottom right. Points far outside are moved near
+/// the edge first: they read nothing there either. Images are turned to have the channels of a pixel side by side, so
+/// that all channels of a point are read, and in the gradient written, at once.
 //// header points
 #include <algorithm>
 #include <cmath>
