@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__, formatter_class=AS_WRITTEN)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for command in VERBS:
-        command.add(verb(verbs, command.__name__.rpartition(".")[2], command.PURPOSE, command.EXAMPLES))
+        own = verb(verbs, command.__name__.rpartition(".")[2], command.PURPOSE, command.EXAMPLES)
+        own.set_defaults(run=getattr(command, "run", None))
+        command.add(own)
     return parser
 
 

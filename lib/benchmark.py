@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -77,11 +79,10 @@ def subject(case: Case) -> Subject:
         return Subject(forward, backend.sync, _arrays)
     targets = [_target(draw, case) for _ in range(case.batch)]
     criterion = losses.build(case.model, case.classes)
-    trainer = Trainer(
-        model, criterion, recipe(case.model), STEPS, models.parameter_groups(case.model, model), case.seed
-    )
+    groups = models.parameter_groups(case.model, model)
+    trainer = Trainer(model, criterion, recipe(case.model), STEPS, groups, case.seed)
     return Subject(
-        lambda: trainer.issue(images, targets), backend.sync, lambda asked: backend.floats(list(asked.values()))
+        partial(trainer.issue, images, targets), backend.sync, lambda asked: backend.floats([*asked.values()])
     )
 
 
@@ -148,8 +149,8 @@ def clock_fault(
         )
     if is_deferred and unsynchronised > EQUAL * synchronised:
         return (
-            f"{operation}: unsynchronised {1e3 * unsynchronised:.3f} ms equals synchronised {1e3 * synchronised:.3f} ms, "
-            "though this framework begins nothing before it is asked to: a synchronisation hides in the call"
+            f"{operation}: unsynchronised {1e3 * unsynchronised:.3f} ms equals synchronised {1e3 * synchronised:.3f} "
+            "ms, though this framework begins nothing before it is asked to: a synchronisation hides in the call"
         )
     return None
 
@@ -231,20 +232,16 @@ class Worker:
 
     def __init__(self, side: str, python: str | Path, threads: int, patience: float = PATIENCE):
         self.side, self._patience, self._asked = side, patience, "its start"
-        self._errors = tempfile.TemporaryFile()
-        self._pending = b""
+        self._pending, self._stack = b"", ExitStack()
+        self._errors = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - __exit__ closes it
+        command, pipe = [str(python), "-m", "lib.benchmark", "worker", str(threads)], subprocess.PIPE
+        streams = {"stdin": pipe, "stdout": pipe, "stderr": self._errors, "bufsize": 0}
+        variables = _variables(side, python, threads)
         try:
-            self._process = subprocess.Popen(
-                [str(python), "-m", "lib.benchmark", "worker", str(threads)],
-                cwd=record.ROOT,
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                env=_variables(side, python, threads),
-            )
+            started = subprocess.Popen(command, cwd=record.ROOT, env=variables, **streams)
+            self._process = self._stack.enter_context(started)
         except OSError as error:
-            self._errors.close()
+            self._stack.close()
             raise UserError(f"{python}: the {side} worker can't start ({error.strerror}); run `make envs`") from error
 
     def __enter__(self) -> "Worker":
@@ -252,9 +249,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()  # TERM and no other signal: Jittor takes any other for its own end
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            stream.close()
+        self._stack.close()
 
     def ask(self, do: str, **request: Any) -> Any:
         """The worker's answer; UserError if it reports one, ends, or is silent for longer than patience."""
@@ -321,16 +316,17 @@ def benchmark(
     """
     sizes = {"forward": size or models.input_size(model), "train": train_size or models.input_size(model)}
     plan = [("forward", batch) for batch in batches] + [("train", batch) for batch in train_batches]
-    sides = {side: _Side() for side in executables}
+    sides = {side: SimpleNamespace() for side in executables}  # what a worker says of itself, as `lib.backend` does
     with ExitStack() as stack:
         records = {
-            side: stack.enter_context(record.measure("speed", model, folder, seed=seed, side=sides[side]))
-            for side in sides
+            name: stack.enter_context(record.measure("speed", model, folder, seed=seed, side=side))
+            for name, side in sides.items()
         }
         for operation, batch in plan:
             case = Case(model, classes, operation, batch, tuple(sizes[operation]), seed)
             for side, (hello, result) in run(case, executables, rounds, seconds, threads).items():
-                sides[side].hello = hello
+                sides[side].NAME, sides[side].VERSION = hello["name"], hello["version"]
+                sides[side].device, sides[side].cache_path = partial(hello.get, "device"), partial(hello.get, "cache")
                 fields = records[side].fields
                 fields.update(threads=threads, rounds=rounds, seconds_per_turn=seconds, deferred=hello["deferred"])
                 fields.setdefault("cases", []).append(result)
@@ -340,20 +336,6 @@ def benchmark(
 def input_sizes(sides: Sequence[int]) -> dict[str, tuple[int, int]]:
     """`benchmark`'s size and train_size from the sides of square inputs; none for the published ones."""
     return {name: (side, side) for name, side in zip(("size", "train_size"), sides)}
-
-
-class _Side:
-    """What a worker said about itself, in the shape of `lib.backend`, for the record of its side."""
-
-    hello: Mapping[str, Any]
-    NAME = property(lambda self: self.hello["name"])
-    VERSION = property(lambda self: self.hello["version"])
-
-    def device(self) -> str:
-        return self.hello["device"]
-
-    def cache_path(self) -> str | None:
-        return self.hello["cache"]
 
 
 def run(
@@ -370,7 +352,10 @@ def run(
     """
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(side, python, threads, patience)) for side, python in executables.items()]
-        hellos = {worker.side: _hello(worker) for worker in workers}
+        hellos = {worker.side: worker.ask("hello") for worker in workers}
+        for side, hello in hellos.items():
+            if hello["name"] != side:
+                raise UserError(f"executables: {side}: this Python runs {hello['name']}; name the right environment")
         prepared = {worker.side: worker.ask("prepare", case=asdict(case)) for worker in workers}
         turns: dict[str, list[dict[str, list[float]]]] = {worker.side: [] for worker in workers}
         for _ in range(rounds):
@@ -381,24 +366,11 @@ def run(
             worker.side: {"memory": worker.ask("memory"), "slowest_operators": worker.ask("profile")}
             for worker in workers
         }
-    return {
-        side: (
-            hello,
-            {
-                **summarise(case, hello, prepared[side], turns[side]),
-                **ends[side],
-                "ratio_to": {other: ratio(turns[side], turns[other]) for other in hellos if other != side},
-            },
-        )
-        for side, hello in hellos.items()
-    }
-
-
-def _hello(worker: Worker) -> dict[str, Any]:
-    hello = worker.ask("hello")
-    if hello["name"] != worker.side:
-        raise UserError(f"executables: {worker.side}: this Python runs {hello['name']}; name the right environment")
-    return hello
+    found = {}
+    for side, hello in hellos.items():
+        ratios = {other: ratio(turns[side], turns[other]) for other in hellos if other != side}
+        found[side] = hello, summarise(case, hello, prepared[side], turns[side]) | ends[side] | {"ratio_to": ratios}
+    return found
 
 
 def summarise(case: Case, hello: Mapping, prepared: Mapping, turns: Sequence[Mapping]) -> dict[str, Any]:
@@ -431,12 +403,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def ratio(own: Sequence[Mapping], other: Sequence[Mapping]) -> dict[str, float]:
     """Own synchronised time over the other's, from the medians of the turns that lie side by side."""
-    return spread(
-        [
-            statistics.median(a["synchronised"]) / statistics.median(b["synchronised"])
-            for a, b in zip(own, other, strict=True)
-        ]
-    )
+    medians = ([statistics.median(turn["synchronised"]) for turn in turns] for turns in (own, other))
+    return spread([a / b for a, b in zip(*medians, strict=True)])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -19,7 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,20 +58,22 @@ RESTARTS = "RECORD_RESTARTS"  # variable that tells a stage, as a JSON list, why
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Machine(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(_Part):
     """The machine a stage ran on; memory in GiB."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     cpu: str
     cores: int
     memory_gib: float
     os: str
 
 
-class Provenance(BaseModel):
+class Provenance(_Part):
     """Where a record came from; `framework` is "none" where none ran, `git_*` are null outside a checkout."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     command: str
     framework: str
     versions: dict[str, str]
@@ -88,23 +91,21 @@ class Provenance(BaseModel):
     restarts: tuple[str, ...] = ()  # why the stage was started again: of what its process had died
 
 
-class ArrayEntry(BaseModel):
+class ArrayEntry(_Part):
     """One array of the safetensors file; `sha256` is over its little-endian C-order bytes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     shape: tuple[int, ...]
     dtype: str
     sha256: str
 
 
-class Record(BaseModel):
+class Record(_Part):
     """What one stage measured for one model on one side.
 
     `fields` is plain JSON in the order the stage wrote it; NaN and infinities are the strings "NaN", "Infinity" and
     "-Infinity", so that no reader takes a missing number for a good one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: str  # "model/side/stage"
     stage: str
@@ -314,14 +315,11 @@ def threads() -> int:
 
 def machine() -> Machine:
     """This machine: processor name, cores, memory, operating system."""
-    lines = (
-        Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        if Path("/proc/cpuinfo").exists()
-        else []
-    )
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    facts = Path("/proc/cpuinfo")
+    text = facts.read_text(encoding="utf-8", errors="replace") if facts.exists() else ""
+    found = re.search(r"^model name.*?: *(.*?) *$", text, re.MULTILINE)
     return Machine(
-        cpu=names[0] if names else platform.processor() or platform.machine(),
+        cpu=found[1] if found else platform.processor() or platform.machine(),
         cores=os.cpu_count() or 1,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         os=platform.platform(),
@@ -348,16 +346,10 @@ def _versions(side: ModuleType | None) -> dict[str, str]:
     found = {"python": platform.python_version()}
     if side:
         found[side.NAME] = side.VERSION
-    installed = {name: importlib.metadata.version(name) for name in VERSIONED if _installed(name)}
-    return found | installed
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    for name in VERSIONED:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _shown(path: str | os.PathLike) -> str:

@@ -42,14 +42,13 @@ def batch_norm(mean_over_std):
     y = norm(t)
     gradients = B.grad(B.sum(y * B.tensor(dy)), [t, norm.weight, norm.bias])
     x, dy, weight, bias = wide(x, dy, weight, bias)
-    per_channel = lambda v: v.reshape(1, -1, 1, 1)
     mean, variance = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
     normal = (x - mean) / np.sqrt(variance + 1e-5)
     centred = dy - dy.mean((0, 2, 3), keepdims=True) - normal * (dy * normal).mean((0, 2, 3), keepdims=True)
     n = x.size / 8
     return {
-        "y": (y, normal * per_channel(weight) + per_channel(bias)),
-        "dx": (gradients[0], per_channel(weight) * centred / np.sqrt(variance + 1e-5)),
+        "y": (y, normal * weight[:, None, None] + bias[:, None, None]),
+        "dx": (gradients[0], weight[:, None, None] * centred / np.sqrt(variance + 1e-5)),
         "dw": (gradients[1], (dy * normal).sum((0, 2, 3))),
         "db": (gradients[2], dy.sum((0, 2, 3))),
         "running_mean": (norm.running_mean, 0.1 * mean.ravel()),
@@ -199,7 +198,7 @@ def scale_and_bias():
 
 
 # --- accuracy in both precisions: each gives a function, its arguments, and a reference that, from the gradient dy of the
-# --- function's value and the arguments in float64, finds the value and the gradient of each argument
+# function's value and the arguments in float64, finds the value and the gradient of each argument
 
 
 def module(kind, *options):
@@ -225,19 +224,25 @@ def activation(kind, value, slope):
 
 
 def gelu():
-    share = lambda x: (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    def share(x):
+        return (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
     return activation(
         B.nn.GELU, lambda x: x * share(x), lambda x: share(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     )
 
 
 def silu():
-    share = lambda x: np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+    def share(x):
+        return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+
     return activation(B.nn.SiLU, lambda x: x * share(x), lambda x: share(x) * (1 + x * share(-x)))
 
 
 def linear():
-    reference = lambda dy, x, w, b: (x @ w.T + b, dy @ w, np.einsum("nij,nik->jk", dy, x), dy.sum((0, 1)))
+    def reference(dy, x, w, b):
+        return x @ w.T + b, dy @ w, np.einsum("nij,nik->jk", dy, x), dy.sum((0, 1))
+
     return module(B.nn.Linear, 64, 40), [array(3, 50, 64), array(40, 64), array(40)], reference
 
 
@@ -286,10 +291,13 @@ def pooling(call, size, starts, stops):
     shares = []
     for length, first, last in zip(size, starts, stops):
         shares.append(np.array([[(a <= i < b) / (b - a) for i in range(length)] for a, b in zip(first, last)]))
-    reference = lambda dy, x: (
-        np.einsum("ih,nchw,jw->ncij", shares[0], x, shares[1]),
-        np.einsum("ih,ncij,jw->nchw", shares[0], dy, shares[1]),
-    )
+
+    def reference(dy, x):
+        return (
+            np.einsum("ih,nchw,jw->ncij", shares[0], x, shares[1]),
+            np.einsum("ih,ncij,jw->nchw", shares[0], dy, shares[1]),
+        )
+
     return call, [array(2, 3, *size)], reference
 
 

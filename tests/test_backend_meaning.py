@@ -3,7 +3,6 @@
 Kernels of ours are also compared with the same rule in Jittor's own operators.
 """
 
-import ast
 import importlib
 import math
 import os
@@ -21,6 +20,7 @@ import pytest
 from test_backend import array, convolution, leaf
 
 from lib import backend as B
+from lib.machine import notebook
 
 
 def gradient(function, *arrays):
@@ -196,7 +196,8 @@ def test_gradient_of_the_unused_is_zero():
 
 
 def test_the_gradient_of_a_scalar_made_of_scalars():
-    """In one process float64 after float32, as records are made: Jittor fused the first gradient, 1, away from who reads it."""
+    """In one process float64 after float32, as records are made: Jittor fused the first gradient, 1, away from who
+    reads it."""
     x = array(2, 50, 20)
     for kind in (np.float32, np.float64):
         t = B.nn.Parameter(B.tensor(x.astype(kind)))
@@ -206,50 +207,85 @@ def test_the_gradient_of_a_scalar_made_of_scalars():
 
 
 def kernel_pairs():
+    """By module and function: the arrays whose gradients are compared, and what else it takes, a function of them."""
     x, scale, shift = array(2, 8, 5, 6), array(8), array(8, 1)[:, 0]
     return {
         "normalise": {
-            "batch_norm": ((x, scale, shift), (1e-5,)),
-            "group_norm": ((x, 2, scale, shift), (1e-5,)),
-            "layer_norm": ((x, array(6), array(6, 1)[:, 0]), (1e-5,)),
-            "affine": ((x, scale, shift), ()),
-            "add_bias": ((x, shift), ()),
+            "batch_norm": ((x, scale, shift), lambda f, *v: f(*v, 1e-5)[0]),
+            "group_norm": ((x, scale, shift), lambda f, x, *v: f(x, 2, *v, 1e-5)),
+            "layer_norm": ((x, array(6), array(6, 1)[:, 0]), lambda f, *v: f(*v, 1e-5)),
+            "affine": ((x, scale, shift), None),
+            "add_bias": ((x, shift), None),
+            "blend": ((scale, shift), lambda f, *v: f(*v, 0.1, 1.5)),
         },
         "elementwise": {
-            **dict.fromkeys(("relu", "relu6", "silu", "gelu", "sigmoid", "softmax"), ((x,), ())),
-            "leaky_relu": ((x,), (0.1,)),
-            "scale": ((x, np.float32(1.5)), ()),
-            "binary_cross_entropy": ((x, np.abs(x) % 1), ()),
-            "total": ((x,), ()),
+            **dict.fromkeys(("relu", "relu6", "silu", "gelu", "sigmoid", "softmax", "total"), ((x,), None)),
+            "leaky_relu": ((x,), lambda f, x: f(x, 0.1)),
+            "binary_cross_entropy": ((x, np.abs(x) % 1), None),
         },
-        "products": {"matmul": ((x, array(2, 8, 6, 3)), ()), "linear": ((x, array(7, 6), array(7)), ())},
+        "products": {
+            "matmul": ((x, array(2, 8, 6, 3)), None),
+            "linear": ((x, array(7, 6), array(7)), None),
+            "conv2d": ((x, array(8, 1, 3, 3)), lambda f, *v: f(*v, (1, 1), (1, 1), (1, 1), 8)),
+        },
         "windows": {
-            "max_pool": ((x,), (3, 2, 1)),
-            "avg_pool": ((x,), (2, 2, True)),
-            "adaptive_avg_pool": ((x,), ((3, 4),)),
-            "conv2d": ((x, array(8, 1, 3, 3)), ((1, 1), (1, 1), (1, 1), 8)),
-            "resize": ((x,), ((10, 12), (0.5, 0.5), "bilinear", False)),
+            "max_pool": ((x,), lambda f, x: f(x, 3, 2, 1)),
+            "avg_pool": ((x,), lambda f, x: f(x, 2, 2, True)),
+            "adaptive_avg_pool": ((x,), lambda f, x: f(x, (3, 4))),
+            "resize": ((x,), lambda f, x: f(x, (10, 12), (0.5, 0.5), "bilinear", False)),
         },
-        "sampling": {"grid_sample": ((x, array(2, 9, 3, 2, std=0.7)), ())},
+        "sampling": {"grid_sample": ((x, array(2, 9, 3, 2, std=0.7)), None)},
     }
+
+
+def test_a_trained_factor_is_plain_multiplication_with_a_gradient_that_is_a_sum():
+    x, dy = array(2, 8, 5, 6), array(2, 8, 5, 7)[..., :6]
+    t, factor = leaf(x), leaf(1.5)
+    y = B.mul(t, factor)
+    gradients = [B.numpy(g) for g in B.grad(B.sum(y * B.tensor(dy)), [t, factor])]
+    np.testing.assert_array_equal(B.numpy(y), x * np.float32(1.5))
+    np.testing.assert_array_equal(gradients[0], dy * np.float32(1.5))
+    assert gradients[1] == pytest.approx((dy.astype(np.float64) * x).sum(), rel=1e-6)
 
 
 @pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
 @pytest.mark.parametrize("module, name", [(module, name) for module, names in kernel_pairs().items() for name in names])
 def test_kernels_are_the_plain_formulation(module, name):
-    kernels = importlib.import_module(f"lib.backend.jittor_{module}")
-    arrays, options = kernel_pairs()[module][name]
-    plain_options = options[:1] + options[2:] if name == "resize" else options
+    kernel = getattr(importlib.import_module(f"lib.backend.kernels.{module}"), name)
+    arrays, call = kernel_pairs()[module][name]
     results = []
-    for function, extra in ((getattr(kernels, name), options), (getattr(kernels, f"plain_{name}"), plain_options)):
-        tensors = [leaf(a) if isinstance(a, (np.ndarray, np.float32)) else a for a in arrays]
-        y = function(*tensors, *extra)
-        y = y[0] if isinstance(y, tuple) else y
-        leaves = [t for t in tensors if not isinstance(t, int)]
+    for function in (kernel, kernel.plain):
+        leaves = [leaf(a) for a in arrays]
+        y = call(function, *leaves) if call else function(*leaves)
         dy = B.tensor(array(*y.shape, 1)[..., 0])
-        results.append([B.numpy(v) for v in (y, *B.grad(B.sum(y * dy), leaves))])
-    for kernel, plain in zip(*results):
-        assert np.abs(kernel - plain).max() < 2e-5 * np.abs(plain).max()
+        results.append([B.numpy(v) for v in (y, *(B.grad(B.sum(y * dy), leaves) if name != "blend" else ()))])
+    for ours, plain in zip(*results):
+        assert np.abs(ours - plain).max() < 2e-5 * np.abs(plain).max()
+
+
+@pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
+def test_header_files_are_read_part_by_part(tmp_path, monkeypatch):
+    from lib.backend import kernels
+
+    (tmp_path / "x.h").write_text(
+        "/// for readers\n\n//// header base\nint base;\n\n/// more\n//// header wide: base\nint wide;\n"
+        "//// opening sizes\n  int n;\n//// kernel one: wide, sizes\n  n = NAME;\n//// kernel two: <a>, <b>\n  two;\n"
+    )
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
+    found = kernels.read("x")
+    assert found["one"].having(NAME="1") == kernels.Kernel("\nint base;\n\nint wide;\n", "\n  int n;\n\n  n = 1;\n")
+    assert found == {"one": found["one"], "two": kernels.Kernel("#include <a>\n#include <b>", "\n  two;\n")}
+
+
+def test_the_text_of_kernels_counts_among_jittor_s_sources_alone():
+    """Else an old record would stand for a changed kernel."""
+    start, found = Path("lib/alignment/kernels.py"), {}
+    for side in ("jittor", "torch"):
+        names = notebook.sources(start, side, ["nanodet-plus-m_320"])
+        found[side] = {name for name in names if name.startswith("lib/backend/kernels/")}
+    kernels = Path(B.__file__).parent / "kernels"
+    assert found["jittor"] == {f"lib/backend/kernels/{p.name}" for p in kernels.iterdir() if p.suffix in (".py", ".h")}
+    assert not found["torch"]
 
 
 def reference_adamw(p, gradients, lr, decay, beta=(0.9, 0.999), eps=1e-8):
@@ -264,10 +300,11 @@ def reference_adamw(p, gradients, lr, decay, beta=(0.9, 0.999), eps=1e-8):
 def reference_sgd(p, gradients, lr, decay, momentum=0.9, nesterov=True):
     """lr and momentum are numbers, or one for each step."""
     velocity = None
-    for g, lr, momentum in zip(gradients, *(np.broadcast_to(v, len(gradients)) for v in (lr, momentum))):
+    rates, momenta = (np.broadcast_to(v, len(gradients)) for v in (lr, momentum))
+    for g, rate, keep in zip(gradients, rates, momenta):
         g = g + decay * p
-        velocity = g if velocity is None else momentum * velocity + g
-        p = p - lr * (g + momentum * velocity if nesterov else velocity)
+        velocity = g if velocity is None else keep * velocity + g
+        p = p - rate * (g + keep * velocity if nesterov else velocity)
     return p
 
 
@@ -286,7 +323,7 @@ def sgd_data(**changes):
     ],
 )
 def test_optimiser_kernels_are_the_plain_formulation(name, data):
-    from lib.backend import jittor_optim
+    from lib.backend.kernels import optim
 
     moments = {"adamw": 2, "sgd": 1}[name]
     values = [
@@ -295,9 +332,8 @@ def test_optimiser_kernels_are_the_plain_formulation(name, data):
         B.tensor(array(40, 5)[:, :3]),
         B.tensor(np.abs(array(40, 6)[:, :3])),
     ][: 2 + moments]
-    for kernel, plain in zip(
-        getattr(jittor_optim, name)(*values, data), getattr(jittor_optim, f"plain_{name}")(*values, data), strict=True
-    ):
+    step = getattr(optim, name)
+    for kernel, plain in zip(step(*values, data), step.plain(*values, data), strict=True):
         assert np.abs(B.numpy(kernel) - B.numpy(plain)).max() < 1e-6
 
 
@@ -360,10 +396,13 @@ def test_optimisers_and_their_resumption(make, reference):
     start = [array(4, 3), array(5)]
     gradients = [[array(4, 3, step)[..., 0], array(5, step)[..., 0]] for step in range(1, 13)]
     tensors = [leaf(a) for a in start]
-    groups = lambda: [
-        {"parameters": [("a", tensors[0])], "weight_decay": 0.05},
-        {"parameters": [("b", tensors[1])], "weight_decay": 0.0},
-    ]
+
+    def groups():
+        return [
+            {"parameters": [("a", tensors[0])], "weight_decay": 0.05},
+            {"parameters": [("b", tensors[1])], "weight_decay": 0.0},
+        ]
+
     optimiser = make(groups())
     for step, given in enumerate(gradients):
         if step == 5:
@@ -406,7 +445,7 @@ def test_import_leaves_the_process_as_it_was():
 
 
 def test_a_terminals_ctrl_c_ends_the_process():
-    """It reaches every process of the group: the import's own children may not die holding what their parent waits for."""
+    """It reaches every process of the group: the import's children may not die holding what their parent waits for."""
     program = "import time\nfrom lib import backend\nprint('on', flush=True)\ntime.sleep(60)"
     child = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -426,19 +465,12 @@ def test_a_terminals_ctrl_c_ends_the_process():
     assert child.returncode == -signal.SIGINT and error.endswith("KeyboardInterrupt\n")
 
 
-def test_twins_have_the_same_names():
-    listed = []
-    for name in ("torch", "jittor"):
-        tree = ast.parse((Path(B.__file__).parent / f"{name}.py").read_text())
-        listed.append(
-            next(
-                ast.literal_eval(node.value)
-                for node in tree.body
-                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
-            )
-        )
-    assert listed[0] == listed[1]
-    assert not [name for name in listed[0] if not hasattr(B, name)]
+def test_every_name_is_there_and_no_function_of_ours_is_left_out():
+    assert not [name for name in B.NAMES if not hasattr(B, name)]
+    helpers = {"full_like", "scalar"}  # of jittor_functions, for the others
+    for module in (source for source in B._sources if source.__name__.startswith("lib.")):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        assert {name for name in own if name[0] != "_"} - helpers <= set(B.NAMES)
 
 
 def test_what_is_freed_goes_back_to_the_system():

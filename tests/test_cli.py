@@ -91,7 +91,8 @@ def test_data_and_convert_need_no_framework(tmp_path, weights):
 def test_ctrl_c_is_one_line(tmp_path):
     program = (
         "import sys\nfrom lib import __main__ as m\nfrom lib.commands import data\n"
-        "data._verify = lambda chosen: print('on', flush=True) or input()\nsys.exit(m.main(['data', 'verify', 'x.json']))"
+        "data._verify = lambda chosen: print('on', flush=True) or input()\n"
+        "sys.exit(m.main(['data', 'verify', 'x.json']))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -170,23 +171,8 @@ def test_from_scenes_to_numbers(capsys, tmp_path):
     assert [line["step"] for line in steps if "loss" in line] == [0, 1]
     capsys.readouterr()
     found = tmp_path / "found.json"
-    assert (
-        main(
-            [
-                "evaluate",
-                MODEL,
-                str(run / "weights.safetensors"),
-                str(data / "val.json"),
-                "--size",
-                "64",
-                "64",
-                "--detections",
-                str(found),
-                "--per-class",
-            ]
-        )
-        == 0
-    )
+    options = ["--size", "64", "64", "--detections", str(found), "--per-class"]
+    assert main(["evaluate", MODEL, str(run / "weights.safetensors"), str(data / "val.json"), *options]) == 0
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert len(shown) == 12 + 10 and float(shown["AP"]) == pytest.approx(steps[-1]["evaluation"]["AP"], abs=1e-4)
     assert isinstance(json.loads(found.read_text()), list)

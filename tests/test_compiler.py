@@ -1,5 +1,5 @@
-"""Kernels that Jittor compiles in a notebook, from an empty cache: what killed notebooks, what their reader sees, and that
-the faster way gives the same machine code. In the Jittor environment."""
+"""Kernels that Jittor compiles in a notebook, from an empty cache: what killed notebooks, what their reader sees, and
+that the faster way gives the same machine code. In the Jittor environment."""
 
 import importlib.util
 import json
@@ -29,8 +29,8 @@ for name in ("jit", "obj_files"):
     os.makedirs(os.path.join(folder, name), exist_ok=True)
 jt.flags.cache_path = folder  # of what compiles from here on; the core stays where it is
 """
-# All of them wait until the end and compile together, and the compiler has something to say of each ("has no effect"): what it
-# says is what Jittor's compile threads handed to Python.
+# All of them wait until the end and compile together, and the compiler has something to say of each ("has no effect"):
+# what it says is what Jittor's compile threads handed to Python.
 FORTY_KERNELS = """
 x = jt.array(np.arange(8, dtype="float32"))
 source = "{0}; for (int i = 0; i < in0_shape0; i++) out_p[i] = in0_p[i] + {0};"
@@ -152,7 +152,7 @@ jt.flags.cc_flags = jt.flags.cc_flags.split(" -include ")[0]
 
 
 def test_the_precompiled_header_is_taken(tmp_path):
-    """A header that g++ passes over, for flags that are not its own, gives a warning; then each kernel parses all again."""
+    """A header that g++ passes over, for flags that are not its own, gives a warning; then kernels parse all again."""
     code = (
         EMPTY_CACHE.format(folder=str(tmp_path))
         + """

@@ -348,7 +348,7 @@ def test_strict_loading_names_every_fault_and_changes_nothing(fault, message):
 def test_faults_are_counted_and_the_first_three_named():
     with pytest.raises(
         UserError,
-        match=r"^the given weights: \d+ missing: (\S+, ){3}…; 1 left over: x; nothing was loaded .no entry fits: they are ",
+        match=r"^the given weights: \d+ missing: (\S+, ){3}…; 1 left over: x; nothing was loaded .no entry fits: they ",
     ):
         convert.load(Toy(), {"x": np.ones(1)})
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_training import SHORT, SUMMING, Batches, Scaled, criterion, steps_of, toy_state
+from test_training import SHORT, SUMMING, Batches, Scaled, all_of, criterion, run, steps_of, toy_state
 
 from lib import backend
 from lib.alignment.seeded import seeded_input
@@ -28,9 +28,7 @@ def mixed(monkeypatch):
 
 def trainer(precision, recipe=SHORT, scale=None):
     model = Scaled()
-    made = Trainer(
-        model, criterion, recipe, 3, [ParameterGroup(tuple(n for n, _ in model.named_parameters()))], None, precision
-    )
+    made = Trainer(model, criterion, recipe, 3, all_of(model), None, precision)
     if scale:
         made.scale.value = scale
     return made
@@ -126,23 +124,15 @@ def test_outputs_leave_mixed_precision_as_float32(mixed):
     assert found["meta"] == (3, "dn") and backend.numpy(found["labels"]).dtype.kind == "i"
 
 
-def run(folder, fault=None, **options):
-    model = Scaled()
-    groups = [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
-    return train(
-        model, criterion, Batches(fault), SHORT, folder, groups=groups, precision="mixed", checkpoint_every=2, **options
-    )
-
-
 def test_a_run_logs_its_scale_and_resumes_with_it(tmp_path, mixed, monkeypatch):
     monkeypatch.setattr(training, "LossScale", lambda: LossScale(HUGE * 2))
-    straight = run(tmp_path / "straight")
+    straight = run(tmp_path / "straight", precision="mixed")
     scales = [line["loss_scale"] for line in steps_of(straight.log)]
     skipped = [line[NORM] is None for line in steps_of(straight.log)]
     assert skipped[0] and scales[0] == HUGE and skipped == [a < b for a, b in zip(scales, [HUGE * 2, *scales])]
     with pytest.raises(UserError, match="loss_square is nan"):
-        run(tmp_path / "killed", (4, "nan"))
-    resumed = run(tmp_path / "killed")
+        run(tmp_path / "killed", (4, "nan"), precision="mixed")
+    resumed = run(tmp_path / "killed", precision="mixed")
     assert resumed.resumed_at == 4 and resumed.checkpoint.read_bytes() == straight.checkpoint.read_bytes()
     assert "cost" in read_log(resumed.log)[-1]
 
@@ -151,4 +141,4 @@ def test_gradients_that_no_scale_mends_end_the_run(tmp_path, mixed, monkeypatch)
     monkeypatch.setattr(training, "LossScale", lambda: LossScale(1.0))
     monkeypatch.setattr(backend, "grad", lambda scalar, tensors: [t * np.float32("inf") for t in tensors])
     with pytest.raises(UserError, match="gradient_norm is (inf|nan) at step 0"):
-        run(tmp_path)
+        run(tmp_path, precision="mixed")

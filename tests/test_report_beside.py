@@ -14,7 +14,7 @@ from lib.record import measure
 from lib.report import beside, handin, pdf, pictures, verify
 from lib.report.messages import LANGUAGES, Messages
 from lib.report.page import _worst
-from lib.training import starts
+from lib.training import runs as starts
 
 FOUR = {
     "ImageNet start": ({"AP": 0.01, "AP50": 0.02}, {"AP": 0.31, "AP50": 0.52}),

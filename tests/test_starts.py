@@ -8,9 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from lib import convert, models
+from lib.alignment import runs as judged
 from lib.errors import UserError
 from lib.show import figures, tables
-from lib.training import pretrained, runs, starts
+from lib.training import pretrained, runs
 
 NAME = "nanodet-plus-m_320"
 PLAN = runs.Training(NAME, "data", "run")
@@ -125,12 +126,12 @@ def test_a_stem_that_is_never_trained_and_random_is_named(capsys):
 
 # ----------------------------------------------------------------------------------------------- the four numbers
 def test_one_start_is_the_plan_and_two_have_folders_of_their_own():
-    assert starts.plans(PLAN) == {starts.FRESH: PLAN}
-    assert [plan.weights for plan in starts.plans(PLAN, weights="w").values()] == ["w"]
-    two = starts.plans(PLAN, "w", "b")
+    assert runs.plans(PLAN) == {runs.FRESH: PLAN}
+    assert [plan.weights for plan in runs.plans(PLAN, weights="w").values()] == ["w"]
+    two = runs.plans(PLAN, "w", "b")
     assert [(name, plan.weights, plan.backbone, plan.folder) for name, plan in two.items()] == [
-        (starts.IMAGENET, None, "b", "run/imagenet"),
-        (starts.FINE_TUNED, "w", None, "run"),
+        (runs.IMAGENET, None, "b", "run/imagenet"),
+        (runs.FINE_TUNED, "w", None, "run"),
     ]
 
 
@@ -146,23 +147,21 @@ def test_the_record_holds_each_start_before_and_after(tmp_path, monkeypatch):
         return SimpleNamespace(log=log, best=lines[1], plan=plan)
 
     monkeypatch.setattr(runs, "train", train)
-    monkeypatch.setattr(
-        runs, "training_record", lambda plan, outcome, steps: {"of": outcome.plan.folder, "overfit": steps}
-    )
-    held = starts.record(starts.plans(PLAN, "w", "b"), 5)
+    monkeypatch.setattr(judged, "trained", lambda plan, outcome, steps: {"of": outcome.plan.folder, "overfit": steps})
+    held = judged.training(runs.plans(PLAN, "w", "b"), 5)
     assert (held["of"], held["overfit"]) == ("run", 5)  # what later stages evaluate
     table = tables.starts(held["starts"])
     assert table["AP"].round(6).to_dict() == {
-        (starts.IMAGENET, "before"): 0.1,
-        (starts.IMAGENET, "after"): 0.4,
-        (starts.FINE_TUNED, "before"): 0.4,
-        (starts.FINE_TUNED, "after"): 0.7,
+        (runs.IMAGENET, "before"): 0.1,
+        (runs.IMAGENET, "after"): 0.4,
+        (runs.FINE_TUNED, "before"): 0.4,
+        (runs.FINE_TUNED, "after"): 0.7,
     }
     assert table["epoch"].tolist() == [0, 1, 0, 1]
     drawn = figures.map_curves({name: found["evaluations"] for name, found in held["starts"].items()})
-    assert starts.IMAGENET in drawn.alt and starts.FINE_TUNED in drawn.alt
+    assert runs.IMAGENET in drawn.alt and runs.FINE_TUNED in drawn.alt
 
 
 def test_fresh_weights_have_no_numbers_before():
-    held = {starts.FRESH: {"before": None, "after": {"epoch": 4, "AP": 0.2}}}
-    assert tables.starts(held).index.tolist() == [(starts.FRESH, "after")]
+    held = {runs.FRESH: {"before": None, "after": {"epoch": 4, "AP": 0.2}}}
+    assert tables.starts(held).index.tolist() == [(runs.FRESH, "after")]

@@ -1,4 +1,4 @@
-"""Average, optimiser and groups against the published numbers; whole runs against a killed process. Both environments."""
+"""Average, optimiser and groups against the published numbers; whole runs against a killed process. In both."""
 
 import json
 import math
@@ -86,21 +86,16 @@ def criterion(outputs, targets, image_size):
     }
 
 
-def run(folder, fault=None, **options):
+def all_of(model):
+    """One group of every parameter."""
+    return [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
+
+
+def run(folder, fault=None, recipe=SHORT, every=2, batches=Batches, **options):
     """Six steps, a checkpoint after each second one and at the ends of the two epochs."""
     model = Scaled()
-    groups = [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
-    recipe = options.pop("recipe", SHORT)
-    return train(
-        model,
-        criterion,
-        Batches(fault),
-        recipe,
-        folder,
-        groups=groups,
-        checkpoint_every=options.pop("every", 2),
-        **options,
-    )
+    options |= {"groups": all_of(model), "checkpoint_every": every}
+    return train(model, criterion, batches(fault), recipe, folder, **options)
 
 
 def without_times(path):
@@ -265,14 +260,7 @@ def test_the_first_two_losses_are_the_published_ones(golden):
 def test_log_holds_every_component_and_the_rate(tmp_path):
     outcome = run(tmp_path)
     lines = steps_of(outcome.log)
-    assert [line["step"] for line in lines] == list(range(6)) and [line["epoch"] for line in lines] == [
-        0,
-        0,
-        0,
-        1,
-        1,
-        1,
-    ]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(step, step // 3) for step in range(6)]
     assert [line["learning_rate"] for line in lines] == SHORT.learning_rates(3)[:, 0].tolist()
     for line in lines:
         assert line["loss"] == line["loss_square"] + line["loss_cube"]
@@ -297,7 +285,7 @@ def test_every_epoch_says_what_it_took(tmp_path):
 def test_gradients_are_summed_until_an_update_is_due():
     model = Scaled().train()
     named = list(model.named_parameters())
-    trainer = Trainer(model, criterion, SUMMING, 3, [ParameterGroup(tuple(name for name, _ in named))])
+    trainer = Trainer(model, criterion, SUMMING, 3, all_of(model))
     assert SUMMING.accumulations(3).tolist() == [1, 2, 3, 4, 4, 4]
     updates, total = [], 0.0
     for index in range(6):
@@ -345,7 +333,7 @@ def test_an_epoch_whose_evaluation_fails_is_not_trained_again(tmp_path, monkeypa
         if len(calls) == epoch + 1:
             if where == "evaluation":
                 raise UserError("a broken image")
-            monkeypatch.setattr(training, "_write", full)  # the line is in the log, its weights are not
+            monkeypatch.setattr(training.checkpoints, "write", full)  # the line is in the log, its weights are not
         return {"AP": 0.5}
 
     def full(path, *_):
@@ -466,10 +454,8 @@ def test_exhausted_memory_is_named_with_its_remedy(tmp_path, fault):
                 if number == 1:
                     fault()
 
-    model = Scaled()
-    groups = [ParameterGroup(tuple(name for name, _ in model.named_parameters()))]
     with pytest.raises(UserError, match=r"memory ran out at a batch of 2 .* smaller batch"):
-        train(model, criterion, Greedy(), SHORT, tmp_path, groups=groups, checkpoint_every=1)
+        run(tmp_path, every=1, batches=Greedy)
     assert [line["step"] for line in steps_of(tmp_path / "log.jsonl")] == [0, 1]
     assert run(tmp_path, every=1).resumed_at == 2
 
@@ -479,24 +465,15 @@ def test_another_fault_of_the_framework_is_not_taken_for_exhausted_memory(tmp_pa
         def iter_epoch(self, epoch, skip=0):
             raise RuntimeError("a kernel broke")
 
-    model = Scaled()
     with pytest.raises(RuntimeError, match="a kernel broke"):
-        train(
-            model,
-            criterion,
-            Broken(),
-            SHORT,
-            tmp_path,
-            groups=[ParameterGroup(tuple(n for n, _ in model.named_parameters()))],
-        )
+        run(tmp_path, batches=Broken)
 
 
 def test_without_a_seed_the_model_draws_nothing():
     model = Scaled()
-    names = tuple(name for name, _ in model.named_parameters())
     drawn = []
     for seed in (None, 7):
-        trainer = Trainer(model, criterion, SHORT, 3, [ParameterGroup(names)], seed)
+        trainer = Trainer(model, criterion, SHORT, 3, all_of(model), seed)
         trainer.issue(seeded_input("toy:0", (2, 2, 4, 4)), [])
         drawn.append(model.step.random)
     assert drawn[0] is None and drawn[1].random() == pytest.approx(stream(7, "model", 0).random())

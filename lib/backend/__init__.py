@@ -1,15 +1,88 @@
 """The only place that knows which framework runs: PyTorch's vocabulary on the framework of this environment.
 
-Each environment holds exactly one framework, so there is nothing to choose. `torch.py` re-exports PyTorch;
-`jittor.py` gives Jittor the same names with the same meaning, and its docstrings are the porting guide.
-Both modules define the names of `torch.py`'s `__all__`, in the same order.
+Each environment holds exactly one framework: there is nothing to choose. `torch.py` has what PyTorch spells otherwise;
+`jittor.py` and `jittor_functions.py` give Jittor the same names with the same meaning, and their docstrings are the
+porting guide. Here belongs what differs between the frameworks, and nothing that knows of models or data.
+
+`NAMES` are all that others use; what `torch.py` lacks of them is PyTorch's own.
 """
 
 from importlib.util import find_spec
 
+NAMES = [
+    "FLOAT64",
+    "NAME",
+    "SGD",
+    "VERSION",
+    "AdamW",
+    "abs",
+    "adaptive_avg_pool2d",
+    "amax",
+    "arange",
+    "argmax",
+    "asin",
+    "binary_cross_entropy_with_logits",
+    "cache_path",
+    "cat",
+    "chunk",
+    "clamp",
+    "cos",
+    "device",
+    "exp",
+    "float64",
+    "floats",
+    "floor_divide",
+    "from_half",
+    "full",
+    "gather",
+    "give_back",
+    "grad",
+    "grid_sample",
+    "interpolate",
+    "linear",
+    "load_state",
+    "log",
+    "log_softmax",
+    "matmul",
+    "maximum",
+    "mean",
+    "minimum",
+    "mixed_precision",
+    "mul",
+    "named_state",
+    "nn",
+    "no_grad",
+    "numpy",
+    "one_hot",
+    "ones",
+    "ones_like",
+    "peak_device_memory",
+    "profile",
+    "remainder",
+    "set_device",
+    "set_mode",
+    "set_threads",
+    "sigmoid",
+    "sin",
+    "softmax",
+    "split",
+    "sqrt",
+    "stack",
+    "sum",
+    "sync",
+    "tensor",
+    "topk",
+    "where",
+    "zeros",
+    "zeros_like",
+]
+
 if find_spec("jittor"):
-    from .jittor import *
-    from .jittor import __all__
+    from . import jittor, jittor_functions
+
+    _sources = jittor, jittor_functions
 else:
-    from .torch import *
-    from .torch import __all__
+    from . import torch
+
+    _sources = torch, torch.FRAMEWORK
+globals().update({name: next(vars(one)[name] for one in _sources if name in vars(one)) for name in NAMES})

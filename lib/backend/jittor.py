@@ -2,9 +2,7 @@
 
 This file, `jittor_functions.py` and `jittor_nn.py` are the porting guide: every docstring states the rule that differs,
 and `tests/test_backend*.py` shows each against NumPy in float64. Kernels that mend speed or accuracy stand in
-`jittor_normalise.py`, `jittor_elementwise.py`, `jittor_products.py`, `jittor_windows.py` and `jittor_sampling.py`, what
-the import does to the process in `jittor_import.py`.
-Twin of `torch.py`: the same names in the same order. What differs and cannot be mended:
+`kernels/`, what the import does to the process in `jittor_import.py`. Twin of `torch.py`. What can't be mended:
 * there are no 0-dimensional tensors: a scalar has shape [1]; `numpy` and `floats` give it back as a scalar;
 * a Python number beside a float64 tensor is float32, and 0 + x is float32 as a whole: so is Python's sum() of scalars;
 * subnormal float32 numbers flush to zero in the whole process (the kernels are linked with -Ofast).
@@ -12,127 +10,25 @@ Twin of `torch.py`: the same names in the same order. What differs and cannot be
 
 import ctypes as _ctypes
 import os as _os
+import re as _re
 
 import numpy as _np
-from jittor import exp, log, no_grad, ones_like, sqrt, where, zeros_like  # after the guarded import
 
 from . import jittor_nn as nn
 from .jittor_compiler import compile_fast as _compile_fast
 from .jittor_compiler import show_progress_in_notebooks as _show_progress_in_notebooks
-from .jittor_elementwise import root as _root
-from .jittor_functions import (
-    abs,
-    adaptive_avg_pool2d,
-    amax,
-    arange,
-    argmax,
-    asin,
-    binary_cross_entropy_with_logits,
-    cat,
-    chunk,
-    clamp,
-    cos,
-    floor_divide,
-    full,
-    gather,
-    grid_sample,
-    interpolate,
-    linear,
-    log_softmax,
-    matmul,
-    maximum,
-    mean,
-    minimum,
-    mul,
-    one_hot,
-    ones,
-    remainder,
-    sigmoid,
-    sin,
-    softmax,
-    split,
-    stack,
-    sum,
-    topk,
-    zeros,
-)
 from .jittor_functions import scalar as _scalar
 from .jittor_import import jt as _jt
-from .jittor_optim import SGD, AdamW
-from .jittor_profile import profile
-
-__all__ = [
-    "FLOAT64",
-    "NAME",
-    "SGD",
-    "VERSION",
-    "AdamW",
-    "abs",
-    "adaptive_avg_pool2d",
-    "amax",
-    "arange",
-    "argmax",
-    "asin",
-    "binary_cross_entropy_with_logits",
-    "cache_path",
-    "cat",
-    "chunk",
-    "clamp",
-    "cos",
-    "device",
-    "exp",
-    "float64",
-    "floats",
-    "floor_divide",
-    "from_half",
-    "full",
-    "gather",
-    "give_back",
-    "grad",
-    "grid_sample",
-    "interpolate",
-    "linear",
-    "load_state",
-    "log",
-    "log_softmax",
-    "matmul",
-    "maximum",
-    "mean",
-    "minimum",
-    "mixed_precision",
-    "mul",
-    "named_state",
-    "nn",
-    "no_grad",
-    "numpy",
-    "one_hot",
-    "ones",
-    "ones_like",
-    "peak_device_memory",
-    "profile",
-    "remainder",
-    "set_device",
-    "set_mode",
-    "set_threads",
-    "sigmoid",
-    "sin",
-    "softmax",
-    "split",
-    "sqrt",
-    "stack",
-    "sum",
-    "sync",
-    "tensor",
-    "topk",
-    "where",
-    "zeros",
-    "zeros_like",
-]
+from .kernels import elementwise as _elementwise
+from .kernels import optim as _optim
 
 NAME = "jittor"
 VERSION = _jt.__version__
 FLOAT64 = "full"
 Tensor = _jt.Var
+AdamW, SGD = _optim.AdamW, _optim.SGD
+exp, log, sqrt, where = _jt.exp, _jt.log, _jt.sqrt, _jt.where  # mean the same
+no_grad, ones_like, zeros_like = _jt.no_grad, _jt.ones_like, _jt.zeros_like
 
 
 def device() -> str:
@@ -197,14 +93,15 @@ def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept, and the
     gradients have none (Jittor's keep theirs: one that nobody uses would lead a later step back into this one)."""
     return [
-        _scalar(g.detach(), getattr(t, "is_scalar", False)) for g, t in zip(_jt.grad(_root(scalar), tensors), tensors)
+        _scalar(g.detach(), getattr(t, "is_scalar", False))
+        for g, t in zip(_jt.grad(_elementwise.root(scalar), tensors), tensors)
     ]
 
 
 def mixed_precision() -> _jt.flag_scope:
-    """A context in which operators prefer float16, on a GPU; not measured: none was at hand. Jittor's level 4 keeps sums,
-    exponentials and logarithms in float32, as PyTorch does, but not element-wise products. Our kernels know no float16;
-    on a GPU their plain formulations run."""
+    """A context in which operators prefer float16, on a GPU; not measured: none was at hand. Jittor's level 4 keeps
+    sums, exponentials and logarithms in float32, as PyTorch does, but not element-wise products. Our kernels know no
+    float16; on a GPU their plain formulations run."""
     return _jt.flag_scope(auto_mixed_precision_level=4)
 
 
@@ -219,13 +116,13 @@ def sync() -> None:
 
 
 def named_state(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter and buffer under its published name, in published order; of a module that is Jittor's own, not `nn`'s,
-    every tensor it keeps."""
+    """Every parameter and buffer under its published name, in published order; of a module that is Jittor's own, not
+    `nn`'s, every tensor it keeps."""
     return list(model.named_state() if isinstance(model, nn.Module) else model.state_dict().items())
 
 
 def set_mode(model: nn.Module, training: bool) -> nn.Module:
-    """Training or evaluation, here and below; gradients keep flowing (the eval() of Jittor's own modules stops them)."""
+    """Training or evaluation, here and below; gradients flow on (the eval() of Jittor's own modules stops them)."""
     for module in model.modules():
         module.is_train = training
     return model
@@ -242,6 +139,29 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
         entry = entries[name]
         entry.update(tensor(_np.asarray(value, str(entry.dtype)).reshape(entry.shape)))
     sync()
+
+
+def profile(call) -> list[tuple[str, float, int]]:
+    """(operator, own milliseconds, calls) of one `call()`, slowest first."""
+    with _jt.profile_scope() as report:
+        call()
+        sync()
+    head, *rows = report
+    columns = [head.index(name) for name in ("Name", "TotalTime", "Count")]
+    found = {}
+    for name, nanoseconds, count in ([row[column] for column in columns] for row in rows):
+        time, calls = found.get(_short(name), (0.0, 0))
+        found[_short(name)] = time + float(nanoseconds) / 1e6, calls + int(count)
+    return sorted(((name, *cost) for name, cost in found.items()), key=lambda row: -row[1])
+
+
+def _short(name: str) -> str:
+    """Jittor names a kernel by all that it was compiled from: its label, its operators joined, or the one operator."""
+    if label := _re.search(r"kernel: ([^;]*)", name):
+        return label[1]
+    operators = _re.findall(r"opkey\d+:(\w+)[^\n]*?(?=«opkey|«JIT)", name)
+    details = _re.findall(r"OP:(\w+)", name)
+    return "fused " + "+".join(dict.fromkeys([*operators, *details])) if operators else name.split("«")[0]
 
 
 def peak_device_memory() -> int | None:

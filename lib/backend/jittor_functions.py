@@ -1,16 +1,13 @@
 """Functions under PyTorch's names and with PyTorch's meaning, on Jittor 1.3.11: one short function per difference.
 
-Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in the modules imported here.
+Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in `kernels/`.
 """
 
 import numpy as np
 from jittor import exp, log, where, zeros_like  # after the guarded import
 
-from . import jittor_elementwise as elementwise
-from . import jittor_products as products
-from . import jittor_sampling as sampling
-from . import jittor_windows as windows
 from .jittor_import import jt
+from .kernels import elementwise, products, sampling, windows
 
 Tensor = jt.Var
 
@@ -21,7 +18,7 @@ def abs(x: Tensor) -> Tensor:
 
 
 def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Means over windows from floor(i H / h) to ceil((i + 1) H / h); Jittor's windows are wrong where h does not divide H."""
+    """Means over windows from floor(i H / h) to ceil((i + 1) H / h); Jittor's are wrong where h does not divide H."""
     return windows.adaptive_avg_pool(x, size)
 
 
@@ -216,8 +213,8 @@ def sum(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
 
 
 def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
-    """(values, int64 indices) of the k largest, sorted; ties in order of index (PyTorch's order of ties is unspecified).
-    Jittor's indices are int32, and NaN is not the largest value."""
+    """(values, int64 indices) of the k largest, sorted; ties in order of index (PyTorch's order of ties is
+    unspecified). Jittor's indices are int32, and NaN is not the largest value."""
     values, indices = jt.topk(x, k, dim, largest)
     return values, indices.int64()
 

@@ -106,8 +106,8 @@ def _start_again() -> None:
 
 
 def _end_compile_pool(jittor_utils) -> None:
-    """Every import forks processes that compile the core, if only to find it compiled; they would stay, and a notebook's
-    kernel would wait for them 2.4 s when it ends. Whoever compiles later gets new ones."""
+    """Every import forks processes that compile the core, if only to find it compiled; they would stay, and a
+    notebook's kernel would wait for them 2.4 s when it ends. Whoever compiles later gets new ones."""
     if jittor_utils.pool_size:
         atexit.unregister(jittor_utils.pool_cleanup)
         jittor_utils.pool_cleanup()

@@ -6,11 +6,8 @@ own differences. Only what the models use is here.
 
 import numpy as np
 
-from . import jittor_elementwise as elementwise
-from . import jittor_normalise as normalise
-from . import jittor_products as products
-from . import jittor_windows as windows
 from .jittor_import import jt
+from .kernels import elementwise, normalise, products, windows
 
 Tensor = jt.Var
 
@@ -158,7 +155,7 @@ def _pair(value) -> tuple[int, int]:
 
 
 class Conv2d(Module):
-    """Convolution by oneDNN's primitives (`jittor_windows.conv2d`). Weights start as zeros: models fill them."""
+    """Convolution by oneDNN's primitives (`products.conv2d`). Weights start as zeros: models fill them."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -168,7 +165,7 @@ class Conv2d(Module):
         self.bias = Parameter(jt.zeros((out_channels,))) if bias else None
 
     def forward(self, x):
-        y = windows.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+        y = products.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else normalise.add_bias(y, self.bias)
 
 
@@ -240,8 +237,8 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of weight (num, dim) by int64 labels; no gradient reaches row `padding_idx`, which Jittor's module doesn't know.
-    Weights start as zeros: models fill them."""
+    """Rows of weight (num, dim) by int64 labels; no gradient reaches row `padding_idx`, which Jittor's module doesn't
+    know. Weights start as zeros: models fill them."""
 
     def __init__(self, num_embeddings, embedding_dim, padding_idx: int | None = None):
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx

@@ -1,6 +1,6 @@
-"""PyTorch under the backend's names: re-exports, and the few functions that PyTorch spells otherwise.
+"""PyTorch under the backend's names: the few functions that PyTorch spells otherwise; all others are PyTorch's own.
 
-Twin of `jittor.py`: the same names in the same order.
+Twin of `jittor.py`.
 """
 
 import ctypes as _ctypes
@@ -8,117 +8,16 @@ import os as _os
 
 import numpy as _np
 import torch as _torch
-from torch import (
-    abs,
-    amax,
-    arange,
-    argmax,
-    asin,
-    cat,
-    chunk,
-    clamp,
-    cos,
-    exp,
-    floor_divide,
-    full,
-    gather,
-    log,
-    log_softmax,
-    matmul,
-    maximum,
-    mean,
-    minimum,
-    mul,
-    nn,
-    no_grad,
-    ones,
-    ones_like,
-    remainder,
-    sigmoid,
-    sin,
-    softmax,
-    split,
-    sqrt,
-    stack,
-    sum,
-    topk,
-    where,
-    zeros,
-    zeros_like,
-)
-from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, interpolate, linear, one_hot
+from torch import nn
+from torch.nn import functional as _functional
 
-__all__ = [
-    "FLOAT64",
-    "NAME",
-    "SGD",
-    "VERSION",
-    "AdamW",
-    "abs",
-    "adaptive_avg_pool2d",
-    "amax",
-    "arange",
-    "argmax",
-    "asin",
-    "binary_cross_entropy_with_logits",
-    "cache_path",
-    "cat",
-    "chunk",
-    "clamp",
-    "cos",
-    "device",
-    "exp",
-    "float64",
-    "floats",
-    "floor_divide",
-    "from_half",
-    "full",
-    "gather",
-    "give_back",
-    "grad",
-    "grid_sample",
-    "interpolate",
-    "linear",
-    "load_state",
-    "log",
-    "log_softmax",
-    "matmul",
-    "maximum",
-    "mean",
-    "minimum",
-    "mixed_precision",
-    "mul",
-    "named_state",
-    "nn",
-    "no_grad",
-    "numpy",
-    "one_hot",
-    "ones",
-    "ones_like",
-    "peak_device_memory",
-    "profile",
-    "remainder",
-    "set_device",
-    "set_mode",
-    "set_threads",
-    "sigmoid",
-    "sin",
-    "softmax",
-    "split",
-    "sqrt",
-    "stack",
-    "sum",
-    "sync",
-    "tensor",
-    "topk",
-    "where",
-    "zeros",
-    "zeros_like",
-]
-
-NAME = "torch"
+NAME, FRAMEWORK = "torch", _torch
 VERSION = _torch.__version__
 FLOAT64 = "full"
+# Of these PyTorch has others in its first module, or none.
+adaptive_avg_pool2d = _functional.adaptive_avg_pool2d
+binary_cross_entropy_with_logits = _functional.binary_cross_entropy_with_logits
+interpolate, linear, one_hot = _functional.interpolate, _functional.linear, _functional.one_hot
 _device = "cpu"  # chosen by the variable ALIGN_DEVICE, at the end of this file
 
 
@@ -159,7 +58,7 @@ def numpy(value: _torch.Tensor) -> _np.ndarray:
 
 def floats(scalars: list[_torch.Tensor]) -> list[float]:
     """The values of one-element tensors, read after one synchronisation."""
-    return stack([s.detach().reshape(()) for s in scalars]).tolist()
+    return _torch.stack([s.detach().reshape(()) for s in scalars]).tolist()
 
 
 def float64(model: nn.Module) -> nn.Module:
@@ -170,11 +69,11 @@ def float64(model: nn.Module) -> nn.Module:
 def grad(scalar: _torch.Tensor, tensors: list[_torch.Tensor]) -> list[_torch.Tensor]:
     """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept."""
     found = _torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True)
-    return [zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
+    return [_torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
 
 
 def mixed_precision() -> _torch.autocast:
-    """A context in which products and convolutions are computed in float16, on a GPU; not measured: none was at hand."""
+    """A context in which products and convolutions are computed in float16, on a GPU; not measured: none at hand."""
     return _torch.autocast("cuda", dtype=_torch.float16)
 
 
@@ -205,14 +104,14 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     for name, value in values.items():
         if entries[name].shape != _np.shape(value):
             raise ValueError(f"{name}: shape {_np.shape(value)} given, {tuple(entries[name].shape)} expected")
-    with no_grad():
+    with _torch.no_grad():
         for name, value in values.items():
             entries[name].copy_(_torch.as_tensor(_np.asarray(value)))
 
 
 def grid_sample(x: _torch.Tensor, grid: _torch.Tensor) -> _torch.Tensor:
     """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
-    return _torch.nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return _functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def profile(call) -> list[tuple[str, float, int]]:

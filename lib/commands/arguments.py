@@ -43,7 +43,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def use(chosen: argparse.Namespace) -> tuple[int, int] | None:
-    """Choose the device; the network input's height and width, None for the published. UserError if one is impossible."""
+    """Choose the device; the network input's height and width, None for the published. UserError where impossible."""
     from lib import backend
     from lib.evaluation import inference
 

@@ -12,7 +12,6 @@ Times inference and training steps in envs/torch and envs/jt in turn; one record
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `benchmark` its arguments."""
     parser.add_argument("model")
     parser.add_argument("records", type=Path, help="folder of the records")
     parser.add_argument("--sides", nargs="+", choices=("torch", "jittor"), default=["torch", "jittor"])
@@ -21,7 +20,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -30,14 +28,6 @@ def run(chosen: argparse.Namespace) -> None:
     from lib.machine import environment
 
     pythons = {side: environment.interpreter(environment.named(side)) for side in chosen.sides}
-    for path in benchmark.benchmark(
-        chosen.model,
-        pythons,
-        chosen.records,
-        batches=chosen.batches,
-        train_batches=chosen.train_batches,
-        rounds=chosen.rounds,
-        threads=chosen.threads,
-        seed=chosen.seed,
-    ):
+    options = {name: getattr(chosen, name) for name in ("batches", "train_batches", "rounds", "threads", "seed")}
+    for path in benchmark.benchmark(chosen.model, pythons, chosen.records, **options):
         print(path)

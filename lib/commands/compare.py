@@ -1,7 +1,6 @@
 """The command line of the comparison: python -m lib compare, of recorded models or of a port of your own."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,13 @@ model; what has no record is NOT RUN. Fails when a verdict is FAIL, after the re
   python -m lib compare --torch mine.net:build --jittor mine.ported:build --input batch.npz --out runs/mine --name mine
 A port of your own: a function without arguments per side that gives a torch.nn or a jittor.nn module, started from the
 folder that holds both. Each side runs in its environment with the original's weights (constants, as a fresh norm holds,
-are varied: they hide faults). Written: names.json, the pairs of names, to review, edit and hand back by --names; records;
-the report; the error through the depth of the network; a script that runs the first layer that diverges alone. Give a
-batch of two or more: a fault that mixes images does not show in one.
+are varied: they hide faults). Written: names.json, the pairs of names, to review, edit and hand back by --names;
+records; the report; the error through the depth of the network; a script that runs the first layer that diverges alone.
+Give a batch of two or more: a fault that mixes images does not show in one.
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `compare` its arguments."""
     parser.add_argument("records", type=Path, nargs="?", help="folder of the records")
     parser.add_argument("folder", type=Path, nargs="?", help="of the report")
     parser.add_argument("models", nargs="*", metavar="model")
@@ -43,19 +41,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--names", type=Path, help="pairs of names to use (default: inferred)")
     own.add_argument("--name", default="my_port", help="how the port is called (%(default)s)")
     own.add_argument("--out", type=Path, help="folder to write (reports/ports/NAME)")
-    parser.set_defaults(run=partial(_run, parser))
+    parser.set_defaults(refuse=parser.error)
 
 
-def _run(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+def run(chosen: argparse.Namespace) -> None:
+    """Compare what the records hold, or a port with its original."""
     own = {"--torch": chosen.torch, "--jittor": chosen.jittor, "--input": chosen.input}
     if not any(own.values()):
         if not chosen.models:
-            parser.error("give folders of records and report and the models, or --torch, --jittor and --input")
+            chosen.refuse("give folders of records and report and the models, or --torch, --jittor and --input")
         _records(chosen)
     elif missing := [option for option, value in own.items() if not value]:
-        parser.error(f"a port of your own also needs {' and '.join(missing)}")
+        chosen.refuse(f"a port of your own also needs {' and '.join(missing)}")
     elif chosen.records:
-        parser.error(f"{chosen.records}: a port of your own takes no folder of records; where to write is --out")
+        chosen.refuse(f"{chosen.records}: a port of your own takes no folder of records; where to write is --out")
     else:
         _port(chosen)
 
@@ -80,15 +79,8 @@ def _port(chosen: argparse.Namespace) -> None:
     from lib.alignment import port
 
     folder = chosen.out or Path("reports/ports") / chosen.name
-    asked = port.Port(
-        chosen.torch,
-        chosen.jittor,
-        tuple(chosen.input),
-        str(folder),
-        chosen.name,
-        chosen.seed,
-        str(chosen.names) if chosen.names else None,
-    )
+    names = str(chosen.names) if chosen.names else None
+    asked = port.Port(chosen.torch, chosen.jittor, tuple(chosen.input), str(folder), chosen.name, chosen.seed, names)
     result = port.compare(asked)
     print("\n".join([*result.lines(), *map(str, _drawn(asked, result))]))
     written = report.render(asked.records, folder, chosen.name, [chosen.name], chosen.language)

@@ -18,13 +18,11 @@ Read: .pth .pt .ckpt .pkl .npz .safetensors; no code in them is run. Written: .p
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `convert` its arguments."""
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--model", help="fail unless the weights fit this model with nothing missing or left over")
     parser.add_argument("--classes", type=int, default=80, help="of --model (%(default)s)")
     arguments.add_absent(parser)
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

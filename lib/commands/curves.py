@@ -15,12 +15,10 @@ Reads our own logs and those of the published NanoDet, Gold-YOLO and RT-DETR; re
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `curves` its arguments."""
     parser.add_argument("logs", nargs="+", type=Path, metavar="log", help="file, or the folder of one of our runs")
     parser.add_argument("-o", "--output", type=Path, required=True, help="picture to write, .png or .svg")
     parser.add_argument("--names", nargs="+", default=[], help="what to call them, in their order")
     parser.add_argument("--components", action="store_true", help="also each component of the losses")
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

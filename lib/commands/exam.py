@@ -7,19 +7,17 @@ from lib.errors import UserError
 
 PURPOSE = "does the alignment engine find the faults that people make?"
 EXAMPLES = """\
-  python -m lib exam                                          every fault and 20 clean runs, in this environment's framework
-  python -m lib exam --only "BN eps" "EMA off by one"         some of them
+  python -m lib exam                                     every fault and 20 clean runs, in this environment's framework
+  python -m lib exam --only "BN eps" "EMA off by one"    some of them
   python -m lib exam --list
 Results go to reports/exam/<framework>; an interrupted exam continues, a complete one starts anew.
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `exam` its arguments."""
     parser.add_argument("--folder", type=Path, help="of the results (reports/exam/<framework>)")
     parser.add_argument("--only", nargs="+", default=[], metavar="name", help="faults, or clean runs, to run")
     parser.add_argument("--list", action="store_true", help="name the faults and run nothing")
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -6,17 +6,15 @@ from pathlib import Path
 PURPOSE = "the document that a port's author hands in"
 EXAMPLES = """\
   python -m lib handin reports/quick                         every model that has records there
-  python -m lib handin reports/quick my_port --language zh   a port of your own: its records in reports/quick/records/my_port
+  python -m lib handin reports/quick my_port --language zh   your own port: records in reports/quick/records/my_port
 Writes handin.html and handin.pdf: what the author of a port hands in, each item from the records or marked NOT RUN.
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `handin` its arguments."""
     parser.add_argument("report", type=Path, help="folder of the report")
     parser.add_argument("models", nargs="*", metavar="model", help="all that have records by default")
     parser.add_argument("--language", default="en", help="en or zh (%(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -13,11 +13,9 @@ file.html?print-pdf prints. What `make report` has executed is taken; other note
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `slides` its arguments."""
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="notebook", help="the lectures by default")
     parser.add_argument("--out", type=Path, default=Path("reports/slides"), help="folder (%(default)s)")
     parser.add_argument("--profile", default="quick", help="whose executed notebooks may serve (%(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -19,28 +19,34 @@ EXAMPLES = """\
                                                              on a GPU, float16 where it pays
   python -m lib train gold-yolo-s-fuse-ab data/own runs/teacher
   python -m lib train gold-yolo-s-distill data/own runs/student --teacher runs/teacher/weights.safetensors
-                                                             Gold-YOLO's own two steps (sizes M, L: gold-yolo-m, gold-yolo-l)
-The same command again continues an interrupted run bit for bit; an interrupt loses the epoch that was running, or of a long
-one at most ten minutes. A folder with another run, or a complete one, is refused. runs/scenes then holds log.jsonl (and the
-same numbers for TensorBoard: tensorboard --logdir runs), checkpoint.safetensors, and the averaged weights:
+                                                             Gold-YOLO's own two steps (M, L: gold-yolo-m, gold-yolo-l)
+The same command again continues an interrupted run bit for bit; an interrupt loses the epoch that was running, or of a
+long one at most ten minutes. A folder with another run, or a complete one, is refused. runs/scenes then holds log.jsonl
+(and the same numbers for TensorBoard: tensorboard --logdir runs), checkpoint.safetensors, and the averaged weights:
 weights.safetensors of the evaluation with the best AP, last.safetensors of the last. Images are prepared by threads, so
 that nothing can hang in a forked process.
 """
 
 
+def _place(text: str) -> str:
+    """A path as a run knows it: the same with and without a slash at its end."""
+    return str(Path(text))
+
+
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `train` its arguments."""
     parser.add_argument("model")
-    parser.add_argument("data", type=Path, help="folder with train.json and val.json, or one COCO file")
-    parser.add_argument("folder", type=Path, help="of the run")
+    parser.add_argument("data", type=_place, help="folder with train.json and val.json, or one COCO file")
+    parser.add_argument("folder", type=_place, help="of the run")
     parser.add_argument("--epochs", type=int, help="the published number by default")
     parser.add_argument("--batch", type=int, help="images per step; the published number by default")
     parser.add_argument("--rate", type=float, default=1.0, help="times the published learning rate (%(default)s)")
     parser.add_argument("--evaluate-every", type=int, default=10, help="epochs, and after the first (%(default)s)")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--weights", type=Path, help="start from this checkpoint instead of fresh weights")
-    start.add_argument("--backbone", type=Path, help="or only the backbone from these weights, strictly")
-    parser.add_argument("--teacher", type=Path, help="distil Gold-YOLO from these weights of its size's -fuse-ab model")
+    start.add_argument("--weights", type=_place, help="start from this checkpoint instead of fresh weights")
+    start.add_argument("--backbone", type=_place, help="or only the backbone from these weights, strictly")
+    parser.add_argument(
+        "--teacher", type=_place, help="distil Gold-YOLO from these weights of its size's -fuse-ab model"
+    )
     parser.add_argument(
         "--precision",
         choices=("float32", "mixed"),
@@ -51,7 +57,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     arguments.add_absent(parser)
     arguments.add_workers(parser)
     arguments.add_network(parser)
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -62,30 +67,11 @@ def run(chosen: argparse.Namespace) -> None:
 
     size = arguments.use(chosen)
     if chosen.model.endswith("-distill") and not chosen.teacher:
-        print(
-            f"warning: {chosen.model}: trains alone, without distillation; its teacher's weights are --teacher",
-            file=sys.stderr,
-        )
-    outcome = runs.train(
-        runs.Training(
-            chosen.model,
-            str(chosen.data),
-            str(chosen.folder),
-            size,
-            chosen.batch,
-            chosen.epochs,
-            chosen.rate,
-            chosen.evaluate_every,
-            chosen.seed,
-            chosen.workers,
-            str(chosen.weights) if chosen.weights else None,
-            str(chosen.backbone) if chosen.backbone else None,
-            chosen.precision,
-            str(chosen.teacher) if chosen.teacher else None,
-            tuple(chosen.absent),
-        ),
-        replace=False,
-    )
+        alone = "trains alone, without distillation; its teacher's weights are --teacher"
+        print(f"warning: {chosen.model}: {alone}", file=sys.stderr)
+    asked = {name: value for name, value in vars(chosen).items() if name in runs.Training.__dataclass_fields__}
+    plan = runs.Training(**{**asked, "absent": tuple(chosen.absent), "input_size": size})
+    outcome = runs.train(plan, replace=False)
     before = next((line["evaluation"] for line in read_log(outcome.log) if line["epoch"] < 0), None)
     started = f" (before the first step {before['AP']:.3f})" if before else ""
     print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}{started}")

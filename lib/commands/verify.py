@@ -15,9 +15,7 @@ a digit belongs to no record.
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Give the parser of `verify` its arguments."""
     parser.add_argument("report", type=Path, help="folder of the report")
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -26,15 +24,12 @@ def run(chosen: argparse.Namespace) -> None:
 
     checked = verify.verify(chosen.report)
     for one in checked:
-        print(
-            f"{one.page}: {one.numbers} numbers, {one.names} names and verdicts, {one.figures} figures, {one.records} records"
-        )
-        if one.without_arrays:
-            print(
-                f"  the arrays of {one.without_arrays} records are not here: their numbers in JSON were checked, the arrays not"
-            )
+        seen = f"{one.numbers} numbers, {one.names} names and verdicts, {one.figures} figures, {one.records} records"
+        print(f"{one.page}: {seen}")
+        if count := one.without_arrays:
+            print(f"  the arrays of {count} records are not here: their numbers in JSON were checked, the arrays not")
         print("\n".join(f"  {fault}" for fault in one.faults) or "  all as recorded")
-    if wrong := [one for one in checked if one.faults]:
-        raise UserError(
-            f"{wrong[0].page}: {len(wrong[0].faults)} places are not as recorded, the first {wrong[0].faults[0]}; render it again"
-        )
+    for one in checked:
+        if one.faults:
+            places = f"{len(one.faults)} places are not as recorded, the first {one.faults[0]}"
+            raise UserError(f"{one.page}: {places}; render it again")

@@ -19,6 +19,7 @@ from lib.machine import environment
 # again. What shapes a record takes nothing from these (tests/test_pipeline.py).
 ASIDE = ("lib.show", "lib.report", "lib.machine.installation", "lib.machine.locks", "lib.machine.doctor")
 BOTH = ("torch", "jittor")
+BACKENDS = {"torch": "torch", "jittor": ("jittor", "kernels")}  # how the names of their modules begin
 PACKAGES = ("lib", "notebooks")  # whose modules a record may depend on
 # Else ipykernel reads file descriptors 1 and 2 through a pipe, and what a dying process wrote last is lost in it.
 ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
@@ -121,10 +122,14 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
         seen.add(name)
         file, imports = module(environment.ROOT, name)
         stem = Path(file).stem
-        elsewhere = name.startswith("lib.backend.") and side in BOTH and not stem.startswith(side)
+        elsewhere = (
+            name.startswith("lib.backend.") and side in BOTH and not name.split(".")[2].startswith(BACKENDS[side])
+        )
         left_out = stem in others or elsewhere or (name.startswith(ASIDE) and not display)
         if file and (not left_out or file == first):
             found.add(file)
+            headers = environment.ROOT.joinpath(file).parent.glob("*.h")
+            found.update(str(header.relative_to(environment.ROOT)) for header in headers)
             waiting += imports
     return sorted(found)
 

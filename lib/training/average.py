@@ -1,4 +1,4 @@
-"""The moving average of a model in training, whose values are evaluated (NanoDet-Plus be9b4a9, weight_averager/ema.py)."""
+"""The moving average of a model in training, whose values are evaluated (NanoDet-Plus be9b4a9, ema.py)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -16,9 +16,8 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -78,8 +77,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
         WRITERS[path.suffix](temporary, {name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
-@dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):
     """A run of numbers elsewhere in the file."""
 
     dtype: str
@@ -87,8 +85,7 @@ class _Storage:
     count: int
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """A view of a storage, unchecked; offset and strides count elements."""
 
     storage: _Storage
@@ -210,12 +207,11 @@ def _pickled(path: Path) -> dict[str, np.ndarray]:
 
 
 def _torch_zip(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        _check_size(archive, path)
+    with _opened(path) as archive:
         (pickle_name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         folder = pickle_name.removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-            raise UserError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
+        order = f"{folder}byteorder"
+        _check_order(order not in archive.namelist() or archive.read(order) == b"little", path)
         loaded = _Weights(io.BytesIO(archive.read(pickle_name)), path).load()
 
         def numbers(storage: _Storage) -> np.ndarray:
@@ -230,8 +226,7 @@ def _torch_legacy(stream: io.BytesIO, path: Path) -> dict[str, np.ndarray]:
     Pickles of protocol version, machine facts, content and storage keys, then per key an int64 count and the numbers.
     """
     _Weights(stream, path).load()
-    if not _Weights(stream, path).load()["little_endian"]:
-        raise UserError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
+    _check_order(_Weights(stream, path).load()["little_endian"], path)
     content = _Weights(stream, path)
     loaded = content.load()
     found = {}
@@ -240,6 +235,11 @@ def _torch_legacy(stream: io.BytesIO, path: Path) -> dict[str, np.ndarray]:
         dtype = RAW[content.storages[key]]
         found[key] = np.frombuffer(stream.read(count * dtype.itemsize), dtype, count)
     return _arrays(loaded, lambda storage: found[storage.key], path)
+
+
+def _check_order(little: bool, path: Path) -> None:
+    if not little:
+        raise UserError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
 
 
 def _state(loaded: Any, path: Path) -> dict[str, Any]:
@@ -261,8 +261,8 @@ def _arrays(loaded: Any, numbers: Callable[[_Storage], np.ndarray], path: Path) 
             kind = type(entry).__name__.strip("_")
             raise UserError(f"{path}: {name!r} is a {kind}, not a named array; save the state_dict alone")
     tensors = [entry for entry in state.values() if isinstance(entry, _Tensor)]
-    if sum(abs(math.prod(tensor.shape)) * RAW[tensor.storage.dtype].itemsize for tensor in tensors) > LIMIT:
-        raise UserError(f"{path}: its tensors would take more than {LIMIT >> 30} GiB; this is no detector's checkpoint")
+    total = sum(abs(math.prod(tensor.shape)) * RAW[tensor.storage.dtype].itemsize for tensor in tensors)
+    _check_size(total, path, "its tensors would take")
     storages: dict[str, np.ndarray] = {}
     arrays = {}
     for name, entry in state.items():
@@ -292,17 +292,20 @@ def _copy(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        _check_size(archive, path)
-    with np.load(path, allow_pickle=False) as archive:
+    with _opened(path), np.load(path, allow_pickle=False) as archive:
         return dict(archive)
 
 
-def _check_size(archive: zipfile.ZipFile, path: Path) -> None:
-    """UserError where an archive declares more than LIMIT; zipfile reads no more of an entry than it declares."""
-    total = sum(entry.file_size for entry in archive.infolist())
+def _opened(path: Path) -> zipfile.ZipFile:
+    """An archive; UserError where it declares more than LIMIT: zipfile reads no more of an entry than it declares."""
+    archive = zipfile.ZipFile(path)
+    _check_size(sum(entry.file_size for entry in archive.infolist()), path, "unpacks to")
+    return archive
+
+
+def _check_size(total: int, path: Path, what: str) -> None:
     if total > LIMIT:
-        raise UserError(f"{path}: unpacks to more than {LIMIT >> 30} GiB; this is no detector's checkpoint")
+        raise UserError(f"{path}: {what} more than {LIMIT >> 30} GiB; this is no detector's checkpoint")
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -361,20 +364,10 @@ def _torch_pickle(arrays: dict[str, np.ndarray]) -> bytes:
     return b"".join([*parts, pickle.SETITEMS, pickle.STOP])
 
 
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(path, **arrays)
-
-
-def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    path.write_bytes(safetensors.numpy.save(arrays))
-
-
-READERS = {
-    ".pth": _pickled,
-    ".pt": _pickled,
-    ".ckpt": _pickled,
-    ".pkl": _pickled,
-    ".npz": _npz,
-    ".safetensors": _safetensors,
+READERS = dict.fromkeys((".pth", ".pt", ".ckpt", ".pkl"), _pickled) | {".npz": _npz, ".safetensors": _safetensors}
+WRITERS = {
+    ".pth": _write_torch,
+    ".pkl": _write_jittor,
+    ".npz": lambda path, arrays: np.savez(path, **arrays),
+    ".safetensors": lambda path, arrays: path.write_bytes(safetensors.numpy.save(arrays)),
 }
-WRITERS = {".pth": _write_torch, ".pkl": _write_jittor, ".npz": _write_npz, ".safetensors": _write_safetensors}

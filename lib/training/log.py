@@ -1,7 +1,7 @@
 """A run's log: one JSON object a line, and beside it the same numbers for TensorBoard, by tensorboardX.
 
-tensorboardX's EventsWriter stands here rather than its SummaryWriter: that one hands events to a thread, whose flush does
-not wait for them, so that nobody can say what a killed process has left.
+tensorboardX's EventsWriter stands here rather than its SummaryWriter: that one hands events to a thread, whose flush
+does not wait for them, so that nobody can say what a killed process has left.
 """
 
 import json
@@ -22,8 +22,8 @@ EVENTS = "events.out.tfevents.*"  # what tensorboardX calls its files, beside th
 
 
 class Log:
-    """`path` and the TensorBoard files beside it, continued at `step`: lines from there on, and half a line, are dropped;
-    where the evaluation after the step before is `pending`, that one's line too.
+    """`path` and the TensorBoard files beside it, continued at `step`: lines from there on, and half a line, are
+    dropped; where the evaluation after the step before is `pending`, that one's line too.
 
     TensorBoard's files stay as they are, each start adds one that says from which step on the earlier ones are void; a
     run from its beginning (`step` 0) removes those of the run before it.

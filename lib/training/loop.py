@@ -1,9 +1,9 @@
 """Training: one loop for every model, in both frameworks, from the same initial bytes and the same batches.
 
-A run's folder holds `log.jsonl` (a line per step, per epoch and per evaluation; lib.training.log), `checkpoint.safetensors` (all
-that a resumed run needs; its header holds the JSON part, so that one rename replaces both), `weights.safetensors` (the
-averaged weights of the evaluation with the best AP) and `last.safetensors` (those of the last evaluation, or of the last
-step where nothing evaluates; both are the same then).
+A run's folder holds `log.jsonl` (a line per step, per epoch and per evaluation; lib.training.log),
+`checkpoint.safetensors` (all that a resumed run needs; its header holds the JSON part, so that one rename replaces
+both), `weights.safetensors` (the averaged weights of the evaluation with the best AP) and `last.safetensors` (those of
+the last evaluation, or of the last step where nothing evaluates; both are the same then).
 
 Batches come from threads (lib.data.loader): nothing is forked, so nothing can hang where a framework's own threads were
 copied by half. Everything is computed in float32, or on a GPU in mixed precision (lib.training.precision).
@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,14 @@ from lib.data import stream
 from lib.errors import UserError
 from lib.models.step import ParameterGroup, Step
 from lib.record import atomic
+from lib.training import checkpoints
 from lib.training.average import Average
 from lib.training.log import Log
 from lib.training.precision import LossScale, check_available, mixed_forward
 from lib.training.schedule import Recipe
 
 LOG, CHECKPOINT, WEIGHTS, LAST = "log.jsonl", "checkpoint.safetensors", "weights.safetensors", "last.safetensors"
-HEADER = (
-    "training"  # the one key of the checkpoint's header: more than one have no fixed order, and bytes must not vary
-)
+HEADER = "training"  # the checkpoint's header has this one key: several have no fixed order, and bytes must not vary
 NORM = "gradient_norm"
 CHECKPOINT_SECONDS = 600  # of training that an interrupt may lose
 EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflow")  # what allocators say
@@ -64,7 +62,7 @@ class Trainer:
     """Takes one training step after another; its state is the model, the optimiser, the average and the counts.
 
     A step is one batch; the optimiser updates after as many as the recipe accumulates, mostly one. `seed` is of what
-    the model draws at random; None: nothing. precision: "float32" or "mixed" (`lib.training.precision.check_available` says where).
+    the model draws at random; None: nothing. precision: "float32" or "mixed" (`precision.check_available` says where).
     teacher: a model whose outputs the criterion takes beside the trained one's: (own, the teacher's).
     """
 
@@ -79,10 +77,9 @@ class Trainer:
         precision: str = "float32",
         teacher: backend.nn.Module | None = None,
     ):
-        self.teacher = teacher
-        self.scale = LossScale() if precision == "mixed" else None
-        self.model, self.criterion, self.recipe = model, criterion, recipe
+        self.model, self.criterion, self.recipe, self.teacher = model, criterion, recipe, teacher
         self.steps_per_epoch, self.seed = steps_per_epoch, seed
+        self.scale = LossScale() if precision == "mixed" else None
         self.rates = recipe.learning_rates(steps_per_epoch, tuple(groups))
         self._momenta, self._due = recipe.momenta(steps_per_epoch), recipe.accumulations(steps_per_epoch)
         self.step = self.updates = self._summed = 0  # batches, optimiser steps, batches since the last of these
@@ -102,13 +99,11 @@ class Trainer:
         They are tensors of one value, the norm is that before clipping. Nothing needs to have run when this returns,
         but an update in mixed precision, which must know whether the norm is finite: `backend.floats` waits.
         """
-        self.model.train()
-        random = None if self.seed is None else stream(self.seed, "model", self.step)
-        self.model.step = Step(self.epoch, random, targets)
         self.criterion.epoch = self.epoch
-        forward = self.model if self.scale is None else partial(mixed_forward, self.model)
         inputs = backend.tensor(images)
-        outputs = forward(inputs) if self.teacher is None else (forward(inputs), self._taught(inputs))
+        outputs = self._forward(self.model, "model", inputs, targets)
+        if self.teacher is not None:
+            outputs = outputs, self._taught(inputs)
         losses = self.criterion(outputs, targets, image_size=images.shape[2:])
         gradients = self._gradients(sum(losses.values()))
         if self._sum:
@@ -124,13 +119,18 @@ class Trainer:
         self.step += 1
         return {name: value.detach() for name, value in losses.items()} | {NORM: norm}
 
+    def _forward(self, model: backend.nn.Module, purpose: str, inputs: Any, *targets: Sequence[Mapping]) -> Any:
+        """The outputs of a model in train(), which draws from the seed's stream of that purpose."""
+        model.train()
+        random = None if self.seed is None else stream(self.seed, purpose, self.step)
+        model.step = Step(self.epoch, random, *targets)
+        return model(inputs) if self.scale is None else mixed_forward(model, inputs)
+
     def _taught(self, inputs: Any) -> list:
-        """The teacher's first two outputs, without gradient, in train() as Gold-YOLO's is; nothing of its state is used twice."""
-        self.teacher.train()
-        self.teacher.step = Step(self.epoch, None if self.seed is None else stream(self.seed, "teacher", self.step))
-        forward = self.teacher if self.scale is None else partial(mixed_forward, self.teacher)
+        """The teacher's first two outputs, without gradient, in train() as Gold-YOLO's is; nothing of its state is used
+        twice."""
         with backend.no_grad():
-            return [output.detach() for output in forward(inputs)[:2]]
+            return [output.detach() for output in self._forward(self.teacher, "teacher", inputs)[:2]]
 
     def _gradients(self, loss: Any) -> list:
         if self.scale is None:
@@ -154,7 +154,8 @@ class Trainer:
         self.average.update(self.updates)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Every array of the run, under "model/", "average/", "optimiser/", "sum/", "count/" and in mixed precision "scale/"."""
+        """Every array of the run, under "model/", "average/", "optimiser/", "sum/", "count/" and in mixed precision
+        "scale/"."""
         parts = {
             "model": {name: backend.numpy(value) for name, value in backend.named_state(self.model)},
             "average": self.average.state(),
@@ -167,20 +168,19 @@ class Trainer:
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from what `state` gave."""
-        parts: dict[str, dict[str, np.ndarray]] = {
-            part: {} for part in ("model", "average", "optimiser", "sum", "count", "scale")
-        }
-        for key, value in arrays.items():
-            part, name = key.split("/", 1)
-            parts[part][name] = value
-        backend.load_state(self.model, parts["model"])
-        self.average.load_state(parts["average"])
-        self._optimiser.load_state(parts["optimiser"])
-        self._sum = [backend.tensor(parts["sum"][name]) for name in self._names if parts["sum"]]
-        for name, value in parts["count"].items():
+
+        def part(start: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}
+
+        backend.load_state(self.model, part("model/"))
+        self.average.load_state(part("average/"))
+        self._optimiser.load_state(part("optimiser/"))
+        summed = part("sum/")
+        self._sum = [backend.tensor(summed[name]) for name in self._names if summed]
+        for name, value in part("count/").items():
             setattr(self, name, int(value))
         if self.scale:
-            self.scale.load_state(parts["scale"])
+            self.scale.load_state(part("scale/"))
 
 
 def optimiser(
@@ -205,7 +205,7 @@ def optimiser(
 
 
 def clip(gradients: list, limit: float) -> tuple[list, Any]:
-    """Gradients scaled to a global L2 norm of at most `limit`, and their norm before (torch.nn.utils.clip_grad_norm_)."""
+    """Gradients scaled to a global L2 norm of at most `limit`, and their norm before (as torch's clip_grad_norm_)."""
     squares = [backend.sum(gradient * gradient).reshape(1) for gradient in gradients]
     norm = backend.sqrt(backend.sum(backend.cat(squares)))
     if math.isinf(limit):
@@ -241,104 +241,155 @@ def train(
     evaluate: called with the averaged model in evaluation mode after the first epoch (what is wrong with the validation
         data shows early), after each `evaluate_every` epochs and after the last; "AP" of what it returns decides which
         weights are best. evaluate_before: also before the first step, as epoch -1; that one can't be the best.
-    checkpoint_every: steps between two checkpoints inside an epoch; 0: after CHECKPOINT_SECONDS. One is at each epoch's end.
-    teacher: see Trainer; `identity` must name its weights.
+    checkpoint_every: steps between two checkpoints inside an epoch; 0: after CHECKPOINT_SECONDS. One is at each epoch's
+        end. teacher: see Trainer; `identity` must name its weights.
     identity: plain values that tell this run from another (data, seed, size). An unfinished run of the same recipe and
         identity in `folder` continues where its checkpoint stands, bit for bit.
     replace: any other run there is replaced, a finished one too; else it is a UserError.
     """
-    folder = Path(folder)
     check_available(precision)
+    folder = Path(folder)
     trainer = Trainer(model, criterion, recipe, len(loader), groups, seed, precision, teacher)
-    run = {
-        "recipe": asdict(recipe),
-        "steps_per_epoch": len(loader),
-        "identity": dict(identity or {}) | {"precision": precision},
-    }
-    held = _resume(trainer, folder, run, replace)
-    best, pending = held.get("best"), held.get("pending", False)
-    resumed_at = trainer.step
-    evaluates = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
+    known = {**(identity or {}), "precision": precision}
+    facts = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": known}
+    run = _Run(trainer, folder, facts, replace)
+    due = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
     with (
         _memory_named(recipe.batch, folder),
-        Log(folder / LOG, trainer.step, pending) as log,
-        _progress(trainer) as bar,
+        Log(folder / LOG, trainer.step, run.pending) as run.log,
+        tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training") as run.bar,
     ):
         if evaluate and evaluate_before and not trainer.step:
-            log.write(_evaluate(trainer, evaluate, -1))
-        for epoch in range(trainer.epoch - pending, recipe.epochs):
-            skip = trainer.step - epoch * len(loader)
-            lines, saved = [], time.monotonic()
-            for line in _epoch(trainer, loader.iter_epoch(epoch, skip=skip), folder):
-                log.write(line)
-                lines.append(line)
-                bar.update()
-                bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-                ended = trainer.step % len(loader) == 0
-                due = (
-                    trainer.step % checkpoint_every == 0
-                    if checkpoint_every
-                    else time.monotonic() - saved >= CHECKPOINT_SECONDS
-                )
-                if due and not ended:
-                    log.flush()
-                    _save(trainer, folder, run, best)
-                    saved = time.monotonic()
-            if lines:
-                log.write(_cost(lines, recipe.batch))
-            if epoch in evaluates:
-                log.flush()
-                _save(trainer, folder, run, best, pending=True)  # a broken validation image does not cost the epoch
-                line = _evaluate(trainer, evaluate, epoch)
-                log.write(line)
-                better = best is None or line["evaluation"]["AP"] > best["evaluation"]["AP"]
-                best = line if better else best
-                for name in (LAST, WEIGHTS) if better else (LAST,):
-                    _write(folder / name, trainer.average.state())
-            log.flush()
-            _save(trainer, folder, run, best)
+            run.log.write(run.evaluation(evaluate, -1))
+        for epoch in range(trainer.epoch - run.pending, recipe.epochs):
+            run.train(loader.iter_epoch(epoch, skip=trainer.step - epoch * len(loader)), checkpoint_every)
+            if epoch in due:
+                run.save(pending=True)  # a broken validation image does not cost the epoch
+                run.evaluate(evaluate, epoch)
+            run.save()
         if not evaluate:
-            for name in (LAST, WEIGHTS):
-                _write(folder / name, trainer.average.state())
-    return Outcome(folder / LOG, folder / CHECKPOINT, folder / WEIGHTS, folder / LAST, trainer.step, resumed_at, best)
+            run.keep(LAST, WEIGHTS)
+    files = (folder / name for name in (LOG, CHECKPOINT, WEIGHTS, LAST))
+    return Outcome(*files, trainer.step, run.resumed_at, run.best)
 
 
-def _epoch(trainer: Trainer, batches: Iterator, folder: Path) -> Iterator[dict[str, Any]]:
-    """Train on the batches and yield the log's line of each step."""
-    clock = time.perf_counter()
-    for batch in batches:
-        waited = time.perf_counter() - clock
-        epoch, rate = trainer.epoch, float(trainer.rates[trainer.step].max())
-        asked = trainer.issue(batch.images, batch.targets)
-        # Reading waits for all of the step: an average that is never computed would keep every step's graph alive.
-        values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
-        extra: dict[str, Any] = {NORM: values.pop(NORM)}
-        if trainer.scale:
-            extra["loss_scale"] = trainer.scale.value
-            if not math.isfinite(extra[NORM]) and trainer.scale.value >= 1:
-                extra[NORM] = None  # the update was left out; the next has a smaller scale
-        _check_finite(values | extra, trainer.step - 1, epoch, rate, folder)
-        now = time.perf_counter()
-        yield {
-            "step": trainer.step - 1,
-            "epoch": epoch,
-            "learning_rate": rate,
-            "loss": math.fsum(values.values()),
-            **values,
-            **extra,
-            "step_seconds": round(now - clock, 6),
-            "wait_seconds": round(waited, 6),
-        }
+class _Run:
+    """A run and its folder. `facts` tell it from others; `pending`: the epoch just ended is still to be evaluated."""
+
+    log: Log
+    bar: tqdm
+
+    def __init__(self, trainer: Trainer, folder: Path, facts: Mapping[str, Any], replace: bool):
+        self.trainer, self.folder = trainer, folder
+        self._facts = json.loads(json.dumps(facts))  # as a checkpoint gives them back
+        held = self._resume(replace)
+        self.best, self.pending, self.resumed_at = held.get("best"), held.get("pending", False), trainer.step
+
+    def train(self, batches: Iterator, checkpoint_every: int) -> None:
+        """Train on what is left of an epoch: a line of the log for each step, then one for the epoch."""
+        lines, saved = [], time.monotonic()
+        for line in self._steps(batches):
+            self.log.write(line)
+            lines.append(line)
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+            step, waited = self.trainer.step, time.monotonic() - saved
+            due = step % checkpoint_every == 0 if checkpoint_every else waited >= CHECKPOINT_SECONDS
+            if due and step % self.trainer.steps_per_epoch:
+                self.save()
+                saved = time.monotonic()
+        if lines:
+            self.log.write(_cost(lines, self.trainer.recipe.batch))
+
+    def _steps(self, batches: Iterator) -> Iterator[dict[str, Any]]:
+        """Train on the batches and yield the log's line of each step. UserError where a number is not finite."""
+        trainer, clock = self.trainer, time.perf_counter()
+        for batch in batches:
+            waited = time.perf_counter() - clock
+            step, epoch, rate = trainer.step, trainer.epoch, float(trainer.rates[trainer.step].max())
+            asked = trainer.issue(batch.images, batch.targets)
+            # Reading waits for all of the step: an average never computed would keep every step's graph alive.
+            values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
+            extra: dict[str, Any] = {NORM: values.pop(NORM)}
+            if trainer.scale:
+                extra["loss_scale"] = trainer.scale.value
+                if not math.isfinite(extra[NORM]) and trainer.scale.value >= 1:
+                    extra[NORM] = None  # the update was left out; the next has a smaller scale
+            for name, value in (values | extra).items():
+                if value is not None and not math.isfinite(value):
+                    raise UserError(
+                        f"training: {name} is {value} at step {step} (epoch {epoch}, learning rate {rate:.3g}); what "
+                        f"{self.folder} holds is from before: lower the learning rate or look for broken images and "
+                        "boxes"
+                    )
+            line = {"step": step, "epoch": epoch, "learning_rate": rate, "loss": math.fsum(values.values())}
+            seconds = {"step_seconds": round(time.perf_counter() - clock, 6), "wait_seconds": round(waited, 6)}
+            yield line | values | extra | seconds
+            clock = time.perf_counter()
+
+    def evaluation(self, evaluate: Callable, epoch: int) -> dict[str, Any]:
+        """The log's line of an evaluation of the averaged weights."""
         clock = time.perf_counter()
+        with self.trainer.average.in_use() as model:
+            numbers = {name: float(value) for name, value in evaluate(model).items()}
+        seconds = round(time.perf_counter() - clock, 6)
+        return {"step": self.trainer.step - 1, "epoch": epoch, "evaluation": numbers, "evaluation_seconds": seconds}
 
+    def evaluate(self, evaluate: Callable, epoch: int) -> None:
+        """Evaluate at an epoch's end, and keep the averaged weights: as the last, where they are better as the best."""
+        line = self.evaluation(evaluate, epoch)
+        self.log.write(line)
+        if self.best is None or line["evaluation"]["AP"] > self.best["evaluation"]["AP"]:
+            self.best = line
+        self.keep(*((LAST, WEIGHTS) if line is self.best else (LAST,)))
 
-def _check_finite(values: Mapping[str, float | None], step: int, epoch: int, rate: float, folder: Path) -> None:
-    for name, value in values.items():
-        if value is not None and not math.isfinite(value):
+    def keep(self, *names: str) -> None:
+        """Write the averaged weights."""
+        for name in names:
+            checkpoints.write(self.folder / name, self.trainer.average.state())
+
+    def save(self, pending: bool = False) -> None:
+        """Write the checkpoint, after what the log holds."""
+        self.log.flush()
+        progress = {"step": self.trainer.step, "epoch": self.trainer.epoch, "best": self.best, "pending": pending}
+        header = {HEADER: json.dumps({**self._facts, **progress}, sort_keys=True)}
+        arrays = {name: np.asarray(array, order="C") for name, array in self.trainer.state().items()}
+        with atomic(self.folder / CHECKPOINT) as temporary:
+            temporary.write_bytes(safetensors.numpy.save(arrays, header))
+
+    def _resume(self, replace: bool) -> Mapping[str, Any]:
+        """Bring the trainer to where this run stands in its folder; return what `save` said, nothing for a new run."""
+        path = self.folder / CHECKPOINT
+        for stray in self.folder.glob(f".*.{CHECKPOINT}"):  # what a process killed while it wrote has left
+            stray.unlink()
+        if not path.exists():
+            return {}
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                state = json.loads(file.metadata()[HEADER])
+                others = _differences(state, self._facts)
+                if others or (state["step"] == len(self.trainer.rates) and not state.get("pending")):
+                    if replace:
+                        return {}
+                    another = f"another run (of another {', '.join(others)})"
+                    which = another if others else f"this run, complete, its weights in {WEIGHTS}"
+                    raise UserError(
+                        f"{self.folder}: holds {which}; give another folder, or remove this one to train anew"
+                    )
+                self.trainer.load_state({name: file.get_tensor(name) for name in sorted(file.keys())})
+        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"training: {name} is {value} at step {step} (epoch {epoch}, learning rate {rate:.3g}); what {folder} "
-                "holds is from before: lower the learning rate or look for broken images and boxes"
-            )
+                f"{path}: not a checkpoint of this run ({error}); remove it to start from the beginning"
+            ) from error
+        return state
+
+
+def _differences(state: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """What two runs have otherwise, by the names of their recipe and identity."""
+    before, now = (
+        {"steps_per_epoch": held["steps_per_epoch"], **held["recipe"], **held["identity"]} for held in (state, facts)
+    )
+    return [name for name in before | now if before.get(name) != now.get(name)]
 
 
 def _cost(lines: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
@@ -355,15 +406,6 @@ def _cost(lines: Sequence[Mapping[str, Any]], batch: int) -> dict[str, Any]:
     return {"step": lines[-1]["step"], "epoch": lines[-1]["epoch"], "cost": cost}
 
 
-def _evaluate(trainer: Trainer, evaluate: Callable, epoch: int) -> dict[str, Any]:
-    """The log's line of an evaluation of the averaged weights."""
-    clock = time.perf_counter()
-    with trainer.average.in_use() as model:
-        numbers = {name: float(value) for name, value in evaluate(model).items()}
-    seconds = round(time.perf_counter() - clock, 6)
-    return {"step": trainer.step - 1, "epoch": epoch, "evaluation": numbers, "evaluation_seconds": seconds}
-
-
 @contextmanager
 def _memory_named(batch: int, folder: Path) -> Iterator[None]:
     """Turn an allocator's error into a UserError with its remedy."""
@@ -374,60 +416,6 @@ def _memory_named(batch: int, folder: Path) -> Iterator[None]:
         if not (isinstance(error, MemoryError) or any(words in said for words in EXHAUSTED)):
             raise
         raise UserError(
-            f"training: memory ran out at a batch of {batch} ({' '.join(str(error).split())[:120]}); take a smaller batch or "
-            f"input size and start again: {folder} keeps what its last checkpoint held"
+            f"training: memory ran out at a batch of {batch} ({' '.join(str(error).split())[:120]}); take a smaller "
+            f"batch or input size and start again: {folder} keeps what its last checkpoint held"
         ) from error
-
-
-def _progress(trainer: Trainer) -> tqdm:
-    return tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training")
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray], header: dict[str, str] | None = None) -> None:
-    with atomic(path) as temporary:
-        # A strided array would be written in the wrong order.
-        temporary.write_bytes(safetensors.numpy.save({n: np.asarray(a, order="C") for n, a in arrays.items()}, header))
-
-
-def _save(trainer: Trainer, folder: Path, run: dict[str, Any], best: Mapping | None, pending: bool = False) -> None:
-    """`pending`: the epoch that has just ended is still to be evaluated."""
-    state = {**run, "step": trainer.step, "epoch": trainer.epoch, "best": best, "pending": pending}
-    _write(folder / CHECKPOINT, trainer.state(), {HEADER: json.dumps(state, sort_keys=True)})
-
-
-def _differences(state: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
-    """What two runs have otherwise, by the names of their recipe and identity."""
-    before, now = (
-        {"steps_per_epoch": held["steps_per_epoch"], **held["recipe"], **held["identity"]} for held in (state, run)
-    )
-    return [name for name in before | now if before.get(name) != now.get(name)]
-
-
-def _resume(trainer: Trainer, folder: Path, run: dict[str, Any], replace: bool) -> Mapping[str, Any]:
-    """Bring the trainer to the unfinished run that `folder` holds, if it is this run; return what `_save` said, or nothing."""
-    path = folder / CHECKPOINT
-    for stray in folder.glob(f".*.{CHECKPOINT}"):  # what a process killed while it wrote has left
-        stray.unlink()
-    if not path.exists():
-        return {}
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            state = json.loads(file.metadata()[HEADER])
-            others = _differences(state, json.loads(json.dumps(run)))
-            complete = state["step"] == len(trainer.rates) and not state.get("pending")
-            if (others or complete) and not replace:
-                which = (
-                    f"another run (of another {', '.join(others)})"
-                    if others
-                    else f"this run, complete, its weights in {WEIGHTS}"
-                )
-                raise UserError(f"{folder}: holds {which}; give another folder, or remove this one to train anew")
-            if others or complete:
-                return {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-        trainer.load_state(arrays)
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a checkpoint of this run ({error}); remove it to start from the beginning"
-        ) from error
-    return state

@@ -1,8 +1,9 @@
 """The overfit self-check: a model and criterion that can't learn eight images by heart won't learn a data set.
 
-It asks whether losses, gradients and the optimiser work together, in as few steps as it takes. So whatever serves a long
-run is left out: augmentation, warm-up and schedule, weight decay, slow rates of a pre-trained backbone, drop path and
-denoising queries; and the norms' statistics follow the last few steps, where the published ones average over up to 33.
+It asks whether losses, gradients and the optimiser work together, in as few steps as it takes. So whatever serves a
+long run is left out: augmentation, warm-up and schedule, weight decay, slow rates of a pre-trained backbone, drop path
+and denoising queries; and the norms' statistics follow the last few steps, where the published ones average over up to
+33.
 """
 
 from collections.abc import Mapping
@@ -41,9 +42,8 @@ def overfit(
         if isinstance(module, backend.nn.BatchNorm2d):
             module.momentum = NORM_MOMENTUM
     groups = [replace(group, learning_rate_factor=1.0) for group in models.parameter_groups(name, model)]
-    trainer = Trainer(
-        model, losses.build(name, len(dataset.classes)), _constant(name, images), limit, groups, seed=None
-    )
+    criterion = losses.build(name, len(dataset.classes))
+    trainer = Trainer(model, criterion, _constant(name, images), limit, groups, seed=None)
     looks: list[tuple[int, float]] = []
     with tqdm(total=limit, unit="step", mininterval=1.0, desc="overfit check", leave=False) as bar:
         for step in range(1, limit + 1):
@@ -61,17 +61,9 @@ def overfit(
 def _constant(name: str, images: int) -> schedule.Recipe:
     """The published optimiser and clipping at one rate, in a run of one epoch."""
     published = schedule.recipe(name)
-    return schedule.Recipe(
-        optimiser=published.optimiser,
-        options=published.options,
-        learning_rate=RATES[models.family(name)],
-        weight_decay=0.0,
-        clip=published.clip,
-        batch=images,
-        epochs=1,
-        average_decay=published.average_decay,
-        average_steps=published.average_steps,
-    )
+    kept = ("optimiser", "options", "clip", "average_decay", "average_steps")
+    own = {"learning_rate": RATES[models.family(name)], "weight_decay": 0.0, "batch": images, "epochs": 1}
+    return schedule.Recipe(**own, **{option: getattr(published, option) for option in kept})
 
 
 def _chosen(dataset: coco.Dataset, count: int) -> coco.Dataset:
@@ -97,23 +89,12 @@ def _ap50(model: backend.nn.Module, name: str, dataset: coco.Dataset, size: tupl
 
 def _truth(dataset: coco.Dataset) -> Mapping[str, Any]:
     """The images' boxes as the content of a COCO file."""
-    boxes = [
-        (image, box, label)
-        for image in dataset.images
-        for box, label in zip(image.boxes.tolist(), image.labels.tolist())
-    ]
-    return {
-        "images": [{"id": image.id, "width": image.width, "height": image.height} for image in dataset.images],
-        "categories": [{"id": key, "name": name} for key, name in zip(dataset.category_ids, dataset.classes)],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image.id,
-                "category_id": dataset.category_ids[label],
-                "iscrowd": 0,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-            }
-            for number, (image, (x1, y1, x2, y2), label) in enumerate(boxes, 1)
-        ],
-    }
+    images, annotations = [], []
+    for image in dataset.images:
+        images.append({"id": image.id, "width": image.width, "height": image.height})
+        for (x1, y1, x2, y2), label in zip(image.boxes.tolist(), image.labels.tolist()):
+            about = {"id": len(annotations) + 1, "image_id": image.id, "category_id": dataset.category_ids[label]}
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            annotations.append(about | box)
+    categories = [{"id": key, "name": name} for key, name in zip(dataset.category_ids, dataset.classes)]
+    return {"images": images, "annotations": annotations, "categories": categories}

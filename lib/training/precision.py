@@ -1,8 +1,8 @@
 """Mixed precision: a forward pass in float16 where that pays, and the scale that keeps small gradients from vanishing.
 
 Weights, losses, the optimiser and the average stay float32. As torch.amp.GradScaler has it, and with it the published
-training of Gold-YOLO and RT-DETR: the loss is multiplied, gradients are divided before they are clipped, and an update of
-which a gradient is not finite is left out. Only for a GPU; not measured: none was at hand.
+training of Gold-YOLO and RT-DETR: the loss is multiplied, gradients are divided before they are clipped, and an update
+of which a gradient is not finite is left out. Only for a GPU; not measured: none was at hand.
 """
 
 from dataclasses import dataclass
@@ -58,14 +58,13 @@ def check_available(precision: str) -> None:
 
 def mixed_forward(model: backend.nn.Module, images: Any) -> Any:
     """The model's outputs as float32 from a forward pass in mixed precision."""
+
+    def float32(outputs: Any) -> Any:
+        if isinstance(outputs, dict):
+            return {name: float32(value) for name, value in outputs.items()}
+        if isinstance(outputs, list | tuple):
+            return type(outputs)([float32(value) for value in outputs])
+        return backend.from_half(outputs)
+
     with backend.mixed_precision():
-        return _float32(model(images))
-
-
-def _float32(outputs: Any) -> Any:
-    """Nested outputs with every tensor of half precision as float32."""
-    if isinstance(outputs, dict):
-        return {name: _float32(value) for name, value in outputs.items()}
-    if isinstance(outputs, list | tuple):
-        return type(outputs)([_float32(value) for value in outputs])
-    return backend.from_half(outputs)
+        return float32(model(images))

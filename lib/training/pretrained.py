@@ -1,4 +1,4 @@
-"""Where a training starts if not from fresh weights: a detector's checkpoint, of its own classes or others, or a backbone."""
+"""Where a training starts if not from fresh weights: a checkpoint, perhaps of other classes, or a backbone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,8 @@ def load_weights(model: nn.Module, name: str, classes: int, path: str | Path, ab
     """Load a checkpoint of the model `name`, built for `classes`, strictly.
 
     A checkpoint of another number of classes is recognised by the shape of an entry that depends on that number: all
-    these entries keep the model's first values, as do the `absent` parts (see convert.load); nothing else may be missing,
-    left over or misshapen.
+    these entries keep the model's first values, as do the `absent` parts (see convert.load); nothing else may be
+    missing, left over or misshapen.
     """
     values = checkpoints.read(path)
     own = convert.state(model)
@@ -74,12 +74,10 @@ def load_backbone(model: nn.Module, path: str | Path) -> Origin:
     own = convert.state(model)
     stages = {name.split(".")[1] for name in own if name.startswith(BACKBONE)}
     outside = tuple(name for name in values if not (name.startswith(BACKBONE) and name.split(".")[1] in stages))
-    counters = [name for name in values if name.endswith(COUNTER) and name not in own]
-    found = {name: value for name, value in values.items() if name not in (*outside, *counters)}
+    counters = {name for name in values if name.endswith(COUNTER) and name not in own}
+    found = {name: value for name, value in values.items() if name not in counters.union(outside)}
     rest = tuple(dict.fromkeys(name.split(".")[0] + "." for name in own if not name.startswith(BACKBONE)))
-    uncounted = tuple(
-        name for name in own if name.startswith(BACKBONE) and name.endswith(COUNTER) and name not in values
-    )
+    uncounted = (name for name in own if name.startswith(BACKBONE) and name.endswith(COUNTER) and name not in values)
     if not found:
         raise UserError(
             f"{path}: has none of the backbone's entries, such as {next(iter(own))}; give weights of this backbone"

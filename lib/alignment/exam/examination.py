@@ -157,7 +157,7 @@ def _open(folder: Path, complete: bool) -> None:
 def _sources() -> str:
     """SHA-256 of what decides about a result."""
     digest = hashlib.sha256()
-    files = [path for part in JUDGED for path in (ROOT / "lib" / part).rglob("*.py")]
+    files = [path for part in JUDGED for path in (ROOT / "lib" / part).rglob("*.*") if path.suffix in (".py", ".h")]
     for path in sorted([*files, *(ROOT / "lib").glob("*.py"), *(ROOT / "notebooks" / "faults").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

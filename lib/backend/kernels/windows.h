@@ -1,15 +1,7 @@
-"""C++ kernels over windows of an image for Jittor on the CPU: resizing, pooling, convolution.
+/// Windows of an image: resizing and pooling. Read by __init__.py, which says what its marks mean.
 
-Built as in `jittor_normalise.py`: each beside its `plain_…` rule, sizes as data, one compiled kernel per dtype.
-"""
-
-import numpy as np
-
-from . import jittor_float64 as float64
-from .jittor_import import jt
-
-# Where output index i reads: pixel `low`, pixel `high`, and the share of `high`.
-_TAPS = """
+/// Where output index i reads: pixel `low`, pixel `high`, and the share of `high`.
+//// header taps
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -25,9 +17,8 @@ static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corn
     }
     return t;
 }
-"""
 
-_RESIZE = """
+//// kernel resize: taps
     // kernel: resize;
     const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out_shape2, w = out_shape3;
     const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
@@ -47,9 +38,8 @@ _RESIZE = """
                     y[j] = blend[columns.low[j]] * (1 - share[j]) + blend[columns.high[j]] * share[j];
             }
     }
-"""
 
-_RESIZE_GRADIENT = """
+//// kernel resize, gradient: taps
     // kernel: resize, gradient;
     const int64_t planes = in0_shape0 * in0_shape1, h = in0_shape2, w = in0_shape3, H = out_shape2, W = out_shape3;
     const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
@@ -76,37 +66,8 @@ _RESIZE_GRADIENT = """
             }
         }
     }
-"""
 
-
-class _Resize(jt.Function):
-    def __init__(self, size: tuple[int, int], data: dict[str, float]):
-        self.size, self.data = size, data
-
-    def execute(self, x):
-        self.shape = x.shape
-        return jt.code([*x.shape[:2], *self.size], x.dtype, [x], cpu_header=_TAPS, cpu_src=_RESIZE, data=self.data)
-
-    def grad(self, dy):
-        return jt.code(self.shape, dy.dtype, [dy], cpu_header=_TAPS, cpu_src=_RESIZE_GRADIENT, data=self.data)
-
-
-def resize(x, size: tuple[int, int], ratios: tuple[float, float], mode: str, align_corners: bool):
-    """x (n, c, h, w) sampled at `size` points; `ratios`: input pixels per output pixel, rows and columns."""
-    if jt.flags.use_cuda:
-        return plain_resize(x, size, mode, align_corners)
-    data = dict(
-        row_ratio=ratios[0], column_ratio=ratios[1], bilinear=float(mode == "bilinear"), corners=float(align_corners)
-    )
-    return _Resize(size, data)(x)
-
-
-def plain_resize(x, size: tuple[int, int], mode: str, align_corners: bool):
-    """`resize` by Jittor's own operator, whose ratios are always those of the sizes."""
-    return jt.nn.interpolate(x, size=size, mode=mode, align_corners=align_corners)
-
-
-_MAX_POOL = """
+//// kernel max pool: <algorithm>
     // kernel: max pool;
     const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out0_shape2, w = out0_shape3;
     const int64_t size = data["size"], stride = data["stride"], padding = data["padding"];
@@ -127,9 +88,8 @@ _MAX_POOL = """
                 out0_p[(plane * h + i) * w + j] = in0_p[best];
                 out1_p[(plane * h + i) * w + j] = best - plane * H * W;
             }
-"""
 
-_MAX_POOL_GRADIENT = """
+//// kernel max pool, gradient: <algorithm>
     // kernel: max pool, gradient;
     const int64_t planes = in0_shape0 * in0_shape1, inner = in0_shape2 * in0_shape3, outer = out_shape2 * out_shape3;
     #pragma omp parallel for
@@ -137,49 +97,9 @@ _MAX_POOL_GRADIENT = """
         std::fill(out_p + plane * outer, out_p + (plane + 1) * outer, 0);
         for (int64_t i = plane * inner; i < (plane + 1) * inner; i++) out_p[plane * outer + in1_p[i]] += in0_p[i];
     }
-"""
 
-
-class _MaxPool(jt.Function):
-    def __init__(self, size: int, stride: int, padding: int):
-        self.data = dict(size=size, stride=stride, padding=padding)
-
-    def execute(self, x):
-        self.shape = x.shape
-        shape = [
-            *x.shape[:2],
-            *((s + 2 * self.data["padding"] - self.data["size"]) // self.data["stride"] + 1 for s in x.shape[2:]),
-        ]
-        y, self.places = jt.code(
-            [shape, shape],
-            [x.dtype, "int32"],
-            [x],
-            cpu_header="#include <algorithm>",
-            cpu_src=_MAX_POOL,
-            data=self.data,
-        )
-        return y
-
-    def grad(self, dy):
-        return jt.code(
-            self.shape, dy.dtype, [dy, self.places], cpu_header="#include <algorithm>", cpu_src=_MAX_POOL_GRADIENT
-        )
-
-
-def max_pool(x, size: int, stride: int, padding: int):
-    """Largest value of each window of x (n, c, h, w); the first of equals takes the gradient, as in PyTorch."""
-    if jt.flags.use_cuda:
-        return plain_max_pool(x, size, stride, padding)
-    return _MaxPool(size, stride, padding)(x)
-
-
-def plain_max_pool(x, size: int, stride: int, padding: int):
-    """`max_pool` by Jittor's own operator, which refuses maps no larger than the window."""
-    return jt.nn.max_pool2d(x, size, stride, padding)
-
-
-# What output i averages of `in` values: a window cut at the end, or, with size 0, its part of all of them.
-_STRETCH = """
+/// What output i averages of `in` values: a window cut at the end, or, with size 0, its part of all of them.
+//// header stretch
 #include <algorithm>
 #include <vector>
 struct Stretch {
@@ -189,9 +109,8 @@ struct Stretch {
     int64_t stop(int64_t i) const { return size ? std::min(i * stride + size, in) : ((i + 1) * in + out - 1) / out; }
     int64_t count(int64_t i) const { return stop(i) - start(i); }
 };
-"""
 
-_AVERAGE_POOL = """
+//// kernel average pool: stretch
     // kernel: average pool;
     const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out_shape2, w = out_shape3;
     const Stretch rows(H, h, data["size"], data["stride"]), columns(W, w, data["size"], data["stride"]);
@@ -211,9 +130,8 @@ _AVERAGE_POOL = """
                 }
             }
     }
-"""
 
-_AVERAGE_POOL_GRADIENT = """
+//// kernel average pool, gradient: stretch
     // kernel: average pool, gradient;
     const int64_t planes = in0_shape0 * in0_shape1, h = in0_shape2, w = in0_shape3, H = out_shape2, W = out_shape3;
     const Stretch rows(H, h, data["size"], data["stride"]), columns(W, w, data["size"], data["stride"]);
@@ -234,95 +152,3 @@ _AVERAGE_POOL_GRADIENT = """
             }
         }
     }
-"""
-
-
-class _AveragePool(jt.Function):
-    def __init__(self, shape: tuple[int, int], size: int, stride: int):
-        self.out, self.data = shape, dict(size=size, stride=stride)
-
-    def execute(self, x):
-        self.shape = x.shape
-        return jt.code(
-            [*x.shape[:2], *self.out], x.dtype, [x], cpu_header=_STRETCH, cpu_src=_AVERAGE_POOL, data=self.data
-        )
-
-    def grad(self, dy):
-        return jt.code(self.shape, dy.dtype, [dy], cpu_header=_STRETCH, cpu_src=_AVERAGE_POOL_GRADIENT, data=self.data)
-
-
-def adaptive_avg_pool(x, size: tuple[int, int]):
-    """Means of x (n, c, h, w) over `size` windows that cover it, overlapping where sizes do not divide."""
-    if jt.flags.use_cuda:
-        return plain_adaptive_avg_pool(x, size)
-    return _AveragePool(size, 0, 0)(x)
-
-
-def plain_adaptive_avg_pool(x, size: tuple[int, int]):
-    """`adaptive_avg_pool` in Jittor's own operators."""
-    return _plain_means(
-        x, [[(i * s // out, -(-(i + 1) * s // out)) for i in range(out)] for s, out in zip(x.shape[2:], size)]
-    )
-
-
-def avg_pool(x, size: int, stride: int, ceil_mode: bool):
-    """Means of x (n, c, h, w) over windows; with `ceil_mode` also over what is left at the end, by its own count."""
-    if jt.flags.use_cuda:
-        return plain_avg_pool(x, size, stride, ceil_mode)
-    return _AveragePool(tuple(len(_spans(s, size, stride, ceil_mode)) for s in x.shape[2:]), size, stride)(x)
-
-
-def plain_avg_pool(x, size: int, stride: int, ceil_mode: bool):
-    """`avg_pool` in Jittor's own operators."""
-    return _plain_means(x, [_spans(s, size, stride, ceil_mode) for s in x.shape[2:]])
-
-
-def _spans(length: int, size: int, stride: int, ceil_mode: bool) -> list[tuple[int, int]]:
-    """(start, stop) of the windows over `length` values; with `ceil_mode` the last may reach out and is cut, never start out."""
-    count = (length - size + (stride - 1 if ceil_mode else 0)) // stride + 1
-    starts = [i * stride for i in range(count) if i * stride < length]
-    return [(start, min(start + size, length)) for start in starts]
-
-
-def _plain_means(x, spans: list[list[tuple[int, int]]]):
-    """Means of x (n, c, h, w) over spans of rows and of columns: a product with a matrix of shares per axis."""
-    for axis_spans in reversed(spans):
-        shares = np.zeros((x.shape[3], len(axis_spans)))
-        for i, (start, stop) in enumerate(axis_spans):
-            shares[start:stop, i] = 1 / (stop - start)
-        x = jt.matmul(x, jt.array(shares, dtype=str(x.dtype))).permute(0, 1, 3, 2)
-    return x
-
-
-class _Conv2d(jt.Function):
-    """Convolution by oneDNN's three primitives, called directly; see `conv2d`."""
-
-    def __init__(self, stride, padding, dilation, groups):
-        self.geometry = (*stride, *padding, *dilation, groups)
-
-    def execute(self, x, weight):
-        self.saved = x, weight
-        return jt.mkl_ops.mkl_conv(x, weight, *self.geometry, "abcd", "oihw")
-
-    def grad(self, dy):
-        x, weight = self.saved
-        return (
-            jt.mkl_ops.mkl_conv_backward_x(weight, dy, *x.shape[2:], *self.geometry, "abcd", "oihw", "abcd"),
-            jt.mkl_ops.mkl_conv_backward_w(x, dy, *weight.shape[2:], *self.geometry, "abcd", "oihw", "abcd"),
-        )
-
-
-def conv2d(x, weight, stride, padding, dilation, groups):
-    """Convolution of x (n, c, h, w) without bias.
-
-    Jittor's own `nn.Conv` writes a loop nest for its tuner to recognise, one kernel per group count; oneDNN's
-    primitives called directly are three kernels for every convolution of a model. oneDNN has no float64.
-    """
-    if jt.flags.use_cuda:
-        return plain_conv2d(x, weight, stride, padding, dilation, groups)
-    return (float64.Conv2d if x.dtype == "float64" else _Conv2d)(stride, padding, dilation, groups)(x, weight)
-
-
-def plain_conv2d(x, weight, stride, padding, dilation, groups):
-    """`conv2d` by Jittor's own operator."""
-    return jt.nn.conv2d(x, weight, None, stride, padding, dilation, groups)

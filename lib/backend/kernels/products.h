@@ -1,12 +1,7 @@
-"""Convolution in float64 for Jittor on the CPU: what the noise of the float32 runs is measured against.
+/// Matrix products, and convolution in float64 as products of unrolled images. Read by __init__.py, which says what its
+/// marks mean.
 
-oneDNN has no float64, and Jittor's own loop nest takes minutes where these kernels take seconds. Images are unrolled
-to columns (one per output pixel) and multiplied by the weights; a gradient is the same product the other way round.
-"""
-
-from .jittor_import import jt
-
-MULTIPLY = """
+//// header multiply
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -28,11 +23,51 @@ static void multiply(int64_t m, int64_t n, int64_t k, const double* A, int64_t a
                 for (int64_t j = 0; j < columns; j++) C[(i0 + i) * n + j0 + j] += sums[i][j];
         }
 }
-"""
 
-_PRODUCTS = (
-    MULTIPLY
-    + """
+/// C (m, n) = A (m, k) B (k, n) + beta C, everything row by row; A is stored (k, m) if turned, B (n, k).
+//// header product: multiply
+extern "C" int dnnl_sgemm(char, char, int64_t m, int64_t n, int64_t k, float alpha, const float* A, int64_t a_row,
+                          const float* B, int64_t b_row, float beta, float* C, int64_t c_row);
+
+static void product(bool turn_a, bool turn_b, int64_t m, int64_t n, int64_t k, const float* A, const float* B, float beta,
+                    float* C) {
+    dnnl_sgemm(turn_a ? 'T' : 'N', turn_b ? 'T' : 'N', m, n, k, 1, A, turn_a ? m : k, B, turn_b ? k : n, beta, C, n);
+}
+
+static void product(bool turn_a, bool turn_b, int64_t m, int64_t n, int64_t k, const double* A, const double* B, double beta,
+                    double* C) {
+    std::vector<double> turned(turn_b ? k * n : 0);
+    if (turn_b)
+        for (int64_t l = 0; l < k; l++)
+            for (int64_t j = 0; j < n; j++) turned[l * n + j] = B[j * k + l];
+    if (beta == 0) std::fill(C, C + m * n, 0);
+    multiply(m, n, k, A, turn_a ? 1 : k, turn_a ? m : 1, turn_b ? turned.data() : B, C);
+}
+
+//// opening sizes
+    const int64_t batch = data["batch"], m = data["m"], n = data["n"], k = data["k"];
+    const bool turn_a = data["turn_a"], turn_b = data["turn_b"];
+
+//// kernel matrix product: product, sizes
+    // kernel: matrix product;
+    #pragma omp parallel for if(batch > 1)
+    for (int64_t i = 0; i < batch; i++)
+        product(turn_a, turn_b, m, n, k, in0_p + i * m * k, in1_p + i * k * n, 0, out_p + i * m * n);
+
+//// kernel linear layer: product, sizes
+    // kernel: linear layer;
+    for (int64_t i = 0; i < m; i++) std::copy(in2_p, in2_p + n, out_p + i * n);
+    product(turn_a, turn_b, m, n, k, in0_p, in1_p, 1, out_p);
+
+//// kernel column sums: <vector>
+    // kernel: column sums;
+    const int64_t columns = out->num, rows = in0->num / columns;
+    std::vector<double> sums(columns);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) sums[j] += in0_p[i * columns + j];
+    for (int64_t j = 0; j < columns; j++) out_p[j] = sums[j];
+
+//// header unroll: multiply
 struct Geometry { int64_t C, H, W, r, s, h, w, sy, sx, py, px, dy, dx; };
 
 // Calls visit(column entry, pixel) for each entry (channel, r, s) x (output pixel) that lies inside the image.
@@ -49,22 +84,17 @@ template <class F> static void unroll(const Geometry& g, F visit) {
                     }
                 }
 }
-"""
-)
 
-# Sizes shared by the three kernels; the image has in_h x in_w pixels and C channels per group.
-_GEOMETRY = """
+/// Sizes shared by the three kernels; the image has in_h x in_w pixels and C channels per group.
+//// opening geometry
     const int64_t N = data["n"], groups = data["groups"], O = data["out_channels"] / groups;
     const Geometry g{int64_t(data["in_channels"] / groups), int64_t(data["in_h"]), int64_t(data["in_w"]),
         int64_t(data["kernel_h"]), int64_t(data["kernel_w"]), int64_t(data["out_h"]), int64_t(data["out_w"]),
         int64_t(data["stride_h"]), int64_t(data["stride_w"]), int64_t(data["padding_h"]), int64_t(data["padding_w"]),
         int64_t(data["dilation_h"]), int64_t(data["dilation_w"])};
     const int64_t entries = g.C * g.r * g.s, pixels = g.h * g.w, image = g.C * g.H * g.W;
-"""
 
-_FORWARD = (
-    _GEOMETRY
-    + """
+//// kernel float64 convolution: unroll, geometry
     // kernel: float64 convolution;
     #pragma omp parallel for
     for (int64_t job = 0; job < N * groups; job++) {
@@ -76,12 +106,8 @@ _FORWARD = (
         std::fill(y, y + O * pixels, 0);
         multiply(O, pixels, entries, in1_p + group * O * entries, entries, 1, columns.data(), y);
     }
-"""
-)
 
-_INPUT_GRADIENT = (
-    _GEOMETRY
-    + """
+//// kernel float64 convolution, input gradient: unroll, geometry
     // kernel: float64 convolution, input gradient;
     #pragma omp parallel for
     for (int64_t job = 0; job < N * groups; job++) {
@@ -92,12 +118,8 @@ _INPUT_GRADIENT = (
         std::fill(dx, dx + image, 0);
         unroll(g, [&](int64_t e, int64_t p, int64_t at) { dx[at] += columns[e * pixels + p]; });
     }
-"""
-)
 
-_WEIGHT_GRADIENT = (
-    _GEOMETRY
-    + """
+//// kernel float64 convolution, weight gradient: unroll, geometry
     // kernel: float64 convolution, weight gradient;
     #pragma omp parallel for
     for (int64_t group = 0; group < groups; group++) {
@@ -110,36 +132,3 @@ _WEIGHT_GRADIENT = (
             multiply(O, entries, pixels, in0_p + (n * groups + group) * O * pixels, pixels, 1, columns.data(), dw);
         }
     }
-"""
-)
-
-
-class Conv2d(jt.Function):
-    """Convolution of x (n, c, h, w) float64 without bias, and its two gradients."""
-
-    def __init__(self, stride, padding, dilation, groups):
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-
-    def execute(self, x, weight):
-        n, channels, *size = x.shape
-        kernel = weight.shape[2:]
-        out = [
-            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
-            for i in range(2)
-        ]
-        self.data = dict(n=n, groups=self.groups, in_channels=channels, out_channels=weight.shape[0])
-        for name, (h, w) in dict(
-            in_=size, out_=out, kernel_=kernel, stride_=self.stride, padding_=self.padding, dilation_=self.dilation
-        ).items():
-            self.data |= {f"{name}h": h, f"{name}w": w}
-        self.saved = x, weight
-        return jt.code(
-            [n, weight.shape[0], *out], "float64", [x, weight], cpu_header=_PRODUCTS, cpu_src=_FORWARD, data=self.data
-        )
-
-    def grad(self, dy):
-        x, weight = self.saved
-        return tuple(
-            jt.code(shape, "float64", [dy, other], cpu_header=_PRODUCTS, cpu_src=source, data=self.data)
-            for shape, other, source in ((x.shape, weight, _INPUT_GRADIENT), (weight.shape, x, _WEIGHT_GRADIENT))
-        )

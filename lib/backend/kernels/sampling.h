@@ -1,14 +1,9 @@
-"""C++ kernels for reading an image between its pixels, the core of deformable attention, for Jittor on the CPU.
+/// Reading an image between its pixels. Read by __init__.py, which says what its marks mean.
 
-Built as in `jittor_normalise.py`.
-"""
-
-from .jittor_import import jt
-
-# A point lies among four pixels: top left, top right, bottom left, bottom right. Points far outside are moved near the
-# edge first: they read nothing there either. Images are turned to have the channels of a pixel side by side, so that all
-# channels of a point are read, and in the gradient written, at once.
-_POINTS = """
+/// A point lies among four pixels: top left, top right, bottom left, bottom right. Points far outside are moved near
+/// the edge first: they read nothing there either. Images are turned to have the channels of a pixel side by side, so
+/// that all channels of a point are read, and in the gradient written, at once.
+//// header points
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -35,9 +30,8 @@ template <class T> static void turn(int64_t rows, int64_t columns, const T* from
             for (int64_t j = j0; j < std::min(j0 + 16, columns); j++)
                 for (int64_t i = i0; i < std::min(i0 + 16, rows); i++) to[j * rows + i] = from[i * columns + j];
 }
-"""
 
-_GRID_SAMPLE = """
+//// kernel grid sample: points
     // kernel: grid sample;
     const int64_t n = in0_shape0, c = in0_shape1, H = in0_shape2, W = in0_shape3, count = out_shape2 * out_shape3;
     #pragma omp parallel
@@ -60,9 +54,8 @@ _GRID_SAMPLE = """
             turn(count, c, values.data(), out_p + image * c * count);
         }
     }
-"""
 
-_GRID_SAMPLE_GRADIENT = """
+//// kernel grid sample, gradient: points
     // kernel: grid sample, gradient;
     // inputs: dy, x, grid; outputs: dx, d grid
     const int64_t n = in1_shape0, c = in1_shape1, H = in1_shape2, W = in1_shape3, count = in0_shape2 * in0_shape3;
@@ -94,28 +87,3 @@ _GRID_SAMPLE_GRADIENT = """
             turn(H * W, c, d_pixels.data(), out0_p + image * c * H * W);
         }
     }
-"""
-
-
-class _GridSample(jt.Function):
-    def execute(self, x, grid):
-        self.saved = x, grid
-        return jt.code([*x.shape[:2], *grid.shape[1:3]], x.dtype, [x, grid], cpu_header=_POINTS, cpu_src=_GRID_SAMPLE)
-
-    def grad(self, dy):
-        x, grid = self.saved
-        return jt.code(
-            [x.shape, grid.shape], [x.dtype] * 2, [dy, x, grid], cpu_header=_POINTS, cpu_src=_GRID_SAMPLE_GRADIENT
-        )
-
-
-def grid_sample(x, grid):
-    """x (n, c, h, w) read bilinearly at grid (n, i, j, 2); -1 and 1 are the outer edges of the image, outside is 0."""
-    if jt.flags.use_cuda:
-        return plain_grid_sample(x, grid)
-    return _GridSample()(x, grid)
-
-
-def plain_grid_sample(x, grid):
-    """`grid_sample` by Jittor's own operator."""
-    return jt.nn.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
