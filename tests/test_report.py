@@ -20,7 +20,8 @@ from lib.alignment.rosetta import counts, topics
 from lib.alignment.rosetta.listing import Listing
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
-from lib.report import messages, pdf, pictures, themes, verify
+from lib.report import messages, pdf, pictures, verify
+from lib.report.page import THEMES, grouped
 from lib.show import figures, figures_alignment, figures_models, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,20 +91,17 @@ def test_headings_leave_out_no_level(page):
 
 
 def test_every_question_has_a_theme_and_words():
-    assert set(questions.QUESTIONS) <= {question for members in themes.THEMES.values() for question in members}
-    assert themes.grouped(["speed", "forward", "losses"]) == {
-        "theme_answers": ("forward",),
-        "theme_learning": ("losses",),
-        "theme_cost": ("speed",),
-    }
-    for language in messages.LANGUAGES.values():
-        keys = {*questions.QUESTIONS, *(f"{question}_ask" for question in questions.QUESTIONS), *themes.THEMES}
-        assert keys <= set(language.TEXTS)
+    assert set(questions.QUESTIONS) <= {question for members in THEMES.values() for question in members}
+    shown = grouped(["speed", "forward", "losses"])
+    assert shown == {"answers": ("forward",), "learning": ("losses",), "cost": ("speed",)}
+    asked = {f"question.{question}{more}" for question in questions.QUESTIONS for more in ("", ".ask")}
+    for language in messages.LANGUAGES:
+        assert asked | {f"theme.{theme}" for theme in THEMES} <= set(messages.Messages(language).texts)
 
 
 def test_text_can_be_read_on_every_ground():
     """WCAG's contrast of at least 4.5, in light and dark, of every colour of text on paper and panel."""
-    css = (ROOT / "lib" / "report" / "report.css").read_text()
+    css = (ROOT / "lib" / "report" / "templates" / "report.css").read_text()
     grounds = re.findall(r":root \{(.*?)\}", css, re.S)
     assert len(grounds) == 2
     for held in grounds:

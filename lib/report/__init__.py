@@ -1,4 +1,7 @@
-"""The report: records and their verdicts as one self-contained HTML file and a PDF. It computes nothing."""
+"""The report: records and their verdicts as one self-contained HTML file and a PDF. It computes nothing.
+
+Here belongs what ties a page to the records, and what checks that it says what they say; not what measures, judges or draws.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lib.record import atomic
-from lib.report import pdf
+from lib.report import beside, pdf
+from lib.report.bound import badge_class
 from lib.report.messages import Messages
 from lib.report.page import Page
 
-HERE = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,29 @@ def render(
 
     The HTML is complete even where no PDF can be made, which is a UserError that says how to get one.
     """
-    words = Messages(language)
-    page = Page(records_folder, out_folder, models, profile, words)
-    return write(Path(out_folder), "index.html", "report.pdf", "report.html.j2", page, words)
+    page = Page(records_folder, out_folder, models, profile, Messages(language))
+    return write(Path(out_folder), "index.html", "report.pdf", "report.html.j2", page)
 
 
-def write(out: Path, html: str, printed: str, template: str, page: Any, words: Messages) -> Rendered:
-    """Fill a template of this folder and print it."""
+def write(out: Path, html: str, printed: str, template: str, page: Any) -> Rendered:
+    """Fill a template of this folder with a page, which has its `words`, and print it."""
     # StrictUndefined: a key that no record fills is an error, not an empty place in the report.
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    text = environment.get_template(template).render(page=page, t=words, css=(HERE / "report.css").read_text())
+    environment.filters["badge_class"] = badge_class
+    text = environment.get_template(template).render(
+        page=page,
+        t=page.words,
+        css=(TEMPLATES / "report.css").read_text(),
+        origin=beside.ORIGIN,
+        lines=beside.lines(page.records, page.files),
+        software=beside.software(page.records, page.words),
+    )
     with atomic(out / html) as temporary:
         temporary.write_text(text, encoding="utf-8")
     with atomic(out / printed) as temporary:

@@ -16,7 +16,7 @@ from lib.errors import UserError
 from lib.record import load_arrays, sha256
 from lib.report import bound, pictures
 from lib.report.messages import LANGUAGES, Messages
-from lib.report.summary import COUNTED
+from lib.report.page import COUNTED
 
 PAGES = ("index.html", "handin.html")
 VOID = {"meta", "img", "br", "hr", "input", "link", "col", "wbr"}
@@ -173,12 +173,14 @@ def _expected(element: Element, ref: str, fields: bound.Fields, words: Messages)
         number = bound.counted([kind.replace("_", " ") for kind in kinds.split(" ")], lists)
         return number, str(number)
     value = fields[ref]
-    return value, words(value) if "badge" in (element.attributes.get("class") or "") else bound.shown(value, ref, words)
+    return value, words(f"verdict.{value}") if "badge" in (element.attributes.get("class") or "") else bound.shown(
+        value, ref, words
+    )
 
 
 def _unbound(content: Content, words: Messages, path: Path) -> Iterator[str]:
     """Digits outside of bound elements: only the catalogue's own words (float64, …) and the report's folder may have some."""
-    allowed = {token for text in words.texts for token in _tokens(text)} | {path.parent.name}
+    allowed = {token for text in words.texts.values() for token in _tokens(text)} | {path.parent.name}
     for place, text in content.free:
         for token in _tokens(text):
             if token not in allowed:
