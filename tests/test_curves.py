@@ -7,7 +7,6 @@ import pytest
 from lib.__main__ import main
 from lib.errors import UserError
 from lib.show import curves
-from lib.show.curves import drawing
 
 NANODET = """\
 [NanoDet][07-31 21:10:00]INFO:Setting up data...
@@ -230,10 +229,10 @@ def test_drawing_beside_each_other(tmp_path):
         read(tmp_path, GOLD, "gold.txt"),
         read(tmp_path, DETR, "detr.txt"),
     ]
-    first, again = (drawing.draw(trainings, components=True) for _ in range(2))
+    first, again = (curves.draw(trainings, components=True) for _ in range(2))
     assert first.data == again.data and first.kind == "image/svg+xml" and "nano.txt" in first.alt
-    assert len(first.data) > len(drawing.draw(trainings).data)
-    assert drawing.draw(trainings[1:2], dense=True).data.startswith(b"\x89PNG")
+    assert len(first.data) > len(curves.draw(trainings).data)
+    assert curves.draw(trainings[1:2], dense=True).data.startswith(b"\x89PNG")
 
 
 def test_command_line(capsys, tmp_path):

@@ -74,7 +74,9 @@ def test_records_alone_are_enough(records):
         "torch",
         0,
     )
-    assert shown.choice(weights="common", left="torch", image=1).left == "torch" and shown.offered_images() == [0, 1]
+    assert shown.choice(weights="common", left="torch", image=1).left == "torch" and shown.offered("synthetic", "own")[
+        "image"
+    ] == [0, 1]
     picture = shown.picture(shown.choice(threshold=0.0))
     assert picture.kind == "image/png"
     assert re.search(r"Jittor: \d+ boxes, 0 without counterpart; PyTorch: \d+ boxes, 0", picture.alt)
@@ -149,9 +151,11 @@ def test_records_of_other_classes_and_no_records(tmp_path, records, data):
 
 def test_the_controls_change_the_figure(records):
     widgets = pytest.importorskip("ipywidgets")
+    from lib.show.panel_live import controls
+
     shown = panel.from_records(records)
     shown.add("second", "file", "torch", shown.found["synthetic", "own"]["torch"][:1])
-    box = shown.widget(shown.choice(threshold=0.0))
+    box = controls(shown, shown.choice(threshold=0.0))
     menus, sliders = ({control.description: control for control in row.children} for row in box.children[:2])
     figure = box.children[2]
     assert isinstance(figure, widgets.HTML) and decoded(figure.value).ndim == 3

@@ -22,7 +22,7 @@ from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
 from lib.report import messages, pdf, pictures, verify
 from lib.report.page import THEMES, grouped
-from lib.show import figures, figures_alignment, figures_models, tables
+from lib.show import figures, figures_alignment, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "90_compare.ipynb"
@@ -267,10 +267,8 @@ BOX = np.array([[4.0, 4.0, 20.0, 20.0]])
     [
         lambda: figures.box_sizes(SIZES),
         lambda: figures.contact_sheet([IMAGE] * 3, [BOX] * 3, columns=2),
-        lambda: figures.assignment(IMAGE, BOX, np.array([[8.0, 8.0, 8.0], [16.0, 16.0, 8.0]]), np.array([1, 0])),
         lambda: figures.feature_maps({"a": np.ones((1, 3, 4, 4)), "b": np.ones((1, 3, 2, 2))}),
         lambda: figures.class_histogram({"train": [3, 1], "val": [1, 0]}, ["disc", "star"]),
-        lambda: figures_models.distributions(np.zeros((2, 4, 8))),
         lambda: figures.learning_rate({"step": [0, 1, 2], "learning_rate": [0.0, 1.0, 0.5]}),
         lambda: figures.bars(
             {"conv": {"torch": 1.0, "jittor": 2.0}, "norm": {"torch": 0.5, "jittor": 0.2}},

@@ -8,7 +8,7 @@ import numpy as np
 from lib.data import boxes, scenes, transforms
 from lib.models.rt_detr_decoder import HEADS, LEVELS, POINTS
 from lib.models.rt_detr_denoising import Denoising, Truth, corners, denoising
-from lib.show.tour import Call, softmax
+from notebooks.tours import Call, softmax
 
 INDEX = 3  # of the drawn scene: one with large and small things
 
