@@ -109,7 +109,7 @@ def lines(records: Sequence[Held], files: str) -> list[Line]:
             one("run_id"),
             f"{files}/{one.record.run_id}.json",
             [one("provenance", column) for column in ORIGIN],
-            [one("provenance", "restarts", i) for i in range(len(one.record.provenance.restarts))],
+            [one("provenance", "restarts", i) for i in range(len(one.origin.restarts))],
         )
         for one in records
     ]
@@ -119,7 +119,7 @@ def software(records: Sequence[Held], words: Messages) -> Rows:
     """A header and a line per package; a column per set of versions, named by the sides it ran on."""
     sets: dict[tuple, list[Held]] = {}
     for one in records:
-        sets.setdefault(tuple(sorted(one.record.provenance.versions.items())), []).append(one)
+        sets.setdefault(tuple(sorted(one.origin.versions.items())), []).append(one)
     header = [escape(words("software.package"))]
     for group in sets.values():
         sides = dict.fromkeys(one.record.side for one in group)

@@ -68,7 +68,7 @@ class Held:
     """A record whose fields a page shows: `held("provenance", "seed")` is the element for that field."""
 
     def __init__(self, record: Record, words: Messages):
-        self.record, self.words = record, words
+        self.record, self.origin, self.words = record, record.provenance, words
 
     @cached_property
     def _content(self) -> dict[str, Any]:

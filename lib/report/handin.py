@@ -5,9 +5,10 @@ visual results, and the checklist of reproducible machine learning. A port broug
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -15,93 +16,65 @@ from lib.alignment.evidence import PAIRS, Evidence
 from lib.errors import UserError
 from lib.machine.notebook import BOTH
 from lib.report import Rendered, beside, pictures, write
-from lib.report.bound import SHARED, Held, Records, count, not_run, records, slug
+from lib.report.bound import SHARED, Records, count, not_run, records, slug
 from lib.report.messages import Messages
 
 NO_SIDE = ("none",)  # records that no framework wrote
 READERS = ("train", "evaluate")  # stages that read the data set
 RAN = ("train", "evaluate", "loss", "forward", "convert", "speed")  # any of these says what the framework ran on
 KINDS = ("PASS", "FAIL", "NOT RUN", "SHOWN", "UNDERPOWERED")
-ORIGIN, MACHINE = "provenance", ("provenance", "machine")
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """One line: what it is called, which stage's record tells (the first that is there), and its field."""
 
     label: str
     stages: tuple[str, ...]
-    keys: tuple[str, ...]  # "SIDE" stands for the side's name
-    sides: tuple[str, ...] = BOTH
+    keys: list[str]  # "SIDE" stands for the side's name
+    sides: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """A demand that the catalogue's text meets, where there is such a record."""
 
     side: str
     stage: str
 
 
-def _asks(stages: Sequence[str], sides: tuple[str, ...], **keys: tuple[str, ...]) -> tuple[Ask, ...]:
-    return tuple(Ask(f"handin.line.{label}", tuple(stages), path, sides) for label, path in keys.items())
+def _asks(stages: tuple[str, ...], where: str, sides: tuple[str, ...] = BOTH, **fields: str) -> tuple[Ask, ...]:
+    """fields: what each line is called, and the place of its field below `where`."""
+    return tuple(Ask(f"handin.line.{label}", stages, f"{where}/{at}".split("/"), sides) for label, at in fields.items())
 
 
-ENVIRONMENT = _asks(
-    RAN,
-    BOTH,
-    framework=(ORIGIN, "versions", "SIDE"),
-    python=(ORIGIN, "versions", "python"),
-    numpy=(ORIGIN, "versions", "numpy"),
-    cpu=(*MACHINE, "cpu"),
-    cores=(*MACHINE, "cores"),
-    memory=(*MACHINE, "memory_gib"),
-    os=(*MACHINE, "os"),
-    device=(ORIGIN, "device"),
-    threads=(ORIGIN, "threads"),
-    commit=(ORIGIN, "git_commit"),
+ENVIRONMENT = (
+    *_asks(RAN, "provenance/versions", framework="SIDE", python="python", numpy="numpy"),
+    *_asks(RAN, "provenance/machine", cpu="cpu", cores="cores", memory="memory_gib", os="os"),
+    *_asks(RAN, "provenance", device="device", threads="threads", commit="git_commit"),
 )
-DATA = _asks(
-    ("data",),
-    NO_SIDE,
-    dataset=("fields", "name"),
-    train_images=("fields", "splits", "train", "images"),
-    train_boxes=("fields", "splits", "train", "boxes"),
-    val_images=("fields", "splits", "val", "images"),
-    val_boxes=("fields", "splits", "val", "boxes"),
-    train_sha256=("fields", "splits", "train", "images_sha256"),
-    val_sha256=("fields", "splits", "val", "images_sha256"),
-    command=(ORIGIN, "command"),
+_SPLITS = {f"{split}_{key}": f"{split}/{key}" for split in ("train", "val") for key in ("images", "boxes")}
+_HASHES = {f"{split}_sha256": f"{split}/images_sha256" for split in ("train", "val")}
+DATA = (
+    *_asks(("data",), "fields", NO_SIDE, dataset="name"),
+    *_asks(("data",), "fields/splits", NO_SIDE, **_SPLITS, **_HASHES),
+    *_asks(("data",), "provenance", NO_SIDE, command="command"),
 )
-TRAINING = _asks(
-    ("train",),
-    BOTH,
-    command=(ORIGIN, "command"),
-    seed=(ORIGIN, "seed"),
-    steps=("fields", "steps"),
-    seconds=("fields", "seconds"),
-    final_ap=("fields", "final", "AP"),
-    final_ap50=("fields", "final", "AP50"),
-    weights=("fields", "checkpoint", "path"),
-    weights_sha256=("fields", "checkpoint", "sha256"),
-    peak=(ORIGIN, "peak_rss_mib"),
+TRAINING = (
+    *_asks(("train",), "provenance", command="command", seed="seed"),
+    *_asks(("train",), "fields", steps="steps", seconds="seconds", final_ap="final/AP", final_ap50="final/AP50"),
+    *_asks(("train",), "fields/checkpoint", weights="path", weights_sha256="sha256"),
+    *_asks(("train",), "provenance", peak="peak_rss_mib"),
 )
-TESTING = _asks(
-    ("evaluate",),
-    BOTH,
-    command=(ORIGIN, "command"),
-    images=("fields", "images"),
-    own_ap=("fields", "own", "AP"),
-    own_ap50=("fields", "own", "AP50"),
-    common_ap=("fields", "common", "AP"),
-    common_sha256=("fields", "common_weights_sha256"),
-    wall=(ORIGIN, "wall_seconds"),
+TESTING = (
+    *_asks(("evaluate",), "provenance", command="command"),
+    *_asks(("evaluate",), "fields", images="images", own_ap="own/AP", own_ap50="own/AP50", common_ap="common/AP"),
+    *_asks(("evaluate",), "fields", common_sha256="common_weights_sha256"),
+    *_asks(("evaluate",), "provenance", wall="wall_seconds"),
 )
 # The checklist: a demand, and the lines that meet it; no line: NOT RUN.
 CHECKLIST: dict[str, tuple[Ask, ...] | Told] = {
-    "model": _asks(("convert",), BOTH, parameters=("fields", "parameters")),
+    "model": _asks(("convert",), "fields", parameters="parameters"),
     "assumptions": Told("none", "compare"),
-    "cost": _asks(("train",), BOTH, seconds=("fields", "seconds"), peak=(ORIGIN, "peak_rss_mib")),
+    "cost": (TRAINING[3], TRAINING[8]),
     "data": DATA[:5],
     "splits": DATA[5:7],
     "preparation": DATA[7:],
@@ -117,13 +90,14 @@ CHECKLIST: dict[str, tuple[Ask, ...] | Told] = {
     "machine": ENVIRONMENT[3:6],
 }
 PERFORMANCE = {  # columns of times and memory, and where they stand in a case of a speed record
-    "batch": ("batch",),
-    "median": ("synchronised_ms", "median"),
-    "low": ("synchronised_ms", "q1"),
-    "high": ("synchronised_ms", "q3"),
-    "unsynchronised": ("unsynchronised_ms", "median"),
-    "peak": ("memory", "peak_mib"),
+    "batch": ["batch"],
+    **{label: ["synchronised_ms", key] for label, key in (("median", "median"), ("low", "q1"), ("high", "q3"))},
+    "unsynchronised": ["unsynchronised_ms", "median"],
+    "peak": ["memory", "peak_mib"],
 }
+
+
+CURVES = ("step", "loss", "learning_rate")  # of a training's log
 
 
 @dataclass(frozen=True)
@@ -150,28 +124,31 @@ class Port:
         evidence = Evidence(folder, name)
         curves, results = (pictures.draw(evidence, question) for question in ("training", "evaluation"))
         self.items = (
-            self._asked("environment", ENVIRONMENT),
-            self._asked("data", DATA),
-            self._more(self._asked("training_script", TRAINING), "training"),
-            self._asked("test_script", TESTING),
-            self._alignment(),
-            self._more(self._performance(), "speed"),
-            self._log(),
+            self._item("environment", *self._asked(ENVIRONMENT)),
+            self._item("data", *self._asked(DATA)),
+            self._item("training_script", *self._asked(TRAINING), more="training"),
+            self._item("test_script", *self._asked(TESTING)),
+            self._item("alignment", *self._alignment()),
+            self._item("performance", *self._performance(), more="speed"),
+            self._item("training_log", *self._log()),
             self._item("curves", bool(curves), figures=curves),
             self._item("results", bool(results), figures=results),
         )
         self.checklist = [(words(f"checklist.{key}"), self._answer(key, asks)) for key, asks in CHECKLIST.items()]
 
     def _item(
-        self, key: str, done: bool, tables: Iterable[beside.Rows] = (), figures: Sequence[pictures.Figure] = ()
+        self,
+        key: str,
+        done: bool,
+        tables: Sequence[beside.Rows] = (),
+        figures: Sequence[pictures.Figure] = (),
+        more: str = "",
     ) -> Item:
+        """more: a question with whose verdicts tables stand; the item has them too, and is done, or not, as it was."""
+        others = beside.tables(more, self.name, self.records, self._held, self.words)
+        every = [*tables, *(table.rows for table in others if table.rows)]
         title, note = self.words(f"handin.{key}"), self.words(f"handin.{key}.note")
-        return Item(title, f"{self.anchor}-{key}", done, tuple(tables), figures, note)
-
-    def _more(self, item: Item, question: str) -> Item:
-        """The item with the tables that stand beside this question's verdicts; it is done, or not, as it was."""
-        more = beside.tables(question, self.name, self.records, self._held, self.words)
-        return replace(item, tables=(*item.tables, *(table.rows for table in more if table.rows)))
+        return Item(title, f"{self.anchor}-{key}", done, every, figures, note)
 
     def _header(self, *keys: str) -> list[Markup]:
         return [escape(self.words(key) if key else "") for key in keys]
@@ -181,40 +158,36 @@ class Port:
         held = next((self._held[side, stage] for stage in ask.stages if (side, stage) in self._held), None)
         return held.find(*(side if key == "SIDE" else key for key in ask.keys)) if held else None
 
-    def _asked(self, key: str, asks: Sequence[Ask]) -> Item:
+    def _asked(self, asks: Sequence[Ask]) -> tuple[bool, list[beside.Rows]]:
+        """Whether all are told, and the table; so of each kind of item."""
         sides = asks[0].sides
-        cells = [[self._value(ask, side) for side in sides] for ask in asks]
         titles = ("column.quantity", *(f"side.{side}" for side in sides)) if sides == BOTH else ("", "handin.all")
+        cells = [[self._value(ask, side) for side in sides] for ask in asks]
         rows = [
-            [escape(self.words(ask.label)), *(one or not_run(self.words) for one in line)]
-            for ask, line in zip(asks, cells)
+            [*self._header(ask.label), *(one or not_run(self.words) for one in line)] for ask, line in zip(asks, cells)
         ]
-        return self._item(key, all(one for line in cells for one in line), [[self._header(*titles), *rows]])
+        return all(one for line in cells for one in line), [[self._header(*titles), *rows]]
 
-    def _alignment(self) -> Item:
-        """The table of verdicts, a row per question."""
+    def _alignment(self) -> tuple[bool, list[beside.Rows]]:
+        """A row per question, a column per pair; and how many verdicts there are of each kind."""
         compared = self.records.get(("none", "compare"))
         if compared is None:
-            return self._item("alignment", False)
-        verdicts = compared.value("fields", "verdicts")
-        cells = {
-            (one["question"], one["pair"]): compared.badge("fields", "verdicts", i, "verdict")
-            for i, one in enumerate(verdicts)
-        }
+            return False, []
+        place = ("fields", "verdicts")
+        verdicts = compared.value(*place)
+        cells = {(v["question"], v["pair"]): compared.badge(*place, i, "verdict") for i, v in enumerate(verdicts)}
         pairs = [f"{a}-{b}" for a, b in PAIRS]
         rows = [
             [*self._header(f"question.{question}"), *(cells.get((question, pair), escape("–")) for pair in pairs)]
             for question in dict.fromkeys(one["question"] for one in verdicts)
         ]
-        lists = {compared.ref("fields", "verdicts"): verdicts}
+        lists = {compared.ref(*place): verdicts}
         total = [[*self._header(f"verdict.{kind}"), count((kind,), lists)] for kind in KINDS]
-        tables = [
-            [[*self._header("summary.question"), *(escape(self.words.pair(pair)) for pair in pairs)], *rows],
-            [self._header("verdicts", "handin.number"), *total],
-        ]
-        return self._item("alignment", all(one["verdict"] != "NOT RUN" for one in verdicts), tables)
+        header = [*self._header("summary.question"), *(escape(self.words.pair(pair)) for pair in pairs)]
+        tables = [[header, *rows], [self._header("verdicts", "handin.number"), *total]]
+        return all(one["verdict"] != "NOT RUN" for one in verdicts), tables
 
-    def _performance(self) -> Item:
+    def _performance(self) -> tuple[bool, list[beside.Rows]]:
         """Times and memory, a row per case and side."""
         held = {side: self._held[side, "speed"] for side in BOTH if (side, "speed") in self._held}
         rows = [
@@ -226,35 +199,29 @@ class Port:
             for i, case in enumerate(one.value("fields", "cases"))
         ]
         header = self._header("column.quantity", *(f"handin.line.{label}" for label in PERFORMANCE))
-        return self._item("performance", len(held) == len(BOTH), [[header, *rows]] if rows else [])
+        return len(held) == len(BOTH), [[header, *rows]] if rows else []
 
-    def _log(self) -> Item:
+    def _log(self) -> tuple[bool, list[beside.Rows]]:
         """The loss at the first and last step, and every evaluation, of each framework."""
+        tables = []
         held = {side: self._held[side, "train"] for side in BOTH if (side, "train") in self._held}
-        tables = [table for side, one in held.items() for table in self._steps(one, side)]
-        return self._item("training_log", len(held) == len(BOTH), tables)
-
-    def _steps(self, held: Held, side: str) -> Iterator[beside.Rows]:
-        last = len(held.value("fields", "curves", "step")) - 1
-        curves = ("step", "loss", "learning_rate")
-        yield [
-            self._header(f"side.{side}", "handin.line.step", "handin.line.loss", "handin.line.rate"),
-            *(
-                [*self._header(f"handin.line.{label}"), *(held("fields", "curves", name, i) for name in curves)]
-                for label, i in (("first", 0), ("last", last))
-            ),
-        ]
-        epoch = self.words("handin.line.epoch")
-        yield [
-            self._header(f"side.{side}", "handin.line.step", "AP", "AP50"),
-            *(
+        for side, one in held.items():
+            ends = {"first": 0, "last": len(one.value("fields", "curves", "step")) - 1}
+            steps = [
+                [*self._header(f"handin.line.{end}"), *(one("fields", "curves", name, i) for name in CURVES)]
+                for end, i in ends.items()
+            ]
+            epoch = self.words("handin.line.epoch")
+            epochs = [
                 [
-                    Markup("{} {}").format(epoch, held("fields", "epochs", i, "epoch")),
-                    *(held("fields", "epochs", i, name) for name in ("step", "AP", "AP50")),
+                    Markup("{} {}").format(epoch, one("fields", "epochs", i, "epoch")),
+                    *(one("fields", "epochs", i, name) for name in ("step", "AP", "AP50")),
                 ]
-                for i in range(len(held.value("fields", "epochs")))
-            ),
-        ]
+                for i in range(len(one.value("fields", "epochs")))
+            ]
+            titles = [f"handin.line.{name}" for name in ("step", "loss", "rate")], ["handin.line.step", "AP", "AP50"]
+            tables += [[self._header(f"side.{side}", *names), *rows] for names, rows in zip(titles, (steps, epochs))]
+        return len(held) == len(BOTH), tables
 
     def _answer(self, key: str, asks: tuple[Ask, ...] | Told) -> Markup:
         """What the records say to a demand of the checklist."""

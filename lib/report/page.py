@@ -314,12 +314,7 @@ def rosetta(held: Held | None, words: Messages) -> tuple[Markup, list[list[Marku
 def facts(models: Sequence[Model], shared: Records, words: Messages) -> list[tuple[str, Markup]]:
     """(label, value): reference, machine, moment; a value that not all models share says whose it is."""
     found = []
-    for key, tell in (
-        ("reference", _reference),
-        ("frameworks", _frameworks),
-        ("machine", _machine),
-        ("commit", _commit),
-    ):
+    for key, tell in TOLD.items():
         groups: dict[str, tuple[Markup, list[Markup]]] = {}
         for model in models:
             value = tell(model.records, words)
@@ -329,16 +324,26 @@ def facts(models: Sequence[Model], shared: Records, words: Messages) -> list[tup
             for value, names in groups.values()
         ]
         found.append((key, words.joined(values, "clauses")))
-    data = shared.get(("none", "data"))
-    every = [one for model in models for one in _measured(model.records)]
-    order = sorted(every, key=lambda one: one.record.provenance.started)
+    data, told = shared.get(("none", "data")), escape(words("fact.data_set.absent"))
+    if data:
+        images = {split: data("fields", "splits", split, "images") for split in ("train", "val")}
+        told = words.say("fact.data_set.value", name=data("fields", "name"), **images)
+    order = sorted((one for model in models for one in _measured(model.records)), key=lambda one: one.origin.started)
     moments = {"first": order[0]("provenance", "started"), "last": order[-1]("provenance", "started")}
-    return [*found, ("data_set", _data_set(data, words)), ("measured", words.say("fact.measured.value", **moments))]
+    return [*found, ("data_set", told), ("measured", words.say("fact.measured.value", **moments))]
 
 
 def _measured(held: Records) -> list[Held]:
     """The records that a framework wrote; of a model without any, all there are."""
     return [one for (side, _), one in held.items() if side in BOTH] or list(held.values())
+
+
+def _unlike(parts: Iterable[Markup]) -> list[Markup]:
+    """Of those that read the same the first."""
+    found: dict[str, Markup] = {}
+    for part in parts:
+        found.setdefault(part.striptags(), part)
+    return list(found.values())
 
 
 def _reference(held: Records, words: Messages) -> Markup:
@@ -347,33 +352,30 @@ def _reference(held: Records, words: Messages) -> Markup:
 
 
 def _frameworks(held: Records, words: Messages) -> Markup:
-    found = {}
-    for (side, _), one in held.items():
-        if side in BOTH and (version := one.record.provenance.versions.get(side)):
-            name = words(f"side.{side}")
-            found.setdefault((side, version), Markup("{} {}").format(name, one("provenance", "versions", side)))
-    return words.joined(list(found.values())) or escape("–")
+    found = (
+        Markup("{} {}").format(words(f"side.{side}"), one("provenance", "versions", side))
+        for (side, _), one in held.items()
+        if side in BOTH and side in one.origin.versions
+    )
+    return words.joined(_unlike(found)) or escape("–")
 
 
 def _machine(held: Records, words: Messages) -> Markup:
     names = {"cpu": "cpu", "cores": "cores", "memory": "memory_gib", "os": "os"}
-    found = {one.record.provenance.machine: one for one in reversed(_measured(held))}
-    said = ({key: one("provenance", "machine", name) for key, name in names.items()} for one in found.values())
-    return words.joined([words.say("fact.machine.value", **values) for values in said], "clauses")
+    said = (
+        words.say("fact.machine.value", **{key: one("provenance", "machine", name) for key, name in names.items()})
+        for one in _measured(held)
+    )
+    return words.joined(_unlike(said), "clauses")
 
 
 def _commit(held: Records, words: Messages) -> Markup:
-    found = {}
+    found = []
     for one in _measured(held):
-        origin = one.record.provenance
-        text = one("provenance", "git_commit") if origin.git_commit else escape(words("fact.commit.absent"))
-        dirty = words.say("join.brackets", text=text, more=words("fact.commit.dirty")) if origin.git_dirty else text
-        found.setdefault((origin.git_commit, origin.git_dirty), dirty)
-    return words.joined(list(found.values()))
+        text = one.find("provenance", "git_commit") or escape(words("fact.commit.absent"))
+        dirty = words.say("join.brackets", text=text, more=words("fact.commit.dirty"))
+        found.append(dirty if one.origin.git_dirty else text)
+    return words.joined(_unlike(found))
 
 
-def _data_set(held: Held | None, words: Messages) -> Markup:
-    if held is None:
-        return escape(words("fact.data_set.absent"))
-    images = {split: held("fields", "splits", split, "images") for split in ("train", "val")}
-    return words.say("fact.data_set.value", name=held("fields", "name"), **images)
+TOLD = {"reference": _reference, "frameworks": _frameworks, "machine": _machine, "commit": _commit}
