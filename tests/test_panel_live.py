@@ -1,4 +1,4 @@
-"""A model that is run from the panel: it joins the menus, its weights must fit, each image is asked for once. Both environments."""
+"""A model that is run from the panel joins the menus, its weights must fit, each image is asked for once."""
 
 import re
 

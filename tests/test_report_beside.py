@@ -1,4 +1,4 @@
-"""What stands beside the verdicts is bound to its records, or says that it was not run; the first page counts what there is."""
+"""What stands beside the verdicts is bound to its records, or says that it was not run; the first page counts truly."""
 
 import re
 import shutil

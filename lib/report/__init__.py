@@ -1,6 +1,6 @@
 """The report: records and their verdicts as one self-contained HTML file and a PDF. It computes nothing.
 
-Here belongs what ties a page to the records, and what checks that it says what they say; not what measures, judges or draws.
+Here belongs what ties a page to the records and checks that it says what they say; not what measures, judges or draws.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lib.record import atomic
 from lib.report import beside, pdf
-from lib.report.bound import badge_class
+from lib.report.bound import anchor, badge_class
 from lib.report.messages import Messages
 from lib.report.page import Page
 
+ORIGIN = ("started", "wall_seconds", "peak_rss_mib", "threads", "seed", "device", "git_commit", "command")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -49,13 +50,12 @@ def write(out: Path, html: str, printed: str, template: str, page: Any) -> Rende
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["badge_class"] = badge_class
+    environment.filters |= {"badge_class": badge_class, "anchor": anchor}
     text = environment.get_template(template).render(
         page=page,
         t=page.words,
         css=(TEMPLATES / "report.css").read_text(),
-        origin=beside.ORIGIN,
-        lines=beside.lines(page.records, page.files),
+        origin=ORIGIN,
         software=beside.software(page.records, page.words),
     )
     with atomic(out / html) as temporary:

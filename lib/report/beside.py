@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from lib.machine.notebook import BOTH, FAMILIES
-from lib.report.bound import Held, Records, anchor, not_run
+from lib.report.bound import Held, Records, not_run
 from lib.report.messages import Messages
 
 STARTS = ("fresh weights", "ImageNet start", "fine-tuned")  # as lib.training.starts names them
 REPORTED = ("AP", "AP50")
 LOADING = ("images_per_second", "waiting_seconds", "waiting_share")  # of a training
 COST = ("times_plain", "seconds", "plain_seconds", "gb_per_second")  # of the engine's layer by layer comparison
-ORIGIN = ("started", "wall_seconds", "peak_rss_mib", "threads", "seed", "device", "git_commit", "command")
 
 Rows = Sequence[Sequence[Markup]]  # a header, then rows; none where nothing was measured
 
@@ -90,31 +89,6 @@ def _sides(
 # ------------------------------------------------------------------------------------------------------- provenance
 
 
-@dataclass(frozen=True)
-class Line:
-    """A record: where it is told of, its id, its file beside the page, its ORIGIN, and why its stage was started again."""
-
-    anchor: str
-    run_id: Markup
-    file: str
-    cells: Sequence[Markup]
-    restarts: Sequence[Markup]
-
-
-def lines(records: Sequence[Held], files: str) -> list[Line]:
-    """files: the folder of the records as the page sees it."""
-    return [
-        Line(
-            anchor(one.record.run_id),
-            one("run_id"),
-            f"{files}/{one.record.run_id}.json",
-            [one("provenance", column) for column in ORIGIN],
-            [one("provenance", "restarts", i) for i in range(len(one.origin.restarts))],
-        )
-        for one in records
-    ]
-
-
 def software(records: Sequence[Held], words: Messages) -> Rows:
     """A header and a line per package; a column per set of versions, named by the sides it ran on."""
     sets: dict[tuple, list[Held]] = {}
@@ -125,8 +99,8 @@ def software(records: Sequence[Held], words: Messages) -> Rows:
         sides = dict.fromkeys(one.record.side for one in group)
         names = (words("software.no_framework" if side == "none" else f"side.{side}") for side in sides)
         header.append(escape(", ".join(names)))
-    packages = dict.fromkeys(package for versions in sets for package, _ in versions)
-    found = (
-        (package, [group[0].find("provenance", "versions", package) for group in sets.values()]) for package in packages
-    )
-    return [header, *([escape(package), *(one or Markup("") for one in cells)] for package, cells in found)]
+    rows = {
+        package: [group[0].find("provenance", "versions", package) or "" for group in sets.values()]
+        for package in dict.fromkeys(package for versions in sets for package, _ in versions)
+    }
+    return [header, *([escape(package), *cells] for package, cells in rows.items())]

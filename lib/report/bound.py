@@ -1,8 +1,8 @@
-"""What ties the text of a page to the records: each number and each name stands in an element that says where it comes from.
+"""What ties the text of a page to the records: each number and name stands in an element that says where it comes from.
 
-    <data value="…" data-ref="run_id#/json/pointer">…</data>          a number, or nothing ("–"), of a record
-    <span data-ref="run_id#/json/pointer">…</span>                    a text of a record: a name, a command, a version
-    <data value="…" data-ref="… …" data-count="PASS">…</data>         how many verdicts of such a kind are in these lists
+    <data value="…" data-ref="run_id#/json/pointer">…</data>       a number, or nothing ("–"), of a record
+    <span data-ref="run_id#/json/pointer">…</span>                 a text of a record: a name, a command, a version
+    <data value="…" data-ref="… …" data-count="PASS">…</data>      how many verdicts of such a kind are in these lists
 
 `lib.report.verify` reads the same elements back: text, value and record must agree by the rules of this module.
 """

@@ -1,8 +1,7 @@
-"""The content of the report, taken from records: what stands where, with each number bound to the field that holds it."""
+"""The content of the report, taken from records: what stands where, each number bound to the field that holds it."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +134,6 @@ def worst(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, Mapp
     ]
 
 
-@dataclass(frozen=True)
-class Section:
-    """A question: the verdict of each pair, one table of the numbers behind them (a group of rows per pair), figures."""
-
-    question: str
-    anchor: str
-    answers: Sequence[Answer]
-    header: Sequence[str]
-    groups: Sequence[tuple[Markup, list[list[Markup]]]]  # what the rows are, and the rows
-    numbers: Sequence[Sequence[Markup]]  # header, then rows
-    pictures: Sequence[pictures.Figure]
-    beside: Sequence[beside.Table]
-
-
 class Model:
     """What the report says of one model; UserError where it was not compared."""
 
@@ -198,45 +183,40 @@ class Model:
         ]
 
     @property
-    def themes(self) -> dict[str, list[Section]]:
+    def themes(self) -> dict[str, list["Section"]]:
         asked = grouped(dict.fromkeys(one.question for one in self.answers))
-        return {theme: [self.section(question) for question in questions] for theme, questions in asked.items()}
+        return {theme: [Section(self, question) for question in questions] for theme, questions in asked.items()}
 
-    def section(self, question: str) -> Section:
-        own = [one for one in self.answers if one.question == question]
-        shown = [column for column in COLUMNS if column != "target" or own[0].held["target"]]
-        groups = [(one.counted, rows) for one in own if (rows := one.rows(shown))]
-        return Section(
-            question,
-            f"{self.anchor}-{question}",
-            own,
-            [self.words(f"column.{column}") for column in shown],
-            groups,
-            self._numbers(own),
-            pictures.draw(self.evidence, question),
-            beside.tables(question, self.evidence.model, self.records, self.shared, self.words),
-        )
 
-    def _numbers(self, own: Sequence[Answer]) -> list[list[Markup]]:
+class Section:
+    """A question: the verdict of each pair, the numbers behind them (a group of rows per pair), figures, tables."""
+
+    def __init__(self, model: Model, question: str):
+        self.question, self.anchor, self.words = question, f"{model.anchor}-{question}", model.words
+        self.answers = [one for one in model.answers if one.question == question]
+        shown = [column for column in COLUMNS if column != "target" or self.answers[0].held["target"]]
+        self.header = [self.words(f"column.{column}") for column in shown]
+        self.groups = [(one.counted, rows) for one in self.answers if (rows := one.rows(shown))]
+        self.pictures = pictures.draw(model.evidence, question)
+        self.beside = beside.tables(question, model.evidence.model, model.records, model.shared, self.words)
+
+    @property
+    def numbers(self) -> list[list[Markup]]:
         """A table with a row per quantity and a column per side; nothing where the question has no such numbers."""
-        cells: dict[tuple[str, str], dict[str, Markup]] = {}
+        rows: dict[tuple[str, str], dict[str, Markup]] = {}
         about: dict[str, Markup] = {"": Markup("")}
-        for one in own:
+        for one in self.answers:
             for i, number in enumerate(one.held["numbers"]):
-                row = cells.setdefault((number["label"], number["about"]), {})
+                row = rows.setdefault((number["label"], number["about"]), {})
                 row.setdefault(number["side"], bound(number["value"], number["ref"], self.words))
                 about.setdefault(number["about"], one("numbers", i, "about"))
-        if not cells:
-            return []
-        sides = [side for side in SIDES if any(side in row for row in cells.values())]
-        rows = [
-            [
-                Markup("{} {}").format(self.words(f"number.{label}"), about[more]),
-                *(row.get(side, Markup("")) for side in sides),
-            ]
-            for (label, more), row in cells.items()
+        sides = [side for side in SIDES if any(side in row for row in rows.values())]
+        header = [escape(self.words(key)) for key in ("column.quantity", *(f"side.{side}" for side in sides))]
+        table = [
+            [Markup("{} {}").format(self.words(f"number.{label}"), about[more]), *(row.get(side, "") for side in sides)]
+            for (label, more), row in rows.items()
         ]
-        return [[escape(self.words("column.quantity")), *(escape(self.words(f"side.{side}")) for side in sides)], *rows]
+        return [header, *table] if table else []
 
 
 def counts(lists: Mapping[str, Sequence[Mapping]], words: Messages) -> Markup:
@@ -284,7 +264,7 @@ class Page:
 
 
 def gaps(held: Held | None, words: Messages) -> list[Markup]:
-    """Each job of an unfinished report in a sentence: what it failed of and where to look, or which failed one it waits for."""
+    """Each job of an unfinished report in a sentence: what it failed of and where to look, or what it waits for."""
     said = []
     for i, gap in enumerate(held.value("fields", "gaps") if held else ()):
         values = {name: held("fields", "gaps", i, name) for name, text in gap.items() if text}
@@ -296,7 +276,7 @@ def gaps(held: Held | None, words: Messages) -> list[Markup]:
 
 
 def rosetta(held: Held | None, words: Messages) -> tuple[Markup, list[list[Markup]]] | None:
-    """How Jittor's own operators answer beside PyTorch's: the counts in a sentence, and a table with a row per topic."""
+    """How Jittor's own operators answer beside PyTorch's: the counts in a sentence, a table with a row per topic."""
     if held is None:
         return None
     columns = ("topic", *held.value("fields", "counts"))

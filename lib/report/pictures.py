@@ -17,6 +17,9 @@ class Figure(NamedTuple):
     see: str  # key of the sentence that says what to look for
 
 
+Drawn = Iterator[tuple[Picture, str]]
+
+
 def draw(evidence: Evidence, question: str) -> tuple[Figure, ...]:
     """The figures of a question, as far as the records hold what they show."""
     drawn = _DRAWN[question](evidence) if question in _DRAWN else ()
@@ -24,9 +27,6 @@ def draw(evidence: Evidence, question: str) -> tuple[Figure, ...]:
         Figure(f"{evidence.model}/{question}/{place}", picture, f"question.{see or question + '.see'}")
         for place, (picture, see) in enumerate(drawn)
     )
-
-
-Drawn = Iterator[tuple[Picture, str]]
 
 
 def _rows(evidence: Evidence, question: str) -> dict[str, list[dict]]:

@@ -83,7 +83,7 @@ def make(names: Mapping[str, Path] | None, out: Path, profile: str) -> list[Path
 
 
 def _executed(name: str, source: Path, profile: str) -> Path | None:
-    """The newest executed copy with the same cells as the notebook has now; KERNEL's, where it reads another's record."""
+    """The newest executed copy with the cells that the notebook has now; KERNEL's, where it reads another's record."""
     copies = (ROOT / "reports" / profile / "notebooks").glob(f"*/{KERNEL if name in FIRST else '*'}/{name}.ipynb")
     newest = sorted(copies, key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path for path in newest if _sources(path) == _sources(source)), None)

@@ -55,7 +55,7 @@ class Asked:
 
 @dataclass
 class Panel:
-    """Detections (m, 7), image id, x1, y1, x2, y2, score, label, by (model, weights) and side; files or arrays of images."""
+    """Detections (m, 7), image id, x1, y1, x2, y2, score, label, by (model, weights) and side; and their images."""
 
     dataset: coco.Dataset | None = None
     classes: Classes | None = None

@@ -122,7 +122,7 @@ def overfit(check: Mapping[str, Any] | None) -> pd.DataFrame:
 def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Per discrete choice "assignment/<phase>/<name>": places, how many leave the commonest value, how many values.
 
-    Where there are exact scores: the smallest margin in floors, how many lie below the gate, each score's largest floor.
+    Where there are exact scores: the smallest margin in floors, how many lie below the gate, each score's largest one.
     """
     rows = {}
     for name in sorted(name.removeprefix("assignment/") for name in arrays if name.startswith("assignment/")):
@@ -164,7 +164,7 @@ def flips(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def nearness(records: Iterable[Record]) -> pd.DataFrame:
-    """How near to a toss-up each model's decisions were: how many, how many flipped, lie below the gate, the nearest."""
+    """How near to a toss-up each model's decisions were: how many there are, flipped, below the gate; the nearest."""
     rows = {
         (model, verdict["question"], verdict["pair"]): {name: verdict["values"][name] for name in NEARNESS}
         for model, verdict in _verdicts(records)

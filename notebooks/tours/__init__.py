@@ -1,7 +1,8 @@
 """What the tours look at inside a model: what its modules were given and gave, which feeds which, what they react to.
 
-Arrays and plain data come out; `notebooks.tours.figures` draws them. Everything is measured on the modules as they run: nothing
-repeats their code, but for the softmax of attention scores and the places of deformable attention, which no module gives.
+Arrays and plain data come out; `notebooks.tours.figures` draws them. Everything is measured on the modules as they run:
+nothing repeats their code, but for the softmax of attention scores and the places of deformable attention, which no
+module gives.
 One module per family has what only its tour asks for.
 """
 
@@ -28,7 +29,7 @@ class Call:
 
 @contextmanager
 def calls(model: nn.Module, pattern: str) -> Iterator[dict[str, Call]]:
-    """Collect the last call of each module whose whole path matches; in order of their ends, filled when the block ends."""
+    """Collect the last call of each module whose whole path matches, in order of their ends; filled at its end."""
     found: dict[str, Call] = {}
     with ExitStack() as stack:
         for path, module in model.named_modules():
@@ -60,7 +61,7 @@ class Node:
 
 
 def wiring(model: nn.Module, images: np.ndarray, pattern: str) -> list[Node]:
-    """Who feeds whom among the modules that match, in order of execution, found by comparing values: nothing is declared.
+    """Who feeds whom among the modules that match, in order of execution, found by comparing values.
 
     images (n, 3, h, w). A resize between two modules hides the link, but for a doubling by repetition.
     """
@@ -109,7 +110,7 @@ def _position(part: np.ndarray, whole: np.ndarray) -> int | None:
 
 
 def reach(module: nn.Module, channels: int, size: int, at: tuple[int, int] | None = None) -> np.ndarray:
-    """(size, size) bool: which pixels of the input change the output in eval(), or change its pixel `at` (row, column)."""
+    """(size, size) bool: which pixels of the input change the output in eval(), or its pixel `at` (row, column)."""
     lit = np.zeros((size * size + 1, channels, size * size), np.float32)  # the last image stays dark
     lit[np.arange(size * size), :, np.arange(size * size)] = 1
     with backend.no_grad():
