@@ -81,9 +81,8 @@ def _sides(
     rows = [
         [escape(words(f"{name}.{keys[-1]}")), *(cell(one, words, "fields", *keys) for one in sides)] for keys in fields
     ]
-    return Table(
-        words(name), lead, [header, *rows] if any(sides) else [], None if any(sides) else words("beside.absent")
-    )
+    known = any(sides)
+    return Table(words(name), lead, [header, *rows] if known else [], None if known else words("beside.absent"))
 
 
 # ------------------------------------------------------------------------------------------------------- provenance
@@ -98,7 +97,7 @@ def software(records: Sequence[Held], words: Messages) -> Rows:
     for group in sets.values():
         sides = dict.fromkeys(one.record.side for one in group)
         names = (words("software.no_framework" if side == "none" else f"side.{side}") for side in sides)
-        header.append(escape(", ".join(names)))
+        header.append(words.joined(list(map(escape, names))))
     rows = {
         package: [group[0].find("provenance", "versions", package) or "" for group in sets.values()]
         for package in dict.fromkeys(package for versions in sets for package, _ in versions)
