@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ class Model:
             for question, one in found.items()
         ]
 
-    @property
+    @cached_property
     def themes(self) -> dict[str, list["Section"]]:
         asked = grouped(dict.fromkeys(one.question for one in self.answers))
         return {theme: [Section(self, question) for question in questions] for theme, questions in asked.items()}
@@ -200,7 +201,7 @@ class Section:
         self.pictures = pictures.draw(model.evidence, question)
         self.beside = beside.tables(question, model.evidence.model, model.records, model.shared, self.words)
 
-    @property
+    @cached_property
     def numbers(self) -> list[list[Markup]]:
         """A table with a row per quantity and a column per side; nothing where the question has no such numbers."""
         rows: dict[tuple[str, str], dict[str, Markup]] = {}
