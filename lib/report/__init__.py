@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from lib.record import atomic
 from lib.report import beside, pdf
@@ -40,24 +40,23 @@ def render(
     return write(Path(out_folder), "index.html", "report.pdf", "report.html.j2", page)
 
 
-def write(out: Path, html: str, printed: str, template: str, page: Any) -> Rendered:
-    """Fill a template of this folder with a page, which has its `words`, and print it."""
-    # StrictUndefined: a key that no record fills is an error, not an empty place in the report.
+def fill(template: str, **values: Any) -> str:
+    """A template of this room with its values; one that is missing is an error, not an empty place in the report."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"badge_class": badge_class, "anchor": anchor}
-    text = environment.get_template(template).render(
-        page=page,
-        t=page.words,
-        css=(TEMPLATES / "report.css").read_text(),
-        origin=ORIGIN,
-        software=beside.software(page.records, page.words),
-    )
+    return environment.get_template(template).render(values)
+
+
+def write(out: Path, html: str, printed: str, template: str, page: Any) -> Rendered:
+    """Fill a template with a page, which has its `words`, and print it."""
+    css, software = (TEMPLATES / "report.css").read_text(), beside.software(page.records, page.words)
+    text = fill(template, page=page, t=page.words, css=css, origin=ORIGIN, software=software)
     with atomic(out / html) as temporary:
         temporary.write_text(text, encoding="utf-8")
     with atomic(out / printed) as temporary:
