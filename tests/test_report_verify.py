@@ -224,6 +224,7 @@ NAMES = {  # the same in every language
     "side.torch",
     "side.jittor",
     "rosetta.notebook",
+    "fact.frameworks.absent",
     "number.coco",
     "handin.line.python",
     "handin.line.numpy",

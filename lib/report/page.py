@@ -154,6 +154,11 @@ class Model:
         return Markup('<a href="#{}-{}">{}</a>').format(self.anchor, question, text)
 
     @property
+    def measured(self) -> list[Held]:
+        """The records that a framework wrote; of a model without any, all there are."""
+        return [one for (side, _), one in self.records.items() if side in BOTH] or list(self.records.values())
+
+    @property
     def highlights(self) -> dict[str, Markup]:
         """What is shown on the first page though it is not judged."""
         ends = [(self.words(f"side.{side}"), self.records.get((side, "train"))) for side in BOTH]
@@ -291,14 +296,19 @@ def rosetta(held: Held | None, words: Messages) -> tuple[Markup, list[list[Marku
 
 # ------------------------------------------------------------------------------------------------------------- facts
 
+FACTS = {"reference": "list", "frameworks": "list", "machine": "clauses", "commit": "list"}  # how several are joined
+
 
 def facts(models: Sequence[Model], shared: Records, words: Messages) -> list[tuple[str, Markup]]:
     """(label, value): reference, machine, moment; a value that not all models share says whose it is."""
     found = []
-    for key, tell in TOLD.items():
+    for key, by in FACTS.items():
         groups: dict[str, tuple[Markup, list[Markup]]] = {}
         for model in models:
-            value = tell(model.records, words)
+            parts: dict[str, Markup] = {}  # those that read the same once
+            for part in filter(None, (_told(one, model.measured)[key] for one in model.records.values())):
+                parts.setdefault(part.striptags(), part)
+            value = words.joined(list(parts.values()), by) or escape(words(f"fact.{key}.absent"))
             groups.setdefault(value.striptags(), (value, []))[1].append(model.name)
         values = [
             value if len(groups) == 1 else words.say("join.brackets", text=value, more=words.joined(names))
@@ -309,54 +319,23 @@ def facts(models: Sequence[Model], shared: Records, words: Messages) -> list[tup
     if data:
         images = {split: data("fields", "splits", split, "images") for split in ("train", "val")}
         told = words.say("fact.data_set.value", name=data("fields", "name"), **images)
-    order = sorted((one for model in models for one in _measured(model.records)), key=lambda one: one.origin.started)
+    order = sorted((one for model in models for one in model.measured), key=lambda one: one.origin.started)
     moments = {"first": order[0]("provenance", "started"), "last": order[-1]("provenance", "started")}
     return [*found, ("data_set", told), ("measured", words.say("fact.measured.value", **moments))]
 
 
-def _measured(held: Records) -> list[Held]:
-    """The records that a framework wrote; of a model without any, all there are."""
-    return [one for (side, _), one in held.items() if side in BOTH] or list(held.values())
-
-
-def _unlike(parts: Iterable[Markup]) -> list[Markup]:
-    """Of those that read the same the first."""
-    found: dict[str, Markup] = {}
-    for part in parts:
-        found.setdefault(part.striptags(), part)
-    return list(found.values())
-
-
-def _reference(held: Records, words: Messages) -> Markup:
-    found = (one("provenance", "versions", "published") for (side, _), one in held.items() if side == "published")
-    return next(found, escape(words("fact.reference.absent")))
-
-
-def _frameworks(held: Records, words: Messages) -> Markup:
-    found = (
-        Markup("{} {}").format(words(f"side.{side}"), one("provenance", "versions", side))
-        for (side, _), one in held.items()
-        if side in BOTH and side in one.origin.versions
-    )
-    return words.joined(_unlike(found)) or escape("–")
-
-
-def _machine(held: Records, words: Messages) -> Markup:
+def _told(one: Held, measured: Sequence[Held]) -> dict[str, Markup | None]:
+    """What a record says of each of FACTS; of machine and commit only those that are `measured` say something."""
+    words, side = one.words, one.record.side
+    reference = one("provenance", "versions", "published") if side == "published" else None
+    version = one.find("provenance", "versions", side) if side in BOTH else None
+    framework = Markup("{} {}").format(words(f"side.{side}"), version) if version else None
+    if one not in measured:
+        return {"reference": reference, "frameworks": framework, "machine": None, "commit": None}
     names = {"cpu": "cpu", "cores": "cores", "memory": "memory_gib", "os": "os"}
-    said = (
-        words.say("fact.machine.value", **{key: one("provenance", "machine", name) for key, name in names.items()})
-        for one in _measured(held)
-    )
-    return words.joined(_unlike(said), "clauses")
-
-
-def _commit(held: Records, words: Messages) -> Markup:
-    found = []
-    for one in _measured(held):
-        text = one.find("provenance", "git_commit") or escape(words("fact.commit.absent"))
-        dirty = words.say("join.brackets", text=text, more=words("fact.commit.dirty"))
-        found.append(dirty if one.origin.git_dirty else text)
-    return words.joined(_unlike(found))
-
-
-TOLD = {"reference": _reference, "frameworks": _frameworks, "machine": _machine, "commit": _commit}
+    machine = {key: one("provenance", "machine", name) for key, name in names.items()}
+    commit = one.find("provenance", "git_commit") or escape(words("fact.commit.absent"))
+    if one.origin.git_dirty:
+        commit = words.say("join.brackets", text=commit, more=words("fact.commit.dirty"))
+    told = {"machine": words.say("fact.machine.value", **machine), "commit": commit}
+    return {"reference": reference, "frameworks": framework, **told}
