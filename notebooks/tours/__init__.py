@@ -29,7 +29,7 @@ class Call:
 
 @contextmanager
 def calls(model: nn.Module, pattern: str) -> Iterator[dict[str, Call]]:
-    """Collect the last call of each module whose whole path matches, in order of their ends; filled at its end."""
+    """Collect the last call of each module whose whole path matches; in order of their ends, filled when it is left."""
     found: dict[str, Call] = {}
     with ExitStack() as stack:
         for path, module in model.named_modules():
@@ -61,7 +61,7 @@ class Node:
 
 
 def wiring(model: nn.Module, images: np.ndarray, pattern: str) -> list[Node]:
-    """Who feeds whom among the modules that match, in order of execution, found by comparing values.
+    """Who feeds whom among the modules that match, in order of execution, found by comparing values: none is declared.
 
     images (n, 3, h, w). A resize between two modules hides the link, but for a doubling by repetition.
     """

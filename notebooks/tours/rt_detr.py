@@ -1,4 +1,4 @@
-"""What the tour of RT-DETR looks at: an image, places that attention reads, noised boxes, losses by layer."""
+"""What the tour of RT-DETR looks at: an image, sampling points of attention, noised boxes, losses by layer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ INDEX = 3  # of the drawn scene: one with large and small things
 
 
 def scene(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn scene of the built-in data set as network input (1, 3, size, size), and as an RGB picture."""
+    """A drawn scene of the built-in data set as network input (1, 3, size, size), and as a picture of it, RGB."""
     recipe = transforms.RECIPES["rt_detr"]
     prepared, _ = recipe.preprocess(scenes.draw(0, "tour", INDEX, size).image, (size, size))
     return prepared[None], recipe.as_picture(prepared)
@@ -58,7 +58,7 @@ def sampling(found: Mapping[str, Call], query: int) -> dict[str, Sampling]:
 
 
 def noised_boxes(noised: Denoising, image: int, size: tuple[int, int], groups: int) -> dict[str, np.ndarray]:
-    """Boxes xyxy in pixels of the first groups' denoising queries for an image: to mend, and to turn down."""
+    """Boxes xyxy in pixels of an image's first groups of denoising queries: those to mend and those to turn down."""
     slots = noised.labels.shape[1] // (2 * noised.groups)
     height, width = size
     pixels = corners(boxes.sigmoid(noised.boxes[image])) * np.array([width, height, width, height])
