@@ -31,7 +31,7 @@ ITEMS = (
 
 @pytest.fixture(autouse=True)
 def no_printer(monkeypatch):
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
 
 
 @pytest.fixture(scope="module")

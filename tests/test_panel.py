@@ -116,6 +116,20 @@ def test_a_marked_box_looks_different_in_grey():
     assert (painter.paint(image, rows[:0], [], [[20, 60, 140, 110]]) == 255).any()
 
 
+def test_an_annotation_has_no_score_and_small_images_are_enlarged():
+    from lib.evaluation.detection import classes
+    from lib.show import drawing
+
+    painter, image = drawing.Painter(classes.Classes(("cup",), (1,))), np.full((60, 80, 3), [10, 128, 250], np.uint8)
+    told, annotated = np.array([[10, 30, 40, 55, score, 0] for score in (0.5, np.nan)])
+    black = [(painter.paint(image, row[None]) == 0).all(2).sum() for row in (told, annotated)]
+    assert black[0] > black[1] > 0, "a score is written"
+    large = painter.readable(image, told[None])
+    assert large.shape == (360, drawing.SHOWN, 3) and large[0, 0].tolist() == [10, 128, 250], "RGB stays RGB"
+    framed = np.argwhere((large != [10, 128, 250]).any(2))  # the box is where it was, six times as far
+    assert abs(framed[:, 1].max() - 6 * 40) < 5 and abs(framed[:, 0].max() - 6 * 55) < 5
+
+
 def test_a_data_set_and_result_files(tmp_path, data):
     shown = panel.Panel()
     with pytest.raises(UserError, match="nothing to show"):

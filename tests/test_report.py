@@ -36,7 +36,7 @@ def judged(tmp_path_factory):
 
 
 def rendered(records, out, monkeypatch, models=(synthetic.MODEL,)) -> str:
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     return report.render(records, out, "quick", models).html.read_text()
 
 
@@ -136,7 +136,7 @@ def test_a_flipped_decision_is_listed_with_its_margin(judged, tmp_path, monkeypa
     flips = tables.flips(compared)
     assert flips["decision"].tolist() == [f"{synthetic.CHOICES[0]} at (1, 7)"] * 2 and flips["legal"].all()
     assert tables.nearness(compared)["flipped"].max() == 1
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
     page = report.render(folder, tmp_path / "out", "quick", [synthetic.MODEL], language).html
     assert f"{synthetic.CHOICES[0]} at (1, 7)" in page.read_text() and said in page.read_text()
@@ -360,7 +360,7 @@ def run_notebook(records: Path, out: Path) -> dict:
 
 
 def test_the_notebook_renders_and_goes_red_on_a_fail(judged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
     assert run_notebook(folder, tmp_path / "green")["failed"] == []
     said = capsys.readouterr().out

@@ -32,7 +32,7 @@ def judged(tmp_path_factory):
 @pytest.fixture
 def folder(judged, tmp_path, monkeypatch):
     """A report folder; nothing is printed or drawn."""
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
     return Path(shutil.copytree(judged, tmp_path / "quick"))
 

@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     questions.judge_records(records, [synthetic.MODEL])
     shutil.copytree(folder / "en", folder / "zh")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+        patch.setattr(pdf, "write", synthetic.printed)
         for language in LANGUAGES:
             report.render(folder / language / "records", folder / language, "quick", [synthetic.MODEL], language)
     return folder
@@ -317,7 +317,7 @@ GAPS = [
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_gaps_and_restarts_are_said_and_held_against_their_record(made, tmp_path, monkeypatch, language):
     folder = Path(shutil.copytree(made / language, tmp_path / "quick"))
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     monkeypatch.setenv(record.RESTARTS, json.dumps(["the kernel died of signal 11 (SIGSEGV)"]))
     with record.measure("gaps", "all", folder / "records") as measured:
         measured.fields["gaps"] = GAPS

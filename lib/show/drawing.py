@@ -8,7 +8,6 @@ DejaVu Sans, then the machine's CJK fonts. A name that no font can draw becomes 
 import colorsys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from math import isnan
 from pathlib import Path
 from typing import Protocol
 
@@ -64,7 +63,8 @@ class Painter:
         for (*box, score, label), mark in list(zip(np.asarray(rows, np.float64).tolist(), marked, strict=True))[::-1]:
             colour = colour_of(int(label))
             left, top = _outline(drawn, box, colour, 2 * line if mark else line)
-            name = f"{MARK * bool(mark)}{self._names[int(label)]}{'' if isnan(score) else f' {score:.2f}'}"
+            shown = "" if np.isnan(score) else f" {score:.2f}"
+            name = f"{MARK * bool(mark)}{self._names[int(label)]}{shown}"
             _stick(drawn, _text(name, *self._fonts[int(label)], size), left, top, colour)
         return drawn
 
