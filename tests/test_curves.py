@@ -7,17 +7,27 @@ import pytest
 from lib.__main__ import main
 from lib.errors import UserError
 from lib.show import curves
-from lib.show.curves import drawing
 
-NANODET = """\
-[NanoDet][07-31 21:10:00]INFO:Setting up data...
-[NanoDet][07-31 21:10:05]INFO:Train|Epoch1/20|Iter0(1/4)| mem:2.66G| lr:1.00e-06| loss_qfl:1.0000| loss_bbox:0.5000| loss_dfl:0.2500| aux_loss_qfl:0.2500| 
-INFO:NanoDet:Train|Epoch1/20|Iter0(1/4)| mem:2.66G| lr:1.00e-06| loss_qfl:1.0000| loss_bbox:0.5000| loss_dfl:0.2500| aux_loss_qfl:0.2500| 
-\x1b[1m\x1b[35m[NanoDet]\x1b[0m\x1b[34m[07-31 21:10:09]\x1b[0m\x1b[32mINFO:\x1b[0m\x1b[37mTrain|Epoch1/20|Iter2(3/4)| mem:2.66G| lr:1.00e-03| loss_qfl:0.8000| loss_bbox:0.4000| loss_dfl:0.2000| aux_loss_qfl:0.2000| \x1b[0m
-[NanoDet][07-31 21:18:00]INFO:Val|Epoch1/20|Iter4(1/2)| mem:2.66G| lr:1.00e-03| loss_qfl:9.0000| loss_bbox:9.0000| loss_dfl:9.0000| 
-| class       | AP50   | mAP   | class       | AP50   | mAP   |
-[NanoDet][07-31 21:18:06]INFO:Val_metrics: {'mAP': 0.2769359509229967, 'AP_50': np.float64(0.475), 'AP_small': 0.02, 'AP_m': nan}
-[NanoDet][07-31 21:18:09]INFO:Train|Epoch2/20|Iter5(2/4)| mem:2.66G| lr:9.00e-04| loss_qfl:0.6000| loss_bbox:0.3000| loss_dfl:0.15"""
+TRAIN = (
+    "{}Train|Epoch{}/20|Iter{}({}/4)| mem:2.66G| lr:{}| loss_qfl:{}| loss_bbox:{}| loss_dfl:{}| aux_loss_qfl:{}| {}\n"
+)
+FIRST = (1, 0, 1, "1.00e-06", "1.0000", "0.5000", "0.2500", "0.2500", "")
+SAID = "[NanoDet][07-31 21:{}]INFO:"
+COLOURED = "\x1b[1m\x1b[35m[NanoDet]\x1b[0m\x1b[34m[07-31 21:10:09]\x1b[0m\x1b[32mINFO:\x1b[0m\x1b[37m"
+NANODET = (
+    SAID.format("10:00")
+    + "Setting up data...\n"
+    + TRAIN.format(SAID.format("10:05"), *FIRST)
+    + TRAIN.format("INFO:NanoDet:", *FIRST)
+    + TRAIN.format(COLOURED, 1, 2, 3, "1.00e-03", "0.8000", "0.4000", "0.2000", "0.2000", "\x1b[0m")
+    + SAID.format("18:00")
+    + "Val|Epoch1/20|Iter4(1/2)| mem:2.66G| lr:1.00e-03| loss_qfl:9.0000| loss_bbox:9.0000| loss_dfl:9.0000| \n"
+    + "| class       | AP50   | mAP   | class       | AP50   | mAP   |\n"
+    + SAID.format("18:06")
+    + "Val_metrics: {'mAP': 0.2769359509229967, 'AP_50': np.float64(0.475), 'AP_small': 0.02, 'AP_m': nan}\n"
+    + SAID.format("18:09")
+    + "Train|Epoch2/20|Iter5(2/4)| mem:2.66G| lr:9.00e-04| loss_qfl:0.6000| loss_bbox:0.3000| loss_dfl:0.15"
+)
 
 GOLD = """\
 Training start...
@@ -230,10 +240,10 @@ def test_drawing_beside_each_other(tmp_path):
         read(tmp_path, GOLD, "gold.txt"),
         read(tmp_path, DETR, "detr.txt"),
     ]
-    first, again = (drawing.draw(trainings, components=True) for _ in range(2))
+    first, again = (curves.draw(trainings, components=True) for _ in range(2))
     assert first.data == again.data and first.kind == "image/svg+xml" and "nano.txt" in first.alt
-    assert len(first.data) > len(drawing.draw(trainings).data)
-    assert drawing.draw(trainings[1:2], dense=True).data.startswith(b"\x89PNG")
+    assert len(first.data) > len(curves.draw(trainings).data)
+    assert curves.draw(trainings[1:2], dense=True).data.startswith(b"\x89PNG")
 
 
 def test_command_line(capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""The engine's figures say in words what they show, draw every call, and are the same bytes every time. Framework-free."""
+"""The engine's figures say in words what they show, draw every call, and are the same bytes every time."""
 
 import numpy as np
 

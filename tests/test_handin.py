@@ -14,7 +14,7 @@ from lib.record import measure, read
 from lib.report import handin, pdf, verify
 from lib.report.beside import REPORTED
 from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, TESTING, TRAINING, Told
-from lib.report.messages import LANGUAGES
+from lib.report.messages import LANGUAGES, Messages
 
 ITEMS = (
     "environment",
@@ -31,7 +31,7 @@ ITEMS = (
 
 @pytest.fixture(autouse=True)
 def no_printer(monkeypatch):
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_what_was_not_run_says_so(folder):
     for item in ("data", "alignment", "performance", "training_log", "curves", "results"):
         assert "NOT RUN" in part(page, f"my-port-{item}"), item
     assert "drawn" not in part(page, "my-port-data"), "a data set that the port has not seen"
-    for demand in ("c_settings", "c_assumptions"):
-        assert f"{LANGUAGES['en'].TEXTS[demand]} NOT RUN" in part(page, "my-port-checklist")
+    for demand in ("settings", "assumptions"):
+        assert f"{Messages('en')(f'checklist.{demand}')} NOT RUN" in part(page, "my-port-checklist")
     assert part(page, "my-port-training_script").count("NOT RUN") == 2 * len(TRAINING)
     assert "1.3" not in part(page, "my-port-environment") and part(page, "my-port-environment").count("NOT RUN") == len(
         ENVIRONMENT
@@ -111,11 +111,11 @@ def test_variation_over_runs_is_not_claimed_from_one_run(folder):
 
 
 def test_all_lines_have_their_words():
-    told = {f"{key}_answer" for key, asks in CHECKLIST.items() if isinstance(asks, Told)}
+    told = {f"checklist.{key}.answer" for key, asks in CHECKLIST.items() if isinstance(asks, Told)}
     listed = (asks for asks in CHECKLIST.values() if not isinstance(asks, Told))
     labels = {ask.label for asks in (ENVIRONMENT, DATA, TRAINING, TESTING, *listed) for ask in asks}
-    for language in LANGUAGES.values():
-        assert labels | told | set(CHECKLIST) <= set(language.TEXTS)
+    for language in LANGUAGES:
+        assert labels | told | {f"checklist.{key}" for key in CHECKLIST} <= set(Messages(language).texts)
 
 
 def test_users_mistakes_are_one_line(folder, tmp_path):

@@ -74,7 +74,9 @@ def test_records_alone_are_enough(records):
         "torch",
         0,
     )
-    assert shown.choice(weights="common", left="torch", image=1).left == "torch" and shown.offered_images() == [0, 1]
+    assert shown.choice(weights="common", left="torch", image=1).left == "torch" and shown.offered("synthetic", "own")[
+        "image"
+    ] == [0, 1]
     picture = shown.picture(shown.choice(threshold=0.0))
     assert picture.kind == "image/png"
     assert re.search(r"Jittor: \d+ boxes, 0 without counterpart; PyTorch: \d+ boxes, 0", picture.alt)
@@ -114,6 +116,20 @@ def test_a_marked_box_looks_different_in_grey():
     assert (painter.paint(image, rows[:0], [], [[20, 60, 140, 110]]) == 255).any()
 
 
+def test_an_annotation_has_no_score_and_small_images_are_enlarged():
+    from lib.evaluation.detection import classes
+    from lib.show import drawing
+
+    painter, image = drawing.Painter(classes.Classes(("cup",), (1,))), np.full((60, 80, 3), [10, 128, 250], np.uint8)
+    told, annotated = np.array([[10, 30, 40, 55, score, 0] for score in (0.5, np.nan)])
+    black = [(painter.paint(image, row[None]) == 0).all(2).sum() for row in (told, annotated)]
+    assert black[0] > black[1] > 0, "a score is written"
+    large = painter.readable(image, told[None])
+    assert large.shape == (360, drawing.SHOWN, 3) and large[0, 0].tolist() == [10, 128, 250], "RGB stays RGB"
+    framed = np.argwhere((large != [10, 128, 250]).any(2))  # the box is where it was, six times as far
+    assert abs(framed[:, 1].max() - 6 * 40) < 5 and abs(framed[:, 0].max() - 6 * 55) < 5
+
+
 def test_a_data_set_and_result_files(tmp_path, data):
     shown = panel.Panel()
     with pytest.raises(UserError, match="nothing to show"):
@@ -149,9 +165,11 @@ def test_records_of_other_classes_and_no_records(tmp_path, records, data):
 
 def test_the_controls_change_the_figure(records):
     widgets = pytest.importorskip("ipywidgets")
+    from lib.show.panel_live import controls
+
     shown = panel.from_records(records)
     shown.add("second", "file", "torch", shown.found["synthetic", "own"]["torch"][:1])
-    box = shown.widget(shown.choice(threshold=0.0))
+    box = controls(shown, shown.choice(threshold=0.0))
     menus, sliders = ({control.description: control for control in row.children} for row in box.children[:2])
     figure = box.children[2]
     assert isinstance(figure, widgets.HTML) and decoded(figure.value).ndim == 3

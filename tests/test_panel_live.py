@@ -1,4 +1,4 @@
-"""A model that is run from the panel: it joins the menus, its weights must fit, each image is asked for once. Both environments."""
+"""A model that is run from the panel joins the menus, its weights must fit, each image is asked for once."""
 
 import re
 
@@ -12,7 +12,7 @@ from lib.errors import UserError
 from lib.evaluation import inference
 from lib.evaluation.detection import Classes
 from lib.show import panel
-from lib.show.panel_live import FILE, SIDE, Live
+from lib.show.panel_live import FILE, SIDE, Live, controls
 
 NAME = "nanodet-plus-m_320"
 
@@ -45,7 +45,7 @@ def test_common_weights_run_here_find_what_the_record_says(trained):
     shown, live = trained
     joined = live.join(shown, NAME, live.weights(NAME)[1])
     assert joined == {"model": NAME, "weights": "common", "right": SIDE}
-    for image in shown.offered_images():
+    for image in shown.offered(NAME, "common")["image"]:
         alt = shown.picture(shown.choice(**joined, left="torch", image=image, threshold=0.0, pixels=0.1)).alt
         assert re.search(rf"PyTorch: (\d+) boxes, 0 without counterpart; {SIDE}: \1 boxes, 0 without", alt), alt
 
@@ -53,7 +53,7 @@ def test_common_weights_run_here_find_what_the_record_says(trained):
 def test_an_image_is_asked_for_once(trained):
     shown, _ = trained
     calls = []
-    shown.add_live("mine", "file", "here", lambda image: calls.append(image.shape) or np.array([[1, 2, 9, 9, 0.9, 0]]))
+    shown.add("mine", "file", "here", lambda image: calls.append(image.shape) or np.array([[1, 2, 9, 9, 0.9, 0]]))
     for threshold in (0.1, 0.5):
         assert "here: 1 boxes" in shown.picture(shown.choice(model="mine", threshold=threshold)).alt
     assert len(calls) == 1 and calls[0][2] == 3
@@ -78,7 +78,7 @@ def test_the_button_brings_the_model_into_the_menus(trained):
     shown, live = trained
     for side in [side for side in shown.found[NAME, "common"] if side == SIDE]:
         del shown.found[NAME, "common"][side]
-    box = shown.widget(shown.choice(threshold=0.01), live)
+    box = controls(shown, shown.choice(threshold=0.01), live)
     row, menus, _ = ({control.description: control for control in row.children} for row in box.children[:3])
     figure = box.children[3]
     assert row["run"].value == NAME and len(row["weights"].options) == 2 and SIDE not in menus["right"].options

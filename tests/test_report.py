@@ -18,8 +18,9 @@ from lib import record, report
 from lib.alignment import questions, rosetta
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
-from lib.report import messages, pdf, pictures, themes, verify
-from lib.show import figures, figures_alignment, figures_models, tables
+from lib.report import messages, pdf, pictures, verify
+from lib.report.page import THEMES, grouped
+from lib.show import figures, figures_alignment, tables
 from notebooks.probes import PROBES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def judged(tmp_path_factory):
 
 
 def rendered(records, out, monkeypatch, models=(synthetic.MODEL,)) -> str:
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     return report.render(records, out, "quick", models).html.read_text()
 
 
@@ -89,20 +90,17 @@ def test_headings_leave_out_no_level(page):
 
 
 def test_every_question_has_a_theme_and_words():
-    assert set(questions.QUESTIONS) <= {question for members in themes.THEMES.values() for question in members}
-    assert themes.grouped(["speed", "forward", "losses"]) == {
-        "theme_answers": ("forward",),
-        "theme_learning": ("losses",),
-        "theme_cost": ("speed",),
-    }
-    for language in messages.LANGUAGES.values():
-        keys = {*questions.QUESTIONS, *(f"{question}_ask" for question in questions.QUESTIONS), *themes.THEMES}
-        assert keys <= set(language.TEXTS)
+    assert set(questions.QUESTIONS) <= {question for members in THEMES.values() for question in members}
+    shown = grouped(["speed", "forward", "losses"])
+    assert shown == {"answers": ("forward",), "learning": ("losses",), "cost": ("speed",)}
+    asked = {f"question.{question}{more}" for question in questions.QUESTIONS for more in ("", ".ask")}
+    for language in messages.LANGUAGES:
+        assert asked | {f"theme.{theme}" for theme in THEMES} <= set(messages.Messages(language).texts)
 
 
 def test_text_can_be_read_on_every_ground():
     """WCAG's contrast of at least 4.5, in light and dark, of every colour of text on paper and panel."""
-    css = (ROOT / "lib" / "report" / "report.css").read_text()
+    css = (ROOT / "lib" / "report" / "templates" / "report.css").read_text()
     grounds = re.findall(r":root \{(.*?)\}", css, re.S)
     assert len(grounds) == 2
     for held in grounds:
@@ -137,7 +135,7 @@ def test_a_flipped_decision_is_listed_with_its_margin(judged, tmp_path, monkeypa
     flips = tables.flips(compared)
     assert flips["decision"].tolist() == [f"{synthetic.CHOICES[0]} at (1, 7)"] * 2 and flips["legal"].all()
     assert tables.nearness(compared)["flipped"].max() == 1
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
     page = report.render(folder, tmp_path / "out", "quick", [synthetic.MODEL], language).html
     assert f"{synthetic.CHOICES[0]} at (1, 7)" in page.read_text() and said in page.read_text()
@@ -268,10 +266,8 @@ BOX = np.array([[4.0, 4.0, 20.0, 20.0]])
     [
         lambda: figures.box_sizes(SIZES),
         lambda: figures.contact_sheet([IMAGE] * 3, [BOX] * 3, columns=2),
-        lambda: figures.assignment(IMAGE, BOX, np.array([[8.0, 8.0, 8.0], [16.0, 16.0, 8.0]]), np.array([1, 0])),
         lambda: figures.feature_maps({"a": np.ones((1, 3, 4, 4)), "b": np.ones((1, 3, 2, 2))}),
         lambda: figures.class_histogram({"train": [3, 1], "val": [1, 0]}, ["disc", "star"]),
-        lambda: figures_models.distributions(np.zeros((2, 4, 8))),
         lambda: figures.learning_rate({"step": [0, 1, 2], "learning_rate": [0.0, 1.0, 0.5]}),
         lambda: figures.bars(
             {"conv": {"torch": 1.0, "jittor": 2.0}, "norm": {"torch": 0.5, "jittor": 0.2}},
@@ -363,7 +359,7 @@ def run_notebook(records: Path, out: Path) -> dict:
 
 
 def test_the_notebook_renders_and_goes_red_on_a_fail(judged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
     assert run_notebook(folder, tmp_path / "green")["failed"] == []
     said = capsys.readouterr().out

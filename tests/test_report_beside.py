@@ -1,4 +1,4 @@
-"""What stands beside the verdicts is bound to its records, or says that it was not run; the first page counts what there is."""
+"""What stands beside the verdicts is bound to its records, or says that it was not run; the first page counts truly."""
 
 import re
 import shutil
@@ -9,11 +9,11 @@ import synthetic_records as synthetic
 
 from lib import report
 from lib.alignment import questions
-from lib.alignment.evidence import Evidence
 from lib.record import measure
 from lib.report import beside, handin, pdf, pictures, verify
+from lib.report.bound import SHARED, records
 from lib.report.messages import LANGUAGES, Messages
-from lib.report.page import _worst
+from lib.report.page import worst
 from lib.training import runs as starts
 
 FOUR = {
@@ -32,7 +32,7 @@ def judged(tmp_path_factory):
 @pytest.fixture
 def folder(judged, tmp_path, monkeypatch):
     """A report folder; nothing is printed or drawn."""
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
     return Path(shutil.copytree(judged, tmp_path / "quick"))
 
@@ -50,19 +50,21 @@ def plain(markup: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", markup).split())
 
 
-def held(folder: Path, question: str, language: str = "en", model: str = synthetic.MODEL) -> tuple[beside.Table, ...]:
-    return beside.tables(Evidence(folder / "records", model), question, Messages(language))
+def held(folder: Path, question: str, language: str = "en", model: str = synthetic.MODEL) -> list[beside.Table]:
+    words = Messages(language)
+    own, shared = (records(folder / "records", name, words) for name in (model, SHARED))
+    return beside.tables(question, model, own, shared, words)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_all_stands_there_and_is_believed(folder, language):
-    page, words = rendered(folder, language), LANGUAGES[language].TEXTS
+    page, words = rendered(folder, language), Messages(language)
     training, speed = section(page, "training"), section(page, "speed")
     assert 'data-ref="synthetic/jittor/train#/fields/starts/fresh weights/after/AP50"' in training
     assert 'data-ref="synthetic/torch/train#/fields/waiting_share"' in speed
     for name in beside.COST:
         assert f'data-ref="synthetic/jittor/divergence#/fields/cost/{name}"' in speed
-    assert words["starts"] in training and words["loader"] in speed and words["engine"] in speed
+    assert words("starts") in training and words("loader") in speed and words("engine") in speed
     (checked,) = verify.verify(folder)
     assert checked.faults == ()
 
@@ -77,7 +79,7 @@ def test_a_number_beside_can_not_be_edited(folder):
 
 
 def test_starts_are_called_as_the_training_calls_them():
-    assert list(beside.STARTS) == [starts.FRESH, starts.IMAGENET, starts.FINE_TUNED]
+    assert beside.STARTS == (starts.FRESH, starts.IMAGENET, starts.FINE_TUNED)
 
 
 def test_what_was_not_trained_is_said_in_one_line(folder):
@@ -88,7 +90,7 @@ def test_what_was_not_trained_is_said_in_one_line(folder):
     for side in ("torch", "jittor"):
         (folder / "records" / synthetic.MODEL / side / "train.json").unlink()
     (table,) = held(folder, "training")
-    assert table.rows == () and table.gap.startswith("fresh weights, ImageNet start, fine-tuned.")
+    assert table.rows == [] and table.gap.startswith("fresh weights, ImageNet start, fine-tuned.")
 
 
 def test_the_four_runs_stand_side_by_side(folder):
@@ -123,7 +125,7 @@ def test_without_records_nothing_is_claimed(folder):
     loader, engine = held(folder, "speed")
     assert [plain(row[2]) for row in (*loader.rows[1:], *engine.rows[1:])] == ["NOT RUN"] * 7
     (folder / "records" / synthetic.MODEL / "torch" / "divergence.json").unlink()
-    assert held(folder, "speed")[1].rows == () and held(folder, "speed")[1].gap == "no record."
+    assert held(folder, "speed")[1].rows == [] and held(folder, "speed")[1].gap == "no record."
 
 
 def test_the_hand_in_holds_them_too(folder):
@@ -141,7 +143,7 @@ def test_the_headline_counts_only_what_there_is(folder):
     page = rendered(folder)
     assert re.fullmatch(r"Aligned as far as it was asked: \d+ PASS", headline(page))
     assert "legend" in page and ">beyond its gate<" not in page and ">measured, not judged<" in page
-    assert re.fullmatch(r"就所问而言已对齐： *\d+ 项通过", headline(rendered(folder, "zh")))
+    assert re.fullmatch(r"所查各项均已对齐： *\d+ 项通过", headline(rendered(folder, "zh")))
     (folder / "records" / synthetic.MODEL / "jittor" / "train.json").unlink()
     questions.judge_records(folder / "records", [synthetic.MODEL])
     assert re.fullmatch(r"Incomplete: \d+ PASS, 1 NOT RUN", headline(rendered(folder)))
@@ -202,7 +204,7 @@ def test_rows_that_are_not_judged_make_way_for_those_that_are():
         row("c", 3.0, False),
         row("c", 0.1, True),
     ]
-    assert [index for index, _ in _worst(list(enumerate(rows)))] == [6, 5, 1, 3]
+    assert [index for index, _ in worst(list(enumerate(rows)))] == [6, 5, 1, 3]
 
 
 def test_composed_texts_are_translated_and_names_are_not():

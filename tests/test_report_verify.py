@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import synthetic_records as synthetic
+from babel.messages.pofile import read_po
 
 from lib import __main__ as command_line
 from lib import record, report
 from lib.alignment import questions
 from lib.errors import UserError
-from lib.report import pdf, pictures, verify
+from lib.report import messages, pdf, pictures, verify
 from lib.report.messages import LANGUAGES, Messages
 from lib.report.verify import DIGITS
 
@@ -27,7 +28,7 @@ def made(tmp_path_factory):
     questions.judge_records(records, [synthetic.MODEL])
     shutil.copytree(folder / "en", folder / "zh")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+        patch.setattr(pdf, "write", synthetic.printed)
         for language in LANGUAGES:
             report.render(folder / language / "records", folder / language, "quick", [synthetic.MODEL], language)
     return folder
@@ -190,21 +191,21 @@ def test_the_command_line_says_where(copy, capsys):
 
 
 def test_an_example_is_the_page_alone(copy, tmp_path):
-    from lib.report import example
+    from lib.report import readme
 
-    example.copy(copy, tmp_path / "example")
+    readme.copy(copy, tmp_path / "example")
     assert (tmp_path / "example" / "index.html").read_bytes() == (copy / "index.html").read_bytes()
     (tmp_path / "example" / "old.html").write_text("of an earlier report")
-    example.copy(copy, tmp_path / "example")
+    readme.copy(copy, tmp_path / "example")
     assert not (tmp_path / "example" / "old.html").exists()
 
 
 def test_an_example_that_is_not_as_recorded_is_not_made(copy, tmp_path):
-    from lib.report import example
+    from lib.report import readme
 
     edit(copy, r'(data-count="PASS"[^>]*>)\d+', r"\g<1>99")
     with pytest.raises(UserError, match="not as recorded"):
-        example.copy(copy, tmp_path / "example")
+        readme.copy(copy, tmp_path / "example")
     assert not (tmp_path / "example").exists()
 
 
@@ -216,31 +217,60 @@ def test_a_folder_without_a_report_is_a_clear_error(tmp_path):
 # -------------------------------------------------------------------------------------------------------- languages
 
 
+NAMES = {  # the same in every language
+    "AP",
+    "AP50",
+    "join.pair",
+    "side.torch",
+    "side.jittor",
+    "rosetta.notebook",
+    "fact.frameworks.absent",
+    "number.coco",
+    "handin.line.python",
+    "handin.line.numpy",
+}
+
+
 def placeholders(text: str) -> list[str]:
     return sorted(set(re.findall(r"\{(\w+)\}", text)))
 
 
 def test_the_catalogues_have_the_same_keys_and_placeholders():
-    english, chinese = (LANGUAGES[name].TEXTS for name in ("en", "zh"))
-    assert list(english) == list(chinese)
-    assert not [key for key in english if placeholders(english[key]) != placeholders(chinese[key])]
+    english, chinese = (Messages(name) for name in ("en", "zh"))
+    assert list(english.texts) == list(chinese.texts) and set(english.terms) <= set(chinese.terms)
+    for one in (english.texts, english.terms):
+        other = chinese.texts if one is english.texts else chinese.terms
+        assert not [key for key in one if placeholders(one[key]) != placeholders(other[key])]
+    for words in (english, chinese):  # a form and what it becomes have the same parts
+        assert not [text for text, form in words.terms.items() if placeholders(text) != placeholders(form)]
 
 
-def test_every_question_has_its_words():
-    missing = [
-        f"{name}: {key}"
-        for name in LANGUAGES
-        for question in questions.QUESTIONS
-        for key in (question, f"{question}_ask")
-        if key not in LANGUAGES[name].TEXTS
-    ]
-    assert not missing
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_translated_and_an_unknown_key_is_an_error(language):
+    with (messages.TEXTS / f"{language}.po").open("rb") as file:
+        catalogue = [one for one in read_po(file, abort_invalid=True) if one.id]
+    assert not [one.id for one in catalogue if not one.string or one.fuzzy]
+    words = Messages(language)
+    assert len(catalogue) == len(words.texts) + len(words.terms), "a text has an unknown context, or stands there twice"
+    with pytest.raises(KeyError):
+        words("question.nobody_asks")
+    with pytest.raises(KeyError):
+        words.say("headline.pass", others=1)
+
+
+def test_chinese_texts_have_chinese_letters_and_signs():
+    """Names stay as they are; 噪声底 is the word for a noise floor."""
+    words = Messages("zh")
+    for key, text in {**words.texts, **words.terms}.items():
+        assert not re.search(r"[\u4e00-\u9fff] *[,;:()?!]|[,;:()?!] *[\u4e00-\u9fff]|底噪", text), (key, text)
+    same = {key for key, text in words.texts.items() if text == Messages("en").texts[key]}
+    assert same <= NAMES, same - NAMES
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_number_is_typed_into_a_catalogue(language):
     """Only names have digits: a bare number in a text would be one that no record holds."""
-    tokens = {token for text in Messages(language).texts for token in DIGITS.findall(text)}
+    tokens = {token for text in Messages(language).texts.values() for token in DIGITS.findall(text)}
     assert all(re.search(r"[A-Za-z]", token) for token in tokens), tokens
 
 
@@ -287,7 +317,7 @@ GAPS = [
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_gaps_and_restarts_are_said_and_held_against_their_record(made, tmp_path, monkeypatch, language):
     folder = Path(shutil.copytree(made / language, tmp_path / "quick"))
-    monkeypatch.setattr(pdf, "write", lambda source, target: target.write_bytes(b"%PDF-") and "nothing")
+    monkeypatch.setattr(pdf, "write", synthetic.printed)
     monkeypatch.setenv(record.RESTARTS, json.dumps(["the kernel died of signal 11 (SIGSEGV)"]))
     with record.measure("gaps", "all", folder / "records") as measured:
         measured.fields["gaps"] = GAPS

@@ -7,16 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nbformat
 import pytest
 
-nbformat = pytest.importorskip("nbformat")
-pytest.importorskip("nbconvert")
-
-from lib import __main__ as command_line  # noqa: E402
+from lib import __main__ as command_line
 from lib import backend
-from lib.errors import UserError  # noqa: E402
-from lib.report import slides  # noqa: E402
-from lib.report.pdf import BROWSERS  # noqa: E402
+from lib.errors import UserError
+from lib.report import slides
+from lib.report.pdf import BROWSERS
 
 if backend.NAME != "torch":
     pytest.skip("reveal.js comes with sphinx-revealjs, in the torch environment", allow_module_level=True)

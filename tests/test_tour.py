@@ -11,8 +11,8 @@ from lib.backend import nn
 from lib.models import gold_yolo as model_file
 from lib.models.gold_yolo import VARIANTS, build_variant
 from lib.models.rt_detr import DeformableAttention, Denoising
-from lib.show import tour
-from lib.show.tour import gold_yolo, rt_detr
+from notebooks import tours
+from notebooks.tours import gold_yolo, rt_detr
 
 N, R18 = "gold-yolo-n", "rtdetr_r18vd"
 PARTS = r"backbone\.ERBlock_\d|neck\.\w+"
@@ -33,7 +33,7 @@ def images():
 def reads(model, images, pattern) -> dict[str, tuple[str, ...]]:
     return {
         node.name.partition(".")[2]: tuple(name.partition(".")[2] for name in node.reads)
-        for node in tour.wiring(model, images, pattern)
+        for node in tours.wiring(model, images, pattern)
     }
 
 
@@ -63,7 +63,7 @@ def test_wiring_follows_doubling_and_tokens(images):
 
 def test_hooks_go(images):
     model = nn.Sequential(nn.ReLU())
-    with tour.calls(model, "0") as found:
+    with tours.calls(model, "0") as found:
         model(backend.tensor(images))
     first = found["0"]
     assert (first.output == np.maximum(first.inputs[0], 0)).all() and first.inputs[0].shape == images.shape
@@ -72,9 +72,9 @@ def test_hooks_go(images):
 
 
 def test_shares_are_those_that_the_attention_used(seeded, images):
-    with backend.no_grad(), tour.calls(seeded, ATTENTION + r"\.(to_v|proj\.0)") as found:
+    with backend.no_grad(), tours.calls(seeded, ATTENTION + r"\.(to_v|proj\.0)") as found:
         seeded(backend.tensor(images))
-    shares = tour.softmax(gold_yolo.attention_scores(seeded, images, ATTENTION))
+    shares = tours.softmax(gold_yolo.attention_scores(seeded, images, ATTENTION))
     value = found[f"{ATTENTION}.to_v"].output[0]
     mixed = value.reshape(len(shares), -1, shares.shape[1]) @ shares.transpose(0, 2, 1)
     assert np.allclose(np.clip(mixed.reshape(value.shape), 0, 6), found[f"{ATTENTION}.proj.0"].output[0], atol=1e-5)
@@ -126,10 +126,10 @@ def test_a_criterion_knows_its_phase():
 
 
 def test_reach_of_known_modules():
-    assert tour.reach(tour.convolution(2, 3, 1), 2, 6, (2, 3)).nonzero()[0].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert tour.reach(tour.convolution(2, 1, 2), 2, 4).sum() == 4
+    assert tours.reach(tours.convolution(2, 3, 1), 2, 6, (2, 3)).nonzero()[0].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert tours.reach(tours.convolution(2, 1, 2), 2, 4).sum() == 4
     pooled = models.build(R18, 3).backbone.res_layers[1].blocks[0].short
-    assert tour.reach(pooled, 64, 4).all()
+    assert tours.reach(pooled, 64, 4).all()
 
 
 def test_places_are_those_that_the_module_reads():
@@ -149,7 +149,7 @@ def test_places_are_those_that_the_module_reads():
 
 def test_sampling_of_the_first_weights_is_a_star_around_the_box():
     model = models.build(R18, 3).train()
-    with backend.no_grad(), tour.calls(model, r"decoder\.decoder\.layers\.\d\.cross_attn(\.\w+)?") as found:
+    with backend.no_grad(), tours.calls(model, r"decoder\.decoder\.layers\.\d\.cross_attn(\.\w+)?") as found:
         model(backend.tensor(rt_detr.scene(96)[0]))
     layers = rt_detr.sampling(found, rt_detr.central(found))
     assert list(layers) == ["layer 0", "layer 1", "layer 2"]

@@ -29,10 +29,9 @@ def run(chosen: argparse.Namespace) -> None:
         raise UserError(f"--names: {len(chosen.names)} names for {len(chosen.logs)} logs; give one per log")
     from lib.record import atomic
     from lib.show import curves
-    from lib.show.curves import drawing
 
     trainings = [curves.read(path, name) for path, name in zip(chosen.logs, chosen.names or [None] * len(chosen.logs))]
-    picture = drawing.draw(trainings, chosen.components, dense=chosen.output.suffix == ".png")
+    picture = curves.draw(trainings, chosen.components, dense=chosen.output.suffix == ".png")
     with atomic(chosen.output) as temporary:
         temporary.write_bytes(picture.data)
     print("\n".join([*(one.standing() for one in trainings), str(chosen.output)]))

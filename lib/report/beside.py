@@ -1,120 +1,106 @@
-"""Tables beside the verdicts of a question, shown and not judged: trainings by their start, the input pipeline, the engine's cost."""
+"""Tables beside the verdicts, shown and not judged: trainings by their start, the input pipeline, the engine's cost;
+and at the end of a page where its numbers come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup, escape
 
-from lib.alignment.evidence import Evidence
 from lib.families import FAMILIES
 from lib.machine.notebook import BOTH
-from lib.record import Record, read
-from lib.report.bound import field
+from lib.report.bound import Held, Records, not_run
 from lib.report.messages import Messages
 
-STARTS = {
-    "fresh weights": "start_fresh",
-    "ImageNet start": "start_imagenet",
-    "fine-tuned": "start_fine_tuned",
-}  # as lib.training.starts names them
+STARTS = ("fresh weights", "ImageNet start", "fine-tuned")  # as lib.training.runs names them
 REPORTED = ("AP", "AP50")
 LOADING = ("images_per_second", "waiting_seconds", "waiting_share")  # of a training
 COST = ("times_plain", "seconds", "plain_seconds", "gb_per_second")  # of the engine's layer by layer comparison
 
-Row = tuple[Markup, ...]
+Rows = Sequence[Sequence[Markup]]  # a header, then rows; none where nothing was measured
 
 
 @dataclass(frozen=True)
 class Table:
-    """rows: header, then rows; none where nothing was measured. gap: what was not measured, in a sentence."""
+    """gap: what was not measured, in a sentence."""
 
     title: str
     lead: Markup
-    rows: tuple[Row, ...]
-    gap: str | None
+    rows: Rows
+    gap: Markup | str | None
 
 
-def tables(evidence: Evidence, question: str, words: Messages) -> tuple[Table, ...]:
-    """What stands beside the verdicts of this question."""
-    return tuple(table(evidence, words) for table in _BESIDE.get(question, ()))
+def tables(question: str, model: str, held: Records, shared: Records, words: Messages) -> list[Table]:
+    """What stands beside the verdicts of this question, from a model's records and those of no one model."""
+    if question == "training":
+        return [_starts(held, words)]
+    if question == "speed":
+        cost = _sides("engine", held, "divergence", [("cost", name) for name in COST], words.say("engine.lead"), words)
+        return [_loader(model, held, shared, words), cost]
+    return []
 
 
-def not_run(words: Messages) -> Markup:
-    """The frame that stands where a record is missing."""
-    return Markup('<span class="badge not-run">{}</span>').format(words("NOT RUN"))
+def cell(held: Held | None, words: Messages, *keys: str | int) -> Markup:
+    """A field of a record, bound; NOT RUN where there is no such record or field."""
+    return (held.find(*keys) if held else None) or not_run(words)
 
 
-def _starts(evidence: Evidence, words: Messages) -> Table:
+def _starts(held: Records, words: Messages) -> Table:
     """COCO's numbers before the first step and of the best epoch, for each start; fresh weights have none before."""
-    held = _records(evidence, "train")
+    trained = {side: held[side, "train"] for side in BOTH if (side, "train") in held}
+    told = {side: one.value("fields").get("starts", {}) for side, one in trained.items()}
     rows, absent = [], []
-    for name, key in STARTS.items():
-        found = {side: one for side, one in held.items() if name in one.fields.get("starts", ())}
-        if not found:
-            absent.append(words(key))
+    for name in STARTS:
+        title = words(f"start.{name}")
+        if not any(name in found for found in told.values()):
+            absent.append(escape(title))
         for when in ("before", "after"):
-            if any(one.fields["starts"][name][when] for one in found.values()):
-                cells = (
-                    _cell(held.get(side), words, "starts", name, when, number) for side in BOTH for number in REPORTED
-                )
-                rows.append((escape(f"{words(key)}, {words(when)}"), *cells))
-    header = (
-        escape(words("starts_start")),
-        *(escape(f"{words(side)} {number}") for side in BOTH for number in REPORTED),
-    )
-    gap = words("starts_absent").format(names=words("listed").join(absent)) if absent else None
-    return Table(words("starts"), escape(words("starts_lead")), (header, *rows) if rows else (), gap)
+            if any(found.get(name, {}).get(when) for found in told.values()):
+                fields = [(side, ("fields", "starts", name, when, number)) for side in BOTH for number in REPORTED]
+                cells = (cell(trained.get(side), words, *keys) for side, keys in fields)
+                rows.append([words.say("starts.row", start=title, when=words(f"starts.{when}")), *cells])
+    header = [escape(words("starts.start"))]
+    header += [escape(f"{words(f'side.{side}')} {number}") for side in BOTH for number in REPORTED]
+    gap = words.say("starts.absent", names=words.joined(absent)) if absent else None
+    return Table(words("starts"), words.say("starts.lead"), [header, *rows] if rows else [], gap)
 
 
-def _loader(evidence: Evidence, words: Messages) -> Table:
-    """How fast images come alone, and whether the trainings waited for them."""
-    alone = _alone(evidence, words)
-    lead = escape(words("loader_absent")) if alone is None else Markup(escape(words("loader_lead"))).format(alone=alone)
-    return _sides("loader", _records(evidence, "train"), [(name,) for name in LOADING], lead, words)
-
-
-def _alone(evidence: Evidence, words: Messages) -> Markup | None:
-    """Images per second of reading and augmentation, which the data stage measured for each family's recipe."""
-    path = evidence.folder / "all" / "none" / "data.json"
-    family = next((family for family, names in FAMILIES.items() if evidence.model in names), None)
-    if not path.is_file() or family not in (held := read(path)).fields.get("loader_images_per_second", ()):
-        return None
-    return field(held, words, "fields", "loader_images_per_second", family)
-
-
-def _engine(evidence: Evidence, words: Messages) -> Table:
-    return _sides(
-        "engine",
-        _records(evidence, "divergence"),
-        [("cost", name) for name in COST],
-        escape(words("engine_lead")),
-        words,
-    )
-
-
-def _records(evidence: Evidence, stage: str) -> dict[str, Record]:
-    return {side: held for side in BOTH if (held := evidence.get(side, stage))}
+def _loader(model: str, held: Records, shared: Records, words: Messages) -> Table:
+    """How fast images come alone, by the recipe of the model's family, and whether the trainings waited for them."""
+    family = next((name for name, models in FAMILIES.items() if model in models), "")
+    data = shared.get(("none", "data"))
+    alone = data.find("fields", "loader_images_per_second", family) if data else None
+    lead = words.say("loader.lead", alone=alone) if alone else words.say("loader.absent")
+    return _sides("loader", held, "train", [(name,) for name in LOADING], lead, words)
 
 
 def _sides(
-    name: str, held: dict[str, Record], fields: Sequence[tuple[str, ...]], lead: Markup, words: Messages
+    name: str, held: Records, stage: str, fields: Sequence[tuple[str, ...]], lead: Markup, words: Messages
 ) -> Table:
     """A row per field, a column per side."""
-    header = (escape(words("column_quantity")), *(escape(words(side)) for side in BOTH))
-    rows = (
-        (escape(words(f"{name}_{keys[-1]}")), *(_cell(held.get(side), words, *keys) for side in BOTH))
-        for keys in fields
-    )
-    return Table(words(name), lead, (header, *rows) if held else (), None if held else words("beside_absent"))
+    sides = [held.get((side, stage)) for side in BOTH]
+    header = [escape(words(key)) for key in ("column.quantity", *(f"side.{side}" for side in BOTH))]
+    rows = [
+        [escape(words(f"{name}.{keys[-1]}")), *(cell(one, words, "fields", *keys) for one in sides)] for keys in fields
+    ]
+    known = any(sides)
+    return Table(words(name), lead, [header, *rows] if known else [], None if known else words("beside.absent"))
 
 
-def _cell(held: Record | None, words: Messages, *keys: str) -> Markup:
-    """A field of a record, bound; NOT RUN where there is no such record or field."""
-    value: Any = held.fields if held else None
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return not_run(words) if held is None or value is None else field(held, words, "fields", *keys)
+# ------------------------------------------------------------------------------------------------------- provenance
 
 
-_BESIDE = {"training": (_starts,), "speed": (_loader, _engine)}
+def software(records: Sequence[Held], words: Messages) -> Rows:
+    """A header and a line per package; a column per set of versions, named by the sides it ran on."""
+    sets: dict[tuple, list[Held]] = {}
+    for one in records:
+        sets.setdefault(tuple(sorted(one.origin.versions.items())), []).append(one)
+    header = [escape(words("software.package"))]
+    for group in sets.values():
+        sides = dict.fromkeys(one.record.side for one in group)
+        names = (words("software.no_framework" if side == "none" else f"side.{side}") for side in sides)
+        header.append(words.joined(list(map(escape, names))))
+    rows = {
+        package: [group[0].find("provenance", "versions", package) or "" for group in sets.values()]
+        for package in dict.fromkeys(package for versions in sets for package, _ in versions)
+    }
+    return [header, *([escape(package), *cells] for package, cells in rows.items())]

@@ -1,8 +1,8 @@
-"""What ties the text of a page to the records: each number and each name stands in an element that says where it comes from.
+"""What ties the text of a page to the records: each number and name stands in an element that says where it comes from.
 
-    <data value="…" data-ref="run_id#/json/pointer">…</data>          a number, or nothing ("–"), of a record
-    <span data-ref="run_id#/json/pointer">…</span>                    a text of a record: a name, a command, a version
-    <data value="…" data-ref="… …" data-count="PASS">…</data>         how many verdicts of such a kind are in these lists
+    <data value="…" data-ref="run_id#/json/pointer">…</data>       a number, or nothing ("–"), of a record
+    <span data-ref="run_id#/json/pointer">…</span>                 a text of a record: a name, a command, a version
+    <data value="…" data-ref="… …" data-count="PASS">…</data>      how many verdicts of such a kind are in these lists
 
 `lib.report.verify` reads the same elements back: text, value and record must agree by the rules of this module.
 """
@@ -10,7 +10,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,18 @@ from markupsafe import Markup
 
 from lib.alignment.evidence import pointer
 from lib.errors import UserError
-from lib.record import Record
+from lib.record import Record, read
 from lib.report.messages import Messages
 from lib.show import tables
 
 ABSENT = "–"
 COMMIT = 12  # characters of a commit that are shown
+STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss")
+STAGES += ("train", "lockstep", "evaluate", "speed", "compare", "gaps")
+SIDES = ("published", "torch", "jittor", "none")
+SHARED = "all"  # in place of a model: records of no one model
+
+Records = Mapping[tuple[str, str], "Held"]  # by side and stage
 
 
 def slug(text: str) -> str:
@@ -58,12 +64,60 @@ def bound(value: Any, ref: str, words: Messages) -> Markup:
     )
 
 
-def field(record: Record, words: Messages, *keys: str | int) -> Markup:
-    """A field of a record, bound: `field(record, words, "provenance", "machine", "cpu")`."""
-    value: Any = record.model_dump(mode="json")
-    for key in keys:
-        value = value[key]
-    return bound(value, pointer(record.run_id, *keys), words)
+class Held:
+    """A record whose fields a page shows: `held("provenance", "seed")` is the element for that field."""
+
+    def __init__(self, record: Record, words: Messages):
+        self.record, self.origin, self.words = record, record.provenance, words
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return self.record.model_dump(mode="json")
+
+    def value(self, *keys: str | int) -> Any:
+        value: Any = self._content
+        for key in keys:
+            value = value[key]
+        return value
+
+    def ref(self, *keys: str | int) -> str:
+        return pointer(self.record.run_id, *keys)
+
+    def __call__(self, *keys: str | int) -> Markup:
+        return bound(self.value(*keys), self.ref(*keys), self.words)
+
+    def find(self, *keys: str | int) -> Markup | None:
+        """The element, or None where the record has no such field, or nothing in it."""
+        try:
+            return None if self.value(*keys) is None else self(*keys)
+        except (KeyError, IndexError, TypeError):
+            return None
+
+    def badge(self, *keys: str | int) -> Markup:
+        """A verdict as a word in a frame."""
+        verdict = self.value(*keys)
+        return Markup('<span class="badge {}" data-ref="{}">{}</span>').format(
+            badge_class(verdict), self.ref(*keys), self.words(f"verdict.{verdict}")
+        )
+
+
+def records(folder: Path, model: str, words: Messages) -> dict[tuple[str, str], Held]:
+    """A model's records by side and stage, in the order of the stages; of SHARED those of no one model."""
+
+    def place(one: Record) -> tuple:
+        return STAGES.index(one.stage) if one.stage in STAGES else len(STAGES), SIDES.index(one.side), one.stage
+
+    found = [read(path) for path in sorted(folder.glob(f"{model}/*/*.json"))]
+    return {(one.side, one.stage): Held(one, words) for one in sorted(found, key=place)}
+
+
+def not_run(words: Messages) -> Markup:
+    """The frame that stands where a record is missing."""
+    return Markup('<span class="badge not-run">{}</span>').format(words("verdict.NOT RUN"))
+
+
+def badge_class(verdict: str) -> str:
+    return verdict.lower().replace(" ", "-")
 
 
 def count(kinds: Sequence[str], verdicts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
@@ -76,15 +130,6 @@ def count(kinds: Sequence[str], verdicts: Mapping[str, Sequence[Mapping[str, Any
 
 def counted(kinds: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> int:
     return sum(verdict["verdict"] in kinds for verdicts in lists for verdict in verdicts)
-
-
-def badge(verdict: str, ref: str, words: Messages) -> Markup:
-    """A verdict as a word in a frame."""
-    return Markup('<span class="badge {}" data-ref="{}">{}</span>').format(badge_class(verdict), ref, words(verdict))
-
-
-def badge_class(verdict: str) -> str:
-    return verdict.lower().replace(" ", "-")
 
 
 class Fields:

@@ -5,118 +5,99 @@ visual results, and the checklist of reproducible machine learning. A port broug
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from lib.alignment.evidence import PAIRS, Evidence, pointer
+from lib.alignment.evidence import PAIRS, Evidence
 from lib.errors import UserError
-from lib.record import Record
-from lib.report import Rendered, beside, pictures, sources, write
-from lib.report.bound import badge, bound, count, slug
+from lib.machine.notebook import BOTH
+from lib.report import Rendered, beside, pictures, write
+from lib.report.bound import SHARED, Records, count, not_run, records, slug
 from lib.report.messages import Messages
 
-BOTH = ("torch", "jittor")
-SHARED = ("none",)  # records that no framework wrote
+NO_SIDE = ("none",)  # records that no framework wrote
 READERS = ("train", "evaluate")  # stages that read the data set
 RAN = ("train", "evaluate", "loss", "forward", "convert", "speed")  # any of these says what the framework ran on
-ORIGIN, MACHINE = "provenance", ("provenance", "machine")
+KINDS = ("PASS", "FAIL", "NOT RUN", "SHOWN", "UNDERPOWERED")
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """One line: what it is called, which stage's record tells (the first that is there), and its field."""
 
     label: str
     stages: tuple[str, ...]
-    keys: tuple[str, ...]  # "SIDE" stands for the side's name
-    sides: tuple[str, ...] = BOTH
+    keys: list[str]  # "SIDE" stands for the side's name
+    sides: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """A demand that the catalogue's text meets, where there is such a record."""
 
     side: str
     stage: str
 
 
-def _asks(stages: Sequence[str], sides: tuple[str, ...], **keys: tuple[str, ...]) -> tuple[Ask, ...]:
-    return tuple(Ask(f"h_{label}", tuple(stages), path, sides) for label, path in keys.items())
+def _asks(stages: tuple[str, ...], where: str, sides: tuple[str, ...] = BOTH, **fields: str) -> tuple[Ask, ...]:
+    """fields: what each line is called, and the place of its field below `where`."""
+    return tuple(Ask(f"handin.line.{label}", stages, f"{where}/{at}".split("/"), sides) for label, at in fields.items())
 
 
-ENVIRONMENT = _asks(
-    RAN,
-    BOTH,
-    framework=(ORIGIN, "versions", "SIDE"),
-    python=(ORIGIN, "versions", "python"),
-    numpy=(ORIGIN, "versions", "numpy"),
-    cpu=(*MACHINE, "cpu"),
-    cores=(*MACHINE, "cores"),
-    memory=(*MACHINE, "memory_gib"),
-    os=(*MACHINE, "os"),
-    device=(ORIGIN, "device"),
-    threads=(ORIGIN, "threads"),
-    commit=(ORIGIN, "git_commit"),
+ENVIRONMENT = (
+    *_asks(RAN, "provenance/versions", framework="SIDE", python="python", numpy="numpy"),
+    *_asks(RAN, "provenance/machine", cpu="cpu", cores="cores", memory="memory_gib", os="os"),
+    *_asks(RAN, "provenance", device="device", threads="threads", commit="git_commit"),
 )
-DATA = _asks(
-    ("data",),
-    SHARED,
-    dataset=("fields", "name"),
-    train_images=("fields", "splits", "train", "images"),
-    train_boxes=("fields", "splits", "train", "boxes"),
-    val_images=("fields", "splits", "val", "images"),
-    val_boxes=("fields", "splits", "val", "boxes"),
-    train_sha256=("fields", "splits", "train", "images_sha256"),
-    val_sha256=("fields", "splits", "val", "images_sha256"),
-    command=(ORIGIN, "command"),
+_SPLITS = {f"{split}_{key}": f"{split}/{key}" for split in ("train", "val") for key in ("images", "boxes")}
+_HASHES = {f"{split}_sha256": f"{split}/images_sha256" for split in ("train", "val")}
+DATA = (
+    *_asks(("data",), "fields", NO_SIDE, dataset="name"),
+    *_asks(("data",), "fields/splits", NO_SIDE, **_SPLITS, **_HASHES),
+    *_asks(("data",), "provenance", NO_SIDE, command="command"),
 )
-TRAINING = _asks(
-    ("train",),
-    BOTH,
-    command=(ORIGIN, "command"),
-    seed=(ORIGIN, "seed"),
-    steps=("fields", "steps"),
-    seconds=("fields", "seconds"),
-    final_ap=("fields", "final", "AP"),
-    final_ap50=("fields", "final", "AP50"),
-    weights=("fields", "checkpoint", "path"),
-    weights_sha256=("fields", "checkpoint", "sha256"),
-    peak=(ORIGIN, "peak_rss_mib"),
+TRAINING = (
+    *_asks(("train",), "provenance", command="command", seed="seed"),
+    *_asks(("train",), "fields", steps="steps", seconds="seconds", final_ap="final/AP", final_ap50="final/AP50"),
+    *_asks(("train",), "fields/checkpoint", weights="path", weights_sha256="sha256"),
+    *_asks(("train",), "provenance", peak="peak_rss_mib"),
 )
-TESTING = _asks(
-    ("evaluate",),
-    BOTH,
-    command=(ORIGIN, "command"),
-    images=("fields", "images"),
-    own_ap=("fields", "own", "AP"),
-    own_ap50=("fields", "own", "AP50"),
-    common_ap=("fields", "common", "AP"),
-    common_sha256=("fields", "common_weights_sha256"),
-    wall=(ORIGIN, "wall_seconds"),
+TESTING = (
+    *_asks(("evaluate",), "provenance", command="command"),
+    *_asks(("evaluate",), "fields", images="images", own_ap="own/AP", own_ap50="own/AP50", common_ap="common/AP"),
+    *_asks(("evaluate",), "fields", common_sha256="common_weights_sha256"),
+    *_asks(("evaluate",), "provenance", wall="wall_seconds"),
 )
 # The checklist: a demand, and the lines that meet it; no line: NOT RUN.
 CHECKLIST: dict[str, tuple[Ask, ...] | Told] = {
-    "c_model": _asks(("convert",), BOTH, parameters=("fields", "parameters")),
-    "c_assumptions": Told("none", "compare"),
-    "c_cost": _asks(("train",), BOTH, seconds=("fields", "seconds"), peak=(ORIGIN, "peak_rss_mib")),
-    "c_data": DATA[:5],
-    "c_splits": DATA[5:7],
-    "c_preparation": DATA[7:],
-    "c_dependencies": ENVIRONMENT[:3],
-    "c_training": TRAINING[:1],
-    "c_testing": TESTING[:1],
-    "c_weights": TRAINING[6:8],
-    "c_settings": Told("torch", "train"),
-    "c_runs": TRAINING[1:2],
-    "c_measure": TESTING[1:4],
-    "c_variation": (),  # no stage repeats a training with other seeds
-    "c_time": (*TRAINING[3:4], *TESTING[6:]),
-    "c_machine": ENVIRONMENT[3:6],
+    "model": _asks(("convert",), "fields", parameters="parameters"),
+    "assumptions": Told("none", "compare"),
+    "cost": (TRAINING[3], TRAINING[8]),
+    "data": DATA[:5],
+    "splits": DATA[5:7],
+    "preparation": DATA[7:],
+    "dependencies": ENVIRONMENT[:3],
+    "training": TRAINING[:1],
+    "testing": TESTING[:1],
+    "weights": TRAINING[6:8],
+    "settings": Told("torch", "train"),
+    "runs": TRAINING[1:2],
+    "measure": TESTING[1:4],
+    "variation": (),  # no stage repeats a training with other seeds
+    "time": (*TRAINING[3:4], *TESTING[6:]),
+    "machine": ENVIRONMENT[3:6],
 }
+PERFORMANCE = {  # columns of times and memory, and where they stand in a case of a speed record
+    "batch": ["batch"],
+    **{label: ["synchronised_ms", key] for label, key in (("median", "median"), ("low", "q1"), ("high", "q3"))},
+    "unsynchronised": ["unsynchronised_ms", "median"],
+    "peak": ["memory", "peak_mib"],
+}
+
+
+CURVES = ("step", "loss", "learning_rate")  # of a training's log
 
 
 @dataclass(frozen=True)
@@ -126,227 +107,155 @@ class Item:
     title: str
     anchor: str
     done: bool
-    tables: tuple[tuple[tuple[Markup, ...], ...], ...] = ()
-    figures: tuple[pictures.Figure, ...] = ()
-    note: str = ""
+    tables: Sequence[beside.Rows]
+    figures: Sequence[pictures.Figure]
+    note: str
 
 
-@dataclass(frozen=True)
 class Port:
-    name: str
-    title: Markup
-    anchor: str
-    items: tuple[Item, ...]
-    checklist: tuple[tuple[str, Markup], ...]
+    """What the document says of one model; `shared`: records of no one model."""
+
+    def __init__(self, folder: Path, name: str, shared: Records, words: Messages):
+        self.name, self.anchor, self.words = name, slug(name), words
+        self.records = self._held = records(folder, name, words)
+        self.title = next(iter(self.records.values()))("model")
+        if any(stage in READERS for _, stage in self.records):  # else the port has not seen the report's data set
+            self._held = self.records | dict(shared)
+        evidence = Evidence(folder, name)
+        curves, results = (pictures.draw(evidence, question) for question in ("training", "evaluation"))
+        self.items = (
+            self._item("environment", *self._asked(ENVIRONMENT)),
+            self._item("data", *self._asked(DATA)),
+            self._item("training_script", *self._asked(TRAINING), more="training"),
+            self._item("test_script", *self._asked(TESTING)),
+            self._item("alignment", *self._alignment()),
+            self._item("performance", *self._performance(), more="speed"),
+            self._item("training_log", *self._log()),
+            self._item("curves", bool(curves), figures=curves),
+            self._item("results", bool(results), figures=results),
+        )
+        self.checklist = [(words(f"checklist.{key}"), self._answer(key, asks)) for key, asks in CHECKLIST.items()]
+
+    def _item(
+        self,
+        key: str,
+        done: bool,
+        tables: Sequence[beside.Rows] = (),
+        figures: Sequence[pictures.Figure] = (),
+        more: str = "",
+    ) -> Item:
+        """more: a question with whose verdicts tables stand; the item has them too, and is done, or not, as it was."""
+        others = beside.tables(more, self.name, self.records, self._held, self.words)
+        every = [*tables, *(table.rows for table in others if table.rows)]
+        title, note = self.words(f"handin.{key}"), self.words(f"handin.{key}.note")
+        return Item(title, f"{self.anchor}-{key}", done, every, figures, note)
+
+    def _header(self, *keys: str) -> list[Markup]:
+        return [escape(self.words(key) if key else "") for key in keys]
+
+    def _value(self, ask: Ask, side: str) -> Markup | None:
+        """The bound field, or None where no record holds it."""
+        held = next((self._held[side, stage] for stage in ask.stages if (side, stage) in self._held), None)
+        return held.find(*(side if key == "SIDE" else key for key in ask.keys)) if held else None
+
+    def _asked(self, asks: Sequence[Ask]) -> tuple[bool, list[beside.Rows]]:
+        """Whether all are told, and the table; so of each kind of item."""
+        sides = asks[0].sides
+        titles = ("column.quantity", *(f"side.{side}" for side in sides)) if sides == BOTH else ("", "handin.all")
+        cells = [[self._value(ask, side) for side in sides] for ask in asks]
+        rows = [
+            [*self._header(ask.label), *(one or not_run(self.words) for one in line)] for ask, line in zip(asks, cells)
+        ]
+        return all(one for line in cells for one in line), [[self._header(*titles), *rows]]
+
+    def _alignment(self) -> tuple[bool, list[beside.Rows]]:
+        """A row per question, a column per pair; and how many verdicts there are of each kind."""
+        compared = self.records.get(("none", "compare"))
+        if compared is None:
+            return False, []
+        place = ("fields", "verdicts")
+        verdicts = compared.value(*place)
+        cells = {(v["question"], v["pair"]): compared.badge(*place, i, "verdict") for i, v in enumerate(verdicts)}
+        pairs = [f"{a}-{b}" for a, b in PAIRS]
+        rows = [
+            [*self._header(f"question.{question}"), *(cells.get((question, pair), escape("–")) for pair in pairs)]
+            for question in dict.fromkeys(one["question"] for one in verdicts)
+        ]
+        lists = {compared.ref(*place): verdicts}
+        total = [[*self._header(f"verdict.{kind}"), count((kind,), lists)] for kind in KINDS]
+        header = [*self._header("summary.question"), *(escape(self.words.pair(pair)) for pair in pairs)]
+        tables = [[header, *rows], [self._header("verdicts", "handin.number"), *total]]
+        return all(one["verdict"] != "NOT RUN" for one in verdicts), tables
+
+    def _performance(self) -> tuple[bool, list[beside.Rows]]:
+        """Times and memory, a row per case and side."""
+        held = {side: self._held[side, "speed"] for side in BOTH if (side, "speed") in self._held}
+        rows = [
+            [
+                Markup("{} {}").format(*self._header(f"side.{side}", f"handin.work.{case['operation']}")),
+                *(one("fields", "cases", i, *keys) for keys in PERFORMANCE.values()),
+            ]
+            for side, one in held.items()
+            for i, case in enumerate(one.value("fields", "cases"))
+        ]
+        header = self._header("column.quantity", *(f"handin.line.{label}" for label in PERFORMANCE))
+        return len(held) == len(BOTH), [[header, *rows]] if rows else []
+
+    def _log(self) -> tuple[bool, list[beside.Rows]]:
+        """The loss at the first and last step, and every evaluation, of each framework."""
+        tables = []
+        held = {side: self._held[side, "train"] for side in BOTH if (side, "train") in self._held}
+        for side, one in held.items():
+            ends = {"first": 0, "last": len(one.value("fields", "curves", "step")) - 1}
+            steps = [
+                [*self._header(f"handin.line.{end}"), *(one("fields", "curves", name, i) for name in CURVES)]
+                for end, i in ends.items()
+            ]
+            epoch = self.words("handin.line.epoch")
+            epochs = [
+                [
+                    Markup("{} {}").format(epoch, one("fields", "epochs", i, "epoch")),
+                    *(one("fields", "epochs", i, name) for name in ("step", "AP", "AP50")),
+                ]
+                for i in range(len(one.value("fields", "epochs")))
+            ]
+            titles = [f"handin.line.{name}" for name in ("step", "loss", "rate")], ["handin.line.step", "AP", "AP50"]
+            tables += [[self._header(f"side.{side}", *names), *rows] for names, rows in zip(titles, (steps, epochs))]
+        return len(held) == len(BOTH), tables
+
+    def _answer(self, key: str, asks: tuple[Ask, ...] | Told) -> Markup:
+        """What the records say to a demand of the checklist."""
+        gap = not_run(self.words)
+        if isinstance(asks, Told):
+            there = (asks.side, asks.stage) in self._held
+            return escape(self.words(f"checklist.{key}.answer")) if there else gap
+        parts = []
+        for side in asks[0].sides if asks else ():
+            values = [(self.words(ask.label), self._value(ask, side)) for ask in asks]
+            said = self.words.joined([Markup("{} {}").format(*one) for one in values if one[1]])
+            said += Markup(" {}").format(gap) if not all(value for _, value in values) else ""
+            name = self.words(f"side.{side}")
+            parts.append(self.words.say("join.about", name=name, value=said) if side in BOTH else said)
+        return Markup("<br>").join(parts) or gap
 
 
 class Document:
     """Everything the template asks for. `folder`: of the records; `out`: of the page."""
 
     def __init__(self, folder: Path, out: Path, models: Sequence[str], words: Messages):
-        self.words, self.folder, self.profile = words, folder, out.name
-        self.files = os.path.relpath(folder, out)
-        records = {model: sources.held(folder, model) for model in models}
-        self.shared = sources.held(folder, "all")
-        self.ports = tuple(self._port(model, records[model]) for model in models)
-        every = [*self.shared, *(one for found in records.values() for one in found)]
-        self.lines, self.columns, self.software = (
-            sources.lines(every, self.files, words),
-            sources.COLUMNS,
-            sources.software(every, words),
-        )
-
-    def _port(self, model: str, records: Sequence[Record]) -> Port:
-        held = {(one.side, one.stage): one for one in records}
-        if any(stage in READERS for _, stage in held):  # else the port has not seen the report's data set
-            held |= {(one.side, one.stage): one for one in self.shared}
-        evidence = Evidence(self.folder, model)
-        title = bound(model, pointer(records[0].run_id, "model"), self.words)
-        items = (
-            self._asked(model, "environment", ENVIRONMENT, held),
-            self._asked(model, "data", DATA, held),
-            self._more(self._asked(model, "training_script", TRAINING, held), evidence, "training"),
-            self._asked(model, "test_script", TESTING, held),
-            self._alignment(model, evidence),
-            self._more(self._performance(model, held), evidence, "speed"),
-            self._log(model, held),
-            self._figure(model, "curves", evidence, "training"),
-            self._figure(model, "results", evidence, "evaluation"),
-        )
-        checklist = tuple((self.words(key), self._answer(key, asks, held)) for key, asks in CHECKLIST.items())
-        return Port(model, title, slug(model), items, checklist)
-
-    def _more(self, item: Item, evidence: Evidence, question: str) -> Item:
-        """The item with the tables that stand beside this question's verdicts; it is done, or not, as it was."""
-        return replace(
-            item,
-            tables=(
-                *item.tables,
-                *(table.rows for table in beside.tables(evidence, question, self.words) if table.rows),
-            ),
-        )
-
-    # ------------------------------------------------------------------------------------------------------- fields
-
-    def _value(self, ask: Ask, side: str, held: dict[tuple[str, str], Record]) -> Markup | None:
-        """The bound field, or None where no record holds it."""
-        record = next((held[side, stage] for stage in ask.stages if (side, stage) in held), None)
-        value: Any = record.model_dump(mode="json") if record else None
-        keys = [side if key == "SIDE" else key for key in ask.keys]
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return None if value is None else bound(value, pointer(record.run_id, *keys), self.words)
-
-    def _asked(self, model: str, key: str, asks: Sequence[Ask], held: dict[tuple[str, str], Record]) -> Item:
-        sides = asks[0].sides
-        cells = [[self._value(ask, side, held) for side in sides] for ask in asks]
-        header = (
-            (self.words("column_quantity"), *(self.words(side) for side in sides))
-            if sides == BOTH
-            else ("", self.words("h_all"))
-        )
-        rows = [
-            (escape(self.words(ask.label)), *(cell or beside.not_run(self.words) for cell in line))
-            for ask, line in zip(asks, cells)
-        ]
-        done = all(cell is not None for line in cells for cell in line)
-        return self._item(model, key, done, [(tuple(map(escape, header)), *rows)])
-
-    def _item(
-        self, model: str, key: str, done: bool, tables: Iterable[tuple] = (), figures: Sequence[pictures.Figure] = ()
-    ) -> Item:
-        return Item(
-            self.words(f"h_{key}"),
-            f"{slug(model)}-{key}",
-            done,
-            tuple(tables),
-            tuple(figures),
-            self.words(f"h_{key}_note"),
-        )
-
-    # ---------------------------------------------------------------------------------------------------------- logs
-
-    def _alignment(self, model: str, evidence: Evidence) -> Item:
-        """The table of verdicts, a row per question."""
-        if evidence.get("none", "compare") is None:
-            return self._item(model, "alignment", False)
-        verdicts = evidence.field("none", "compare", "verdicts")
-        ref = pointer(evidence.run_id("none", "compare"), "fields", "verdicts")
-        cells = {
-            (v["question"], v["pair"]): badge(v["verdict"], f"{ref}/{i}/verdict", self.words)
-            for i, v in enumerate(verdicts)
-        }
-        pairs = [(f"{a}-{b}", self.words("pair").format(first=self.words(a), second=self.words(b))) for a, b in PAIRS]
-        rows = [
-            (escape(self.words(question)), *(cells.get((question, pair), escape("–")) for pair, _ in pairs))
-            for question in dict.fromkeys(v["question"] for v in verdicts)
-        ]
-        total = [
-            (escape(self.words(kind)), count((kind,), {ref: verdicts}))
-            for kind in ("PASS", "FAIL", "NOT RUN", "SHOWN", "UNDERPOWERED")
-        ]
-        tables = [
-            ((escape(self.words("question")), *(escape(title) for _, title in pairs)), *rows),
-            ((escape(self.words("verdicts")), escape(self.words("h_number"))), *total),
-        ]
-        return self._item(model, "alignment", all(v["verdict"] != "NOT RUN" for v in verdicts), tables)
-
-    def _performance(self, model: str, held: dict[tuple[str, str], Record]) -> Item:
-        """Times and memory, a row per case and side."""
-        columns = {
-            "h_batch": ("batch",),
-            "h_median": ("synchronised_ms", "median"),
-            "h_low": ("synchronised_ms", "q1"),
-            "h_high": ("synchronised_ms", "q3"),
-            "h_unsynchronised": ("unsynchronised_ms", "median"),
-            "h_peak": ("memory", "peak_mib"),
-        }
-        rows = []
-        for side in BOTH:
-            record = held.get((side, "speed"))
-            for i, case in enumerate(record.fields["cases"] if record else ()):
-                found = [Markup("{} {}").format(self.words(side), self.words(f"h_{case['operation']}"))]
-                for keys in columns.values():
-                    value: Any = case
-                    for key in keys:
-                        value = value[key]
-                    found.append(bound(value, pointer(record.run_id, "fields", "cases", i, *keys), self.words))
-                rows.append(tuple(found))
-        header = (escape(self.words("column_quantity")), *(escape(self.words(label)) for label in columns))
-        done = all((side, "speed") in held for side in BOTH)
-        return self._item(model, "performance", done, [(header, *rows)] if rows else [])
-
-    def _log(self, model: str, held: dict[tuple[str, str], Record]) -> Item:
-        """The loss at the first and last step, and every evaluation, of each framework."""
-        tables = []
-        for side in BOTH:
-            if record := held.get((side, "train")):
-                tables += self._steps(record, side)
-        return self._item(model, "training_log", all((side, "train") in held for side in BOTH), tables)
-
-    def _steps(self, record: Record, side: str) -> Iterator[tuple[tuple[Markup, ...], ...]]:
-        def cell(*keys: str | int) -> Markup:
-            value: Any = record.fields
-            for key in keys:
-                value = value[key]
-            return bound(value, pointer(record.run_id, "fields", *keys), self.words)
-
-        def header(*labels: str) -> tuple[Markup, ...]:
-            return (escape(self.words(side)), *(escape(self.words(label)) for label in labels))
-
-        last = len(record.fields["curves"]["step"]) - 1
-        yield (
-            header("h_step", "h_loss", "h_rate"),
-            *(
-                (escape(self.words(label)), *(cell("curves", name, i) for name in ("step", "loss", "learning_rate")))
-                for label, i in (("h_first", 0), ("h_last", last))
-            ),
-        )
-        yield (
-            header("h_step", "AP", "AP50"),
-            *(
-                (
-                    Markup("{} {}").format(self.words("h_epoch"), cell("epochs", i, "epoch")),
-                    *(cell("epochs", i, name) for name in ("step", "AP", "AP50")),
-                )
-                for i in range(len(record.fields["epochs"]))
-            ),
-        )
-
-    def _figure(self, model: str, key: str, evidence: Evidence, question: str) -> Item:
-        found = pictures.draw(evidence, question)
-        return self._item(model, key, bool(found), figures=found)
-
-    # ----------------------------------------------------------------------------------------------------- checklist
-
-    def _answer(self, key: str, asks: tuple[Ask, ...] | Told, held: dict[tuple[str, str], Record]) -> Markup:
-        """What the records say to a demand of the checklist."""
-        gap = beside.not_run(self.words)
-        if isinstance(asks, Told):
-            return escape(self.words(f"{key}_answer")) if (asks.side, asks.stage) in held else gap
-        if not asks:
-            return gap
-        parts = []
-        for side in asks[0].sides:
-            values = [(self.words(ask.label), self._value(ask, side, held)) for ask in asks]
-            said = Markup(", ").join(
-                Markup("{} {}").format(label, value) for label, value in values if value is not None
-            )
-            missing = any(value is None for _, value in values)
-            name = f"{self.words(side)}: " if side in BOTH else ""
-            parts.append(Markup("{}{}{}").format(name, said, Markup(" {}").format(gap) if missing else ""))
-        return Markup("<br>").join(parts)
+        self.words, self.profile, self.files = words, out.name, os.path.relpath(folder, out)
+        shared = records(folder, SHARED, words)
+        self.ports = [Port(folder, model, shared, words) for model in models]
+        self.records = [*shared.values(), *(one for port in self.ports for one in port.records.values())]
 
 
 def render(report: Path, models: Sequence[str] = (), language: str = "en") -> Rendered:
     """Write handin.html and handin.pdf of these models (none named: all with records) into the report's folder."""
     folder = report / "records"
-    known = sorted(path.name for path in folder.glob("*") if path.name != "all" and any(path.glob("*/*.json")))
+    known = sorted(path.name for path in folder.glob("*") if path.name != SHARED and any(path.glob("*/*.json")))
     if not known:
         raise UserError(f"{folder}: holds no records; run `make report`, or bring the records of your port")
     if unknown := [model for model in models if model not in known]:
         raise UserError(f"{folder}: {unknown[0]} has no records; there are {', '.join(known)}")
-    words = Messages(language)
-    return write(
-        report, "handin.html", "handin.pdf", "handin.html.j2", Document(folder, report, models or known, words), words
-    )
+    document = Document(folder, report, models or known, Messages(language))
+    return write(report, "handin.html", "handin.pdf", "handin.html.j2", document)

@@ -1,11 +1,30 @@
-"""Every word the report prints, by language and key. Numbers are filled in by the page, bound to their records."""
+"""Every word the report prints, from the gettext catalogue of a language. Numbers are filled in by the page, bound to
+their records.
+
+A text has a key as its msgid. What records say in English stands under the context `record`: a text, or a form whose
+placeholders are parts of it (`_FORMS`), each of which is a text again.
+"""
 
 import re
+from functools import lru_cache
+from pathlib import Path
+
+from babel.messages.pofile import read_po
+from markupsafe import Markup, escape
 
 from lib.errors import UserError
-from lib.report import chinese, english
 
-LANGUAGES = {"en": english, "zh": chinese}
+TEXTS = Path(__file__).parent / "texts"
+LANGUAGES = tuple(sorted(path.stem for path in TEXTS.glob("*.po")))
+_NUMBER = r"\d+"
+_FORMS = {  # what placeholders of the records' texts stand for; any other name: a whole number
+    "text": ".+",
+    "rest": "(?s:.*)",
+    "precision": r"float\d+",
+    "mode": "fed|native",
+    "outcome": "EQUIVALENT|DIFFERENT|UNDERPOWERED",
+    "place": r"worst at \(.+",
+}
 
 
 class Messages:
@@ -13,34 +32,41 @@ class Messages:
 
     def __init__(self, language: str):
         if language not in LANGUAGES:
-            raise UserError(
-                f"language '{language}' has no catalogue in lib/report/messages.py: choose from {', '.join(LANGUAGES)}"
-            )
-        catalogue = LANGUAGES[language]
-        self.language, self._texts, self._terms, self._patterns = (
-            language,
-            catalogue.TEXTS,
-            catalogue.TERMS,
-            catalogue.PATTERNS,
-        )
+            raise UserError(f"language '{language}' has no catalogue in {TEXTS}: choose from {', '.join(LANGUAGES)}")
+        self.language = language
+        with (TEXTS / f"{language}.po").open("rb") as file:
+            messages = [one for one in read_po(file, abort_invalid=True) if one.id]
+        self.texts = {one.id: one.string for one in messages if not one.context}  # by key, placeholders included
+        self.terms = {one.id: one.string for one in messages if one.context == "record"}
+        self._forms = [(_pattern(text), form) for text, form in self.terms.items() if "{" in text]
+        self.term = lru_cache(maxsize=None)(self._term)
 
     def __call__(self, key: str) -> str:
-        return self._texts[key]
+        return self.texts[key]
 
-    def term(self, text: str) -> str:
-        """A text of a record in this language: a term, a pattern whose parts are texts again, or a term's rest; else as it is.
+    def say(self, key: str, **values: object) -> Markup:
+        """A text with its placeholders filled in; what is no markup yet is escaped."""
+        return Markup(escape(self.texts[key])).format(**values)
 
-        A term that ends in a space stands for the beginning of a text.
-        """
-        if text in self._terms:
-            return self._terms[text]
-        for pattern, form in self._patterns:
-            if found := re.fullmatch(pattern, text):
-                return form.format(*map(self.term, found.groups()))
-        beginning = next((known for known in self._terms if known.endswith(" ") and text.startswith(known)), "")
-        return self._terms.get(beginning, "") + text.removeprefix(beginning)
+    def joined(self, parts: list[Markup], by: str = "list") -> Markup:
+        return escape(self.texts[f"join.{by}"]).join(parts)
 
-    @property
-    def texts(self) -> list[str]:
-        """All texts, placeholders included."""
-        return list(self._texts.values())
+    def pair(self, pair: str) -> str:
+        """What "published-torch" is called."""
+        first, second = pair.split("-")
+        return self.texts["join.pair"].format(first=self(f"side.{first}"), second=self(f"side.{second}"))
+
+    def _term(self, text: str) -> str:
+        """A text of a record in this language; a name, or any other text that the catalogue does not have, as it is."""
+        if text in self.terms:
+            return self.terms[text]
+        for pattern, form in self._forms:
+            if found := pattern.fullmatch(text):
+                return form.format(**{name: self.term(part) for name, part in found.groupdict().items()})
+        return text
+
+
+def _pattern(text: str) -> re.Pattern:
+    plain, names = (re.split(r"\{(\w+)\}", text)[start::2] for start in (0, 1))
+    held = [f"(?P<{name}>{_FORMS.get(name, _NUMBER)})" for name in names]
+    return re.compile("".join(map("".join, zip(map(re.escape, plain), [*held, ""]))))

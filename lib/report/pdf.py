@@ -28,21 +28,16 @@ def write(source: Path, target: Path) -> str:
         tried.append(f"weasyprint: {problem}")
     detail = f" ({'; '.join(tried)})" if tried else ""
     raise UserError(
-        f"{target.name}: no PDF{detail}; {source} is complete: install Debian's chromium, or pip install weasyprint==70.0"
+        f"{target.name}: no PDF{detail}; {source} is complete: install Debian's chromium, or pip install "
+        "weasyprint==70.0"
     )
 
 
 def _chromium(browser: str, source: Path, target: Path) -> str:
     with tempfile.TemporaryDirectory() as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=10000"]
-        command = [
-            browser,
-            *flags,
-            f"--user-data-dir={profile}",
-            f"--print-to-pdf={target.resolve()}",
-            source.resolve().as_uri(),
-        ]
-        return _run(command, target)
+        paths = [f"--user-data-dir={profile}", f"--print-to-pdf={target.resolve()}", source.resolve().as_uri()]
+        return _run([browser, *flags, *paths], target)
 
 
 def _run(command: list[str], target: Path) -> str:

@@ -1,9 +1,10 @@
 """The figures of the report, drawn from records: each has a key, by which `lib.report.verify` has it drawn again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lib.alignment.evidence import Evidence
+from lib.machine.notebook import BOTH
 from lib.show import figures, figures_alignment, tables
 from lib.show.figures import Picture
 
@@ -16,10 +17,16 @@ class Figure(NamedTuple):
     see: str  # key of the sentence that says what to look for
 
 
+Drawn = Iterator[tuple[Picture, str]]
+
+
 def draw(evidence: Evidence, question: str) -> tuple[Figure, ...]:
     """The figures of a question, as far as the records hold what they show."""
-    drawn = enumerate(_DRAWN[question](evidence)) if question in _DRAWN else ()
-    return tuple(Figure(f"{evidence.model}/{question}/{place}", picture, see) for place, (picture, see) in drawn)
+    drawn = _DRAWN[question](evidence) if question in _DRAWN else ()
+    return tuple(
+        Figure(f"{evidence.model}/{question}/{place}", picture, f"question.{see or question + '.see'}")
+        for place, (picture, see) in enumerate(drawn)
+    )
 
 
 def _rows(evidence: Evidence, question: str) -> dict[str, list[dict]]:
@@ -32,51 +39,53 @@ def _rows(evidence: Evidence, question: str) -> dict[str, list[dict]]:
     }
 
 
-def _forward(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
+def _fields(evidence: Evidence, stage: str, *keys: str) -> dict:
+    """What each framework's record of a stage holds there, of those that have one."""
+    return {side: evidence.field(side, stage, *keys) for side in BOTH if evidence.get(side, stage)}
+
+
+def _forward(evidence: Evidence) -> Drawn:
     if found := _rows(evidence, "forward"):
-        side = next(side for side in ("torch", "jittor", "published") if evidence.get(side, "forward"))
-        yield figures.forward_depth(found, evidence.field(side, "forward", "depth")), "forward_see"
+        side = next(side for side in (*BOTH, "published") if evidence.get(side, "forward"))
+        yield figures.forward_depth(found, evidence.field(side, "forward", "depth")), ""
 
 
-def _gradients(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
+def _gradients(evidence: Evidence) -> Drawn:
     if found := _rows(evidence, "gradients"):
-        yield figures.gradient_errors(found), "gradients_see"
+        yield figures.gradient_errors(found), ""
 
 
-def _training(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
-    if sides := present(evidence, "train"):
-        yield figures.loss_curves({side: evidence.field(side, "train", "curves") for side in sides}), "training_see"
-        yield figures.map_curves({side: evidence.field(side, "train", "epochs") for side in sides}), "training_map_see"
+def _training(evidence: Evidence) -> Drawn:
+    if curves := _fields(evidence, "train", "curves"):
+        yield figures.loss_curves(curves), ""
+        yield figures.map_curves(_fields(evidence, "train", "epochs")), "training.see.map"
 
 
-def _evaluation(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
-    if sides := present(evidence, "evaluate"):
-        held = {side: (evidence.get(side, "evaluate").fields, evidence.arrays(side, "evaluate")) for side in sides}
-        yield (
-            figures.detections(tables.samples(held, "common")[:SAMPLES], held[sides[0]][0]["classes"]),
-            "evaluation_see",
+def _evaluation(evidence: Evidence) -> Drawn:
+    if held := _fields(evidence, "evaluate"):
+        samples = tables.samples(
+            {side: (one, evidence.arrays(side, "evaluate")) for side, one in held.items()}, "common"
         )
+        yield figures.detections(samples[:SAMPLES], next(iter(held.values()))["classes"]), ""
 
 
-def _speed(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
-    if sides := present(evidence, "speed"):
-        cases = {side: evidence.field(side, "speed", "cases") for side in sides}
-        yield figures.speed(cases), "speed_see"
-        yield figures.memory(cases), "memory_see"
+def _speed(evidence: Evidence) -> Drawn:
+    if cases := _fields(evidence, "speed", "cases"):
+        yield figures.speed(cases), ""
+        yield figures.memory(cases), "speed.see.memory"
 
 
-def _divergence(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
-    if evidence.get("torch", "divergence") and evidence.get("jittor", "divergence"):
-        yield figures_alignment.layers(evidence.get("jittor", "divergence").fields), "divergence_see"
+def _divergence(evidence: Evidence) -> Drawn:
+    if len(held := _fields(evidence, "divergence")) == len(BOTH):
+        yield figures_alignment.layers(held["jittor"]), ""
 
 
-def _trajectory(evidence: Evidence) -> Iterator[tuple[Picture, str]]:
-    if evidence.get("torch", "lockstep") and evidence.get("jittor", "lockstep"):
-        mine, other = (evidence.field(side, "lockstep", "curves") for side in ("torch", "jittor"))
-        yield figures_alignment.band_of_controls(mine, {"Jittor": other["own"]["loss"]}), "trajectory_see"
+def _trajectory(evidence: Evidence) -> Drawn:
+    if len(held := _fields(evidence, "lockstep", "curves")) == len(BOTH):
+        yield figures_alignment.band_of_controls(held["torch"], {"Jittor": held["jittor"]["own"]["loss"]}), ""
 
 
-_DRAWN = {
+_DRAWN: dict[str, Callable[[Evidence], Drawn]] = {
     "divergence": _divergence,
     "trajectory": _trajectory,
     "forward": _forward,
@@ -85,8 +94,3 @@ _DRAWN = {
     "evaluation": _evaluation,
     "speed": _speed,
 }
-
-
-def present(evidence: Evidence, stage: str) -> list[str]:
-    """The frameworks that have a record of the stage."""
-    return [side for side in ("torch", "jittor") if evidence.get(side, stage)]

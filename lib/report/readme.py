@@ -1,102 +1,36 @@
-"""The measured block of README.md, written from records: `python -m lib.report.readme reports/quick`."""
+"""What git keeps of a report: the measured block of README.md, and one page as an example.
 
+python -m lib.report.readme reports/quick                     writes the block
+python -m lib.report.readme reports/quick reports/example     copies the page
+"""
+
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+from lib.alignment.evidence import PAIRS
 from lib.errors import UserError
-from lib.record import ROOT, Record, atomic, read
+from lib.record import ROOT, atomic, read
+from lib.report import fill, verify
 
 START, END = "<!-- measured: python -m lib.report.readme reports/quick -->", "<!-- /measured -->"
-SIDES = {"torch": "PyTorch", "jittor": "Jittor"}
-WORKS = {"forward": "inference", "train": "training step"}
+PAGE = "index.html"
+LIMIT = 2 * 2**20  # bytes of the example
 
 
 def block(records: Path, model: str) -> str:
     """Markdown: where it was measured, the verdicts, what both frameworks reach, and what it costs."""
     held = {
-        (side, stage): read(records / model / side / f"{stage}.json")
-        for side in SIDES
+        stage: {side: read(records / model / side / f"{stage}.json") for side in ("torch", "jittor")}
         for stage in ("train", "evaluate", "speed")
     }
-    verdicts = read(records / model / "none" / "compare.json")
-    where = held["torch", "train"].provenance
-    return "\n\n".join(
-        [
-            f"Measured on {where.started[:10]} at commit `{(where.git_commit or 'none')[:10]}`, {where.machine.cpu}, {where.machine.cores} cores, "
-            f"{where.machine.memory_gib:.0f} GiB, without GPU; `{model}`, records of `{records.parent.name}`.",
-            _verdicts(verdicts),
-            _training(held),
-            _speed(held),
-        ]
-    )
-
-
-def _verdicts(compared: Record) -> str:
-    pairs = ("published-torch", "published-jittor", "torch-jittor")
-    found = {(v["question"], v["pair"]): v["verdict"] for v in compared.fields["verdicts"]}
-    questions = dict.fromkeys(question for question, _ in found)
-    rows = [
-        [question.replace("_", " "), *(found.get((question, pair), "") for pair in pairs)] for question in questions
-    ]
-    return _table(["question", "published ↔ PyTorch", "published ↔ Jittor", "PyTorch ↔ Jittor"], rows)
-
-
-def _training(held: dict[tuple[str, str], Record]) -> str:
-    rows = []
-    for side, name in SIDES.items():
-        train, evaluate = held[side, "train"].fields, held[side, "evaluate"].fields
-        rows.append(
-            [
-                name,
-                train["steps"],
-                f"{train['seconds']:.0f}",
-                f"{train['curves']['loss'][0]:.2f} → {train['curves']['loss'][-1]:.2f}",
-                f"{evaluate['own']['AP']:.3f}",
-                f"{evaluate['own']['AP50']:.3f}",
-                f"{evaluate['common']['AP']:.4f}",
-            ]
-        )
-    return _table(
-        ["built-in scenes", "steps", "training s", "loss", "AP", "AP50", "AP of the PyTorch-trained weights"], rows
-    )
-
-
-def _speed(held: dict[tuple[str, str], Record]) -> str:
-    cases = {side: held[side, "speed"].fields["cases"] for side in SIDES}
-    rows = []
-    for torch, jittor in zip(cases["torch"], cases["jittor"], strict=True):
-        rows.append(
-            [
-                f"{WORKS[torch['operation']]}, batch {torch['batch']}",
-                f"{torch['synchronised_ms']['median']:.1f}",
-                f"{jittor['synchronised_ms']['median']:.1f}",
-                f"{jittor['ratio_to']['torch']['median']:.2f}",
-                f"{jittor['unsynchronised_ms']['median']:.1f}",
-                f"{torch['units']:.1f}",
-                f"{jittor['units']:.1f}",
-                f"{torch['memory']['peak_mib']:.0f}",
-                f"{jittor['memory']['peak_mib']:.0f}",
-            ]
-        )
-    return _table(
-        [
-            "synchronised medians",
-            "PyTorch ms",
-            "Jittor ms",
-            "Jittor / PyTorch",
-            "Jittor, clock not synchronised, ms",
-            "PyTorch matmul units",
-            "Jittor matmul units",
-            "PyTorch peak MiB",
-            "Jittor peak MiB",
-        ],
-        rows,
-    )
-
-
-def _table(head: list[str], rows: list[list]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    compared = read(records / model / "none" / "compare.json").fields["verdicts"]
+    verdicts = {(one["question"], one["pair"]): one["verdict"] for one in compared}
+    questions = dict.fromkeys(question for question, _ in verdicts)
+    asked = {(question, f"{a}-{b}"): "" for question in questions for a, b in PAIRS} | verdicts
+    said = {"model": model, "report": records.parent.name, "verdicts": asked, "questions": questions}
+    return fill("readme.md.j2", **said, **held).strip()
 
 
 def write(report: Path, readme: Path = ROOT / "README.md") -> None:
@@ -112,8 +46,28 @@ def write(report: Path, readme: Path = ROOT / "README.md") -> None:
         temporary.write_text(f"{text[: text.index(START)]}{START}\n{body}\n{text[text.index(END) :]}", encoding="utf-8")
 
 
+def copy(report: Path, target: Path) -> None:
+    """Replace `target` by the page of `report`, once its records say that it is theirs.
+
+    The records, of tens of megabytes, stay behind: who wants to verify makes the report anew.
+    """
+    if wrong := [fault for one in verify.verify(report) for fault in one.faults]:
+        raise UserError(f"{report}: not as recorded: {wrong[0]}; render it again")
+    page = report / PAGE
+    if page.stat().st_size > LIMIT:
+        raise UserError(f"{page}: {page.stat().st_size} bytes are too many for git; make the example of fewer models")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        fresh = Path(temporary) / target.name
+        fresh.mkdir()
+        shutil.copy(page, fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+
+
 if __name__ == "__main__":
     try:
-        write(Path(sys.argv[1] if len(sys.argv) > 1 else "reports/quick"))
+        report, *target = map(Path, sys.argv[1:] or ["reports/quick"])
+        copy(report, target[0]) if target else write(report)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -16,7 +16,7 @@ from lib.errors import UserError
 from lib.record import load_arrays, sha256
 from lib.report import bound, pictures
 from lib.report.messages import LANGUAGES, Messages
-from lib.report.summary import COUNTED
+from lib.report.page import COUNTED
 
 PAGES = ("index.html", "handin.html")
 VOID = {"meta", "img", "br", "hr", "input", "link", "col", "wbr"}
@@ -69,10 +69,8 @@ class Content(HTMLParser):
             figure = next((e.attributes.get("data-figure") for e in self._open if e.tag == "figure"), None)
             self.figures.append((self._place, figure or "", self.get_starttag_text() or ""))
         if "data-ref" in held or tag == "data":
-            element.link = next(
-                (e.attributes for e in reversed(self._open) if e.tag == "a" and e.attributes.get("class") == "ref"),
-                None,
-            )
+            links = (e.attributes for e in reversed(self._open) if e.tag == "a")
+            element.link = next((held for held in links if held.get("class") == "ref"), None)
             self.elements.append(element)
         if tag not in VOID:
             self._open.append(element)
@@ -126,20 +124,10 @@ def _page(path: Path) -> Checked:
         *_records(ids, fields),
     ]
     numbers = sum(element.tag == "data" for element in content.elements)
-    bare = [
-        one
-        for one in ids
-        if fields.path(one).is_file() and fields[f"{one}#/arrays"] and not fields.arrays(one).is_file()
-    ]
-    return Checked(
-        path,
-        numbers,
-        len(content.elements) - numbers,
-        len(content.figures),
-        len(ids),
-        len(bare),
-        tuple(dict.fromkeys(faults)),
-    )
+    held = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"]]
+    bare = sum(not fields.arrays(one).is_file() for one in held)
+    names, figures = len(content.elements) - numbers, len(content.figures)
+    return Checked(path, numbers, names, figures, len(ids), bare, tuple(dict.fromkeys(faults)))
 
 
 def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterator[str]:
@@ -157,11 +145,9 @@ def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterato
         yield f"{where}: the page says '{element.text}', {ref} says '{text}'"
     if element.tag == "data" and held.get("value") != str(value):
         yield f"{where}: the value of '{element.text}' is {held.get('value')}, {ref} holds {value}"
-    if element.link is not None and (element.link.get("title"), element.link.get("href")) != (
-        ref,
-        f"#{bound.anchor(ref)}",
-    ):
-        yield f"{where}: '{element.text}' leads to {element.link.get('href')}, not to the record of {ref}"
+    link = element.link
+    if link is not None and (link.get("title"), link.get("href")) != (ref, f"#{bound.anchor(ref)}"):
+        yield f"{where}: '{element.text}' leads to {link.get('href')}, not to the record of {ref}"
     if "badge" in (held.get("class") or "") and held["class"] != f"badge {bound.badge_class(value)}":
         yield f"{where}: '{element.text}' looks like another verdict ({held['class']})"
 
@@ -172,13 +158,13 @@ def _expected(element: Element, ref: str, fields: bound.Fields, words: Messages)
         lists = [fields[one] for one in element.refs]
         number = bound.counted([kind.replace("_", " ") for kind in kinds.split(" ")], lists)
         return number, str(number)
-    value = fields[ref]
-    return value, words(value) if "badge" in (element.attributes.get("class") or "") else bound.shown(value, ref, words)
+    value, badge = fields[ref], "badge" in (element.attributes.get("class") or "")
+    return value, words(f"verdict.{value}") if badge else bound.shown(value, ref, words)
 
 
 def _unbound(content: Content, words: Messages, path: Path) -> Iterator[str]:
-    """Digits outside of bound elements: only the catalogue's own words (float64, …) and the report's folder may have some."""
-    allowed = {token for text in words.texts for token in _tokens(text)} | {path.parent.name}
+    """Digits outside of bound elements: only the catalogue's words (float64, …) and the folder's name may have some."""
+    allowed = {token for text in words.texts.values() for token in _tokens(text)} | {path.parent.name}
     for place, text in content.free:
         for token in _tokens(text):
             if token not in allowed:
@@ -227,15 +213,14 @@ def _figures(content: Content, fields: bound.Fields) -> Iterator[str]:
         model, _, question = key.rpartition("/")[0].rpartition("/")
         try:
             if key not in drawn and model:
-                drawn |= {
-                    figure.key: figure.picture.html()
-                    for figure in pictures.draw(Evidence(fields.folder, model), question)
-                }
+                found = pictures.draw(Evidence(fields.folder, model), question)
+                drawn |= {figure.key: figure.picture.html() for figure in found}
         except UserError as error:
             yield f"#{place}: the figure can't be drawn again: {error}"
             continue
         if drawn.get(key) != image:
-            yield f"#{place}: the figure '{key}' is not what the records draw (edited, or drawn by another version of lib/show/figures.py)"
+            said = "is not what the records draw (edited, or drawn by another version of lib/show/figures.py)"
+            yield f"#{place}: the figure '{key}' {said}"
 
 
 def _records(ids: Sequence[str], fields: bound.Fields) -> Iterator[str]:

@@ -9,6 +9,7 @@ import colorsys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import matplotlib
@@ -16,43 +17,34 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from lib.evaluation.detection import Classes
 
-CJK = (
-    "notosanscjk",
-    "sourcehansans",
-    "notosanssc",
-    "wqy",
-    "wenquanyi",
-    "droidsansfallback",
-    "simhei",
-    "msyh",
-    "pingfang",
-    "arialunicode",
-    "notoserifcjk",
-    "sourcehanserif",
-    "simsun",
-    "uming",
-    "ukai",
-)  # best first
+SANS = ("notosanscjk", "sourcehansans", "notosanssc", "wqy", "wenquanyi", "droidsansfallback", "simhei", "msyh")
+SERIF = ("pingfang", "arialunicode", "notoserifcjk", "sourcehanserif", "simsun", "uming", "ukai")
+CJK = SANS + SERIF  # best first
 FACES = 16  # looked through in a font collection for the simplified Chinese one
 MARK = "\u2260 "  # before the name of a marked box
+SHOWN = 480  # pixels of an image's longer side from which on names are readable
 GOLDEN = 0.618034  # of a turn of the colour wheel: neighbours among labels are far apart
+
+
+class Named(Protocol):
+    """The classes of a data set, as lib.evaluation.detection has them."""
+
+    names: Sequence[str]  # by label
+    ids: Sequence[int]  # of the categories, also by label
 
 
 class Painter:
     """Draws detections of one set of classes; `note` says which names can't be drawn, or is empty."""
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: Named) -> None:
         drawn = [font_for(name + MARK) for name in classes.names]
         lost = [name for name, font in zip(classes.names, drawn) if font is None]
         self._fonts = [font or (_plain(), 0) for font in drawn]
         self._names = [name if font else f"#{id_}" for name, id_, font in zip(classes.names, classes.ids, drawn)]
+        few = f"{', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}"
         self.note = (
-            (
-                f"no font here can draw {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}; their boxes carry "
-                "category ids: install a font such as Noto Sans CJK"
-            )
+            f"no font here can draw {few}; their boxes carry category ids: install a font such as Noto Sans CJK"
             if lost
             else ""
         )
@@ -63,14 +55,11 @@ class Painter:
         """A copy of (h, w, 3) uint8 BGR with rows (m, 6) on it, the best on top; an annotation's score is NaN.
 
         marks: which of the rows get a line twice as wide and a name that begins with ≠. truth: annotated boxes (k, 4),
-        as thin white lines with a black shadow.
+        as `outlined` draws them.
         """
-        drawn = image.copy()
+        drawn = outlined(image, truth)
         side = min(image.shape[:2])
         line, size = max(2, round(side / 240)), max(11, round(side / 36))
-        for left, top, right, bottom in np.rint(np.reshape(truth, (-1, 4))).astype(int).tolist():
-            cv2.rectangle(drawn, (left + 1, top + 1), (right + 1, bottom + 1), (0, 0, 0), 1)
-            cv2.rectangle(drawn, (left, top), (right, bottom), (255, 255, 255), 1)
         marked = list(marks) or [False] * len(rows)
         for (*box, score, label), mark in list(zip(np.asarray(rows, np.float64).tolist(), marked, strict=True))[::-1]:
             colour = colour_of(int(label))
@@ -79,6 +68,30 @@ class Painter:
             name = f"{MARK * bool(mark)}{self._names[int(label)]}{shown}"
             _stick(drawn, _text(name, *self._fonts[int(label)], size), left, top, colour)
         return drawn
+
+    def readable(
+        self,
+        image: np.ndarray,
+        rows: np.ndarray,
+        marks: Sequence[bool] = (),
+        truth: Sequence = (),
+        least: int = SHOWN,
+    ) -> np.ndarray:
+        """`paint` on (h, w, 3) uint8 RGB, enlarged where its longer side has fewer than `least` pixels."""
+        scale = max(1.0, least / max(image.shape[:2]))
+        large = cv2.resize(image[:, :, ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        rows = np.asarray(rows, np.float64) * [scale, scale, scale, scale, 1, 1]
+        painted = self.paint(large, rows, marks, np.reshape(truth, (-1, 4)) * scale)
+        return np.ascontiguousarray(painted[:, :, ::-1])
+
+
+def outlined(image: np.ndarray, boxes: Sequence) -> np.ndarray:
+    """A copy of (h, w, 3) uint8 with boxes (k, 4) as thin white lines with a black shadow."""
+    drawn = image.copy()
+    for left, top, right, bottom in np.rint(np.reshape(boxes, (-1, 4))).astype(int).tolist():
+        cv2.rectangle(drawn, (left + 1, top + 1), (right + 1, bottom + 1), (0, 0, 0), 1)
+        cv2.rectangle(drawn, (left, top), (right, bottom), (255, 255, 255), 1)
+    return drawn
 
 
 @lru_cache(maxsize=1024)

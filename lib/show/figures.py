@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -18,8 +19,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
+
+from lib.show import drawing
 
 STYLE = Path(__file__).with_name("align.mplstyle")
 SIDES = ("published", "torch", "jittor")
@@ -61,8 +63,23 @@ def canvas(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def single(height: float = 3.6, width: float = 8.0) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    figure, axes = canvas(size=(width, height))
+    return figure, axes[0, 0]
+
+
+def panels(count: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, row by row; in the last row as many as are left."""
+    figure, axes = canvas(max(1, -(-count // columns)), columns, size, **options)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
 def picture(figure: Figure, alt: str, dense: bool = False, photographs: bool = False, colours: int = 0) -> Picture:
-    """SVG without a date, the same bytes every time; PNG for thousands of marks (`dense`; `colours`, if few do), JPEG for photographs."""
+    """SVG without a date, the same bytes every time; PNG for thousands of marks (`dense`; `colours`, if few do), JPEG
+    for photographs."""
     buffer = io.BytesIO()
     if photographs:  # a quarter of the bytes of a PNG; full chroma, since thin coloured frames are what is looked at
         figure.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 80, "subsampling": 0})
@@ -78,7 +95,7 @@ def picture(figure: Figure, alt: str, dense: bool = False, photographs: bool = F
 
 
 def _short(svg: bytes) -> bytes:
-    """Without comments, and with coordinates of five digits: a hundredth of a point in a figure of 600, half the bytes."""
+    """Without comments, and with coordinates of five digits: a hundredth of a point of 600, in half the bytes."""
     return re.sub(
         rb"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.5g}".encode(), re.sub(rb"<!--.*?-->\n?", b"", svg)
     )
@@ -99,6 +116,14 @@ def styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
 
 # --------------------------------------------------------------------------------------------------------- alignment
 
+DEPTHS = {  # panels of the forward error: title -> pairs, and the kinds of comparison
+    "Against the published implementation: the recorded values of each feature": (
+        ("published-torch", "published-jittor"),
+        ("first values", "every element"),
+    ),
+    "Jittor against PyTorch: every element": (("torch-jittor",), ("every element",)),
+}
+
 
 @styled
 def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -> Picture:
@@ -107,87 +132,53 @@ def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -
     rows: pair -> rows of its forward verdict (dicts with name, what, error, floor, gate, scale).
     """
     figure, axes = canvas(2, 1, (8.0, 6.4), sharex=True)
-    panels = (
-        (
-            axes[0, 0],
-            ("published-torch", "published-jittor"),
-            ("first values", "every element"),
-            "Against the published implementation: the recorded values of each feature",
-        ),
-        (axes[1, 0], ("torch-jittor",), ("every element",), "Jittor against PyTorch: every element"),
-    )
-    for axis, pairs, kinds, title in panels:
+    for axis, (title, (pairs, kinds)) in zip(axes[:, 0], DEPTHS.items(), strict=True):
         held = {pair: {r["name"]: r for r in rows.get(pair, ()) if r["what"] in kinds} for pair in pairs}
         for pair in pairs:
-            _depth_line(
-                axis, held[pair], depth, "error", PAIR_COLOURS[pair] if len(pairs) > 1 else "jittor", _pair(pair)
-            )
+            side = PAIR_COLOURS[pair] if len(pairs) > 1 else "jittor"
+            _depth_line(axis, held[pair], depth, "error", label=_pair(pair), **look(side))
         limits = next((held[pair] for pair in pairs if held[pair]), {})
-        _depth_line(axis, limits, depth, "floor", "published", "noise floor")
-        _depth_line(axis, limits, depth, "gate", None, "gate")
+        _depth_line(axis, limits, depth, "floor", label="noise floor", **look("published", marker=False))
+        _depth_line(axis, limits, depth, "gate", label="gate", color="black", linestyle="-.", linewidth=1.0)
         axis.set(title=title, ylabel="largest error / largest value", yscale="log")
-        if axis.lines:
+        if axis.lines:  # a decade for the legend; exact zeros leave at the bottom
             lowest = min(line.get_ydata()[line.get_ydata() > 10 * LEAST].min(initial=1.0) for line in axis.lines)
-            axis.set_ylim(
-                lowest / 3, 12 * axis.get_ylim()[1]
-            )  # a decade for the legend; exact zeros leave at the bottom
+            axis.set_ylim(lowest / 3, 12 * axis.get_ylim()[1])
             axis.legend(ncols=4, loc="upper left")
         else:
-            _empty(axis)
-    axes[1, 0].set_xticks(range(len(depth)), depth, rotation=90, fontsize=7)
-    axes[1, 0].set_xlabel("feature, in order of execution")
+            axis.text(0.5, 0.5, "NOT RUN", transform=axis.transAxes, horizontalalignment="center")
+    axis.set_xticks(range(len(depth)), depth, rotation=90, fontsize=7)
+    axis.set_xlabel("feature, in order of execution")
     return picture(
         figure, "Forward error through the depth of the network, per named feature, with noise floor and gate."
     )
 
 
-def _depth_line(
-    axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], key: str, side: str | None, label: str
-) -> None:
-    points = [
-        (i, rows[n][key] / rows[n]["scale"])
-        for i, n in enumerate(depth)
-        for n in (f"features/{n}",)
-        if n in rows and isinstance(rows[n][key], float) and rows[n]["scale"]
-    ]
-    if not points:
-        return
-    x, y = zip(*points)
-    style = (
-        {"color": "black", "linestyle": "-.", "linewidth": 1.0} if side is None else _look(side, marker=key == "error")
-    )
-    axis.plot(x, np.maximum(y, LEAST), label=label, **style)
+def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], key: str, **look: Any) -> None:
+    held = [(place, rows[name]) for place, name in enumerate(f"features/{n}" for n in depth) if name in rows]
+    points = [(place, row[key] / row["scale"]) for place, row in held if isinstance(row[key], float) and row["scale"]]
+    if points:
+        x, y = zip(*points)
+        axis.plot(x, np.maximum(y, LEAST), **look)
 
 
 @styled
 def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
     """Error over gate of every judged float32 gradient, sorted, one line per pair: above 1 fails."""
-    figure, axes = canvas(size=(8.0, 3.6))
-    axis = axes[0, 0]
+    figure, axis = single()
     for pair, found in rows.items():
         judged = [r for r in found if isinstance(r["error"], float) and r["gate"] and "float64" not in r["what"]]
         ratios = sorted(max(r["error"] / r["gate"], LEAST) for r in judged)
         side = PAIR_COLOURS[pair]
-        axis.plot(
-            np.linspace(0, 100, len(ratios)),
-            ratios,
-            MARKERS[side],
-            color=COLOURS[side],
-            markersize=3,
-            fillstyle="none" if side == "jittor" else "full",
-            label=_pair(pair),
-            rasterized=True,
-        )
+        dots = {"color": COLOURS[side], "markersize": 3, "fillstyle": "none" if side == "jittor" else "full"}
+        axis.plot(np.linspace(0, 100, len(ratios)), ratios, MARKERS[side], label=_pair(pair), rasterized=True, **dots)
     axis.axhline(1.0, color="black", linestyle="-.", linewidth=1.0, label="gate")
     axis.set(yscale="log", xlabel="judged gradients, sorted (percent)", ylabel="error / gate")
-    _lift_floor(axis)
+    low, high = axis.get_ylim()  # exact zeros leave at the lower edge
+    axis.set_ylim(max(low, 1e-8), max(high, 2.0))
     axis.legend(loc="lower right")
-    return picture(
-        figure,
-        "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail.",
-        dense=True,
-        colours=COLOURED,
-    )
+    said = "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail."
+    return picture(figure, said, dense=True, colours=COLOURED)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -196,64 +187,50 @@ def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
 @styled
 def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
     """Each loss component over the steps, both sides in one panel. curves: side -> the train record's `curves`."""
-    first = next(iter(curves.values()))
-    names = [name for name in first if "loss" in name]
-    columns = min(3 if len(names) <= 9 else 6, len(names))
-    count = -(-len(names) // columns)
-    figure, axes = canvas(count, columns, (8.0, 0.4 + (2.0 if columns <= 3 else 1.3) * count), sharex=True)
-    for axis, name in zip(axes.flat, names):
-        for side, columns_of in curves.items():
-            axis.plot(
-                columns_of["step"],
-                columns_of[name],
-                label=NAMES[side],
-                linewidth=1.4 if columns <= 3 else 0.7,
-                **_look(side, marker=False),
-            )
-        axis.set_title(name, fontsize=10 if columns <= 3 else 7)
-        axis.tick_params(labelsize=8 if columns <= 3 else 6)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for axis in axes.flat[max(0, len(names) - columns) : len(names)]:  # the lowest that is drawn in each column
+    names = [name for name in next(iter(curves.values())) if "loss" in name]
+    few = len(names) <= 9
+    columns = min(3 if few else 6, len(names))
+    height, line, title, ticks = (2.0, 1.4, 10, 8) if few else (1.3, 0.7, 7, 6)
+    figure, axes = panels(len(names), columns, (8.0, 0.4 + height * -(-len(names) // columns)), sharex=True)
+    for axis, name in zip(axes, names):
+        for side, held in curves.items():
+            axis.plot(held["step"], held[name], label=NAMES[side], linewidth=line, **look(side, marker=False))
+        axis.set_title(name, fontsize=title)
+        axis.tick_params(labelsize=ticks)
+    for axis in axes[-columns:]:  # the lowest that is drawn in each column
         axis.set_xlabel("step")
         axis.tick_params(labelbottom=True)
-    for axis in axes[:, 0]:
+    for axis in axes[::columns]:
         axis.set_ylabel("loss")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     # Dashes along thousands of noisy points are a megabyte in a PDF.
-    points = sum(len(held[name]) for held in curves.values() for name in names)
-    return picture(
-        figure,
-        "Training loss by component over the steps, in both frameworks.",
-        dense=points > POINTS,
-        colours=COLOURED,
-    )
+    dense = sum(len(held[name]) for held in curves.values() for name in names) > POINTS
+    said = "Training loss by component over the steps, in both frameworks."
+    return picture(figure, said, dense=dense, colours=COLOURED)
 
 
 @styled
 def learning_rate(curves: Mapping[str, Sequence[float]]) -> Picture:
     """The learning rate of each step."""
-    figure, axes = canvas(size=(8.0, 2.4))
-    axes[0, 0].plot(curves["step"], curves["learning_rate"], color="black")
-    axes[0, 0].set(xlabel="step", ylabel="learning rate")
+    figure, axis = single(2.4)
+    axis.plot(curves["step"], curves["learning_rate"], color="black")
+    axis.set(xlabel="step", ylabel="learning rate")
     return picture(figure, "Learning rate over the steps: warm-up, then cosine decay.")
 
 
 @styled
 def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
-    """AP after each evaluation; before the first step at 0. epochs: side, or any name -> the train record's `epochs`."""
-    figure, axes = canvas(size=(8.0, 2.8))
-    axis = axes[0, 0]
+    """AP after each evaluation; before the first step at 0. epochs: side, or any name -> a train record's `epochs`."""
+    figure, axis = single(2.8)
     for (name, found), line in zip(epochs.items(), ("-", "--", ":") * len(epochs)):
-        look = _look(name) if name in NAMES else {"color": "black", "linestyle": line, "marker": "."}
-        axis.plot([e["epoch"] + 1 for e in found], [100 * e["AP"] for e in found], label=NAMES.get(name, name), **look)
+        drawn = look(name) if name in NAMES else {"color": "black", "linestyle": line, "marker": "."}
+        axis.plot([e["epoch"] + 1 for e in found], [100 * e["AP"] for e in found], label=NAMES.get(name, name), **drawn)
     axis.set(xlabel="epoch", ylabel="AP (percent)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper left")
-    return picture(
-        figure, f"COCO average precision after each evaluation: {', '.join(NAMES.get(name, name) for name in epochs)}."
-    )
+    names = ", ".join(NAMES.get(name, name) for name in epochs)
+    return picture(figure, f"COCO average precision after each evaluation: {names}.")
 
 
 # -------------------------------------------------------------------------------------------------------- detections
@@ -263,71 +240,41 @@ def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
 def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], threshold: float = 0.2) -> Picture:
     """One row per sample image: ground truth, then each side's detections above `threshold`.
 
-    samples: dicts with image (h, w, 3) uint8 RGB, boxes (k, 4), labels (k,), and found: side -> (m, 6) x1 … y2, score, label.
+    samples: dicts with image (h, w, 3) uint8 RGB, boxes (k, 4), labels (k,), and found: side -> (m, 6) x1, y1, x2, y2,
+    score, label.
     """
-    sides = list(samples[0]["found"])
+    sides, named = list(samples[0]["found"]), SimpleNamespace(names=classes, ids=range(1, 1 + len(classes)))
+    painter = drawing.Painter(named)
     columns = 1 + len(sides)
-    heights = [
-        sample["image"].shape[0] / sample["image"].shape[1] for sample in samples
-    ]  # of a row, in widths of a panel
-    figure, axes = canvas(
-        len(samples), columns, (8.0, 0.3 + 8.0 / columns * sum(heights)), gridspec_kw={"height_ratios": heights}
-    )
+    heights = [one["image"].shape[0] / one["image"].shape[1] for one in samples]  # of a row, in widths of a panel
+    size = (8.0, 0.3 + 8.0 / columns * sum(heights))
+    figure, axes = canvas(len(samples), columns, size, gridspec_kw={"height_ratios": heights})
     for row, sample in zip(axes, samples):
-        show_image(row[0], sample["image"])
-        _boxes(row[0], sample["boxes"], [classes[int(label)] for label in sample["labels"]], "#009e73", "-")
-        for axis, side in zip(row[1:], sides):
-            found = sample["found"][side][sample["found"][side][:, 4] > threshold]
-            show_image(axis, sample["image"])
-            _boxes(axis, found[:, :4], [f"{classes[int(d[5])]} {d[4]:.2f}" for d in found], COLOURS[side], LINES[side])
+        truth = np.column_stack([sample["boxes"], np.full(len(sample["boxes"]), np.nan), sample["labels"]])
+        found = [rows[rows[:, 4] > threshold] for rows in sample["found"].values()]
+        for axis, rows in zip(row, [truth, *found]):
+            show_image(axis, painter.readable(sample["image"], rows, least=360))
     for axis, title in zip(axes[0], ["ground truth", *(f"{NAMES[side]}, score > {threshold:g}" for side in sides)]):
         axis.set_title(title)
-    return picture(
-        figure,
-        f"Sample images with ground truth and with each framework's detections above {threshold}.",
-        photographs=True,
-    )
+    said = f"Sample images with ground truth and with each framework's detections above {threshold}."
+    return picture(figure, said, photographs=True)
 
 
 @styled
 def contact_sheet(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], columns: int = 6) -> Picture:
     """Images (h, w, 3) uint8 RGB with their boxes (k, 4)."""
-    count = -(-len(images) // columns)
-    figure, axes = canvas(count, columns, (8.0, 8.0 / columns * count))
-    for axis in axes.flat:
-        axis.set_visible(False)
-    for axis, image, own in zip(axes.flat, images, boxes):
-        axis.set_visible(True)
-        show_image(axis, image)
-        _boxes(axis, own, [""] * len(own), "#009e73", "-")
+    figure, axes = panels(len(images), columns, (8.0, 8.0 / columns * -(-len(images) // columns)))
+    for axis, image, own in zip(axes, images, boxes):
+        show_image(axis, drawing.outlined(image, own))
     return picture(figure, f"{len(images)} images of the data set with their boxes.", dense=True)
-
-
-@styled
-def assignment(image: np.ndarray, boxes: np.ndarray, cells: np.ndarray, gt_inds: np.ndarray) -> Picture:
-    """Which prior was given which box: points of the positive priors in their box's colour.
-
-    cells: (priors, 3) x, y, stride in pixels; gt_inds: (priors,), 0 for background, else 1-based box.
-    """
-    figure, axes = canvas(size=(4.6, 4.6))
-    axis = axes[0, 0]
-    show_image(axis, image)
-    for index, box in enumerate(boxes, 1):
-        colour, mine = matplotlib.colormaps["tab10"]((index - 1) % 10), gt_inds == index
-        _boxes(axis, box[None], [str(index)], colour, "-")
-        axis.scatter(cells[mine, 0], cells[mine, 1], s=cells[mine, 2], color=colour, edgecolor="black", linewidth=0.5)
-    return picture(figure, f"{int((gt_inds > 0).sum())} positive priors on the boxes they were given.", dense=True)
 
 
 @styled
 def feature_maps(features: Mapping[str, np.ndarray], columns: int = 6) -> Picture:
     """Mean size over channels of each feature that is a map, (1, c, h, w)."""
     features = {name: feature for name, feature in features.items() if feature.ndim == 4}
-    count = -(-len(features) // columns)
-    figure, axes = canvas(count, columns, (8.0, 1.6 * count))
-    for axis in axes.flat[len(features) :]:
-        axis.set_visible(False)
-    for axis, (name, feature) in zip(axes.flat, features.items()):
+    figure, axes = panels(len(features), columns, (8.0, 1.6 * -(-len(features) // columns)))
+    for axis, (name, feature) in zip(axes, features.items()):
         axis.imshow(np.abs(feature[0]).mean(axis=0), cmap="gray", interpolation="nearest")
         axis.set_title(f"{name}\n{' × '.join(map(str, feature.shape[1:]))}", fontsize=6)
         axis.set_axis_off()
@@ -340,23 +287,11 @@ def show_image(axis: Axes, image: np.ndarray) -> None:
     axis.set_axis_off()
 
 
-def _boxes(axis: Axes, boxes: np.ndarray, labels: Sequence[str], colour: Any, line: str) -> None:
-    for (x1, y1, x2, y2), label in zip(boxes, labels):
-        axis.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=line, linewidth=1.2)
-        )
-        if label:
-            inside = y1 < 0.06 * axis.get_ylim()[0]  # no room above the box
-            axis.text(
-                x1,
-                y1,
-                label,
-                fontsize=5,
-                color="white",
-                verticalalignment="top" if inside else "bottom",
-                clip_on=True,
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6},
-            )
+def numbers(axis: Axes, written: Sequence[Sequence[str]], dark: np.ndarray, size: int = 7) -> None:
+    """A text in each square of a matrix, white where the square is dark."""
+    for (row, column), white in np.ndenumerate(dark):
+        look = {"fontsize": size, "color": "white" if white else "black", "ha": "center", "va": "center"}
+        axis.text(column, row, written[row][column], **look)
 
 
 # ------------------------------------------------------------------------------------------------------ speed, sizes
@@ -376,52 +311,28 @@ def speed(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
                 [found.get(b, {}).get(clock, {}) for b in batches] for clock in ("synchronised_ms", "unsynchronised_ms")
             )
             low, median, high = (np.array([t.get(key, np.nan) for t in true]) for key in ("q1", "median", "q3"))
-            axis.bar(
-                at,
-                median,
-                0.36,
-                label=f"{NAMES[side]}, synchronised",
-                color=COLOURS[side],
-                hatch=HATCHES[side],
-                edgecolor="white",
-            )
+            axis.bar(at, median, 0.36, label=f"{NAMES[side]}, synchronised", **_fill(side))
             axis.vlines(at, low, high, color="black")
-            axis.plot(
-                at,
-                [c.get("median", np.nan) for c in claimed],
-                "x",
-                color="black",
-                markersize=6,
-                label="unsynchronised clock" if offset == 0 else None,
-            )
+            cross = {"marker": "x", "linestyle": "", "color": "black", "markersize": 6}
+            label = "unsynchronised clock" if offset == 0 else None
+            axis.plot(at, [c.get("median", np.nan) for c in claimed], label=label, **cross)
         axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
         axis.set(title=WORKS[work], xlabel="batch size (images)", ylabel="time (ms)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return picture(
-        figure, "Median time per batch size with quartiles, synchronised, beside the unsynchronised clock's claim."
-    )
+    said = "Median time per batch size with quartiles, synchronised, beside the unsynchronised clock's claim."
+    return picture(figure, said)
 
 
 @styled
 def memory(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     """Peak memory per work and batch. side -> `cases` of the speed record."""
-    keys = list(dict.fromkeys((c["operation"], c["batch"]) for found in cases.values() for c in found))
-    figure, axes = canvas(size=(8.0, 0.9 + 0.45 * len(keys)))
-    axis = axes[0, 0]
-    for offset, (side, found) in enumerate(cases.items()):
-        held = {(c["operation"], c["batch"]): c["memory"]["peak_mib"] for c in found}
-        at = np.arange(len(keys)) + 0.38 * (offset - (len(cases) - 1) / 2)
-        axis.barh(
-            at,
-            [held.get(key, np.nan) for key in keys],
-            0.36,
-            label=NAMES[side],
-            color=COLOURS[side],
-            hatch=HATCHES[side],
-            edgecolor="white",
-        )
-    axis.set_yticks(range(len(keys)), [f"{WORKS[what]}, batch {batch}" for what, batch in keys])
-    axis.invert_yaxis()
+    held = {
+        side: {f"{WORKS[case['operation']]}, batch {case['batch']}": case["memory"]["peak_mib"] for case in found}
+        for side, found in cases.items()
+    }
+    names = dict.fromkeys(name for found in held.values() for name in found)
+    figure, axis = single(0.9 + 0.45 * len(names))
+    _groups(axis, list(names), {side: [found.get(name, np.nan) for name in names] for side, found in held.items()})
     axis.set_xlabel("peak memory of the process (MiB)")
     figure.legend(loc="outside upper center", ncols=2)
     return picture(figure, "Peak memory per kind of work and batch size, in both frameworks.")
@@ -429,45 +340,39 @@ def memory(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
 
 @styled
 def bars(values: Mapping[str, Mapping[str, float]], unit: str, alt: str) -> Picture:
-    """Horizontal bars, one group per name, one bar per side (or one bar, side ""): slowest operators, parameters by part."""
+    """Horizontal bars, one group per name, one bar per side (or one bar, side "")."""
     sides = list(dict.fromkeys(side for row in values.values() for side in row))
-    figure, axes = canvas(size=(8.0, 0.8 + 0.26 * max(2, len(values) * len(sides))))
-    axis = axes[0, 0]
-    for offset, side in enumerate(sides):
-        at = np.arange(len(values)) + 0.8 / len(sides) * (offset - (len(sides) - 1) / 2)
-        axis.barh(
-            at,
-            [row.get(side, np.nan) for row in values.values()],
-            0.76 / len(sides),
-            label=NAMES.get(side),
-            color=COLOURS.get(side, "#6e6e6e"),
-            hatch=HATCHES.get(side, ""),
-            edgecolor="white",
-        )
-    axis.set_yticks(range(len(values)), list(values))
-    axis.invert_yaxis()
+    figure, axis = single(0.8 + max(0.26 * max(2, len(values) * len(sides)), 0.3 * len(values)))
+    _groups(axis, list(values), {side: [row.get(side, np.nan) for row in values.values()] for side in sides})
     axis.set_xlabel(unit)
     if len(sides) > 1:
         axis.legend()
     return picture(figure, alt)
 
 
+def class_histogram(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Picture:
+    """Boxes of each class, one bar per split."""
+    values = {name: {split: found[place] for split, found in counts.items()} for place, name in enumerate(classes)}
+    return bars(values, "boxes", "Number of boxes of each class, per split.")
+
+
+def _groups(axis: Axes, names: Sequence[str], lengths: Mapping[str, Sequence[float]]) -> None:
+    """Horizontal bars: a group per name, in it a bar per side or any other key."""
+    for offset, (key, values) in enumerate(lengths.items()):
+        at = np.arange(len(names)) + 0.8 / len(lengths) * (offset - (len(lengths) - 1) / 2)
+        axis.barh(at, values, 0.76 / len(lengths), label=NAMES.get(key, key) or None, **_fill(key, offset))
+    axis.set_yticks(range(len(names)), list(names))
+    axis.invert_yaxis()
+
+
 @styled
 def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     """Histogram of box sizes (square root of the area, pixels) per split, with COCO's bounds of small and large."""
-    figure, axes = canvas(size=(8.0, 2.8))
-    axis = axes[0, 0]
+    figure, axis = single(2.8)
     edges = np.geomspace(max(1.0, min(s.min() for s in sizes.values())), max(s.max() for s in sizes.values()), 31)
     for (name, values), line, colour in zip(sizes.items(), ("-", "--"), ("black", "#6e6e6e")):
-        axis.hist(
-            values,
-            edges,
-            histtype="step",
-            label=f"{name}, {len(values)} boxes",
-            linestyle=line,
-            color=colour,
-            linewidth=1.4,
-        )
+        drawn = {"linestyle": line, "color": colour, "linewidth": 1.4, "histtype": "step"}
+        axis.hist(values, edges, label=f"{name}, {len(values)} boxes", **drawn)
     for bound in (32, 96):
         axis.axvline(bound, color="black", linestyle=":", linewidth=0.8)
     axis.set(xscale="log", xlabel="square root of the box's area (pixels; dotted: 32 and 96)", ylabel="boxes")
@@ -475,46 +380,20 @@ def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     return picture(figure, "Histogram of box sizes per split, with COCO's bounds between small, medium and large.")
 
 
-@styled
-def class_histogram(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Picture:
-    """Boxes of each class, one bar per split."""
-    figure, axes = canvas(size=(8.0, 0.8 + 0.3 * len(classes)))
-    axis = axes[0, 0]
-    for offset, (split, found) in enumerate(counts.items()):
-        at = np.arange(len(classes)) + 0.8 / len(counts) * (offset - (len(counts) - 1) / 2)
-        axis.barh(
-            at,
-            found,
-            0.76 / len(counts),
-            label=split,
-            color=("#6e6e6e", "#bdbdbd")[offset],
-            hatch=("", "///")[offset],
-            edgecolor="white",
-        )
-    axis.set_yticks(range(len(classes)), list(classes))
-    axis.invert_yaxis()
-    axis.set_xlabel("boxes")
-    axis.legend()
-    return picture(figure, "Number of boxes of each class, per split.")
-
-
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def _look(side: str, marker: bool = True) -> dict[str, Any]:
+def look(side: str, marker: bool = True) -> dict[str, Any]:
+    """The line of a side."""
     return {"color": COLOURS[side], "linestyle": LINES[side], "marker": MARKERS[side] if marker else None}
+
+
+def _fill(key: str, place: int = 0) -> dict[str, Any]:
+    """The bar of a side; of anything else by its place."""
+    grey, hatch = (("#6e6e6e", ""), ("#bdbdbd", "///"))[place % 2]
+    return {"color": COLOURS.get(key, grey), "hatch": HATCHES.get(key, hatch), "edgecolor": "white"}
 
 
 def _pair(pair: str) -> str:
     first, second = pair.split("-")
     return f"{NAMES[second]} against {NAMES[first]}"
-
-
-def _lift_floor(axis: Axes) -> None:
-    """Leave exact zeros at the lower edge instead of stretching the axis over eighteen decades."""
-    low, high = axis.get_ylim()
-    axis.set_ylim(max(low, 1e-8), max(high, 2.0))
-
-
-def _empty(axis: Axes) -> None:
-    axis.text(0.5, 0.5, "NOT RUN", transform=axis.transAxes, horizontalalignment="center")

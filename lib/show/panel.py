@@ -1,16 +1,16 @@
 """The panel of notebook 71_detect: what two frameworks find on the same image, side by side, differences marked.
 
 Detections come from evaluation records and from COCO result files, so that one kernel shows both frameworks; those of
-this kernel's own model join by `add`. Without a browser the panel is the figure of what is chosen, `picture`.
+this kernel's own model join by `lib.show.panel_live`. Without a browser the panel is the figure of what is chosen,
+`picture`.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import cv2
 import numpy as np
 
 from lib import record
@@ -21,11 +21,8 @@ from lib.evaluation.detection import Classes
 from lib.show.drawing import Painter
 from lib.show.figures import NAMES, Picture, canvas, picture, show_image, styled
 
-if TYPE_CHECKING:
-    from lib.show.panel_live import Live
-
-SHOWN = 480  # pixels of an image's longer side at least, so that names are readable
 WEIGHTS = ("own", "common")  # of an evaluation record: trained by that side, and those of PyTorch that all sides run
+Detector = Callable[[np.ndarray], np.ndarray]  # image (h, w, 3) uint8 BGR -> (m, 6)
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Choice:
 class Asked:
     """A side that detects when an image is shown, each once."""
 
-    detect: Callable[[np.ndarray], np.ndarray]  # image (h, w, 3) uint8 BGR -> (m, 6)
+    detect: Detector
     known: dict[int, np.ndarray] = field(default_factory=dict)
 
     def rows(self, id_: int, image: np.ndarray) -> np.ndarray:
@@ -58,20 +55,17 @@ class Asked:
 
 @dataclass
 class Panel:
-    """Detections (m, 7) image id, x1, y1, x2, y2, score, label by (model, weights) and side; images as files or arrays."""
+    """Detections (m, 7), image id, x1, y1, x2, y2, score, label, by (model, weights) and side; and their images."""
 
     dataset: coco.Dataset | None = None
     classes: Classes | None = None
     found: dict[tuple[str, str], dict[str, np.ndarray | Asked]] = field(default_factory=dict)
     images: dict[int, np.ndarray] = field(default_factory=dict)  # (h, w, 3) uint8 RGB that records hold
 
-    def add(self, model: str, weights: str, side: str, rows: np.ndarray) -> None:
-        """Detections (m, 7) of a side; what was there under these names is replaced."""
-        self.found.setdefault((model, weights), {})[side] = np.asarray(rows, np.float64).reshape(-1, 7)
-
-    def add_live(self, model: str, weights: str, side: str, detect: Callable[[np.ndarray], np.ndarray]) -> None:
-        """A side that detects when asked; what was there under these names is replaced."""
-        self.found.setdefault((model, weights), {})[side] = Asked(detect)
+    def add(self, model: str, weights: str, side: str, rows: np.ndarray | Detector) -> None:
+        """Detections (m, 7) of a side, or what detects when asked; what was there under these names is replaced."""
+        asked = Asked(rows) if callable(rows) else np.asarray(rows, np.float64).reshape(-1, 7)
+        self.found.setdefault((model, weights), {})[side] = asked
 
     def names(self) -> tuple[str, ...]:
         """The classes by label."""
@@ -86,9 +80,8 @@ class Panel:
         label_of = {id_: label for label, id_ in enumerate(self.dataset.category_ids)}
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = [
-                _row(entry, label_of) for entry in (content["annotations"] if isinstance(content, dict) else content)
-            ]
+            entries = content["annotations"] if isinstance(content, dict) else content
+            rows = [_row(entry, label_of) for entry in entries]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: no COCO result file of this data set ({error!r}); "
@@ -96,79 +89,64 @@ class Panel:
             ) from error
         self.add(model, weights, side, np.array(rows))
 
-    def choice(self, **chosen: Any) -> Choice:
-        """A choice that can be shown: what is not given is the first that is there."""
-        if not self.found:
-            raise UserError("71_detect: nothing to show; run 70_evaluate, or add detections to the panel")
-        model = chosen.pop("model", next(iter(self.found))[0])
-        offered = [weights for name, weights in self.found if name == model]
-        if not offered:
-            raise UserError(
-                f"model: '{model}' has no detections here; there are {', '.join({m for m, _ in self.found})}"
-            )
-        weights = chosen.pop("weights", None)
-        weights = weights if weights in offered else offered[0]
+    def offered(self, model: str, weights: str) -> dict[str, list]:
+        """What there is to choose from, by field of a choice, once model and weights are chosen."""
         sides = list(self.found[model, weights])
-        left, right = (
-            side if side in sides else default
-            for side, default in ((chosen.pop("left", None), sides[0]), (chosen.pop("right", None), sides[-1]))
-        )
-        images = self.offered_images()
-        image = chosen.pop("image", None)
-        return Choice(model, weights, left, right, image if image in images else images[0], **chosen)
-
-    def offered_images(self) -> list[int]:
-        """Ids of the images that can be shown; where there is a data set, all of its."""
         ids = sorted(self.images) if self.dataset is None else [entry.id for entry in self.dataset.images]
         if not ids:
             raise UserError("71_detect: no image to show; give the panel the data set's COCO file")
-        return ids
+        return {
+            "model": list(dict.fromkeys(name for name, _ in self.found)),
+            "weights": [which for name, which in self.found if name == model],
+            "left": sides,
+            "right": sides,
+            "image": ids,
+        }
+
+    def choice(self, **chosen: Any) -> Choice:
+        """A choice that can be shown: what is not given, or not offered, is the first that is; `right` the last."""
+        if not self.found:
+            raise UserError("71_detect: nothing to show; run 70_evaluate, or add detections to the panel")
+        model = chosen.pop("model", next(iter(self.found))[0])
+        weights = [which for name, which in self.found if name == model]
+        if not weights:
+            known = ", ".join({name for name, _ in self.found})
+            raise UserError(f"model: '{model}' has no detections here; there are {known}")
+        which = chosen.pop("weights", None)
+        which = which if which in weights else weights[0]
+        offered = self.offered(model, which)
+        for name, default in (("left", 0), ("right", -1), ("image", 0)):
+            if chosen.get(name) not in offered[name]:
+                chosen[name] = offered[name][default]
+        return Choice(model, which, **chosen)
 
     def picture(self, choice: Choice) -> Picture:
         """Both sides' detections from `choice.threshold` on; those without a counterpart are marked with ≠."""
+        self.names()
         image, truth = self._image(choice.image)
-        rows = [self._rows(choice, side) for side in (choice.left, choice.right)]
-        alone = differences(*rows, choice.pixels, choice.scores)
-        panels = []
-        for side, own, marks in zip((choice.left, choice.right), rows, alone):
-            shown = own[:, 5] >= choice.threshold
-            title = (
-                f"{NAMES.get(side, side)}: {int(shown.sum())} boxes, {int((shown & marks).sum())} without counterpart"
-            )
-            panels.append((title, self._painted(image, truth, own[shown, 1:], marks[shown])))
+        painter, sides = Painter(self.classes), (choice.left, choice.right)
+        rows = [self._rows(choice, side, image) for side in sides]
+        shown = []
+        for side, own, marks in zip(sides, rows, differences(*rows, choice.pixels, choice.scores)):
+            from_on = own[:, 5] >= choice.threshold
+            alone = int((from_on & marks).sum())
+            title = f"{NAMES.get(side, side)}: {int(from_on.sum())} boxes, {alone} without counterpart"
+            shown.append((title, painter.readable(image, own[from_on, 1:], marks[from_on], truth)))
         about = f"image {choice.image}, {choice.model}, {choice.weights} weights, score from {choice.threshold}"
-        return _side_by_side(panels, about)
+        return _side_by_side(shown, about)
 
-    def widget(self, choice: Choice, live: "Live | None" = None):
-        """The panel as ipywidgets: what to choose above, the figure below; with `live` also a model to run here."""
-        from lib.show.panel_widgets import assemble
-
-        return assemble(self, choice, live)
-
-    def _rows(self, choice: Choice, side: str) -> np.ndarray:
+    def _rows(self, choice: Choice, side: str, image: np.ndarray) -> np.ndarray:
         rows = self.found[choice.model, choice.weights][side]
         if isinstance(rows, Asked):
-            return rows.rows(choice.image, self._image(choice.image)[0])
+            return rows.rows(choice.image, np.ascontiguousarray(image[:, :, ::-1]))
         return rows[rows[:, 0] == choice.image]
 
     def _image(self, id_: int) -> tuple[np.ndarray, np.ndarray]:
-        """((h, w, 3) uint8 BGR, annotated boxes (k, 4))."""
+        """((h, w, 3) uint8 RGB, annotated boxes (k, 4))."""
         if self.dataset is None:
-            return np.ascontiguousarray(self.images[id_][:, :, ::-1]), np.zeros((0, 4))
+            return self.images[id_], np.zeros((0, 4))
         entry = next(entry for entry in self.dataset.images if entry.id == id_)
-        return coco.read_image(entry), entry.boxes
-
-    def _painted(self, image: np.ndarray, truth: np.ndarray, rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 RGB, enlarged to SHOWN; annotated boxes as thin white lines."""
-        scale = max(1.0, SHOWN / max(image.shape[:2]))
-        large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-        scaled = np.concatenate([rows[:, :4] * scale, rows[:, 4:]], 1)
-        painted = self._painter().paint(large, scaled, marks, truth * scale)
-        return np.ascontiguousarray(painted[:, :, ::-1])
-
-    def _painter(self) -> Painter:
-        self.names()
-        return Painter(self.classes)
+        return coco.read_image(entry)[:, :, ::-1], entry.boxes
 
 
 def from_records(folder: str | Path, data: str | Path | None = None) -> Panel:

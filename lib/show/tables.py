@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def coco(records: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
 
 def starts(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """COCO's numbers before (epoch 0) and after each training of a train record's `starts`; fresh weights have none before."""
+    """COCO's numbers before (epoch 0) and after each training of a train record's `starts`, as far as there are any."""
     rows = {
         (name, when): numbers[when] for name, numbers in found.items() for when in ("before", "after") if numbers[when]
     }
@@ -43,14 +43,8 @@ def starts(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 def costs(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """What each epoch of a train record's `cost` took; waiting is the share of its time spent waiting for images."""
     frame = pd.DataFrame(list(epochs)).assign(epoch=lambda one: one["epoch"] + 1).set_index("epoch")
-    return frame.rename(
-        columns={
-            "images_per_second": "images/s",
-            "waiting_share": "waiting",
-            "peak_rss_mib": "peak MiB",
-            "peak_device_mib": "device peak MiB",
-        }
-    )
+    memory = {"peak_rss_mib": "peak MiB", "peak_device_mib": "device peak MiB"}
+    return frame.rename(columns={"images_per_second": "images/s", "waiting_share": "waiting", **memory})
 
 
 def speed(records: Iterable[Record]) -> pd.DataFrame:
@@ -78,14 +72,10 @@ def operators(records: Iterable[Record], operation: str = "train") -> pd.DataFra
     """The slowest operators of the largest case of `operation`, milliseconds and calls, per side of speed records."""
     rows = []
     for held in records:
-        case = max(
-            (case for case in held.fields["cases"] if case["operation"] == operation), key=lambda case: case["batch"]
-        )
-        rows += [
-            {"side": held.side, "operator": name, "ms": time, "calls": calls}
-            for name, time, calls in case["slowest_operators"]
-        ]
-    return pd.DataFrame(rows)
+        cases = [case for case in held.fields["cases"] if case["operation"] == operation]
+        slowest = max(cases, key=lambda case: case["batch"])["slowest_operators"]
+        rows += [(held.side, *operator) for operator in slowest]
+    return pd.DataFrame(rows, columns=["side", "operator", "ms", "calls"])
 
 
 def state(fields: Mapping[str, Any]) -> pd.DataFrame:
@@ -100,32 +90,28 @@ def state(fields: Mapping[str, Any]) -> pd.DataFrame:
 def parts(network: Any) -> pd.DataFrame:
     """Tensors and scalars trained in each part (the name up to the first dot) of a module with `named_parameters`."""
     sizes = [(name.split(".")[0], math.prod(parameter.shape)) for name, parameter in network.named_parameters()]
-    return (
-        pd.DataFrame(sizes, columns=["part", "parameters"])
-        .groupby("part", sort=False)["parameters"]
-        .agg(tensors="size", parameters="sum")
-    )
+    frame = pd.DataFrame(sizes, columns=["part", "parameters"])
+    return frame.groupby("part", sort=False)["parameters"].agg(tensors="size", parameters="sum")
 
 
 def tensors(arrays: Mapping[str, Any], prefix: str = "") -> pd.DataFrame:
     """Shape, type, mean, deviation and largest size of each array whose name starts with `prefix`."""
     held = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     rows = {
-        name: {
-            "shape": str(array.shape),
-            "type": array.dtype.name,
-            "mean": array.mean(),
-            "std": array.std(),
-            "max |x|": abs(array).max(),
-        }
+        name: (str(array.shape), array.dtype.name, array.mean(), array.std(), abs(array).max())
         for name, array in held.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["shape", "type", "mean", "std", "max |x|"])
 
 
 def values(named: Mapping[str, Any], title: str) -> pd.DataFrame:
     """Named values as one column."""
-    return pd.DataFrame({title: pd.Series(dict(named))})
+    return side_by_side({title: named})
+
+
+def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Named values, one column for each set of them."""
+    return pd.DataFrame({title: pd.Series(dict(named)) for title, named in columns.items()})
 
 
 def overfit(check: Mapping[str, Any] | None) -> pd.DataFrame:
@@ -136,7 +122,7 @@ def overfit(check: Mapping[str, Any] | None) -> pd.DataFrame:
 def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Per discrete choice "assignment/<phase>/<name>": places, how many leave the commonest value, how many values.
 
-    Where there are exact scores: the smallest margin in floors, how many lie below the gate, and each score's largest floor.
+    Where there are exact scores: the smallest margin in floors, how many lie below the gate, each score's largest one.
     """
     rows = {}
     for name in sorted(name.removeprefix("assignment/") for name in arrays if name.startswith("assignment/")):
@@ -151,43 +137,76 @@ def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str,
             "below the gate": judged.within if margins else None,
             "floors of": ", ".join(f"{score} {text(floor)}" for score, floor in noise.get(name, {}).items()),
         }
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    return frame.rename_axis(index=["phase", "decision"])
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["phase", "decision"])
 
 
 def flips(records: Iterable[Record]) -> pd.DataFrame:
     """Every discrete decision that flipped, from compare records, with its margin in floors; illegal ones first."""
+    margin = "margin, floors"
+    columns = ["model", "question", "pair", "decision", "chosen", margin, "gate, floors", "legal"]
     found = [
-        {
-            "model": held.model,
-            "question": verdict["question"],
-            "pair": verdict["pair"],
-            "decision": row["name"],
-            "chosen": row["note"],
-            "margin, floors": float(row["error"]),
-            "gate, floors": row["gate"],
-            "legal": row["passed"],
-        }
-        for held in records
-        for verdict in held.fields["verdicts"]
-        for row in (dict(zip(held.fields["columns"], values)) for values in verdict["rows"])
+        (
+            model,
+            verdict["question"],
+            verdict["pair"],
+            row["name"],
+            row["note"],
+            float(row["error"]),
+            row["gate"],
+            row["passed"],
+        )
+        for model, verdict in _verdicts(records)
+        for row in verdict["rows"]
         if row["what"] == FLIP
     ]
-    columns = ["model", "question", "pair", "decision", "chosen", "margin, floors", "gate, floors", "legal"]
-    return pd.DataFrame(found, columns=columns).sort_values(
-        ["legal", "margin, floors"], ascending=[True, False], ignore_index=True
-    )
+    frame = pd.DataFrame(found, columns=columns)
+    return frame.sort_values(["legal", margin], ascending=[True, False], ignore_index=True)
 
 
 def nearness(records: Iterable[Record]) -> pd.DataFrame:
-    """How near to a toss-up each model's decisions were: how many, how many flipped, lie below the gate, and the nearest."""
+    """How near to a toss-up each model's decisions were: how many there are, flipped, below the gate; the nearest."""
     rows = {
-        (held.model, verdict["question"], verdict["pair"]): {name: verdict["values"][name] for name in NEARNESS}
-        for held in records
-        for verdict in held.fields["verdicts"]
+        (model, verdict["question"], verdict["pair"]): {name: verdict["values"][name] for name in NEARNESS}
+        for model, verdict in _verdicts(records)
         if "nearest_name" in verdict["values"]
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(NEARNESS))
+
+
+def verdict_matrix(records: Iterable[Record]) -> pd.DataFrame:
+    """Verdicts by model and question (rows) and pair of sides (columns) of compare records; "" where none is asked."""
+    cells = {(model, one["question"], one["pair"]): one["verdict"] for model, one in _verdicts(records)}
+    return pd.Series(cells).unstack(sort=False).fillna("").rename_axis(index=["model", "question"])
+
+
+def closest_rows(records: Iterable[Record]) -> pd.DataFrame:
+    """Of each verdict of compare records the judged number closest to its gate, or farthest beyond it."""
+    found = [
+        verdict | max(verdict["rows"], key=lambda row: float(row["ratio"]))  # "Infinity" is a fault
+        for _, verdict in _verdicts(records)
+        if verdict["rows"]
+    ]
+    columns = ["question", "pair", "verdict", "name", "what", "error", "floor", "gate", "ratio", "note"]
+    return pd.DataFrame(found)[columns]
+
+
+def failures(records: Iterable[Record]) -> list[str]:
+    """ "model: question (pair)" of every FAIL in compare records."""
+    found = [(model, one) for model, one in _verdicts(records) if one["verdict"] == "FAIL"]
+    return [f"{model}: {one['question']} ({one['pair']})" for model, one in found]
+
+
+def summary(records: Iterable[Record]) -> str:
+    """How many verdicts of compare records are of each kind, in one line."""
+    counts = Counter(verdict["verdict"] for _, verdict in _verdicts(records))
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
+
+
+def _verdicts(records: Iterable[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The model and each verdict of compare records, with its rows as dicts."""
+    for held in records:
+        for verdict in held.fields["verdicts"]:
+            yield held.model, verdict | {"rows": [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]}
 
 
 def gradient_norms(arrays: Mapping[str, np.ndarray], prefix: str) -> pd.DataFrame:
@@ -201,9 +220,8 @@ def gradient_norms(arrays: Mapping[str, np.ndarray], prefix: str) -> pd.DataFram
 
 def live(found: Mapping[str, Any] | None) -> pd.DataFrame:
     """Each output of a live reference: its error beside our own, and the output's size; empty where none was run."""
-    frame = pd.DataFrame.from_dict(
-        found["outputs"] if found else {}, orient="index", columns=["error", "floor", "scale"]
-    )
+    outputs = found["outputs"] if found else {}
+    frame = pd.DataFrame.from_dict(outputs, orient="index", columns=["error", "floor", "scale"])
     return frame.rename_axis(f"{found['name']} {found['version']}" if found else "no live reference here")
 
 
@@ -222,85 +240,32 @@ def samples(
     fields, arrays = next(iter(sides.values()))
     found = {side: held[f"float32/{weights}/detections"] for side, (_, held) in sides.items()}
     return [
-        {
-            "image": arrays[f"sample/{i}/image"],
-            "boxes": arrays[f"sample/{i}/boxes"],
-            "labels": arrays[f"sample/{i}/labels"],
-            "found": {side: rows[rows[:, 0] == i][:, 1:] for side, rows in found.items()},
-        }
+        {name: arrays[f"sample/{i}/{name}"] for name in ("image", "boxes", "labels")}
+        | {"found": {side: rows[rows[:, 0] == i][:, 1:] for side, rows in found.items()}}
         for i in fields["samples"]
     ]
 
 
 def environments() -> pd.DataFrame:
     """Every pinned package with its version in the two environments; a blank where one does without it."""
-    pins = {
-        name: dict(pin.split("==") for pin in requirements(ROOT / f"environment-{name}.yml"))
-        for name in ("torch", "jt")
-    }
-    return pd.DataFrame(pins).rename(columns={"jt": "jittor"}).sort_index().fillna("")
+    names = {"torch": "torch", "jittor": "jt"}
+    pins = {side: requirements(ROOT / f"environment-{name}.yml") for side, name in names.items()}
+    return (
+        pd.DataFrame({side: dict(pin.split("==") for pin in held) for side, held in pins.items()})
+        .sort_index()
+        .fillna("")
+    )
 
 
 def notebooks(folder: str | Path) -> pd.DataFrame:
     """Each notebook's question and time, as its first cell states them."""
+    stated = {"question": r"\*\*Question\.\*\* (.+)", "time": r"Time: ([^.]+)", "kernel": r"Kernel: ([^.]+)"}
     rows = {}
     for path in sorted(Path(folder).glob("[0-9]*.ipynb")):
-        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        rows[path.stem] = {
-            "question": _stated(text, r"\*\*Question\.\*\* (.+)"),
-            "time": _stated(text, r"Time: ([^.]+)"),
-            "kernel": _stated(text, r"Kernel: ([^.]+)"),
-        }
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        found = {name: re.search(pattern, first) for name, pattern in stated.items()}
+        rows[path.stem] = {name: one[1] if one else "" for name, one in found.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _stated(text: str, pattern: str) -> str:
-    found = re.search(pattern, text)
-    return found[1] if found else ""
-
-
-def verdict_matrix(records: Iterable[Record]) -> pd.DataFrame:
-    """Verdicts by model and question (rows) and pair of sides (columns) of compare records; "" where none is asked."""
-    cells = {
-        (held.model, verdict["question"], verdict["pair"]): verdict["verdict"]
-        for held in records
-        for verdict in held.fields["verdicts"]
-    }
-    frame = pd.Series(cells).unstack(sort=False).fillna("")
-    frame.index.names = ["model", "question"]
-    return frame
-
-
-def closest_rows(records: Iterable[Record]) -> pd.DataFrame:
-    """Of each verdict of compare records the judged number closest to its gate, or farthest beyond it."""
-    found = []
-    for held in records:
-        for verdict in held.fields["verdicts"]:
-            rows = [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]
-            if rows:
-                worst = max(rows, key=lambda row: float(row["ratio"]))  # "Infinity" is a fault
-                found.append(
-                    {"question": verdict["question"], "pair": verdict["pair"], "verdict": verdict["verdict"], **worst}
-                )
-    return pd.DataFrame(found)[
-        ["question", "pair", "verdict", "name", "what", "error", "floor", "gate", "ratio", "note"]
-    ]
-
-
-def failures(records: Iterable[Record]) -> list[str]:
-    """ "model: question (pair)" of every FAIL in compare records."""
-    return [
-        f"{held.model}: {verdict['question']} ({verdict['pair']})"
-        for held in records
-        for verdict in held.fields["verdicts"]
-        if verdict["verdict"] == "FAIL"
-    ]
-
-
-def summary(records: Iterable[Record]) -> str:
-    """How many verdicts of compare records are of each kind, in one line."""
-    counts = Counter(verdict["verdict"] for held in records for verdict in held.fields["verdicts"])
-    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
 
 
 def text(value: Any) -> str:
@@ -316,12 +281,8 @@ def closest_layers(fields: Mapping[str, Any], count: int = 8) -> pd.DataFrame:
     """Of a divergence record the layers' own errors closest to their gates; empty for the reference's."""
     rows = [row for row in localise(fields).rows() if row.passed is not None] if "layers" in fields else []
     chosen = sorted(rows, key=lambda row: -row.ratio)[:count]
-    return pd.DataFrame(
-        [
-            {"layer": row.name, "what": row.what, "error": row.error, "gate": row.gate, "ratio": row.ratio}
-            for row in chosen
-        ]
-    )
+    rows = [(row.name, row.what, row.error, row.gate, row.ratio) for row in chosen]
+    return pd.DataFrame(rows, columns=["layer", "what", "error", "gate", "ratio"])
 
 
 def stages(data: Iterable[tuple[str, Mapping[str, str]]]) -> pd.DataFrame:
@@ -329,8 +290,3 @@ def stages(data: Iterable[tuple[str, Mapping[str, str]]]) -> pd.DataFrame:
     return pd.DataFrame(
         [{"stage": name, "array": key, "SHA-256": digest[:12]} for name, held in data for key, digest in held.items()]
     )
-
-
-def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Named values, one column for each set of them."""
-    return pd.DataFrame({title: pd.Series(dict(named)) for title, named in columns.items()})

@@ -7,11 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from lib.show.figures import Picture, canvas, picture, show_image, styled
+from lib.show.figures import Picture, canvas, numbers, panels, picture, show_image, single, styled
 
 MARKS = "osD^vP*X"  # of boxes, levels and heads: told apart without colour
 DARK, LIGHT = "black", "#8a8a8a"
 SIDES = ("left", "top", "right", "bottom")
+GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of a text on lines
 
 
 def _colour(index: int):
@@ -44,60 +45,38 @@ def _matrix(axis: Axes, values: np.ndarray, **options):
 # ----------------------------------------------------------------------------------------------------------- wiring
 @styled
 def wiring(nodes: Sequence) -> Picture:
-    """Modules (lib.show.tour.Node) from top to bottom in order of execution, left to right by stride; arrows to what reads them."""
+    """Modules (notebooks.tours.Node) from top to bottom in order of execution, left to right by stride; arrows to what
+    reads them."""
     strides = sorted({node.stride for node in nodes})
     at = {node.name: (strides.index(node.stride), row) for row, node in enumerate(nodes)}
-    figure, axes = canvas(size=(8.0, 0.6 + 0.27 * len(nodes)))
-    axis = axes[0, 0]
+    figure, axis = single(0.6 + 0.27 * len(nodes))
+    look = {"arrowstyle": "-|>", "mutation_scale": 7, "shrinkA": 3, "shrinkB": 4, "linewidth": 0.9, "color": LIGHT}
     for node in nodes:
         for source in node.reads:
             (x, y), (u, v) = at[source], at[node.name]
             bend = 0.35 * min(1.0, (v - y - 1) / 3) if x == u else 0.12 * np.sign(x - u)
-            axis.add_patch(
-                FancyArrowPatch(
-                    (x, y),
-                    (u, v),
-                    arrowstyle="-|>",
-                    mutation_scale=7,
-                    shrinkA=3,
-                    shrinkB=4,
-                    linewidth=0.9,
-                    color=LIGHT,
-                    connectionstyle=f"arc3,rad={bend}",
-                )
-            )
+            axis.add_patch(FancyArrowPatch((x, y), (u, v), connectionstyle=f"arc3,rad={bend}", **look))
     for node in nodes:
         x, y = at[node.name]
         axis.plot(x, y, "s", color=DARK if len(node.reads) != 1 else "white", markeredgecolor=DARK, markersize=5)
-        axis.text(
-            x + 0.07,
-            y,
-            f"{node.name.partition('.')[2]}  {node.channels}",
-            fontsize=7,
-            verticalalignment="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-        )
-    axis.set(
-        xlim=(-0.4, len(strides) - 0.25),
-        ylim=(len(nodes) - 0.4, -0.6),
-        ylabel="order of execution",
-        xlabel="stride (pixels); name and channels of each output",
-    )
+        name = f"{node.name.partition('.')[2]}  {node.channels}"
+        axis.text(x + 0.07, y, name, fontsize=7, va="center", bbox=GROUND)
+    axis.set(xlim=(-0.4, len(strides) - 0.25), ylim=(len(nodes) - 0.4, -0.6), ylabel="order of execution")
+    axis.set(xlabel="stride (pixels); name and channels of each output")
     axis.set_xticks(range(len(strides)), list(map(str, strides)))
     axis.set_yticks([])
-    return picture(
-        figure, "Which module reads which: arrows lead from a module to its readers; filled squares join several."
-    )
+    said = "Which module reads which: arrows lead from a module to its readers; filled squares join several."
+    return picture(figure, said)
 
 
 # -------------------------------------------------------------------------------------------------------- Gold-YOLO
 @styled
 def kernels(parts: Mapping[str, np.ndarray], shown: int = 8) -> Picture:
-    """The 3 x 3 kernels (c_out, c_in, 3, 3) of the first output channel: one row per part, one column per input channel."""
+    """Kernels (c_out, c_in, 3, 3) of the first output channel: one row per part, one column per input channel."""
     if not parts:
-        figure, axes = canvas(size=(8.0, 1.0))
-        axes[0, 0].text(0.5, 0.5, "this size has no block with branches", horizontalalignment="center")
-        axes[0, 0].set_axis_off()
+        figure, axis = single(1.0)
+        axis.text(0.5, 0.5, "this size has no block with branches", ha="center")
+        axis.set_axis_off()
         return picture(figure, "This size has no block with branches.")
     shown = min(shown, next(iter(parts.values())).shape[1])
     figure, axes = canvas(len(parts), shown, (8.0, 0.5 + 0.95 * len(parts)))
@@ -107,13 +86,12 @@ def kernels(parts: Mapping[str, np.ndarray], shown: int = 8) -> Picture:
         for channel, axis in enumerate(row):
             image = _matrix(axis, part[0, channel], cmap="gray", vmin=-middle, vmax=middle)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, rotation=0, horizontalalignment="right", verticalalignment="center")
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for channel, axis in enumerate(axes[-1]):
         axis.set_xlabel(f"input {channel}")
     figure.colorbar(image, ax=axes, label="weight", shrink=0.8, extend="both")
-    return picture(
-        figure, "Kernels of the branches of one block, their sum, and the kernel of the merged block.", dense=True
-    )
+    said = "Kernels of the branches of one block, their sum, and the kernel of the merged block."
+    return picture(figure, said, dense=True)
 
 
 @styled
@@ -128,14 +106,14 @@ def attention(panels: Mapping[str, np.ndarray], shown: int = 4) -> Picture:
     for axis in axes[-1]:
         axis.set_xlabel("answering pixel")
     figure.colorbar(image, ax=axes, label="share", shrink=0.8)
-    return picture(
-        figure, "Attention among the coarsest map's pixels: a row per asking pixel, dark where it looks.", dense=True
-    )
+    said = "Attention among the coarsest map's pixels: a row per asking pixel, dark where it looks."
+    return picture(figure, said, dense=True)
 
 
 @styled
 def sides(distances: np.ndarray) -> Picture:
-    """Sides (k, 4 b) of a few cells as the head gives them: probabilities of b distances and their mean, or one number each."""
+    """Sides (k, 4 b) of a few cells as the head gives them: probabilities of b distances and their mean, or one number
+    each."""
     bins = distances.shape[1] // 4
     height = 0.5 + (1.2 if bins > 1 else 0.6) * len(distances)
     figure, axes = canvas(len(distances), 4, (8.0, height), sharex=True, sharey="row")
@@ -147,18 +125,14 @@ def sides(distances: np.ndarray) -> Picture:
         axis.set_title(side)
     for axis in axes[-1]:
         axis.set_xlabel("distance (strides)")
-    what = (
-        "a distribution over distances; the dashed line is its mean"
-        if bins > 1
-        else "one number, the length of the bar"
-    )
+    spread = "a distribution over distances; the dashed line is its mean"
+    what = spread if bins > 1 else "one number, the length of the bar"
     return picture(figure, f"The four sides of a few cells' boxes: each is {what}.")
 
 
 def _side(axis: Axes, values: np.ndarray) -> None:
     if len(values) > 1:
-        shares = np.exp(values - values.max())
-        shares /= shares.sum()
+        shares = np.exp(values - np.logaddexp.reduce(values))
         axis.bar(range(len(shares)), shares, color=LIGHT)
         mean = float(shares @ np.arange(len(shares)))
         axis.axvline(mean, color=DARK, linestyle="--", linewidth=1.0)
@@ -167,71 +141,44 @@ def _side(axis: Axes, values: np.ndarray) -> None:
         axis.barh(0, mean, color=LIGHT)
         axis.margins(x=0.25)  # room for the number
         axis.set_yticks([])
-    axis.text(
-        0.98,
-        0.95,
-        f"{mean:.2f}",
-        transform=axis.transAxes,
-        fontsize=7,
-        horizontalalignment="right",
-        verticalalignment="top",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-    )
+    axis.text(0.98, 0.95, f"{mean:.2f}", transform=axis.transAxes, fontsize=7, ha="right", va="top", bbox=GROUND)
 
 
 @styled
 def assignments(
-    found: Mapping[str, np.ndarray], boxes: np.ndarray, cells: np.ndarray, size: tuple[int, int]
+    found: Mapping[str, np.ndarray], boxes: np.ndarray, cells: np.ndarray, size: tuple[int, int], centre: float = 0.5
 ) -> Picture:
-    """Which cell was given which box, one panel per assigner: marks of the positive cells in their box's colour and shape.
+    """Which cell was given which box, one panel per assigner: the positive cells in their box's colour and shape.
 
-    found: name -> (p,) 0 for background, else the 1-based box; cells (p, 3): x, y of the top left corner, stride, pixels.
+    found: name -> (p,) 0 for background, else the 1-based box; cells (p, 3): x, y of the top left corner, stride, in
+    pixels; centre: where in its cell a point lies by which the model measures.
     """
-    figure, axes = canvas(1, len(found), (8.0, 8.0 / len(found) + 0.4), sharey=True)
+    figure, axes = canvas(1, len(found), (8.0, 8.0 / max(2, len(found)) + 0.4), sharey=True)
     for axis, (name, chosen) in zip(axes[0], found.items()):
         for index, box in enumerate(boxes):
             mine = cells[chosen == index + 1]
-            points = mine[:, :2] + mine[:, 2:] / 2
             _outline(axis, box, _colour(index))
-            axis.scatter(
-                *points.T,
-                s=1.5 * mine[:, 2],
-                marker=MARKS[index % len(MARKS)],
-                color=_colour(index),
-                edgecolor=DARK,
-                linewidth=0.4,
-            )
+            marks = {"marker": MARKS[index % len(MARKS)], "color": _colour(index), "edgecolor": DARK, "linewidth": 0.4}
+            axis.scatter(*(mine[:, :2] + centre * mine[:, 2:]).T, s=1.5 * mine[:, 2], **marks)
             axis.text(box[0], box[1] - 3, f"box {index + 1}: {len(mine)}", fontsize=7, zorder=1)
         _pixels(axis, size)
         axis.set_title(f"{name}: {int((chosen > 0).sum())} cells")
     axes[0, 0].set_ylabel("y (pixels)")
-    return picture(
-        figure, f"Positive cells of each box by {' and by '.join(found)}; larger marks: coarser levels.", dense=True
-    )
+    said = f"Positive cells of each box by {' and by '.join(found)}; larger marks: coarser levels."
+    return picture(figure, said, dense=True)
 
 
 @styled
 def residuals(factors: Mapping[str, np.ndarray]) -> Picture:
     """With which factor each residual (rows) counts for each image (columns); black is dropped."""
     values = np.stack(list(factors.values()))
-    figure, axes = canvas(size=(8.0, 1.0 + 0.3 * len(values)))
-    axis = axes[0, 0]
+    figure, axis = single(1.0 + 0.3 * len(values))
     _matrix(axis, values, cmap="gray", vmin=0, vmax=1.3, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        axis.text(
-            column,
-            row,
-            f"{value:.2g}" if value else "0",
-            fontsize=6,
-            color="white" if value < 0.5 else DARK,
-            horizontalalignment="center",
-            verticalalignment="center",
-        )
+    numbers(axis, [[f"{value:.2g}" for value in row] for row in values], values < 0.5, size=6)
     axis.set_yticks(range(len(values)), list(factors))
     axis.set_xlabel("image of the batch")
-    return picture(
-        figure, "Factor with which each residual of the transformer is added, per image; zero where it was dropped."
-    )
+    said = "Factor with which each residual of the transformer is added, per image; zero where it was dropped."
+    return picture(figure, said)
 
 
 # ---------------------------------------------------------------------------------------------------------- RT-DETR
@@ -255,10 +202,9 @@ def reach(panels: Mapping[str, np.ndarray]) -> Picture:
 
 @styled
 def positions(panels: Mapping[str, np.ndarray], at: tuple[int, int]) -> Picture:
-    """How alike the position embedding (h, w, d) of the pixel `at` (row, column; ringed) is to all others: their cosine."""
-    figure, axes = canvas(
-        1, len(panels), (8.0, 2.6), width_ratios=[embedding.shape[1] for embedding in panels.values()]
-    )
+    """How alike the position embedding (h, w, d) of the pixel `at` (row, column; ringed) is to others: their cosine."""
+    widths = [embedding.shape[1] for embedding in panels.values()]
+    figure, axes = canvas(1, len(panels), (8.0, 2.6), width_ratios=widths)
     units = {name: embedding / np.linalg.norm(embedding, axis=2, keepdims=True) for name, embedding in panels.items()}
     likeness = {name: unit @ unit[at] for name, unit in units.items()}
     least = min(cosines.min() for cosines in likeness.values())
@@ -269,9 +215,8 @@ def positions(panels: Mapping[str, np.ndarray], at: tuple[int, int]) -> Picture:
         axis.set_xlabel("column")
     axes[0, 0].set_ylabel("row")
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.9)
-    return picture(
-        figure, f"Likeness of one pixel's position embedding to all others': {', '.join(panels)}.", dense=True
-    )
+    said = f"Likeness of one pixel's position embedding to all others': {', '.join(panels)}."
+    return picture(figure, said, dense=True)
 
 
 @styled
@@ -281,29 +226,23 @@ def selection(image: np.ndarray, scores: np.ndarray, tokens: np.ndarray, sizes: 
     scores (m,) the best class logit of each token; tokens (q,); sizes: (rows, columns) of the levels.
     """
     figure, axes = canvas(1, 2, (8.0, 4.6))
+    shown, ranks = axes[0]
     places, level = _cells(sizes)
-    height, width = image.shape[:2]
-    show_image(axes[0, 0], image)
+    show_image(shown, image)
+    marks = {"linewidth": 0.7, "edgecolor": DARK, "facecolor": (1, 1, 1, 0.55)}
     for index, (rows, columns) in enumerate(sizes):
         mine = tokens[level[tokens] == index]
-        axes[0, 0].scatter(
-            *(places[mine] * (width, height)).T,
-            s=12 * 3**index,
-            marker=MARKS[index],
-            linewidth=0.7,
-            edgecolor=DARK,
-            facecolor=(1, 1, 1, 0.55),
-            label=f"{rows} × {columns} map: {len(mine)} of {rows * columns}",
-        )
-    axes[0, 0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.01))
+        label = f"{rows} × {columns} map: {len(mine)} of {rows * columns}"
+        points = (places[mine] * (image.shape[1], image.shape[0])).T
+        shown.scatter(*points, s=12 * 3**index, marker=MARKS[index], label=label, **marks)
+    shown.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01))
     falling, count = np.sort(scores)[::-1], len(tokens)
-    axes[0, 1].plot(np.arange(1, len(falling) + 1), falling, color=DARK)
-    axes[0, 1].axvline(count + 0.5, color=LIGHT, linestyle="--", label=f"the first {count} become queries")
-    axes[0, 1].set(xlabel="rank of the token", ylabel="best class logit")
-    axes[0, 1].legend(loc="upper right")
-    return picture(
-        figure, f"The {count} selected tokens on the image, and the falling scores of all {len(falling)}.", dense=True
-    )
+    ranks.plot(np.arange(1, len(falling) + 1), falling, color=DARK)
+    ranks.axvline(count + 0.5, color=LIGHT, linestyle="--", label=f"the first {count} become queries")
+    ranks.set(xlabel="rank of the token", ylabel="best class logit")
+    ranks.legend(loc="upper right")
+    said = f"The {count} selected tokens on the image, and the falling scores of all {len(falling)}."
+    return picture(figure, said, dense=True)
 
 
 def _cells(sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -315,49 +254,29 @@ def _cells(sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def sampling(image: np.ndarray, layers: Mapping[str, object]) -> Picture:
-    """Where each panel's query (lib.show.tour.Sampling) reads: a mark per head, the larger the greater its share; the box dashed."""
+    """Where each panel's query (notebooks.tours.Sampling) reads: a mark per head, the larger the greater its share."""
     columns = min(4, len(layers))
-    count = -(-len(layers) // columns)
-    figure, axes = canvas(count, columns, (8.0, 8.0 / columns * count + 0.7))
+    figure, axes = panels(len(layers), columns, (8.0, 8.0 / columns * -(-len(layers) // columns) + 0.7))
     extent = np.array([image.shape[1], image.shape[0]])
-    for axis in axes.flat[len(layers) :]:
-        axis.set_visible(False)
-    for axis, (name, read) in zip(axes.flat, layers.items()):
+    for axis, (name, read) in zip(axes, layers.items()):
         axis.imshow(image)
         axis.grid(False)
         corners = np.stack([read.box[:2] - read.box[2:] / 2, read.box[:2] + read.box[2:] / 2]) * extent
         _outline(axis, corners.ravel(), "white", "-", 2.4)
         _outline(axis, corners.ravel(), DARK, "--")
         for head, (places, shares) in enumerate(zip(read.places, read.shares)):
-            axis.scatter(
-                *(places.reshape(-1, 2) * extent).T,
-                s=4 + 220 * shares.reshape(-1),
-                marker=MARKS[head % len(MARKS)],
-                color=_colour(head),
-                edgecolor="white",
-                linewidth=0.4,
-                label=f"head {head}",
-            )
-        _close_up(axis, np.concatenate([corners, read.places.reshape(-1, 2) * extent]))
+            marks = {"marker": MARKS[head % len(MARKS)], "color": _colour(head), "edgecolor": "white", "linewidth": 0.4}
+            points = (places.reshape(-1, 2) * extent).T
+            axis.scatter(*points, s=4 + 220 * shares.reshape(-1), label=f"head {head}", **marks)
+        points = np.concatenate([corners, read.places.reshape(-1, 2) * extent])  # a square part with all of them
+        middle, half = (points.min(0) + points.max(0)) / 2, 0.6 * np.ptp(points, axis=0).max()
+        axis.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
         axis.set_title(name, fontsize=8)
         axis.set_xlabel("x (pixels)")
-    axes[0, 0].set_ylabel("y (pixels)")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=8,
-        fontsize=7,
-        handletextpad=0.1,
-        columnspacing=1.0,
-    )
+    axes[0].set_ylabel("y (pixels)")
+    legend = {"loc": "outside lower center", "ncols": 8, "fontsize": 7, "handletextpad": 0.1, "columnspacing": 1.0}
+    figure.legend(*axes[0].get_legend_handles_labels(), **legend)
     return picture(figure, f"Sampling points of one query in {', '.join(layers)}, around its dashed box.", dense=True)
-
-
-def _close_up(axis: Axes, points: np.ndarray) -> None:
-    """A square part of the image with all points (m, 2) and a margin."""
-    low, high = points.min(0), points.max(0)
-    middle, half = (low + high) / 2, 0.6 * (high - low).max()
-    axis.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
 
 
 @styled
@@ -373,47 +292,35 @@ def denoising(noised: Mapping[str, np.ndarray], boxes: np.ndarray, size: tuple[i
         _pixels(axis, size)
         axis.set_title(f"{name}: {len(moved)} noised boxes")
     axes[0, 0].set_ylabel("y (pixels)")
-    return picture(
-        figure, "Noised copies (thin) of boxes (thick): those to be mended, and those to be turned down.", dense=True
-    )
+    said = "Noised copies (thin) of boxes (thick): those to be mended, and those to be turned down."
+    return picture(figure, said, dense=True)
 
 
 @styled
 def mask(blocks: np.ndarray, denoising: int) -> Picture:
     """Who sees whom among the queries: blocks (t, t), non-zero (dark) where the row does not see the column."""
-    figure, axes = canvas(size=(4.6, 4.6))
-    axis = axes[0, 0]
+    figure, axis = single(4.6, 4.6)
     _matrix(axis, blocks != 0, cmap="Greys", vmin=0, vmax=1.4)
     for line in (axis.axhline, axis.axvline):
         line(denoising - 0.5, color=DARK, linewidth=0.8)
     axis.set(xlabel=f"seen query (the first {denoising} are denoising queries)", ylabel="looking query")
-    return picture(
-        figure, "Attention mask: dark where the looking query (row) does not see the other (column).", dense=True
-    )
+    said = "Attention mask: dark where the looking query (row) does not see the other (column)."
+    return picture(figure, said, dense=True)
 
 
 @styled
 def costs(cost: np.ndarray, queries: np.ndarray, boxes: np.ndarray, gap: float, nearest: int = 3) -> Picture:
-    """What it costs to give a box (columns) a query (rows): the chosen pairs framed, and each box's `nearest` cheapest queries.
+    """What it costs to give a box (columns) a query (rows): the chosen pairs framed, and each box's `nearest` cheapest
+    queries.
 
     cost (q, g); queries, boxes (m,) the pairs; gap: what the second cheapest assignment costs more.
     """
     cheap = np.argsort(cost, 0, kind="stable")[:nearest].ravel()
     rows = np.unique(np.concatenate([cheap, queries]))
-    figure, axes = canvas(size=(6.4, 1.3 + 0.26 * len(rows)))
-    axis = axes[0, 0]
+    figure, axis = single(1.3 + 0.26 * len(rows), 6.4)
     image = _matrix(axis, cost[rows], cmap="Greys", aspect="auto")
-    low, high = image.get_clim()
-    for (row, column), value in np.ndenumerate(cost[rows]):
-        axis.text(
-            column,
-            row,
-            f"{value:.2f}",
-            fontsize=7,
-            horizontalalignment="center",
-            verticalalignment="center",
-            color="white" if value > (low + high) / 2 else DARK,
-        )
+    written = [[f"{value:.2f}" for value in row] for row in cost[rows]]
+    numbers(axis, written, cost[rows] > sum(image.get_clim()) / 2)
     for query, box in zip(queries, boxes):
         row = int(np.searchsorted(rows, query))
         axis.add_patch(Rectangle((box - 0.47, row - 0.44), 0.94, 0.88, fill=False, edgecolor="#d55e00", linewidth=2.0))
@@ -421,26 +328,5 @@ def costs(cost: np.ndarray, queries: np.ndarray, boxes: np.ndarray, gap: float, 
     axis.set_yticks(range(len(rows)), list(map(str, rows)))
     axis.set(xlabel="box", ylabel="query", title=f"the second cheapest assignment costs {gap:.2g} more")
     figure.colorbar(image, ax=axis, label="cost")
-    return picture(
-        figure, f"Costs of the cheapest queries for each box; the {len(queries)} chosen pairs are framed.", dense=True
-    )
-
-
-@styled
-def distributions(logits: np.ndarray) -> Picture:
-    """Distance distributions (k, 4, bins) as logits: one row per prior, one panel per side of its box, the mean marked."""
-    shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
-    shares, bins = shifted / shifted.sum(axis=2, keepdims=True), np.arange(logits.shape[2])
-    figure, axes = canvas(len(logits), 4, (8.0, 1.3 * len(logits) + 0.5), sharex=True, sharey=True)
-    for row, prior in zip(axes, shares):
-        for axis, share in zip(row, prior):
-            axis.bar(bins, share, color="#6e6e6e")
-            axis.axvline(share @ bins, color="black", linestyle="--", linewidth=1.0)
-        row[0].set_ylabel("probability")
-    for axis, side in zip(axes[0], SIDES):
-        axis.set_title(side)
-    for axis in axes[-1]:
-        axis.set_xlabel("distance (strides)")
-    return picture(
-        figure, "Distribution over distances for each side of a few priors' boxes; the dashed line is the mean."
-    )
+    said = f"Costs of the cheapest queries for each box; the {len(queries)} chosen pairs are framed."
+    return picture(figure, said, dense=True)

@@ -11,7 +11,7 @@ from lib.alignment import by_family, capture
 from lib.alignment.references.case import Case
 from lib.backend import nn
 from lib.models.gold_yolo import RepVGGBlock
-from lib.show.tour import calls
+from notebooks.tours import calls
 
 BRANCHES = {"rbr_dense": "3 × 3", "rbr_1x1": "1 × 1", "rbr_identity": "identity", "rbr_reparam": "merged"}
 

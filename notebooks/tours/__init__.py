@@ -1,8 +1,9 @@
 """What the tours look at inside a model: what its modules were given and gave, which feeds which, what they react to.
 
-Arrays and plain data come out; `lib.show.figures_models` draws them. Everything is measured on the modules as they run:
+Arrays and plain data come out; `notebooks.tours.figures` draws them. Everything is measured on the modules as they run:
 nothing repeats their code, but for the softmax of attention scores and the places of deformable attention, which no
-module gives. One module per family has what only its tour asks for.
+module gives.
+One module per family has what only its tour asks for.
 """
 
 import math

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lib.show import figures_models as figures
+from notebooks.tours import figures
 
 RANDOM = np.random.default_rng(0)
 NODES = [
@@ -38,6 +38,7 @@ COST = np.array([[1.0, 5.0], [2.0, 0.5], [3.0, 4.0], [9.0, 9.0]])
         lambda: figures.sides(SIDES),
         lambda: figures.sides(np.array([[1.0, 2.0, 3.0, 4.0]])),
         lambda: figures.assignments({"ATSS": np.array([1, 0, 2]), "TAL": np.array([0, 0, 0])}, BOXES, CELLS, (64, 96)),
+        lambda: figures.assignments({"DSLA": np.array([1, 0, 2])}, BOXES, CELLS, (64, 96), centre=0),
         lambda: figures.residuals({"attention": np.array([1.0, 0.0]), "perceptron": np.array([1.1, 1.1])}),
         lambda: figures.reach({"pooled": np.ones((4, 4), bool), "strided": np.eye(4, dtype=bool)}),
         lambda: figures.positions(MAPS, (1, 2)),
@@ -67,6 +68,7 @@ def test_tokens_stand_where_their_cells_are():
     [
         lambda turned: figures.sides(np.array([[1.0, 2.0, 3.0, 5.0 if turned else 4.0]])),
         lambda turned: figures.assignments({"TAL": np.array([1, 0, 1 if turned else 2])}, BOXES, CELLS, (64, 96)),
+        lambda turned: figures.assignments({"TAL": np.array([1, 0, 2])}, BOXES, CELLS, (64, 96), 0.5 * turned),
         lambda turned: figures.mask(np.eye(6)[:: -1 if turned else 1], 2),
         lambda turned: figures.costs(COST, np.array([0, 2 if turned else 1]), np.array([0, 1]), 0.5, nearest=4),
         lambda turned: figures.wiring(

@@ -19,7 +19,7 @@ from lib.machine import environment
 from lib.machine.notebook import execute, parameters
 from lib.record import ROOT, atomic
 
-HERE = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 LECTURES = ("20_nanodet_plus", "21_gold_yolo", "22_rt_detr", "30_migration")
 FIRST = {"30_migration": "jittor"}  # lectures that read what the other kernel recorded: it runs before
 KERNEL = "torch"  # whose outputs are shown
@@ -39,13 +39,7 @@ def typed(notebook: NotebookNode) -> NotebookNode:
     texts = 0
     for cell in notebook.cells:
         texts += cell.cell_type == "markdown"
-        kind = (
-            "skip"
-            if texts < 2 and cell.cell_type == "code"
-            else "slide"
-            if cell.cell_type == "markdown"
-            else "subslide"
-        )
+        kind = "slide" if cell.cell_type == "markdown" else "skip" if texts < 2 else "subslide"
         held = cell.metadata.setdefault("slideshow", {})
         held.setdefault("slide_type", kind)
     return notebook
@@ -53,22 +47,17 @@ def typed(notebook: NotebookNode) -> NotebookNode:
 
 def deck(notebook: NotebookNode) -> str:
     """The HTML of a notebook's deck."""
-    exporter = SlidesExporter(template_name="align", extra_template_basedirs=[str(HERE)])
+    exporter = SlidesExporter(template_name="align", extra_template_basedirs=[str(TEMPLATES)])
     dist = reveal() / "dist"
     files = {
         "reveal_css": dist / "reveal.css",
         "reveal_js": dist / "reveal.js",
-        "css": HERE / "slides.css",
+        "css": TEMPLATES / "slides.css",
         "notes_js": reveal() / "plugin" / "notes" / "notes.js",
     }
-    resources = {"deck": {"title": _title(notebook), **{name: _inline(path) for name, path in files.items()}}}
-    text, _ = exporter.from_notebook_node(typed(notebook), resources)
-    return text
-
-
-def _title(notebook: NotebookNode) -> str:
-    found = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
-    return found[1] if found else "Slides"
+    title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
+    held = {name: _inline(path) for name, path in files.items()} | {"title": title[1] if title else "Slides"}
+    return exporter.from_notebook_node(typed(notebook), {"deck": held})[0]
 
 
 def _inline(path: Path) -> str:
@@ -94,12 +83,10 @@ def make(names: Mapping[str, Path] | None, out: Path, profile: str) -> list[Path
 
 
 def _executed(name: str, source: Path, profile: str) -> Path | None:
-    """The newest executed copy with the same cells as the notebook has now; of one that reads the other kernel's record KERNEL's."""
-    side = KERNEL if name in FIRST else "*"
-    found = sorted(
-        (ROOT / "reports" / profile / "notebooks").glob(f"*/{side}/{name}.ipynb"), key=lambda path: path.stat().st_mtime
-    )
-    return next((path for path in reversed(found) if _sources(path) == _sources(source)), None)
+    """The newest executed copy with the cells that the notebook has now; KERNEL's, where it reads another's record."""
+    copies = (ROOT / "reports" / profile / "notebooks").glob(f"*/{KERNEL if name in FIRST else '*'}/{name}.ipynb")
+    newest = sorted(copies, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in newest if _sources(path) == _sources(source)), None)
 
 
 def _sources(path: Path) -> list[str]:

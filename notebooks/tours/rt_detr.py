@@ -7,7 +7,7 @@ import numpy as np
 
 from lib.data import boxes, scenes, transforms
 from lib.models.rt_detr import HEADS, LEVELS, POINTS, Denoising, Truth, corners, denoising
-from lib.show.tour import Call, softmax
+from notebooks.tours import Call, softmax
 
 INDEX = 3  # of the drawn scene: one with large and small things
 

@@ -1,13 +1,31 @@
-"""How each known log says what happened in an epoch."""
+"""Logs of trainings, ours and those that the published repositories write, as comparable curves over epochs.
 
+Read are
+* `log.jsonl` of this suite, or the folder of a run that holds it;
+* NanoDet's `logs.txt` and console output (RangiLyu/nanodet, nanodet/trainer/task.py and util/logger.py);
+* Gold-YOLO's console output, kept by `tee` or `>>` (huawei-noah/Efficient-Computing, Detection/Gold-YOLO,
+  yolov6/core/engine.py: the repository writes no text log of its own);
+* RT-DETR's `log.txt` and console output (lyuwenyu/RT-DETR, rtdetr_pytorch/src/solver/det_solver.py).
+A line that is cut off says nothing. Where a run was resumed, what it repeats replaces what was there.
+"""
+
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from lib.evaluation import NUMBERS
+import numpy as np
+from matplotlib.axes import Axes
 
+from lib.errors import UserError
+from lib.evaluation import NUMBERS
+from lib.show.figures import Picture, panels, picture, styled
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+KNOWN = "this suite's log.jsonl, NanoDet's logs.txt, Gold-YOLO's console output, RT-DETR's log.txt or console output"
 Point = tuple[float, float]  # (epochs done, value)
 
 FIELD = re.compile(r"(\w+):([^|\s]+)\|")  # NanoDet's; a line that does not end in its bar is cut off
@@ -66,9 +84,13 @@ class Progress:
 
 def place(points: list[Point], at: float, value: float) -> None:
     """Append a point; those from `at` on were of a run that was resumed before them."""
+    _drop(points, at)
+    points.append((at, value))
+
+
+def _drop(points: list[Point], at: float) -> None:
     while points and points[-1][0] >= at:
         points.pop()
-    points.append((at, value))
 
 
 def ours(entries: Sequence[Mapping[str, Any]]) -> Curves:
@@ -93,10 +115,10 @@ def rt_detr_file(entries: Sequence[Mapping[str, Any]]) -> Curves:
     for entry in entries:
         if {"train_loss", "epoch"} <= entry.keys():
             at = entry["epoch"] + 1.0
-            curves.add_losses(
-                at,
-                {name.removeprefix("train_"): value for name, value in entry.items() if name.startswith("train_loss")},
-            )
+            held = {
+                name.removeprefix("train_"): value for name, value in entry.items() if name.startswith("train_loss")
+            }
+            curves.add_losses(at, held)
             if "train_lr" in entry:
                 place(curves.rates, at, entry["train_lr"])
             curves.add_evaluation(at, dict(zip(NUMBERS, entry.get("test_coco_eval_bbox", ()))))
@@ -147,7 +169,8 @@ def gold_yolo(lines: Iterable[str]) -> Curves:
             names = tuple(header[1].split())
         elif (bar := GOLD_BAR.match(line)) and len(bar[2].split()) == len(names) and int(bar[3]):
             epoch, share = int(bar[1]), int(bar[3]) / 100
-            _drop_from(curves, epoch + 1e-9)
+            for points in curves.losses.values():  # earlier states of the same bar
+                _drop(points, epoch + 1e-9)
             curves.add_losses(epoch + share, _numbers(zip(names, bar[2].split()), "loss"))
         elif found := GOLD_AP.search(line):
             values = _numbers([("AP50", found[2]), ("AP", found[3])])
@@ -167,11 +190,8 @@ PARSERS: tuple[tuple[str, bool, Callable[[Any], Curves]], ...] = (
 
 def _numbers(pairs: Iterable[tuple[str, str]], word: str = "") -> dict[str, float]:
     """The values that are numbers, of names that hold `word`."""
-    found = {}
-    for name, value in pairs:
-        if word in name and (number := _number(value)) is not None:
-            found[name] = number
-    return found
+    found = {name: _number(value) for name, value in pairs if word in name}
+    return {name: number for name, number in found.items() if number is not None}
 
 
 def _number(text: str) -> float | None:
@@ -186,13 +206,6 @@ def _add_rate(curves: Curves, at: float, text: str) -> None:
         place(curves.rates, at, rate)
 
 
-def _drop_from(curves: Curves, at: float) -> None:
-    """Forget the losses from `at` on: earlier states of the same progress bar."""
-    for points in curves.losses.values():
-        while points and points[-1][0] >= at:
-            points.pop()
-
-
 def _coco_name(kind: str, iou: str, area: str, detections: str) -> str:
     """COCO's short name of a line of its summary."""
     if area != "all":
@@ -200,3 +213,83 @@ def _coco_name(kind: str, iou: str, area: str, detections: str) -> str:
     if kind == "AR":
         return f"AR{detections}"
     return {"0.50:0.95": "AP", "0.50": "AP50", "0.75": "AP75"}.get(iou, f"AP@{iou}")
+
+
+def read(path: str | Path, name: str | None = None) -> Progress:
+    """One training; `name` is what its curves are called, by default its file or folder. UserError for another file."""
+    path = Path(path)
+    file = path / "log.jsonl" if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{file}: can't be read ({error.strerror}); give {KNOWN}") from error
+    # Lines that have their end; a progress bar's carriage returns end lines too.
+    lines = ANSI.sub("", text.replace("\r", "\n")).split("\n")[:-1]
+    common = file.name in ("log.jsonl", "log.txt", "logs.txt")
+    name = name or (common and file.parent.name) or file.name
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
+    for kind, of_entries, parse in PARSERS:
+        curves = parse(entries if of_entries else lines)
+        if curves.losses or curves.evaluations:
+            return Progress(name, kind, curves)
+    raise UserError(f"{file}: no training log that is known; give {KNOWN}")
+
+
+def _entry(line: str) -> dict | None:
+    """The JSON object of a line, None for anything else."""
+    if not line.startswith("{"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+# Okabe and Ito's, darkest first; with the lines below no two of the first eight look alike, in colour or in grey.
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e6e6e")
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osv^D<>P"
+MANY = 200  # points from which on a running mean is drawn over faint ones
+WINDOW = 50  # parts of the run that the mean is taken over
+
+
+@styled
+def draw(trainings: Sequence[Progress], components: bool = False, dense: bool = False) -> Picture:
+    """One panel per quantity that any training has; `components` adds a panel per component of the loss."""
+    held = [one.curves for one in trainings]
+    parts = dict.fromkeys(name for one in held for name in one.losses if name != "loss")
+    losses = [(name, "loss", [one.losses.get(name, []) for one in held]) for name in ("loss", *parts)]
+    precisions = [
+        (
+            name,
+            f"{name} (percent)",
+            [[(at, 100 * value) for at, value in one.evaluations.get(name, [])] for one in held],
+        )
+        for name in ("AP", "AP50")
+    ]
+    rates = ("learning rate", "learning rate", [one.rates for one in held])
+    shown = [one for one in (losses[0], *precisions, rates, *(losses[1:] if components else ())) if any(one[2])]
+    figure, axes = panels(len(shown), 2, (8.0, 0.6 + 2.3 * -(-len(shown) // 2)), sharex=True)
+    for axis, (title, unit, lines) in zip(axes, shown):
+        axis.set(title=title, ylabel=unit, xlabel="epochs")
+        for index, (one, points) in enumerate(zip(trainings, lines)):
+            _line(axis, points, index, f"{one.name} ({one.kind})")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(3, len(handles)))
+    names = ", ".join(one.name for one in trainings)
+    return picture(figure, f"Loss, average precision and learning rate over the epochs of {names}.", dense=dense)
+
+
+def _line(axis: Axes, points: Sequence[Point], index: int, label: str) -> None:
+    if not points:
+        return
+    x, y = np.asarray(points, np.float64).T
+    look = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)], "label": label}
+    if len(x) < MANY:
+        axis.plot(x, y, marker=MARKERS[index % len(MARKERS)] if len(x) < 40 else None, **look)
+        return
+    axis.plot(x, y, color=look["color"], alpha=0.2, linewidth=0.6)
+    width = len(x) // WINDOW
+    sums = np.cumsum(np.insert(y, 0, 0.0))
+    axis.plot(x[width - 1 :], (sums[width:] - sums[:-width]) / width, **look)
