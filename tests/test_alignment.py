@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import record
-from lib.alignment import questions, references, verdict
+from lib.alignment import datastages, questions, references, verdict
 from lib.alignment.compare import compare, compare_sets, match_detections
 from lib.alignment.verdict import ROUNDING, K, Noise, Verdict
 from lib.errors import UserError
@@ -79,7 +79,6 @@ def test_metrics_against_numpy_in_float64():
     a, b = REFERENCE.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     assert found.max_abs == 4.0 and found.worst == (2, 3) and found.differing == 1
     assert found.relative_l2 == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-15)
-    assert found.cosine == pytest.approx(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), rel=1e-15)
 
 
 def test_integers_beyond_float64_are_told_apart():
@@ -145,6 +144,48 @@ def test_detections_are_paired_one_to_one():
     other[1, 1] += 5  # another place
     found = match_detections(a, other)
     assert found.only_reference == (1, 2) and found.only_candidate == (1, 2)
+
+
+# ------------------------------------------------------------------------------------------------------- data stages
+IMAGE = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+
+
+def stages(change=lambda name, arrays: arrays):
+    steps = {
+        "decoded": {"image": IMAGE},
+        "resized": {"image": IMAGE[::2, ::2]},
+        "batch": {"images": IMAGE[::2, ::2].astype(np.float32) / 255},
+        "targets": {"boxes": np.ones((2, 4), np.float32)},
+    }
+    return [datastages.stage(name, change(name, arrays)) for name, arrays in steps.items()]
+
+
+@pytest.mark.parametrize(
+    "at, changed, said",
+    [
+        (("resized", "batch"), lambda array: array + 1, "resized: image"),
+        (("decoded",), lambda array: array[..., ::-1], "decoded: image"),  # channels in another order
+        (("batch",), lambda array: array.astype(np.float64), "batch: images"),
+        (("targets",), None, "targets: boxes"),  # gone
+    ],
+)
+def test_the_first_stage_that_differs_is_named(at, changed, said):
+    def change(name, arrays):
+        return {key: changed(array) for key, array in arrays.items() if changed} if name in at else arrays
+
+    assert datastages.first_difference(datastages.compare(stages(), stages())) is None
+    rows = datastages.compare(stages(), stages(change))
+    assert datastages.first_difference(rows) == said
+    assert [row.passed for row in rows if row.name.split(":")[0] in at] == [False, None][: len(at)]
+    assert ("only one side" in next(row.note for row in rows if row.passed is False)) == (changed is None)
+
+
+def test_a_skipped_an_extra_and_no_stage_are_faults():
+    ours = stages()
+    assert datastages.first_difference(datastages.compare(ours, [ours[0], *ours[2:]])) == "resized"
+    assert "the end" in datastages.compare(ours, ours[:3])[0].note
+    assert datastages.compare(ours, [*ours, ours[0]])[0].passed is False
+    assert datastages.compare([], [])[0].passed is False
 
 
 # ---------------------------------------------------------------------------------------------- records to verdicts
@@ -472,8 +513,8 @@ def test_every_family_is_read_into_the_same_vocabulary(golden, tmp_path, model, 
 
 @pytest.mark.parametrize("model, run", [("gold-yolo-n", "float32"), ("rtdetr_r18vd", "float64")])
 def test_the_published_steps_follow_their_rules(golden, tmp_path, model, run):
-    """SGD and AdamW with groups, as restated here, on the published gradients and weights; RT-DETR's decay of 1e-8 of the
-    weight only shows in float64."""
+    """SGD and AdamW with groups, as restated here, on the published gradients and weights; RT-DETR's decay of 1e-8 of
+    the weight only shows in float64."""
     from lib.alignment.evidence import Evidence
     from lib.alignment.rows import step_residuals
 

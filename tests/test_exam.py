@@ -1,6 +1,7 @@
-"""The exam of the engine: a sample of its faults is caught and localised, a right candidate passes, and a fault that goes
-through every gate is reported as a survivor. `make exam` runs the whole. Both environments, but for faults whose place the
-layers must find: Jittor would compile every layer alone, in two precisions, for minutes (`make exam SIDE=jt` does)."""
+"""The exam of the engine: a sample of its faults is caught and localised, a right candidate passes, and a fault that
+goes through every gate is reported as a survivor. `make exam` runs the whole. Both environments, but for faults whose
+place the layers must find: Jittor would compile every layer alone, in two precisions, for minutes (`make exam SIDE=jt`
+does)."""
 
 import json
 from dataclasses import replace
@@ -116,7 +117,8 @@ def test_what_was_inherited_is_inherited_again():
     assert "forward" not in vars(Half)
 
 
-# ------------------------------------------------------------------------------------------------- results and their sum
+# ------------------------------------------------------------------------------------------------- results and their
+# sum
 def result(name, gate="forward", named=("fpn",), kind="layers"):
     return Result(name, "", kind, "NanoDet-Plus", r"fpn", gate, 7.0, named, "", 1.0)
 

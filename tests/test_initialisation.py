@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.alignment import datastages, initialisation
-from lib.alignment.datastages import first_difference, stage
+from lib.alignment import initialisation
 from lib.alignment.verdict import Verdict, conclude
 
 SHAPES = (
@@ -92,66 +91,3 @@ def test_p_values_are_uniform_where_both_sides_are_right():
         assert abs(np.mean(values < level) - level) < 4 * np.sqrt(level * (1 - level) / 400)
     bounds = np.array([initialisation._bounds(rng.uniform(-1, 1, 300), rng.uniform(-1, 1, 300)) for _ in range(400)])
     assert abs(np.mean(bounds < 0.2) - 0.2) < 0.08
-
-
-# -------------------------------------------------------------------------------------------------------- data stages
-RNG = np.random.default_rng(0)
-IMAGE = RNG.integers(0, 255, (8, 8, 3)).astype(np.uint8)
-
-
-def stages(change=lambda name, arrays: arrays, keep=True):
-    steps = [
-        ("decoded", {"image": IMAGE}),
-        ("resized", {"image": IMAGE[::2, ::2]}),
-        ("batch", {"images": IMAGE[::2, ::2].astype(np.float32) / 255}),
-        ("targets", {"boxes": np.ones((2, 4), np.float32)}),
-    ]
-    return [stage(name, change(name, arrays), keep) for name, arrays in steps]
-
-
-def brighter(at):
-    return lambda name, arrays: {key: array + 1 for key, array in arrays.items()} if name in at else arrays
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_equal_stages_pass_and_the_first_difference_is_named(keep):
-    assert first_difference(datastages.compare(stages(keep=keep), stages(keep=keep))) is None
-    rows = datastages.compare(stages(keep=keep), stages(brighter(("resized", "batch")), keep))
-    assert first_difference(rows) == "resized: image"
-    assert [row.passed for row in rows] == [True, False, None, True] and "behind resized" in rows[2].note
-
-
-def test_a_stated_tolerance_holds_for_its_stage_alone():
-    theirs = stages(brighter(("decoded",)))
-    assert first_difference(datastages.compare(stages(), theirs, {"decoded": 1.0})) is None
-    assert first_difference(datastages.compare(stages(), theirs, {"resized": 1.0})) == "decoded: image"
-
-
-def test_channel_order_type_and_missing_parts_are_named():
-    def swapped(name, arrays):
-        return {"image": IMAGE[..., ::-1]} if name == "decoded" else arrays
-
-    assert first_difference(datastages.compare(stages(), stages(swapped))) == "decoded: image"
-    wide = datastages.compare(
-        stages(),
-        stages(
-            lambda name, arrays: {k: a.astype(np.float64) for k, a in arrays.items()} if name == "batch" else arrays
-        ),
-    )
-    assert "type float64" in next(row.note for row in wide if row.passed is False)
-    gone = datastages.compare(stages(), stages(lambda name, arrays: {} if name == "targets" else arrays))
-    assert first_difference(gone) == "targets: boxes"
-    nan = datastages.compare(
-        stages(),
-        stages(lambda name, arrays: {"images": np.full((4, 4, 3), np.nan, np.float32)} if name == "batch" else arrays),
-        {"batch": 1e9},
-    )
-    assert "nan at" in next(row.note for row in nan if row.passed is False)
-
-
-def test_a_skipped_an_extra_and_no_stage_are_faults():
-    ours = stages()
-    assert first_difference(datastages.compare(ours, [ours[0], *ours[2:]])) == "resized"
-    assert "the end" in datastages.compare(ours, ours[:3])[0].note
-    assert datastages.compare(ours, [*ours, ours[0]])[0].passed is False
-    assert datastages.compare([], [])[0].passed is False

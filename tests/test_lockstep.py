@@ -5,6 +5,7 @@ Both sides run on the same framework here: what is tested is whether the engine 
 
 import json
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -149,7 +150,8 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
 
 
 def test_of_moved_trainings_one_and_of_steps_none_is_held():
-    """Each is several times the model; the other's step of a lock-step, with which it is compared, is all that waits."""
+    """Each is several times the model; the other's step of a lock-step, with which it is compared, is all that
+    waits."""
     alive, held, most = weakref.WeakSet(), [], [0, 0]
 
     class Counted(steps.Watched):
@@ -176,8 +178,8 @@ def test_of_moved_trainings_one_and_of_steps_none_is_held():
 
 
 def test_a_full_disk_is_one_line(monkeypatch):
-    monkeypatch.setattr(steps.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "r+b"))
-    with pytest.raises(UserError, match="make room"):
+    with open("/dev/full", "r+b", 0) as full, pytest.raises(UserError, match="make room"):
+        monkeypatch.setattr(steps.tempfile, "TemporaryFile", lambda dir: nullcontext(full))
         steps.jumps(lambda roundings: trainers()["float64"], steps.native(BATCHES), 1)
 
 

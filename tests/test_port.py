@@ -10,16 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the original of a port is a PyTorch module")
-
-from torch import nn  # noqa: E402
-
-from lib.__main__ import main  # noqa: E402
-from lib.alignment import port  # noqa: E402
-from lib.alignment.divergence import ROOT  # noqa: E402
-from lib.alignment.port import names, side  # noqa: E402
-from lib.errors import UserError  # noqa: E402
+from lib.__main__ import main
+from lib.alignment import port
+from lib.alignment.divergence import ROOT
+from lib.alignment.port import names, side
+from lib.errors import UserError
 from lib.machine import environment
+
+torch = pytest.importorskip("torch", reason="the original of a port is a PyTorch module")
+nn = torch.nn
 
 STAND_IN = SimpleNamespace(NAME="jittor", VERSION="0.0-stand-in", device=lambda: "cpu", cache_path=lambda: None)
 SHAPE = "2,3,8,8"

@@ -16,8 +16,9 @@ from lib.alignment.references.case import Case
 def compare(name: str, case: Case) -> dict[str, Any] | None:
     """{"name", "version", "outputs": {output: {"error", "floor", "scale"}}} on the forward case's image.
 
-    error: the largest difference of their float32 output from ours in float64; floor: of ours in float32 from it; scale:
-    the largest size of it. None for a model that transformers doesn't have, and where it isn't installed (it needs PyTorch).
+    error: the largest difference of their float32 output from ours in float64; floor: of ours in float32 from it;
+    scale: the largest size of it. None for a model that transformers doesn't have, and where it isn't installed (it
+    needs PyTorch).
     """
     if models.family(name) != "rt_detr" or importlib.util.find_spec("transformers") is None:
         return None

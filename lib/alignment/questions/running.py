@@ -6,7 +6,6 @@ import numpy as np
 
 from lib.alignment import datastages
 from lib.alignment import trajectory as bands
-from lib.alignment.datastages import Stage
 from lib.alignment.evidence import Evidence, pointer
 from lib.alignment.questions.parts import number, sources
 from lib.alignment.verdict import Answer, Number, Verdict, conclude, decisions, judge_scalars
@@ -14,9 +13,7 @@ from lib.alignment.verdict import Answer, Number, Verdict, conclude, decisions, 
 
 def data(evidence: Evidence, a: str, b: str) -> Answer:
     """The first batch's way from the files: each image decoded, after each function of its augmentation, batch, targets."""
-    theirs, ours = (
-        [Stage(name, digests) for name, digests in evidence.field(side, "lockstep", "data")] for side in (a, b)
-    )
+    theirs, ours = (evidence.field(side, "lockstep", "data") for side in (a, b))
     answer = conclude("data", f"{a}-{b}", datastages.compare(theirs, ours), sources(evidence, "lockstep", a, b))
     if first := datastages.first_difference(answer.rows):
         return replace(answer, reason="data_differs", values=answer.values | {"first": first})
