@@ -1,5 +1,4 @@
-"""The mAP difference: weighted accumulation against pycocotools, intervals that cover, verdicts that follow. Both
-environments."""
+"""The mAP difference: weighted accumulation against pycocotools, intervals, verdicts; both environments."""
 
 import numpy as np
 import pytest
@@ -154,8 +153,7 @@ def test_other_ground_truths_and_nan_are_refused():
 
 # -------------------------------------------------------------------------------------------------------- calibration
 def world(images, rng, skill):
-    """Synthetic matches of two sides over the same images: each finds a box with its own skill, the luck partly
-    shared."""
+    """Synthetic matches of two sides over the same images: each of its own skill, the luck partly shared."""
     boxes = rng.integers(1, 5, images)
     image = np.repeat(np.arange(images), boxes)
     shared, sides = rng.random(len(image)), []

@@ -150,8 +150,7 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
 
 
 def test_of_moved_trainings_one_and_of_steps_none_is_held():
-    """Each is several times the model; the other's step of a lock-step, with which it is compared, is all that
-    waits."""
+    """Each is several times the model; the step of the other, with which it is compared, is all that waits."""
     alive, held, most = weakref.WeakSet(), [], [0, 0]
 
     class Counted(steps.Watched):

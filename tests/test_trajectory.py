@@ -1,5 +1,4 @@
-"""Trajectories: right runs stay in the band of the controls, wrong ones leave it. The toy training runs in torch
-only."""
+"""Trajectories: right runs stay in the band of the controls, wrong ones leave it. The toy trains in torch only."""
 
 from dataclasses import dataclass, replace
 

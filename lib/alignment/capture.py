@@ -6,7 +6,6 @@ sides can be compared. Each computation runs in float32 and, where the backend c
 float64: that run is what the rounding noise of the others is measured against. Nothing is compared here.
 """
 
-import hashlib
 import itertools
 import math
 import tempfile
@@ -20,7 +19,7 @@ from lib import backend, convert, losses, models, postprocess
 from lib.alignment import divergence, layers, reproduction
 from lib.alignment.evidence import SIDES, is_reference
 from lib.alignment.margins import Margins
-from lib.alignment.measure import Arrays, features, gradients, moved, parameters, precisions
+from lib.alignment.measure import Arrays, entries, features, gradients, moved, parameters, precisions
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array
 from lib.alignment.trajectory import perturbed
@@ -53,29 +52,16 @@ def conversion(name: str, case: Case) -> Fields:
     state = convert.state(model)
     coverage = convert.load(model, state)
     trained = {entry for entry, _ in model.named_parameters()}
+    kinds = [type(module).__name__ for module in model.modules()]
     return {
         "case": case.name,
-        "state": [
-            [
-                entry,
-                list(array.shape),
-                str(array.dtype),
-                "param" if entry in trained else "buffer",
-                hashlib.sha256(array.tobytes()).hexdigest(),
-            ]
-            for entry, array in state.items()
-        ],
+        "state": entries(state, trained),
         "parameters": sum(state[entry].size for entry in trained),
-        "norm_layers": _norm_layers(model),
+        "norm_layers": {kind: kinds.count(kind) for kind in ("BatchNorm2d", "GroupNorm")},
         "coverage": {"loaded": len(coverage.loaded), "total": len(state)},
         **{kind: list(getattr(coverage, kind)) for kind in ("missing", "left_over", "not_finite", "misshapen")},
         "round_trip": {kind: _round_trip(model, state, kind) for kind in FORMATS},
     }
-
-
-def _norm_layers(model: nn.Module) -> dict[str, int]:
-    kinds = [type(module).__name__ for _, module in model.named_modules()]
-    return {kind: kinds.count(kind) for kind in ("BatchNorm2d", "GroupNorm")}
 
 
 def _round_trip(model: nn.Module, state: Mapping[str, np.ndarray], kind: str) -> bool:
@@ -132,19 +118,14 @@ def layer_by_layer(name: str, case: Case, folder: Path, side: str) -> Fields:
     if is_reference(side):
         return fields | layers.reference(build, [case.input()], folder)
     fields |= layers.candidate(build, [case.input()], folder)
-    found = divergence.localise(fields)
-    first = found.first("forward") or found.first("backward")
-    script = None
-    if first and not any(
-        call["unable"] for call in fields["layers"] if (call["path"], call["call"]) == (first.path, first.call)
-    ):
-        builders = {side: ("lib.models:build", first.path) for side in SIDES if side != "published"}
-        script = str(
-            reproduction.write(
-                folder, first.path, folder / "reproduction", builders, first.call, arguments=(name, case.num_classes)
-            )
+    call, script = divergence.first_alone(fields), None
+    if call:
+        builders = {side: ("lib.models:build", call["path"]) for side in SIDES if side != "published"}
+        model = (name, case.num_classes)
+        script = reproduction.write(
+            folder, call["path"], folder / "reproduction", builders, call["call"], arguments=model
         )
-    return fields | {"reproduction": script}
+    return fields | {"reproduction": script and str(script)}
 
 
 # ---------------------------------------------------------------------------------------------- loss and gradient
@@ -255,8 +236,7 @@ def _values(parts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _repeats(name: str, case: Case, phase: Phase) -> list[dict[str, float]]:
-    """Losses of float32 runs whose input was moved by one rounding: how near float64 so few numbers of one run lie is
-    luck."""
+    """Losses of float32 runs on an input moved by one rounding: how near float64 so few numbers lie is luck."""
     found = []
     for draw in range(REPEATS):
         model = seeded_model(name, case).train()
@@ -286,8 +266,7 @@ def _jumps(name: str, case: Case, arrays: Arrays) -> dict[str, list[float]]:
 
 
 def _moved(name: str, case: Case, label: str, draw: int, roundings: float) -> Arrays:
-    """Float64 gradients from weights and input moved by so many roundings, and what they change in an update; names as
-    in `arrays`."""
+    """Float64 gradients from weights and input moved by so many roundings, and their update; names as in `arrays`."""
     model, phase = moved(seeded_model(name, case, "float64").train(), draw, roundings), case.phases[label]
     images = perturbed({"images": case.input().astype(np.float64)}, draw, roundings)["images"]
     found = _backward(model, _criterion(name, case, phase), phase, images, case)[2]

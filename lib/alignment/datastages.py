@@ -28,8 +28,7 @@ def stage(name: str, arrays: Mapping[str, np.ndarray]) -> Stage:
 
 
 def compare(reference: Sequence[Stage], candidate: Sequence[Stage]) -> list[Row]:
-    """A row per array up to the first stage that differs, whose rows fail; the later ones, which inherit it, are
-    shown."""
+    """A row per array up to the first stage that differs, whose rows fail; later ones, which inherit it, are shown."""
     if not reference:
         return [fault("(nothing)", "data", "empty comparison: the reference has no stage")]
     rows: list[Row] = []

@@ -112,6 +112,15 @@ def localise(fields: Mapping[str, Any]) -> Divergence:
     return Divergence(tuple(layers), tuple(faults))
 
 
+def first_alone(fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The recorded call of the first divergence, forward before backward; None where none is or it can't be run
+    alone."""
+    found = localise(fields)
+    layer = found.first("forward") or found.first("backward")
+    calls = {(call["path"], call["call"]): call for call in fields["layers"] if not call["unable"]}
+    return calls.get((layer.path, layer.call)) if layer else None
+
+
 def _largest(layers: Sequence[Layer], direction: str) -> float:
     """The largest relative floor of a leaf in float32."""
     rows = [layer.own.get((direction, "float32")) for layer in layers if layer.leaf]

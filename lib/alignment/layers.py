@@ -35,8 +35,7 @@ SIDES = ("input", "output", "input_gradient", "output_gradient")  # of a call in
 
 @dataclass
 class Cost:
-    """What looking at all layers takes, beside the plain runs that it is made of: each module alone, forward and
-    backward."""
+    """What looking at all layers takes, beside the plain runs it is made of: modules alone, forward and backward."""
 
     plain: float = 0.0  # seconds in those
     bytes: int = 0  # of the tensors compared
@@ -93,7 +92,7 @@ def _key(call: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------- a whole model
 @contextmanager
 def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
-    """hook(path, module, inputs, output) after every call of every module; one that stands twice counts under its first
+    """hook(path, module, inputs, output) after every call of a module; one that stands twice counts under its first
     path."""
     first = {id(module): (path, module) for path, module in reversed(list(model.named_modules()))}
     with ExitStack() as stack:
@@ -109,8 +108,7 @@ def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
 
 
 def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer) -> list[dict[str, Any]]:
-    """Run the model forward and backward; one entry per call of a module, inner ones first, their tensors in the
-    store."""
+    """Run the model forward and backward; an entry per call of a module, inner ones first, tensors in the store."""
     calls: list[dict[str, Any]] = []
     live: list[dict[str, dict[str, Any]]] = []
     counts: dict[str, int] = {}
@@ -344,7 +342,7 @@ def _layer(
 
 
 def _as_the_reference(name: str, reference: str, own: str, renamed: Mapping[str, str]) -> str:
-    """The gradient "parameter <name>" of module `own` under the name that module `reference` has for it; others as they
+    """The gradient "parameter <name>" of module `own` under the name that `reference` has for it; others as they
     are."""
     kind, _, entry = name.partition(" ")
     known = renamed.get(f"{own}.{entry}" if own else entry) if kind == "parameter" else None

@@ -57,8 +57,7 @@ class Lockstep:
 def compare(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: tuple[Arrays, Arrays] = ({}, {})
 ) -> Lockstep:
-    """Judge the candidate's fields against the reference's, which has both precisions; arrays: their selected
-    tensors."""
+    """Judge the candidate's fields against the reference's, of both precisions; arrays: their selected tensors."""
     faults = [*_groups(reference["groups"], candidate["groups"]), *_kinds(reference["sizes"], candidate["sizes"])]
     ours, theirs = reference["steps"], candidate["steps"]
     if not ours or len(ours) != len(theirs):
@@ -96,15 +95,13 @@ def _relative(line: Mapping, kind: str) -> list[float]:
 
 
 def _horizon(lines: Sequence[Mapping]) -> int:
-    """The first step at which the reference's float32 gradients lie HORIZON or more from its float64 ones, in the
-    median."""
+    """The first step at which the reference's float32 gradients lie HORIZON from its float64 ones, in the median."""
     parted = (i for i, line in enumerate(lines) if np.median(_relative(line, "gradient") or [0.0]) >= HORIZON)
     return next(parted, len(lines))
 
 
 def _unjudged(row: Row) -> Row:
-    """The row without its gate's word; a fault (NaN, a missing tensor) and what must be equal (a rate, a count) stay
-    judged."""
+    """The row without its gate's word; faults (NaN, a missing tensor) and what must be equal (a rate) stay judged."""
     note = "beyond the horizon: the reference's own runs part here"
     return replace(row, passed=None, note=note) if row.gate > 0 else row
 
@@ -139,8 +136,7 @@ def _norms(
 
 
 def _jump(line: Mapping[str, Any], kind: str, name: str) -> Noise:
-    """What activations that flip within rounding move this tensor by; none where the reference's record has not
-    measured it."""
+    """What activations that flip within rounding move this tensor by; none where the reference measured none."""
     return Noise(*map(float, line.get("jumps", {}).get(kind, {}).get(name, (0.0, 0.0))))
 
 
@@ -168,8 +164,7 @@ def _tensors(
 
 
 def _true_zeros(line: Mapping[str, Any]) -> set[str]:
-    """Parameters whose float32 gradient is all noise: an optimiser that divides by the gradient's size turns it into
-    steps."""
+    """Parameters whose float32 gradient is all noise, which AdamW, dividing by its size, turns into steps."""
     exact, noise = line["norms"]["float64"]["gradient"], line["noise"]["gradient"]
     return {name for name, value in exact.items() if float(noise[name]) > abs(float(value))}
 

@@ -6,8 +6,9 @@ builders, `port.side` a user's, and the exam those of `capture` with a fault pla
 step by step `steps`. Nothing is compared here.
 """
 
+import hashlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any
@@ -36,6 +37,20 @@ def cast(array: np.ndarray, precision: str) -> np.ndarray:
 def arrays(tensors: Mapping[str, Any]) -> Arrays:
     """The tensors' values."""
     return {name: backend.numpy(value) for name, value in tensors.items()}
+
+
+def entries(state: Mapping[str, np.ndarray], trained: Collection[str]) -> list[list[Any]]:
+    """Of each entry of a state: name, shape, type, "param" or "buffer", SHA-256 of its bytes."""
+    return [
+        [
+            name,
+            list(array.shape),
+            str(array.dtype),
+            "param" if name in trained else "buffer",
+            hashlib.sha256(array.tobytes()).hexdigest(),
+        ]
+        for name, array in state.items()
+    ]
 
 
 def is_tensor(value: Any) -> bool:

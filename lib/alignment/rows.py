@@ -1,5 +1,4 @@
-"""What the questions are answered with: tensors, statistics, detections, updates of two sides turned into judged
-rows."""
+"""What the questions are answered with: tensors, statistics, detections, updates of two sides as judged rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -91,8 +90,7 @@ def tensors(
 
 
 def _measured_floors(evidence: Evidence, stage: str, prefix: str) -> dict[str, Noise]:
-    """PyTorch's own float32 error, measured in its record: for tensors whose golden record doesn't say the published
-    one's."""
+    """PyTorch's own float32 error, from its record: for tensors of which no golden record says the published one's."""
     if evidence.get("torch", stage) is None:
         return {}
     exact, rounded = (evidence.arrays("torch", stage, f"{run}/{prefix}") for run in ("float64", "float32"))
@@ -278,8 +276,7 @@ def detections(
 
 
 def _near(rows: np.ndarray, near: np.ndarray, box: float, score: float) -> np.ndarray:
-    """The margin of the near miss that each detection (m, 7) is, infinite where it is none; each stands for one
-    detection."""
+    """The margin of the near miss that each detection (m, 7) is, infinite where none; each stands for one."""
     found, left = np.full(len(rows), np.inf), np.ones(len(near), bool)
     for index, row in enumerate(rows):
         here = (np.abs(near[:, :4] - row[1:5]) <= box).all(1) & (np.abs(near[:, 4] - row[5]) <= score)
@@ -371,8 +368,7 @@ FIRST_STEP = {"AdamW": _adamw, "SGD": _sgd}
 
 
 def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str]) -> list[Row]:
-    """Rows for the L2 of each parameter's change; not those whose true gradient is zero: AdamW makes noise a whole
-    step."""
+    """Rows for the L2 of each parameter's change, but for true gradients of zero: AdamW makes noise a whole step."""
 
     def norms(side: str, run: str) -> dict[str, float]:
         if side == "published":

@@ -169,8 +169,7 @@ def lockstep(
 def _watched(
     trainers: Mapping[str, Watched], advance: Advance, step: int, selected: Sequence[str]
 ) -> tuple[dict, dict, Arrays]:
-    """A step's line of the log, the sizes of its tensors, the values of selected ones; no other tensor outlives the
-    call."""
+    """A step's line of the log, its tensors' sizes, the values of selected ones; no other tensor outlives the call."""
     found = {precision: _advanced(trainer, advance, step) for precision, trainer in trainers.items()}
     line: dict[str, Any] = {"norms": {precision: _each(kinds, _size) for precision, kinds in found.items()}}
     if "float64" in found:

@@ -92,8 +92,7 @@ def judge(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
 
 
 def sensitivity(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
-    """The row of a run that is wrong on purpose: it passes where that run leaves the band, or the band shows
-    nothing."""
+    """The row of a run that is wrong on purpose: it passes where that run leaves the band."""
     what, curve = "a wrong run leaves", np.asarray(curve, float)
     if held.fault or len(curve) != len(held.centre):
         return fault(name, what, held.fault or f"{len(curve)} steps where the controls have {len(held.centre)}")

@@ -127,8 +127,7 @@ def least_floor(relative: Iterable[tuple[float, int]]) -> Callable[[int], float]
 
 
 def noise_floors(exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> dict[str, Noise]:
-    """The floor of each tensor from its float64 and its float32 run, not below the set's `least_floor`; tensors that
-    can't be compared have none."""
+    """Each tensor's floor from its float64 and float32 run, at least the set's `least_floor`; none for a fault."""
     found = [c for c in compare_sets(exact, rounded, "float32") if c.fault is None]
     least = least_floor((c.relative_l2, c.size) for c in found if c.scale_l2 > 0)
     return {c.name: Noise(c.max_abs, c.l2).at_least(Noise(c.scale_max, c.scale_l2).times(least(c.size))) for c in found}
@@ -173,8 +172,7 @@ def gated(
 
 
 def held_to(row: Row, floor: float, **said: str) -> Row:
-    """The row with another floor, and what is said of that, where its error lies within that floor's gate; else as it
-    is."""
+    """The row with another floor, and what is said of that, where its error is within that gate; else as it is."""
     return replace(row, floor=floor, gate=K * floor, passed=True, **said) if row.error <= K * floor else row
 
 

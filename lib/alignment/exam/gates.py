@@ -227,8 +227,7 @@ Named = Callable[[Reference, Side, Sequence[Row]], Sequence[str]]  # what failin
 
 
 def _asked(question: str, named: Named, scalars: bool | None = None) -> Gate:
-    """A gate that asks one of the engine's questions; `scalars`: of its rows those of scalars alone, or none of
-    them."""
+    """A gate that asks one of the engine's questions; `scalars`: of its rows only those of scalars, or no such."""
 
     def gate(reference: Reference, candidate: Side) -> Finding:
         held = Held(reference.subject.model, dict(zip(ROLES, (reference, candidate))))

@@ -223,32 +223,24 @@ def candidate(port: Port, side: ModuleType = backend) -> None:
 
 
 def reproduction(port: Port, mode: str, fields: Mapping[str, Any], state: Mapping[str, str]) -> Path | None:
-    """Write the script that runs the first diverging layer alone; None where none diverges, or it can't be run
-    alone."""
-    found = divergence.localise(fields)
-    layer = found.first("forward") or found.first("backward")
-    call = next((c for c in fields["layers"] if layer and (c["path"], c["call"]) == (layer.path, layer.call)), None)
-    if layer is None or call["unable"]:
+    """Write the script that runs the first diverging layer alone; None where there is none, or it can't be."""
+    call = divergence.first_alone(fields)
+    if call is None:
         return None
+    start = f"{call['path']}." if call["path"] else ""
+    other = f"{call['as']}." if call["as"] else ""
     inside = {
-        _local(name, layer.path): _local(other, call["as"])
-        for name, other in state.items()
-        if name.startswith(f"{layer.path}." if layer.path else "")
+        name.removeprefix(start): theirs.removeprefix(other) for name, theirs in state.items() if name.startswith(start)
     }
-    builders = {"torch": (port.torch, layer.path), "jittor": (port.jittor, call["as"])}
     return scripts.write(
         port.layers(mode),
-        layer.path,
+        call["path"],
         port.root / "reproduce" / mode,
-        builders,
-        layer.call,
+        {"torch": (port.torch, call["path"]), "jittor": (port.jittor, call["as"])},
+        call["call"],
         "eval" if mode == "evaluation" else "train",
         {"jittor": inside},
     )
-
-
-def _local(name: str, path: str) -> str:
-    return name.removeprefix(f"{path}.") if path else name
 
 
 def _runs(model: Model, inputs: Sequence[np.ndarray], optional: Sequence[str] = ()) -> dict[tuple[str, str], Run]:
@@ -310,16 +302,9 @@ def _write(
         out.fields |= common | dict.fromkeys(("missing", "misshapen", "not_finite"), []) | {"round_trip": {}} | fields
         out.fields |= {
             "left_over": extra,
-            "state": [
-                [
-                    named[other],
-                    list(loaded[other].shape),
-                    str(loaded[other].dtype),
-                    "param" if other in trained else "buffer",
-                    hashlib.sha256(loaded[other].tobytes()).hexdigest(),
-                ]
-                for other in entries
-            ],
+            "state": measuring.entries(
+                {named[name]: loaded[name] for name in entries}, {named.get(name) for name in trained}
+            ),
             "parameters": sum(int(loaded[name].size) for name in trained),
             "norm_layers": len({name.rpartition(".")[0] for name in fields["statistics"]}),
             "coverage": {"loaded": len(paired), "total": len(paired) + len(out.fields["missing"])},
