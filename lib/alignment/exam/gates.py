@@ -22,7 +22,7 @@ from lib.alignment.evidence import Evidence
 from lib.alignment.exam import pictures
 from lib.alignment.exam.planting import Change, becomes, planted
 from lib.alignment.exam.subjects import EPOCH, STEPS, Subject
-from lib.alignment.measure import arrays, moved, precisions
+from lib.alignment.measure import arrays, moved
 from lib.alignment.questions import QUESTIONS
 from lib.alignment.seeded import seeded_input
 from lib.alignment.verdict import Row, Verdict
@@ -99,6 +99,8 @@ class Side:
 
     def trained(self, native: bool) -> Stage:
         """A lock-step run: on batches, or on gradients given; the reference's with what jumps."""
+        if (key := f"lock-step {native}") in self._stages:
+            return self._stages[key]
         subject, jumping = self.subject, native and isinstance(self, Reference)
         case = subject.training
         batches = [
@@ -118,8 +120,10 @@ class Side:
         def ends(names: list[str]) -> list[str]:
             return [names[0], names[-1]]
 
+        advance = steps.native(batches) if native else steps.fed
         with self.active():
-            return Stage(*steps.measured(build, steps.native(batches) if native else steps.fed, STEPS, ends, jumping))
+            self._stages[key] = Stage(*steps.measured(build, advance, STEPS, ends, jumping))
+        return self._stages[key]
 
 
 _MEASURED: Mapping[str, Callable[[Subject], tuple]] = {
@@ -136,7 +140,6 @@ class Reference(Side):
         super().__init__(subject, (FIRST,))
         self._folder = folder
         self._layers: set[bool] = set()
-        self._runs: dict[bool, Stage] = {}
 
     def layers(self, training: bool) -> Path:
         """The folder of the captured layers, in evaluation or in training mode."""
@@ -147,33 +150,20 @@ class Reference(Side):
             self._layers.add(training)
         return folder
 
-    def trained(self, native: bool) -> Stage:
-        """As in the base class, run once."""
-        if native not in self._runs:
-            self._runs[native] = super().trained(native)
-        return self._runs[native]
-
     @cached_property
     def outputs(self) -> dict[str, list[Any]]:
         """What the post-processing is given: the exact and the float32 outputs, and these with many equal scores."""
-        with self.active():
-            found = {precision: _inference(self, precision) for precision in precisions()}
-        return {
-            "": [found["float64"], found["float32"]],
-            " with ties": [_coarse(found["float64"]), _coarse(found["float32"])],
-        }
+        found = []
+        with self.active(), backend.no_grad():
+            for precision in ("float64", "float32"):
+                output = self.builder(False)(precision)(backend.tensor(self.subject.forward.input().astype(precision)))
+                found.append(arrays(output) if isinstance(output, dict) else backend.numpy(output))
+        return {"": found, " with ties": [_coarse(output) for output in found]}
 
 
 def images(subject: Subject, training: bool) -> list[np.ndarray]:
     """The input of the layers."""
     return [(subject.training if training else subject.forward).input()]
-
-
-def _inference(side: Side, precision: str) -> Any:
-    model, case = side.builder(False)(precision), side.subject.forward
-    with backend.no_grad():
-        output = model(backend.tensor(case.input().astype(precision)))
-    return arrays(output) if isinstance(output, dict) else backend.numpy(output)
 
 
 def _coarse(output: Any) -> Any:
