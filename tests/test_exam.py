@@ -117,8 +117,7 @@ def test_what_was_inherited_is_inherited_again():
     assert "forward" not in vars(Half)
 
 
-# ------------------------------------------------------------------------------------------------- results and their
-# sum
+# ------------------------------------------------------------------------------------------------ results and their sum
 def result(name, gate="forward", named=("fpn",), kind="layers"):
     return Result(name, "", kind, "NanoDet-Plus", r"fpn", gate, 7.0, named, "", 1.0)
 
