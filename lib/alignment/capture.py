@@ -19,7 +19,7 @@ from lib import backend, convert, losses, models, postprocess
 from lib.alignment import divergence, layers, reproduction
 from lib.alignment.evidence import SIDES, is_reference
 from lib.alignment.margins import Margins
-from lib.alignment.measure import Arrays, entries, features, gradients, moved, parameters, precisions
+from lib.alignment.measure import Arrays, entries, features, gradients, moved, precisions
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array
 from lib.alignment.trajectory import perturbed
@@ -216,7 +216,7 @@ def _backward(model: nn.Module, criterion, phase: Phase, images: np.ndarray, cas
     model.step = phase.step
     outputs = model(backend.tensor(images))
     parts = criterion(outputs, case.targets, image_size=images.shape[2:])
-    return outputs, parts, gradients(sum(parts.values()), parameters(model))
+    return outputs, parts, gradients(sum(parts.values()), dict(model.named_parameters()))
 
 
 def _batch_norm(model: nn.Module, precision: str) -> Arrays:
