@@ -173,8 +173,8 @@ def test_the_first_stage_that_differs_is_named(at, changed, said):
     def change(name, arrays):
         return {key: changed(array) for key, array in arrays.items() if changed} if name in at else arrays
 
-    assert datastages.first_difference(datastages.compare(stages(), stages())) is None
-    rows = datastages.compare(stages(), stages(change))
+    assert datastages.first_difference(datastages.differences(stages(), stages())) is None
+    rows = datastages.differences(stages(), stages(change))
     assert datastages.first_difference(rows) == said
     assert [row.passed for row in rows if row.name.split(":")[0] in at] == [False, None][: len(at)]
     assert ("only one side" in next(row.note for row in rows if row.passed is False)) == (changed is None)
@@ -182,10 +182,10 @@ def test_the_first_stage_that_differs_is_named(at, changed, said):
 
 def test_a_skipped_an_extra_and_no_stage_are_faults():
     ours = stages()
-    assert datastages.first_difference(datastages.compare(ours, [ours[0], *ours[2:]])) == "resized"
-    assert "the end" in datastages.compare(ours, ours[:3])[0].note
-    assert datastages.compare(ours, [*ours, ours[0]])[0].passed is False
-    assert datastages.compare([], [])[0].passed is False
+    assert datastages.first_difference(datastages.differences(ours, [ours[0], *ours[2:]])) == "resized"
+    assert "the end" in datastages.differences(ours, ours[:3])[0].note
+    assert datastages.differences(ours, [*ours, ours[0]])[0].passed is False
+    assert datastages.differences([], [])[0].passed is False
 
 
 # ---------------------------------------------------------------------------------------------- records to verdicts

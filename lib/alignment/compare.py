@@ -122,7 +122,7 @@ def _faulty(name: str, fault: str, size: int = 0) -> Comparison:
 
 
 @dataclass(frozen=True)
-class Matching:
+class Pairing:
     """Detections of two sides, paired one to one; `pairs` holds (row in reference, row in candidate)."""
 
     pairs: tuple[tuple[int, int], ...]
@@ -132,7 +132,7 @@ class Matching:
     score: float  # largest difference of a score over the pairs
 
 
-def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float = 1.0) -> Matching:
+def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float = 1.0) -> Pairing:
     """Pair detections (m, 7: image id, x1, y1, x2, y2, score, label), (k, 7) of equal image and label.
 
     Nearest boxes pair first; boxes farther apart than `radius` pixels in any coordinate are different detections.
@@ -144,7 +144,7 @@ def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float
     pairs = sorted(pair for a, b in groups.values() for pair in _nearest(reference, candidate, a, b, radius))
     taken = [{pair[side] for pair in pairs} for side in (0, 1)]
     gaps = np.array([np.abs(reference[a] - candidate[b]) for a, b in pairs]).reshape(-1, 7)
-    return Matching(
+    return Pairing(
         pairs=tuple(pairs),
         only_reference=tuple(i for i in range(len(reference)) if i not in taken[0]),
         only_candidate=tuple(i for i in range(len(candidate)) if i not in taken[1]),

@@ -27,7 +27,7 @@ def stage(name: str, arrays: Mapping[str, np.ndarray]) -> Stage:
     return name, {key: digest(np.asarray(array)) for key, array in arrays.items()}
 
 
-def compare(reference: Sequence[Stage], candidate: Sequence[Stage]) -> list[Row]:
+def differences(reference: Sequence[Stage], candidate: Sequence[Stage]) -> list[Row]:
     """A row per array up to the first stage that differs, whose rows fail; later ones, which inherit it, are shown."""
     if not reference:
         return [fault("(nothing)", "data", "empty comparison: the reference has no stage")]

@@ -142,7 +142,7 @@ def _average_precision(entry: ClassMatches, weights: np.ndarray, boxes: np.ndarr
 
 
 # -------------------------------------------------------------------------------------------------------- verdict
-def compare(
+def difference(
     reference: Matches, candidate: Matches, *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0
 ) -> Equivalence:
     """The verdict on candidate - reference over the same images. ValueError where the ground truths differ."""

@@ -54,7 +54,7 @@ class Lockstep:
         return [*self.faults, *(step.rows[0] for step in self.steps)]
 
 
-def compare(
+def side_by_side(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: tuple[Arrays, Arrays] = ({}, {})
 ) -> Lockstep:
     """Judge the candidate's fields against the reference's, of both precisions; arrays: their selected tensors."""

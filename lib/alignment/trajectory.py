@@ -77,7 +77,7 @@ def _exit(centre: np.ndarray, spread: np.ndarray, horizon: int, curve: np.ndarra
     return int(outside[0]) if len(outside) else None
 
 
-def judge(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
+def inside(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
     """The row of a run's curve: inside the band up to the horizon. It shows the step that comes nearest to the edge."""
     what, curve = "inside the band", np.asarray(curve, float)
     if reason := _unfit(held, curve):

@@ -34,7 +34,7 @@ ONE_FORMAT = becomes(capture, "FORMATS", ("safetensors",))
 FIRST, SECOND = (becomes(capture, "is_reference", lambda side, answer=answer: answer) for answer in (True, False))
 
 
-class Stage(NamedTuple):
+class Kept(NamedTuple):
     """What a record holds."""
 
     fields: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Held(Evidence):
         super().__init__("memory", model)
         self._sides = sides
 
-    def get(self, side: str, stage: str) -> Stage | None:
+    def get(self, side: str, stage: str) -> Kept | None:
         """As in the base class."""
         return self._sides[side].stage(stage) if side in self._sides else None
 
@@ -63,7 +63,7 @@ class Side:
 
     def __init__(self, subject: Subject, changes: Sequence[Change] = ()):
         self.subject, self._changes = subject, (*subject.settings, ONE_FORMAT, *changes)
-        self._stages: dict[str, Stage] = {}
+        self._stages: dict[str, Kept] = {}
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -71,11 +71,11 @@ class Side:
         with planted(self._changes):
             yield
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> Kept:
         """What `capture` measures for a record."""
         if name not in self._stages:
             with self.active():
-                self._stages[name] = Stage(*_MEASURED[name](self.subject))
+                self._stages[name] = Kept(*_MEASURED[name](self.subject))
         return self._stages[name]
 
     @cached_property
@@ -97,7 +97,7 @@ class Side:
 
         return build
 
-    def trained(self, native: bool) -> Stage:
+    def trained(self, native: bool) -> Kept:
         """A lock-step run: on batches, or on gradients given; the reference's with what jumps."""
         if (key := f"lock-step {native}") in self._stages:
             return self._stages[key]
@@ -122,7 +122,7 @@ class Side:
 
         advance = steps.native(batches) if native else steps.fed
         with self.active():
-            self._stages[key] = Stage(*steps.measured(build, advance, STEPS, ends, jumping))
+            self._stages[key] = Kept(*steps.measured(build, advance, STEPS, ends, jumping))
         return self._stages[key]
 
 
@@ -229,7 +229,7 @@ def _asked(question: str, named: Named, scalars: bool | None = None) -> Gate:
 
 
 def _data(reference: Side, candidate: Side) -> Finding:
-    found = datastages.compare(reference.data, candidate.data)
+    found = datastages.differences(reference.data, candidate.data)
     first = datastages.first_difference(found)
     return _finding(found, [first.split(":")[0]] if first else [])
 
@@ -288,7 +288,7 @@ def _lockstep(native: bool) -> Gate:
 
     def gate(reference: Reference, candidate: Side) -> Finding:
         ours, theirs = reference.trained(native), candidate.trained(native)
-        found = lockstep.compare(ours.fields, theirs.fields, (ours.arrays, theirs.arrays))
+        found = lockstep.side_by_side(ours.fields, theirs.fields, (ours.arrays, theirs.arrays))
         first = found.first()
         return _finding(found.rows(), [row.what for row in found.faults] or ([first.kind] if first else []))
 

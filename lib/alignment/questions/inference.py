@@ -132,7 +132,7 @@ def equivalence(evidence: Evidence, a: str, b: str) -> Answer:
             for side in (a, b)
         ]
         try:
-            found[weights] = bootstrap.compare(*held)
+            found[weights] = bootstrap.difference(*held)
         except ValueError as error:
             rows.append(fault(f"{weights} weights", "difference of mAP", str(error)))
             continue

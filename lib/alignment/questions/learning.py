@@ -160,7 +160,9 @@ def lockstep(evidence: Evidence, a: str, b: str) -> Answer:
     rows, first = [decisions("batches", int(batches[0] != batches[1]), 1)], None
     for mode in ("fed", "native"):
         mine, other = (evidence.field(side, "lockstep", mode) for side in (a, b))
-        result = engine.compare(mine, other, tuple(evidence.arrays(side, "lockstep", f"{mode}/") for side in (a, b)))
+        result = engine.side_by_side(
+            mine, other, tuple(evidence.arrays(side, "lockstep", f"{mode}/") for side in (a, b))
+        )
         rows += [replace(row, name=f"{mode}, {row.name}") for row in result.rows()]
         if first is None and (apart := result.first()):
             first = {

@@ -14,7 +14,7 @@ from lib.alignment.verdict import Answer, Number, Verdict, conclude, decisions, 
 def data(evidence: Evidence, a: str, b: str) -> Answer:
     """The first batch's way from the files: each image decoded, after each function of its augmentation, batch, targets."""
     theirs, ours = (evidence.field(side, "lockstep", "data") for side in (a, b))
-    answer = conclude("data", f"{a}-{b}", datastages.compare(theirs, ours), sources(evidence, "lockstep", a, b))
+    answer = conclude("data", f"{a}-{b}", datastages.differences(theirs, ours), sources(evidence, "lockstep", a, b))
     if first := datastages.first_difference(answer.rows):
         return replace(answer, reason="data_differs", values=answer.values | {"first": first})
     return answer
@@ -62,14 +62,14 @@ def trajectory(evidence: Evidence, a: str, b: str) -> Answer:
     band = bands.band([run["loss"] for run in controls])
     rows = [
         decisions("batches", int(held[a]["batches"] != held[b]["batches"]), 1),
-        bands.judge("loss", band, own["loss"]),
+        bands.inside("loss", band, own["loss"]),
     ]
     inside = rows[-1].passed is not False or band.fault == bands.TOO_WIDE
     rows.append(bands.sensitivity("loss", band, off["loss"]))
     telling = rows[-1].passed and not band.fault
     parts = {name: bands.band([run[name] for run in controls]) for name in controls[0] if name != "loss"}
     rows += [
-        replace(bands.judge(name, part, own.get(name, ())), passed=None)
+        replace(bands.inside(name, part, own.get(name, ())), passed=None)
         for name, part in parts.items()
         if not part.fault
     ]
