@@ -5,6 +5,7 @@ Both sides run on the same framework here: what is tested is whether the engine 
 
 import json
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,7 +100,7 @@ def sound(request):
 def judged(sound, **options):
     mode, fields, arrays = sound
     other, theirs = run(mode, **options)
-    return lockstep.compare(fields, json.loads(json.dumps(record.plain(other))), (arrays, theirs))
+    return lockstep.side_by_side(fields, json.loads(json.dumps(record.plain(other))), (arrays, theirs))
 
 
 def test_the_same_run_passes_and_everything_is_watched(sound):
@@ -140,7 +141,7 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
         other = json.loads(json.dumps(record.plain(fields)))
         for run in other["steps"][at]["norms"].values():
             run[kind] = {name: value * factor for name, value in run[kind].items()}
-        first = lockstep.compare(parted, other, ({}, {})).first()
+        first = lockstep.side_by_side(parted, other, ({}, {})).first()
         return first and (first.step, first.kind)
 
     assert found("parameter", 1.01, 1) == (1, "parameter") and found("parameter", 1.01, 3) is None
@@ -149,7 +150,7 @@ def test_beyond_the_horizon_only_what_is_exact_is_judged(sound):
 
 
 def test_of_moved_trainings_one_and_of_steps_none_is_held():
-    """Each is several times the model; the other's step of a lock-step, with which it is compared, is all that waits."""
+    """Each is several times the model; the step of the other, with which it is compared, is all that waits."""
     alive, held, most = weakref.WeakSet(), [], [0, 0]
 
     class Counted(steps.Watched):
@@ -176,8 +177,8 @@ def test_of_moved_trainings_one_and_of_steps_none_is_held():
 
 
 def test_a_full_disk_is_one_line(monkeypatch):
-    monkeypatch.setattr(steps.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "r+b"))
-    with pytest.raises(UserError, match="make room"):
+    with open("/dev/full", "r+b", 0) as full, pytest.raises(UserError, match="make room"):
+        monkeypatch.setattr(steps.tempfile, "TemporaryFile", lambda dir: nullcontext(full))
         steps.jumps(lambda roundings: trainers()["float64"], steps.native(BATCHES), 1)
 
 
@@ -235,7 +236,7 @@ def test_what_an_activation_that_flips_within_rounding_does_is_measured():
         other["steps"][0]["norms"][precision]["gradient"]["3.bias"] += error
         if not measured:
             del mine["steps"][0]["jumps"]
-        return lockstep.compare(mine, other).first() is None
+        return lockstep.side_by_side(mine, other).first() is None
 
     assert passes(jump[1]) and not passes(jump[1], measured=False), "without the measurement it is a false alarm"
     assert not passes(jump[1], "float64") and not passes(100 * jump[1])
@@ -295,7 +296,7 @@ def test_decay_on_the_wrong_group_is_named(sound):
 def test_batch_norm_momentum_shows_in_the_statistics():
     fields, arrays = run("native")
     other, theirs = run("native", momentum=0.11)
-    first = lockstep.compare(fields, other, (arrays, theirs)).first()
+    first = lockstep.side_by_side(fields, other, (arrays, theirs)).first()
     assert (first.step, first.kind) == (0, "statistics") and "running" in first.rows[0].name
 
 
@@ -305,7 +306,7 @@ def test_nan_a_missing_step_and_a_missing_tensor_are_faults(sound):
     def spoiled(change):
         other = json.loads(json.dumps(record.plain(fields)))
         change(other)
-        return lockstep.compare(fields, other)
+        return lockstep.side_by_side(fields, other)
 
     nan = spoiled(lambda other: other["steps"][1]["norms"]["float32"]["parameter"].update({"1.bias": "NaN"}))
     assert (nan.first().step, nan.first().kind, nan.first().rows[0].note) == (1, "parameter", "nan")
@@ -313,10 +314,10 @@ def test_nan_a_missing_step_and_a_missing_tensor_are_faults(sound):
     assert "3 steps where the reference has 4" in short.faults[0].note
     gone = spoiled(lambda other: other["sizes"]["average"].pop("1.bias"))
     assert gone.faults[0].name == "average/1.bias" and gone.faults[0].note == "missing"
-    assert lockstep.compare(fields, {**fields, "steps": []}).faults
+    assert lockstep.side_by_side(fields, {**fields, "steps": []}).faults
 
 
 def test_without_a_float64_run_there_is_no_floor():
     fields, _ = run("fed", precisions=("float32",))
-    result = lockstep.compare(fields, fields)
+    result = lockstep.side_by_side(fields, fields)
     assert not result.steps and "no noise floor" in result.faults[0].note

@@ -10,16 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the original of a port is a PyTorch module")
-
-from torch import nn  # noqa: E402
-
-from lib.__main__ import main  # noqa: E402
-from lib.alignment import port  # noqa: E402
-from lib.alignment.divergence import ROOT  # noqa: E402
-from lib.alignment.port import names, side  # noqa: E402
-from lib.errors import UserError  # noqa: E402
+from lib.__main__ import main
+from lib.alignment import port
+from lib.alignment.divergence import ROOT
+from lib.alignment.port import names, side
+from lib.errors import UserError
 from lib.machine import environment
+
+torch = pytest.importorskip("torch", reason="the original of a port is a PyTorch module")
+nn = torch.nn
 
 STAND_IN = SimpleNamespace(NAME="jittor", VERSION="0.0-stand-in", device=lambda: "cpu", cache_path=lambda: None)
 SHAPE = "2,3,8,8"
@@ -78,14 +77,6 @@ class FirstImage(nn.Module):
 
     def forward(self, x):
         return x * torch.sigmoid(x.max(1, keepdim=True)[0][:1])
-
-
-def original():
-    return Original()
-
-
-def right():
-    return Port()
 
 
 def other_eps():
@@ -157,10 +148,10 @@ def nan_weights():
     return found
 
 
-def compared(tmp_path, builder="right", **changes):
+def compared(tmp_path, builder="Port", **changes):
     """The result with both sides run here."""
     settings = {
-        "torch": "test_port:original",
+        "torch": "test_port:Original",
         "jittor": f"test_port:{builder}",
         "inputs": (SHAPE,),
         "folder": str(tmp_path / "out"),
@@ -227,18 +218,14 @@ def test_records_are_a_hand_in_like_any_other(tmp_path):
 def test_integers_and_a_file_of_inputs(tmp_path):
     path = tmp_path / "inputs.npz"
     np.savez(path, image=np.random.default_rng(0).random((2, 3, 8, 8)), labels=np.arange(3))
-    settings = {"torch": "test_port:two_inputs", "inputs": (str(path),)}
-    assert not compared(tmp_path, "two_inputs", **settings).failing()
+    settings = {"torch": "test_port:TwoInputs", "inputs": (str(path),)}
+    assert not compared(tmp_path, "TwoInputs", **settings).failing()
     assert compared(tmp_path, "other_count", **settings).failing() == ["forward", "divergence"]
 
 
 class TwoInputs(Original):
     def forward(self, x, labels):
         return super().forward(x), labels.sum()
-
-
-def two_inputs():
-    return TwoInputs()
 
 
 def other_count():
@@ -286,7 +273,7 @@ def test_names_are_inferred_shown_and_can_be_handed_back(tmp_path):
     ],
 )
 def test_a_map_that_does_not_fit_is_one_line(tmp_path, change, said):
-    ours, theirs = side.side_of(original()), side.side_of(right())
+    ours, theirs = side.side_of(Original()), side.side_of(Port())
     names.infer(ours, theirs).write(tmp_path / "names.json")
     held = json.loads((tmp_path / "names.json").read_text())
     change(held)

@@ -1,4 +1,4 @@
-"""Trajectories: right runs stay in the band of the controls, wrong ones leave it. The toy training runs in torch only."""
+"""Trajectories: right runs stay in the band of the controls, wrong ones leave it. The toy trains in torch only."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ import pytest
 from lib import backend
 from lib.alignment import steps
 from lib.alignment.seeded import seeded_input, seeded_state
-from lib.alignment.trajectory import HORIZON, LEAST, TOO_WIDE, band, judge, perturbed, sensitivity
+from lib.alignment.trajectory import HORIZON, LEAST, TOO_WIDE, band, inside, perturbed, sensitivity
 from lib.alignment.verdict import ROUNDING, K
 from lib.backend import nn
 from lib.models.step import ParameterGroup
@@ -31,7 +31,7 @@ CONTROLS = [chaotic(seed) for seed in range(LEAST)]
 
 def test_right_runs_stay_inside_over_many_seeds():
     held = band(CONTROLS)
-    inside = [judge("loss", held, chaotic(seed)).passed for seed in range(100, 400)]
+    inside = [inside("loss", held, chaotic(seed)).passed for seed in range(100, 400)]
     assert held.horizon == STEPS
     assert np.mean(inside) > 0.99
 
@@ -44,13 +44,13 @@ def test_the_band_ends_where_right_runs_part():
     assert edge[held.horizon] > HORIZON >= edge[: held.horizon].max()
     late = runs[0].copy()
     late[held.horizon :] *= 2
-    assert judge("loss", held, late).passed, "beyond the horizon nothing is judged"
+    assert inside("loss", held, late).passed, "beyond the horizon nothing is judged"
 
 
 def test_a_run_that_leaves_early_fails_and_the_step_is_named():
     wrong = chaotic(7)
     wrong[12] *= 1.001
-    row = judge("loss", band(CONTROLS), wrong)
+    row = inside("loss", band(CONTROLS), wrong)
     assert row.passed is False and "leaves at step 12" in row.note and row.error > row.gate
     assert sensitivity("loss", band(CONTROLS), wrong).passed
 
@@ -64,9 +64,9 @@ def test_a_wrong_run_that_stays_inside_shows_a_band_that_cannot_tell():
 def test_nan_is_a_fault_and_never_inside(value):
     curve = CONTROLS[0].copy()
     curve[3] = value
-    row = judge("loss", band(CONTROLS), curve)
+    row = inside("loss", band(CONTROLS), curve)
     assert row.passed is False and "at step 3" in row.note
-    assert "control run 0" in judge("loss", band([curve, *CONTROLS[1:]]), CONTROLS[0]).note
+    assert "control run 0" in inside("loss", band([curve, *CONTROLS[1:]]), CONTROLS[0]).note
 
 
 def test_what_is_no_band_is_a_fault():
@@ -74,10 +74,10 @@ def test_what_is_no_band_is_a_fault():
     assert "equal length" in band([*CONTROLS[:4], CONTROLS[4][:-1]]).fault
     assert "nothing was perturbed" in band([CONTROLS[0]] * 5).fault
     assert "controls part" in band([run + i for i, run in enumerate(CONTROLS)]).fault
-    assert "39 steps" in judge("loss", band(CONTROLS), CONTROLS[0][:-1]).note
+    assert "39 steps" in inside("loss", band(CONTROLS), CONTROLS[0][:-1]).note
     for held in (band(CONTROLS[:4]), band([CONTROLS[0]] * 5)):
         assert (
-            judge("loss", held, CONTROLS[0]).passed is False and sensitivity("loss", held, CONTROLS[0]).passed is False
+            inside("loss", held, CONTROLS[0]).passed is False and sensitivity("loss", held, CONTROLS[0]).passed is False
         )
 
 
@@ -88,7 +88,7 @@ def test_the_band_ends_where_a_control_leaves_the_others(first):
     held, wrong = band([*CONTROLS[:4], far]), CONTROLS[0].copy()
     assert held.horizon == first
     wrong[first - 1] *= 1 + 1e-4
-    assert judge("loss", held, wrong).passed is False and judge("loss", held, far).passed
+    assert inside("loss", held, wrong).passed is False and inside("loss", held, far).passed
     assert band([*CONTROLS[:4], CONTROLS[4] * (1 + 1e-4)]).fault == TOO_WIDE
 
 
@@ -146,7 +146,7 @@ def bands():
 
 
 def rows(bands, curves):
-    return [judge(name, held, curves[name]) for name, held in bands.items()]
+    return [inside(name, held, curves[name]) for name, held in bands.items()]
 
 
 def test_runs_that_differ_by_rounding_stay_in_the_band(bands):

@@ -1,16 +1,15 @@
-"""What one framework does with one model, as fields and arrays for a record: weights, forward, losses, gradients, a step.
+"""What one framework does with one model, as fields and arrays for a record: weights, forward, losses, gradients, a
+step.
 
-Everything starts from seeded weights and inputs (lib.alignment.seeded), those of the published case, so that three sides
-can be compared. Each computation runs in float32 and, where the backend computes wholly in float64, again in float64:
-that run is what the rounding noise of the others is measured against. Nothing is compared here.
+Everything starts from seeded weights and inputs (lib.alignment.seeded), those of the published case, so that three
+sides can be compared. Each computation runs in float32 and, where the backend computes wholly in float64, again in
+float64: that run is what the rounding noise of the others is measured against. Nothing is compared here.
 """
 
-import hashlib
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,20 @@ import numpy as np
 
 from lib import backend, convert, losses, models, postprocess
 from lib.alignment import by_family, divergence, layers, reproduction
-from lib.alignment.compare import norm
 from lib.alignment.evidence import SIDES, is_reference
 from lib.alignment.margins import Margins
+from lib.alignment.measure import Arrays, entries, features, gradients, moved, precisions
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array
 from lib.alignment.trajectory import perturbed
-from lib.alignment.verdict import REPEATS, K
+from lib.alignment.verdict import REPEATS, K, Noise, size
 from lib.backend import nn
 from lib.errors import UserError
 from lib.training import checkpoints
 from lib.training import loop as training
 from lib.training.schedule import recipe
 
-Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
+Fields = dict[str, Any]
 
 NEAR = 10 * K  # floors up to which a detection's other fate is recorded: what may flip, and how near the others are
 FORMATS = ("safetensors", "npz", "pth", "pkl")
@@ -46,11 +45,6 @@ def seeded_model(name: str, case: Case, precision: str = "float32") -> nn.Module
     return backend.float64(model) if precision == "float64" else model
 
 
-def precisions() -> tuple[str, ...]:
-    """The precisions this side computes in."""
-    return ("float32",) if backend.FLOAT64 == "none" else ("float32", "float64")
-
-
 # ------------------------------------------------------------------------------------------------------ conversion
 def conversion(name: str, case: Case) -> Fields:
     """Every entry with its shape and hash, the coverage of a strict load, and whether each file format is lossless."""
@@ -58,29 +52,16 @@ def conversion(name: str, case: Case) -> Fields:
     state = convert.state(model)
     coverage = convert.load(model, state)
     trained = {entry for entry, _ in model.named_parameters()}
+    kinds = [type(module).__name__ for module in model.modules()]
     return {
         "case": case.name,
-        "state": [
-            [
-                entry,
-                list(array.shape),
-                str(array.dtype),
-                "param" if entry in trained else "buffer",
-                hashlib.sha256(array.tobytes()).hexdigest(),
-            ]
-            for entry, array in state.items()
-        ],
+        "state": entries(state, trained),
         "parameters": sum(state[entry].size for entry in trained),
-        "norm_layers": _norm_layers(model),
+        "norm_layers": {kind: kinds.count(kind) for kind in ("BatchNorm2d", "GroupNorm")},
         "coverage": {"loaded": len(coverage.loaded), "total": len(state)},
         **{kind: list(getattr(coverage, kind)) for kind in ("missing", "left_over", "not_finite", "misshapen")},
         "round_trip": {kind: _round_trip(model, state, kind) for kind in FORMATS},
     }
-
-
-def _norm_layers(model: nn.Module) -> dict[str, int]:
-    kinds = [type(module).__name__ for _, module in model.named_modules()]
-    return {kind: kinds.count(kind) for kind in ("BatchNorm2d", "GroupNorm")}
 
 
 def _round_trip(model: nn.Module, state: Mapping[str, np.ndarray], kind: str) -> bool:
@@ -93,21 +74,6 @@ def _round_trip(model: nn.Module, state: Mapping[str, np.ndarray], kind: str) ->
 
 
 # --------------------------------------------------------------------------------------------------------- forward
-@contextmanager
-def features(model: nn.Module, wanted: Mapping[str, tuple[str, int | None]]) -> Iterator[Arrays]:
-    """Collect outputs of modules while the model runs. wanted: name -> (module path, element of its output or None)."""
-    found: Arrays = {}
-    modules = dict(model.named_modules())
-    with ExitStack() as stack:
-        for name, (path, element) in wanted.items():
-
-            def keep(module, inputs, output, name=name, element=element):
-                found[name] = backend.numpy(output if element is None else output[element])
-
-            stack.callback(modules[path].register_forward_hook(keep).remove)
-        yield found
-
-
 def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     """Inference on one seeded image: the output, named features by depth, and the detections."""
     settings = postprocess.settings(name)
@@ -139,7 +105,8 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
 
 # ------------------------------------------------------------------------------------------------- layer by layer
 def layer_by_layer(name: str, case: Case, folder: Path, side: str) -> Fields:
-    """The layers in evaluation mode: the reference's side captures them into `folder`, the other records its errors there.
+    """The layers in evaluation mode: the reference's side captures them into `folder`, the other records its errors
+    there.
 
     Where a layer diverges, a script that runs the first one alone is left in `folder` ("reproduction").
     """
@@ -151,19 +118,14 @@ def layer_by_layer(name: str, case: Case, folder: Path, side: str) -> Fields:
     if is_reference(side):
         return fields | layers.reference(build, [case.input()], folder)
     fields |= layers.candidate(build, [case.input()], folder)
-    found = divergence.localise(fields)
-    first = found.first("forward") or found.first("backward")
-    script = None
-    if first and not any(
-        call["unable"] for call in fields["layers"] if (call["path"], call["call"]) == (first.path, first.call)
-    ):
-        builders = {side: ("lib.models:build", first.path) for side in SIDES if side != "published"}
-        script = str(
-            reproduction.write(
-                folder, first.path, folder / "reproduction", builders, first.call, arguments=(name, case.num_classes)
-            )
+    call, script = divergence.first_alone(fields), None
+    if call:
+        builders = {side: ("lib.models:build", call["path"]) for side in SIDES if side != "published"}
+        model = (name, case.num_classes)
+        script = reproduction.write(
+            folder, call["path"], folder / "reproduction", builders, call["call"], arguments=model
         )
-    return fields | {"reproduction": script}
+    return fields | {"reproduction": script and str(script)}
 
 
 # ---------------------------------------------------------------------------------------------- loss and gradient
@@ -205,13 +167,11 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
     backend.give_back()
     criterion = _criterion(name, case, case.phases[phase])
     model = seeded_model(name, case, precision).train()
-    outputs, parts, gradients = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
+    outputs, parts, found = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
     fields["losses"][phase][precision] = _values(parts)
     outputs = _without_graph(outputs)
     del parts
-    arrays |= {
-        f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()
-    }
+    arrays |= {f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in found.items()}
     if precision == "float32":
         decided = by_family.decisions(name, criterion, outputs, case.targets, case.size)
         arrays |= {f"assignment/{phase}/{key}": array for key, array in decided.items()}
@@ -220,7 +180,7 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
         arrays |= _batch_norm(model, precision)
     del model  # the step builds its own
     if case.update and case.update.phase == phase:
-        _step(name, case, gradients, precision, fields, arrays)
+        _step(name, case, found, precision, fields, arrays)
     return outputs
 
 
@@ -256,9 +216,7 @@ def _backward(model: nn.Module, criterion, phase: Phase, images: np.ndarray, cas
     model.step = phase.step
     outputs = model(backend.tensor(images))
     parts = criterion(outputs, case.targets, image_size=images.shape[2:])
-    named = list(model.named_parameters())
-    found = backend.grad(sum(parts.values()), [parameter for _, parameter in named])
-    return outputs, parts, {entry: gradient for (entry, _), gradient in zip(named, found, strict=True)}
+    return outputs, parts, gradients(sum(parts.values()), dict(model.named_parameters()))
 
 
 def _batch_norm(model: nn.Module, precision: str) -> Arrays:
@@ -278,7 +236,7 @@ def _values(parts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _repeats(name: str, case: Case, phase: Phase) -> list[dict[str, float]]:
-    """Losses of float32 runs whose input was moved by one rounding: how near float64 so few numbers of one run lie is luck."""
+    """Losses of float32 runs on an input moved by one rounding: how near float64 so few numbers lie is luck."""
     found = []
     for draw in range(REPEATS):
         model = seeded_model(name, case).train()
@@ -293,34 +251,32 @@ def _repeats(name: str, case: Case, phase: Phase) -> list[dict[str, float]]:
 def _jumps(name: str, case: Case, arrays: Arrays) -> dict[str, list[float]]:
     """By how much gradients and the update's changes jump where an activation's input lies within noise of zero.
 
-    "gradient/<phase>/<parameter>", "step/<update>/<parameter>" -> [largest, L2]. Each pair of float64 runs starts from weights
-    and input moved by K roundings, one run there, the other back. What responds smoothly moves by as much back as there, and
-    falls out of g(there) + g(back) - 2 g; an activation flips in one of the two, and the difference is its jump alone.
-    Only where there is no published float32 run of the case, which is another sample.
+    "gradient/<phase>/<parameter>", "step/<update>/<parameter>" -> [largest, L2]. Each pair of float64 runs starts from
+    weights and input moved by K roundings, one run there, the other back. What responds smoothly moves by as much back
+    as there, and falls out of g(there) + g(back) - 2 g; an activation flips in one of the two, and the difference is
+    its jump alone. Only where there is no published float32 run of the case, which is another sample.
     """
-    found: dict[str, list[float]] = {}
+    found: dict[str, Noise] = {}
     for label, draw in itertools.product(case.phases, range(REPEATS // 2)):
         there, back = (_moved(name, case, label, draw, roundings) for roundings in (K, -K))
         for key, array in there.items():
-            jump = np.abs(array + back[key] - 2 * arrays[key])
-            largest, size = found.get(key.removeprefix("float64/"), (0.0, 0.0))
-            found[key.removeprefix("float64/")] = [max(largest, float(jump.max(initial=0.0))), max(size, norm(jump))]
-    return found
+            jump, known = size(array + back[key] - 2 * arrays[key]), key.removeprefix("float64/")
+            found[known] = jump.at_least(found.get(known, jump))
+    return {key: [jump.max_abs, jump.l2] for key, jump in found.items()}
 
 
 def _moved(name: str, case: Case, label: str, draw: int, roundings: float) -> Arrays:
-    """Float64 gradients from weights and input moved by so many roundings, and what they change in an update; `arrays`' names."""
-    model, phase = seeded_model(name, case, "float64").train(), case.phases[label]
-    convert.load(model, perturbed(convert.state(model), draw, roundings))
+    """Float64 gradients from weights and input moved by so many roundings, and their update; names as in `arrays`."""
+    model, phase = moved(seeded_model(name, case, "float64").train(), draw, roundings), case.phases[label]
     images = perturbed({"images": case.input().astype(np.float64)}, draw, roundings)["images"]
-    gradients = _backward(model, _criterion(name, case, phase), phase, images, case)[2]
-    found = {f"float64/gradient/{label}/{entry}": backend.numpy(gradient) for entry, gradient in gradients.items()}
+    found = _backward(model, _criterion(name, case, phase), phase, images, case)[2]
+    kept = {f"float64/gradient/{label}/{entry}": backend.numpy(gradient) for entry, gradient in found.items()}
     if case.update and case.update.phase == label:
-        _step(name, case, gradients, "float64", {"optimiser": {}}, found)
-    return found
+        _step(name, case, found, "float64", {"optimiser": {}}, kept)
+    return kept
 
 
-def _step(name: str, case: Case, gradients: Mapping[str, Any], precision: str, fields: Fields, arrays: Arrays) -> None:
+def _step(name: str, case: Case, gradient: Mapping[str, Any], precision: str, fields: Fields, arrays: Arrays) -> None:
     """One optimiser step of the published recipe from the case's weights with the given gradients."""
     published, update = recipe(name), case.update
     model = seeded_model(name, case, precision)
@@ -330,7 +286,7 @@ def _step(name: str, case: Case, gradients: Mapping[str, Any], precision: str, f
     groups = models.parameter_groups(name, model)
     optimiser, named = training.optimiser(model, groups, published, lr=update.learning_rate)
     limit = np.inf if update.clip is None else update.clip
-    clipped, norm = training.clip([gradients[entry] for entry, _ in named], limit)
+    clipped, norm = training.clip([gradient[entry] for entry, _ in named], limit)
     optimiser.step(clipped)
     settings = fields["optimiser"].setdefault(
         update.name,

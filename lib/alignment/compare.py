@@ -27,14 +27,10 @@ class Comparison:
     size: int
     max_abs: float
     l2: float
-    cosine: float  # NaN where either side is all zero
     differing: int  # elements that are not equal
     worst: tuple[int, ...]  # where max_abs is
     scale_max: float
     scale_l2: float
-    ulp: float = float(
-        "nan"
-    )  # max_abs in units in the last place, of the candidate's type, of the reference where it is
     diagnosis: str | None = None  # what a wrong tensor looks like, in words; never a reason to pass
 
     @property
@@ -53,8 +49,8 @@ def compare_sets(
 ) -> list[Comparison]:
     """One Comparison per name on either side, the reference's order first; never an empty list.
 
-    `dtype` is what the candidate must have where that is not the reference's own type (a float32 run against float64).
-    `diagnosed`: whether to look for what a wrong tensor is, which takes as long as ten comparisons.
+    `dtype` is what the candidate's real numbers must have where that is not the reference's own (a float32 run against
+    float64). `diagnosed`: whether to look for what a wrong tensor is, which takes as long as ten comparisons.
     """
     if not reference and not candidate:
         return [_faulty("(nothing)", "empty comparison: neither side holds a tensor")]
@@ -72,42 +68,28 @@ def compare(
 ) -> Comparison:
     """Compare two tensors: shape, then type, then NaN and Inf, then values in float64; `diagnosed` as for sets."""
     reference, candidate = np.asarray(reference), np.asarray(candidate)
-    if reason := _incomparable(reference, candidate, dtype or reference.dtype.name):
+    expected = dtype if dtype and reference.dtype.kind == "f" else reference.dtype.name
+    if reason := _incomparable(reference, candidate, expected):
         return _faulty(name, reason, reference.size)
     differing = int(np.count_nonzero(reference != candidate))  # exact also for integers beyond 2**53
     a, b = reference.astype(np.float64), candidate.astype(np.float64)
     difference = np.abs(b - a)
     worst = np.unravel_index(int(np.argmax(difference)), difference.shape)
-    scale_l2, candidate_l2 = norm(a), norm(b)
-    product = scale_l2 * candidate_l2
-    fault = "all zero where the reference is not" if scale_l2 > 0 and candidate_l2 == 0 else None
-    wrong = diagnosed and fault is None and norm(difference) > WRONG * scale_l2
+    l2, scale_l2 = norm(difference), norm(a)
+    fault = "all zero where the reference is not" if scale_l2 > 0 and norm(b) == 0 else None
+    wrong = diagnosed and fault is None and l2 > WRONG * scale_l2
     return Comparison(
         name=name,
         fault=fault,
         size=reference.size,
         max_abs=float(difference[worst]),
-        l2=norm(difference),
-        cosine=float(np.vdot(a, b) / product) if product else float("nan"),
+        l2=l2,
         differing=differing,
         worst=tuple(int(i) for i in worst),
         scale_max=float(np.abs(a).max()),
         scale_l2=scale_l2,
-        ulp=_ulp(float(difference[worst]), float(a[worst]), candidate.dtype),
         diagnosis=explain(a, b) if wrong else None,
     )
-
-
-def _ulp(error: float, value: float, dtype: np.dtype) -> float:
-    """The error in units in the last place of `value`, which are normal numbers: Jittor's process flushes others to zero.
-
-    Integers count in ones.
-    """
-    if dtype.kind != "f":
-        return error
-    kind = np.finfo(dtype)
-    exponent = np.frexp(max(abs(value), float(kind.tiny) / float(kind.eps)))[1] - 1
-    return error / float(np.ldexp(float(kind.eps), exponent))
 
 
 def norm(array: np.ndarray) -> float:
@@ -136,11 +118,11 @@ def _incomparable(reference: np.ndarray, candidate: np.ndarray, dtype: str) -> s
 
 def _faulty(name: str, fault: str, size: int = 0) -> Comparison:
     nan = float("nan")
-    return Comparison(name, fault, size, nan, nan, nan, 0, (), nan, nan)
+    return Comparison(name, fault, size, nan, nan, 0, (), nan, nan)
 
 
 @dataclass(frozen=True)
-class Matching:
+class Pairing:
     """Detections of two sides, paired one to one; `pairs` holds (row in reference, row in candidate)."""
 
     pairs: tuple[tuple[int, int], ...]
@@ -150,7 +132,7 @@ class Matching:
     score: float  # largest difference of a score over the pairs
 
 
-def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float = 1.0) -> Matching:
+def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float = 1.0) -> Pairing:
     """Pair detections (m, 7: image id, x1, y1, x2, y2, score, label), (k, 7) of equal image and label.
 
     Nearest boxes pair first; boxes farther apart than `radius` pixels in any coordinate are different detections.
@@ -159,14 +141,13 @@ def match_detections(reference: np.ndarray, candidate: np.ndarray, radius: float
     for side, rows in enumerate((reference, candidate)):
         for index, row in enumerate(rows):
             groups.setdefault((row[0], row[6]), ([], []))[side].append(index)
-    pairs = [pair for a, b in groups.values() if a and b for pair in _nearest(reference, candidate, a, b, radius)]
-    pairs.sort()
-    taken_a, taken_b = {a for a, _ in pairs}, {b for _, b in pairs}
+    pairs = sorted(pair for a, b in groups.values() for pair in _nearest(reference, candidate, a, b, radius))
+    taken = [{pair[side] for pair in pairs} for side in (0, 1)]
     gaps = np.array([np.abs(reference[a] - candidate[b]) for a, b in pairs]).reshape(-1, 7)
-    return Matching(
+    return Pairing(
         pairs=tuple(pairs),
-        only_reference=tuple(i for i in range(len(reference)) if i not in taken_a),
-        only_candidate=tuple(i for i in range(len(candidate)) if i not in taken_b),
+        only_reference=tuple(i for i in range(len(reference)) if i not in taken[0]),
+        only_candidate=tuple(i for i in range(len(candidate)) if i not in taken[1]),
         box=float(gaps[:, 1:5].max(initial=0.0)),
         score=float(gaps[:, 5].max(initial=0.0)),
     )
@@ -178,11 +159,9 @@ def _nearest(
     distance = np.abs(reference[a][:, None, 1:5] - candidate[b][None, :, 1:5]).max(axis=2)  # (len(a), len(b))
     # Boxes can coincide (clipped to the whole image): the nearer score decides between equal boxes.
     gap = np.abs(reference[a][:, None, 5] - candidate[b][None, :, 5])
-    order = np.lexsort((gap.ravel(), distance.ravel()))
-    pairs, taken_a, taken_b = [], set(), set()
-    for i, j in zip(*np.unravel_index(order, distance.shape)):
-        if distance[i, j] <= radius and i not in taken_a and j not in taken_b:
-            pairs.append((a[i], b[j]))
-            taken_a.add(i)
-            taken_b.add(j)
-    return pairs
+    near = np.argwhere(distance <= radius)
+    pairs: dict[int, int] = {}
+    for i, j in near[np.lexsort((gap[*near.T], distance[*near.T]))].tolist():
+        if a[i] not in pairs and b[j] not in pairs.values():
+            pairs[a[i]] = b[j]
+    return list(pairs.items())

@@ -64,7 +64,7 @@ def _affine(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _moved(a: np.ndarray, b: np.ndarray, axis: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Slices along the axis in another order: all shifted by as many places, or permuted; or shifted, the end filled anew."""
+    """Slices along the axis in another order: all shifted by as many places, permuted, or shifted with a new end."""
     length = a.shape[axis]
     if length < 2 or length * length > PAIRS:
         return

@@ -2,21 +2,22 @@
 
 A layer's own error is what it adds: its output on the reference's inputs against the exact one. It is gated by K times
 the reference's own float32 error there, and in float64 by SHARP closer, where all of it is computed in float64. Its
-inherited error is what its output shows inside the whole network; output over input is how much the layer amplifies what
-reaches it.
+inherited error is what its output shows inside the whole network; output over input is how much the layer amplifies
+what reaches it.
 
-It says where two sides part, not which is right. PyTorch 2.13 on the CPU is wrong itself in a batch of one: the gradient
-of a batch norm whose output goes to tokens (reshape, permute) is not that of finite differences.
+It says where two sides part, not which is right. PyTorch 2.13 on the CPU is wrong itself in a batch of one: the
+gradient of a batch norm whose output goes to tokens (reshape, permute) is not that of finite differences.
 
-Blamed is a layer beyond its gate none of whose parts is: of the layers around a fault the innermost, and where all parts
-are right the code that puts them together. The first such layer in the order of the pass is the first divergence.
+Blamed is a layer beyond its gate none of whose parts is: of the layers around a fault the innermost, and where all
+parts are right the code that puts them together. The first such layer in the order of the pass is the first divergence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lib.alignment.verdict import FEW, ROUNDING, SHARP, K, Row, fault, shared_floor
+from lib.alignment.compare import Comparison
+from lib.alignment.verdict import SHARP, K, Noise, Row, fault, gated, held_to, least_floor
 
 DIRECTIONS = ("forward", "backward")
 ROOT = "(the model itself)"
@@ -37,7 +38,7 @@ class Layer:
     @property
     def name(self) -> str:
         """The full path; later calls of a module carry their number."""
-        return (self.path or ROOT) + (f" (call {self.call + 1})" if self.call else "")
+        return _named(self.path, self.call)
 
     def fails(self, direction: str) -> bool:
         """Whether its own error is beyond the gate in some precision."""
@@ -91,21 +92,19 @@ class Divergence:
 
 def localise(fields: Mapping[str, Any]) -> Divergence:
     """Judge the fields that `layers.candidate` gave, fresh or read from a record."""
-    shared = {direction: _shared(fields["layers"], direction) for direction in DIRECTIONS}
+    least = {direction: _least(fields["layers"], direction) for direction in DIRECTIONS}
     factor = SHARP if fields["float64"] == "full" else 1.0
     layers = [
         Layer(
-            call["path"],
-            call["call"],
-            call["kind"],
-            call["leaf"],
-            _own(call, shared, factor),
+            *(call[name] for name in ("path", "call", "kind", "leaf")),
+            _own(call, least, factor),
             _numbers(call["inherited"]),
             _numbers(call["noise"]),
         )
         for call in fields["layers"]
     ]
-    layers = [replace(layer, own=_held_to_the_largest(layer, _largest(layers))) for layer in layers]
+    largest = {direction: _largest(layers, direction) for direction in DIRECTIONS}
+    layers = [replace(layer, own=_held_to_the_largest(layer.own, largest)) for layer in layers]
     extra = [] if fields["mapped"] else fields["apart"]["candidate"]
     faults = [fault(path, "module", "left over: the reference has no such module") for path in extra]
     if not layers:
@@ -113,40 +112,43 @@ def localise(fields: Mapping[str, Any]) -> Divergence:
     return Divergence(tuple(layers), tuple(faults))
 
 
-def _largest(layers: Sequence[Layer]) -> dict[str, float]:
-    """The largest relative floor of a leaf in float32, by direction."""
-    return {
-        direction: max(
-            (
-                row.relative(row.floor)
-                for layer in layers
-                if layer.leaf
-                if (row := layer.own.get((direction, "float32"))) and row.floor == row.floor
-            ),
-            default=0.0,
-        )
-        for direction in DIRECTIONS
-    }
+def first_alone(fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The recorded call of the first divergence, forward before backward; None where none is or it can't be run
+    alone."""
+    found = localise(fields)
+    layer = found.first("forward") or found.first("backward")
+    calls = {(call["path"], call["call"]): call for call in fields["layers"] if not call["unable"]}
+    return calls.get((layer.path, layer.call)) if layer else None
 
 
-def _held_to_the_largest(layer: Layer, largest: Mapping[str, float]) -> dict[tuple[str, str], Row]:
-    """The layer's rows, those in float32 beyond their own floor held to `largest` where float64 agrees.
+def _largest(layers: Sequence[Layer], direction: str) -> float:
+    """The largest relative floor of a leaf in float32."""
+    rows = [layer.own.get((direction, "float32")) for layer in layers if layer.leaf]
+    return max((row.relative(row.floor) for row in rows if row and row.floor == row.floor), default=0.0)
 
-    One run is a poor sample of rounding: PyTorch's convolutions add thousands of products in blocks, Jittor's one by one,
-    with several times the noise. A fault would show in float64.
+
+def _held_to_the_largest(
+    own: Mapping[tuple[str, str], Row], largest: Mapping[str, float]
+) -> dict[tuple[str, str], Row]:
+    """A layer's rows, those in float32 beyond their own floor held to `largest` where float64 agrees.
+
+    One run is a poor sample of rounding: PyTorch's convolutions add thousands of products in blocks, Jittor's one by
+    one, with several times the noise. A fault would show in float64.
     """
-    rows = dict(layer.own)
-    for direction in DIRECTIONS:
-        row, exact = rows.get((direction, "float32")), rows.get((direction, "float64"))
-        gate = K * largest[direction] * row.scale if row else 0.0
-        if row and exact and exact.passed and row.passed is False and row.error <= gate:
-            note = f"{row.note}; beyond its own floor, held to the leaves' largest; its float64 run agrees"
-            rows[direction, "float32"] = replace(row, floor=gate / K, gate=gate, passed=True, note=note)
+    rows = dict(own)
+    for (direction, precision), row in own.items():
+        exact = own.get((direction, "float64"))
+        if precision == "float32" and row.passed is False and exact and exact.passed:
+            said = "beyond its own floor, held to the leaves' largest; its float64 run agrees"
+            rows[direction, precision] = held_to(row, largest[direction] * row.scale, note=f"{row.note}; {said}")
     return rows
 
 
-def _own(call: Mapping[str, Any], shared: Mapping[str, float], factor: float) -> dict[tuple[str, str], Row]:
-    name = (call["path"] or ROOT) + (f" (call {call['call'] + 1})" if call["call"] else "")
+def _own(
+    call: Mapping[str, Any], least: Mapping[str, Callable[[int], float]], factor: float
+) -> dict[tuple[str, str], Row]:
+    """The rows of a call; `factor`: how much closer a float64 run is held."""
+    name = _named(call["path"], call["call"])
     if call["fault"]:
         return {("forward", "float32"): fault(name, "own error, forward, float32", call["fault"])}
     unfit, rows = _unfit(call), {}
@@ -154,6 +156,7 @@ def _own(call: Mapping[str, Any], shared: Mapping[str, float], factor: float) ->
         for direction, entry in errors.items():
             if entry is None:
                 continue
+            what = f"own error, {direction}, {precision}"
             # Where a composite holds a step or a kink, float32 noise inside it can flip a unit: then float64 judges.
             kinked = (
                 precision == "float32"
@@ -162,7 +165,15 @@ def _own(call: Mapping[str, Any], shared: Mapping[str, float], factor: float) ->
                 and (direction == "backward" or entry["discrete"])
             )
             shown = unfit or ("judged in float64: noise inside it may flip a unit" if kinked else None)
-            rows[direction, precision] = _row(name, direction, precision, entry, shared[direction], shown, factor)
+            if entry["fault"] and not shown:
+                rows[direction, precision] = fault(name, what, f"{entry['tensor']}: {entry['fault']}")
+                continue
+            found = _comparison(entry)
+            floor = Noise(float(entry["floor_max"]), float(entry["floor_l2"]))
+            floor = floor.at_least(Noise(found.scale_max, found.scale_l2).times(least[direction](found.size)))
+            floor = floor.times(0.0 if entry["discrete"] else factor if precision == "float64" else 1.0)
+            row = gated(found, floor, name, what, shown or f"{found.name}, worst at {found.worst}")
+            rows[direction, precision] = replace(row, passed=None) if shown else row
     return rows
 
 
@@ -173,55 +184,27 @@ def _unfit(call: Mapping[str, Any]) -> str | None:
     if not float(call["repeat"]) <= K:
         return f"it gives another output each time ({float(call['repeat']):.3g} roundings apart)"
     if not float(call["replay"]) <= K:
-        return (
-            f"alone it gives another output than inside the model ({float(call['replay']):.3g} floors apart): it depends on "
-            "more than its positional inputs"
-        )
+        said = f"alone it gives another output than inside the model ({float(call['replay']):.3g} floors apart)"
+        return f"{said}: it depends on more than its positional inputs"
     return None
 
 
-def _row(
-    name: str, direction: str, precision: str, entry: Mapping[str, Any], shared: float, shown: str | None, factor: float
-) -> Row:
-    """Both metrics are gated, the worse in gates is shown; `factor`: how much closer a float64 run is held."""
-    what = f"own error, {direction}, {precision}"
-    entry = entry | {
-        key: float(entry[key]) for key in ("max_abs", "l2", "scale_max", "scale_l2", "floor_max", "floor_l2")
-    }
-    floors = {"max_abs": entry["floor_max"], "l2": entry["floor_l2"]}
-    scales = {"max_abs": entry["scale_max"], "l2": entry["scale_l2"]}
-    if entry["fault"] and not shown:
-        return fault(name, what, f"{entry['tensor']}: {entry['fault']}")
-    least = max(ROUNDING, shared if entry["size"] < FEW else 0.0)
-    factor = factor if precision == "float64" else 1.0
-    gates = {m: 0.0 if entry["discrete"] else K * factor * max(floors[m], least * scales[m]) for m in floors}
-    rows = [
-        Row(
-            name,
-            what,
-            entry[m],
-            gates[m] / K,
-            gates[m],
-            scales[m],
-            None if shown else bool(entry[m] <= gates[m]),
-            shown or f"{entry['tensor']}, worst at {tuple(entry['worst'])}",
-        )
-        for m in gates
-    ]
-    return max(rows, key=lambda row: (row.passed is False, row.ratio))
+def _comparison(entry: Mapping[str, Any]) -> Comparison:
+    """As `layers` compared the worst tensor of a call; records write infinity as a string."""
+    numbers = {name: float(entry[name]) for name in ("max_abs", "l2", "scale_max", "scale_l2")}
+    return Comparison(
+        entry["tensor"], entry["fault"], entry["size"], differing=0, worst=tuple(entry["worst"]), **numbers
+    )
 
 
-def _shared(calls: Sequence[Mapping[str, Any]], direction: str) -> float:
-    """The relative floor of tensors of a few elements, as `verdict.noise_floors` has it."""
-    entries = [
-        call["errors"]["float32"][direction] for call in calls if call["errors"].get("float32", {}).get(direction)
-    ]
-    relative = {
-        str(i): (float(e["floor_l2"]) / float(e["scale_l2"]), e["size"])
-        for i, e in enumerate(entries)
-        if not e["fault"] and not e["discrete"] and float(e["scale_l2"])
-    }
-    return shared_floor(relative) if relative else 0.0
+def _least(calls: Sequence[Mapping[str, Any]], direction: str) -> Callable[[int], float]:
+    entries = [call["errors"].get("float32", {}).get(direction) for call in calls]
+    known = [entry for entry in entries if entry and not entry["fault"] and not entry["discrete"]]
+    return least_floor((float(e["floor_l2"]) / float(e["scale_l2"]), e["size"]) for e in known if float(e["scale_l2"]))
+
+
+def _named(path: str, call: int) -> str:
+    return (path or ROOT) + (f" (call {call + 1})" if call else "")
 
 
 def _numbers(values: Mapping[str, Any] | None) -> dict[str, float | None]:

@@ -3,18 +3,19 @@
 Both are scored on the same images, so images are drawn anew with replacement and both are scored again on each draw (a
 paired bootstrap). An image drawn twice counts twice: AP is accumulated with a weight per image, from one matching.
 
-Two one-sided tests at MARGIN: EQUIVALENT where the interval of level 1 - 2 ALPHA lies inside ± MARGIN, DIFFERENT where it
-does not and the interval of level 1 - ALPHA excludes 0, otherwise UNDERPOWERED: these images can't tell. The percentiles
-are widened for few images by Student's t (Hesterberg, The American Statistician 69, 2015, "expanded percentile").
+Two one-sided tests at MARGIN: EQUIVALENT where the interval of level 1 - 2 ALPHA lies inside ± MARGIN, DIFFERENT where
+it does not and the interval of level 1 - ALPHA excludes 0, otherwise UNDERPOWERED: these images can't tell. The
+percentiles are widened for few images by Student's t (Hesterberg, The American Statistician 69, 2015, "expanded
+percentile").
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import Enum
-from statistics import NormalDist
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 from lib.errors import UserError
 from lib.evaluation.table import match, overlaps, table
@@ -28,7 +29,7 @@ RECALL = np.linspace(0, 1, 101)
 BLOCK = 2_000_000  # (draw, detection) pairs looked at together: bounds the memory, not the result
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     EQUIVALENT = "EQUIVALENT"
     DIFFERENT = "DIFFERENT"
     UNDERPOWERED = "UNDERPOWERED"
@@ -141,7 +142,7 @@ def _average_precision(entry: ClassMatches, weights: np.ndarray, boxes: np.ndarr
 
 
 # -------------------------------------------------------------------------------------------------------- verdict
-def compare(
+def difference(
     reference: Matches, candidate: Matches, *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0
 ) -> Equivalence:
     """The verdict on candidate - reference over the same images. ValueError where the ground truths differ."""
@@ -175,19 +176,11 @@ def _decide(
 
 def _interval(spread: np.ndarray, images: int, tail: float) -> tuple[float, float]:
     """The expanded percentiles; NaN where they lie beyond the outermost draw."""
-    beyond = NormalDist().cdf(-np.sqrt(images / (images - 1)) * student(1 - tail, images - 1)) if images > 1 else 0.0
+    beyond = ndtr(-np.sqrt(images / (images - 1)) * stdtrit(images - 1, 1 - tail)) if images > 1 else 0.0
     if beyond * len(spread) < 1:
         return float("nan"), float("nan")
     low, high = np.quantile(spread, [beyond, 1 - beyond])
     return float(low), float(high)
-
-
-def student(probability: float, freedom: int) -> float:
-    """The quantile (probability >= 0.5) of Student's t, by integrating its density over the angle atan(t / sqrt(freedom))."""
-    angle = np.linspace(0, np.pi / 2, 200_001)
-    mass = np.concatenate([[0.0], np.cumsum(np.cos((angle[1:] + angle[:-1]) / 2) ** (freedom - 1))])
-    at = np.interp((probability - 0.5) * 2 * mass[-1], mass, angle)
-    return float(np.sqrt(freedom) * np.tan(at))
 
 
 def _same_truth(a: Matches, b: Matches) -> bool:

@@ -1,8 +1,8 @@
 """Compiles a model's kernels before the stages that need them: python -m lib.alignment.kernels --model NAME.
 
 Jittor compiles what it meets. Stages that start side by side would compile side by side, more processes than there are
-cores, and wait for each other's lock. A kernel is the same for every size of its input: here the stages' own functions run
-on small ones. What is left, the layers one by one, compiles where it is met.
+cores, and wait for each other's lock. A kernel is the same for every size of its input: here the stages' own functions
+run on small ones. What is left, the layers one by one, compiles where it is met.
 """
 
 import argparse

@@ -9,13 +9,11 @@ Backward means the vector-Jacobian product of one call with a seeded cotangent: 
 with respect to the inputs and to the module's own parameters.
 """
 
-import operator
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,12 @@ import numpy as np
 
 from lib import backend
 from lib.alignment import store, tree
-from lib.alignment.compare import Comparison, compare, compare_sets
-from lib.alignment.seeded import seeded_input
+from lib.alignment.compare import Comparison, compare_sets
+from lib.alignment.measure import Arrays, arrays, cast, differentiable, is_tensor, seeded_gradients
 from lib.alignment.verdict import FEW, REPEATS, ROUNDING
 from lib.backend import nn
 from lib.record import sha256
 
-Arrays = dict[str, np.ndarray]
 Both = dict[str, Arrays]  # "forward": outputs; "backward": gradients of "input <name>" and "parameter <name>"
 Build = Callable[[str], nn.Module]  # the model in a precision, in the mode (training or evaluation) to be looked at
 DIRECTIONS = ("forward", "backward")
@@ -38,7 +35,7 @@ SIDES = ("input", "output", "input_gradient", "output_gradient")  # of a call in
 
 @dataclass
 class Cost:
-    """What looking at all layers takes, beside the plain runs that it is made of: each module alone, forward and backward."""
+    """What looking at all layers takes, beside the plain runs it is made of: modules alone, forward and backward."""
 
     plain: float = 0.0  # seconds in those
     bytes: int = 0  # of the tensors compared
@@ -68,16 +65,16 @@ def alone(module: nn.Module, structure: tree.Structure, inputs: Arrays, key: str
     outputs, starts = _run(module, structure, inputs, precision)
     own = {f"parameter {name}": value for name, value in module.named_parameters() if "." not in name}
     starts |= {name: value for name, value in own.items() if value.requires_grad}
-    arrays = _numpy(outputs)
-    return {"forward": arrays, "backward": _numpy(_gradients(key, outputs, arrays, starts))}
+    values = arrays(outputs)
+    return {"forward": values, "backward": arrays(seeded_gradients(key, outputs, values, starts))}
 
 
 def _run(
-    module: nn.Module, structure: tree.Structure, arrays: Arrays, precision: str
+    module: nn.Module, structure: tree.Structure, given: Arrays, precision: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outputs of the module for these inputs, and those inputs that have a gradient as "input <name>"."""
     tensors, starts = {}, {}
-    for name, array in arrays.items():
+    for name, array in given.items():
         if array.dtype.kind == "f":
             starts[f"input {name}"] = nn.Parameter(backend.tensor(array.astype(precision)))
             tensors[name] = starts[f"input {name}"] * 1.0  # a copy: a module may write into its input
@@ -88,37 +85,6 @@ def _run(
     return outputs, starts
 
 
-def _gradients(key: str, outputs: Mapping[str, Any], arrays: Arrays, starts: Mapping[str, Any]) -> dict[str, Any]:
-    """Gradients of the outputs' sum, weighted by the seeded cotangents, with respect to `starts`; arrays: their values."""
-    ends = {name: value for name, value in outputs.items() if differentiable(value)}
-    if not ends or not starts:
-        return {}
-    return dict(zip(starts, backend.grad(seeded_scalar(key, ends, arrays), list(starts.values())), strict=True))
-
-
-def seeded_scalar(key: str, outputs: Mapping[str, Any], arrays: Arrays) -> Any:
-    """The sum of the outputs, weighted by standard normal numbers that `key` and an output's name seed; arrays: their values."""
-    parts = []
-    for name, value in outputs.items():
-        cotangent = seeded_input(f"cotangent:{key}:{name}", arrays[name].shape).astype(arrays[name].dtype)
-        parts.append(backend.sum(value * backend.tensor(cotangent)))
-    return reduce(operator.add, parts)  # sum() starts at 0, which Jittor takes for a float32
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether it is a tensor of this framework."""
-    return isinstance(value, type(backend.tensor(np.zeros(1, np.float32))))
-
-
-def differentiable(value: Any) -> bool:
-    """Whether a gradient can start or end in this tensor."""
-    return "float" in str(value.dtype) and value.requires_grad
-
-
-def _numpy(tensors: Mapping[str, Any]) -> Arrays:
-    return {name: backend.numpy(value) for name, value in tensors.items()}
-
-
 def _key(call: Mapping[str, Any]) -> str:
     return f"{call['path']}#{call['call']}"
 
@@ -126,7 +92,8 @@ def _key(call: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------- a whole model
 @contextmanager
 def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
-    """hook(path, module, inputs, output) after every call of every module; one that stands twice counts under its first path."""
+    """hook(path, module, inputs, output) after every call of a module; one that stands twice counts under its first
+    path."""
     first = {id(module): (path, module) for path, module in reversed(list(model.named_modules()))}
     with ExitStack() as stack:
         for path, module in first.values():
@@ -141,7 +108,7 @@ def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
 
 
 def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer) -> list[dict[str, Any]]:
-    """Run the model forward and backward; one entry per call of a module, inner ones first, their tensors in the store."""
+    """Run the model forward and backward; an entry per call of a module, inner ones first, tensors in the store."""
     calls: list[dict[str, Any]] = []
     live: list[dict[str, dict[str, Any]]] = []
     counts: dict[str, int] = {}
@@ -176,7 +143,7 @@ def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer)
         for value in held.values()
         if differentiable(value)
     }
-    gradients = _gradients("#0", outputs, _numpy(outputs), inner)  # the cotangent of the whole model alone
+    gradients = seeded_gradients("#0", outputs, arrays(outputs), inner)  # the cotangent of the whole model alone
     kept = {key: writer.put(backend.numpy(value)) for key, value in gradients.items()}
     for call, sides in zip(calls, live, strict=True):
         for side, held in sides.items():
@@ -194,15 +161,16 @@ def _get(reader: store.Reader, digests: Mapping[str, str]) -> Arrays:
 
 # ------------------------------------------------------------------------------------------------------- reference
 def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) -> dict[str, Any]:
-    """Capture the layers of build("float32") on these positional inputs (float32, or integers) into `folder`; what was captured.
+    """Capture the layers of build("float32") on these positional inputs (float32, or integers) into `folder`; what was
+    captured.
 
-    build("float64") gives the exact values of each module alone, and of the whole network for the noise that is inherited.
+    build("float64") gives the exact values of each module alone, and of the whole network for the noise that is
+    inherited.
     """
     folder, cost = Path(folder), Cost()
     with tempfile.TemporaryDirectory() as temporary:
         with store.writing(temporary) as writer:
-            wide = [array.astype(np.float64) if array.dtype.kind == "f" else array for array in images]
-            exact = _whole(build("float64"), wide, writer)
+            exact = _whole(build("float64"), [cast(array, "float64") for array in images], writer)
         with store.writing(folder / "run") as writer:
             calls = _whole(build("float32"), images, writer)
         with store.reading(folder / "run") as run, store.reading(temporary) as double, store.writing(folder) as writer:
@@ -210,8 +178,7 @@ def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) ->
             for call, other in zip(calls, exact, strict=True):
                 call["noise"] = _inherited(_sides(double, other), _sides(run, call), cost)
                 _exact(call, run, models, writer, cost)
-            state = {name: writer.put(backend.numpy(value)) for name, value in backend.named_state(build("float32"))}
-            writer.content |= {"calls": calls, "state": state}
+            writer.content |= {"calls": calls, "state": _put(writer, dict(backend.named_state(build("float32"))))}
     return {"captured": sha256(folder / store.INDEX), "calls": len(calls), "bytes": writer.bytes, "cost": cost.fields()}
 
 
@@ -228,36 +195,37 @@ def _exact(
     if kind := tree.opaque(call["structure"]):
         call["unable"] = f"an input is a {kind}"
         return
-    given, path, key = _get(run, call["input"]), call["path"], _key(call)
+    given, key = _get(run, call["input"]), _key(call)
+    single, double = (models[precision][call["path"]] for precision in ("float32", "float64"))
     try:
         with cost.running():
-            single, double = (alone(models[p][path], call["structure"], given, key, p) for p in ("float32", "float64"))
-            again = _numpy(_run(models["float32"][path], call["structure"], given, "float32")[0])
+            rounded, exact = (
+                alone(module, call["structure"], given, key, precision)
+                for module, precision in ((single, "float32"), (double, "float64"))
+            )
+            again = arrays(_run(single, call["structure"], given, "float32")[0])
     except Exception as error:  # whatever a foreign module raises when it is called alone belongs into the record
         call["unable"] = f"{type(error).__name__}: {error}"
         return
     for direction in DIRECTIONS:
-        call["exact"][direction] = {name: writer.put(array) for name, array in double[direction].items()}
-        cost.bytes += sum(array.nbytes for array in double[direction].values())
-        found = [
-            compare(name, array, single[direction][name], _dtype(array, "float32"))
-            for name, array in double[direction].items()
-        ]
+        call["exact"][direction] = {n: writer.put(array) for n, array in exact[direction].items()}
+        cost.bytes += sum(array.nbytes for array in exact[direction].values())
+        found = _compared(exact[direction], rounded[direction], "float32")
         call["floor"][direction] = {c.name: [c.max_abs, c.l2] for c in found if c.fault is None}
-    if any(array.size < FEW for array in double["backward"].values()):
+    if any(array.size < FEW for array in exact["backward"].values()):
         with cost.running():
             draws = [
-                alone(models["float64"][path], call["structure"], given, f"{key}:{draw}", "float64")["backward"]
+                alone(double, call["structure"], given, f"{key}:{draw}", "float64")["backward"]
                 for draw in range(REPEATS)
             ]
-        _cancelling(call["floor"]["backward"], draws, sum(array.size for array in double["forward"].values()))
+        _cancelling(call["floor"]["backward"], draws, sum(array.size for array in exact["forward"].values()))
     if not again:
         call["unable"] = "it gives no tensor"
         return
-    floors = call["floor"]["forward"]
-    call["repeat"] = max((_ratio(c, (0.0, 0.0)) for c in compare_sets(single["forward"], again)), default=0.0)
-    # Inside the model inputs may lie otherwise in memory and be summed in another order: noise as large as the layer's own.
-    inside = compare_sets(_get(run, call["output"]), single["forward"])
+    call["repeat"] = max((_ratio(c, (0.0, 0.0)) for c in _compared(rounded["forward"], again)), default=0.0)
+    # Inside the model inputs may lie otherwise in memory and be summed in another order: noise as large as the layer's
+    # own.
+    inside, floors = _compared(_get(run, call["output"]), rounded["forward"]), call["floor"]["forward"]
     call["replay"] = max((_ratio(c, floors.get(c.name, (0.0, 0.0))) for c in inside), default=0.0)
 
 
@@ -265,8 +233,8 @@ def _cancelling(floors: dict[str, list[float]], draws: Sequence[Arrays], summand
     """Raise the floors of gradients of a few elements to the noise of their sums.
 
     Such an element is a sum of numbers that cancel, one for each element of the output, and what one run deviates says
-    little. Its size under other cotangents is that of sqrt(n) numbers. Added one by one in float32, partial sums grow like
-    the square root too, and their roundings together are ROUNDING sqrt(n / 2) times that size.
+    little. Its size under other cotangents is that of sqrt(n) numbers. Added one by one in float32, partial sums grow
+    like the square root too, and their roundings together are ROUNDING sqrt(n / 2) times that size.
     """
     for name, array in draws[0].items():
         if array.size < FEW and name in floors:
@@ -289,9 +257,10 @@ def candidate(
 ) -> dict[str, Any]:
     """Errors of this side's layers against the reference captured in `folder`: fields for a record.
 
-    names: path of the reference's module -> path of this side's, for the modules to look at; None: all, under equal paths.
-    precisions: those in which this side computes; float32 is always among them. entries: the reference's state entries ->
-    this side's, where they have other names. float64: "partial" where some of it may be computed, or fail, in float32.
+    names: path of the reference's module -> path of this side's, for the modules to look at; None: all, under equal
+    paths. precisions: those in which this side computes; float32 is always among them. entries: the reference's state
+    entries -> this side's, where they have other names. float64: "partial" where some of it may be computed, or fail,
+    in float32.
     """
     folder, cost = Path(folder), Cost()
     with tempfile.TemporaryDirectory() as temporary:
@@ -304,7 +273,7 @@ def candidate(
             models = {precision: dict(build(precision).named_modules()) for precision in precisions}
             renamed = {theirs: reference for reference, theirs in (entries or {}).items()}
             layers = [
-                _layer(call, mapped, models, own, (exact, run, mine), renamed, float64 == "partial", cost)
+                _layer(call, mapped[call["path"]], models, own, (exact, run, mine), renamed, float64 == "partial", cost)
                 for call in calls
                 if call["path"] in mapped
             ]
@@ -326,17 +295,17 @@ def candidate(
 
 def _layer(
     call: Mapping[str, Any],
-    names: Mapping[str, str],
+    path: str,
     models: Mapping[str, Mapping[str, nn.Module]],
-    own: Mapping,
+    own: Mapping[tuple[str, int], Mapping[str, Any]],
     readers: tuple[store.Reader, store.Reader, store.Reader],
     renamed: Mapping[str, str],
     partial: bool,
     cost: Cost,
 ) -> dict[str, Any]:
-    """Own and inherited errors of one call. readers: of what is exact, of the reference's run, of this side's; renamed: this
-    side's state entries -> the reference's."""
-    (exact, run, mine), path = readers, names[call["path"]]
+    """Own and inherited errors of one call of this side's module `path`. readers: of what is exact, of the reference's
+    run, of this side's; renamed: this side's state entries -> the reference's."""
+    exact, run, mine = readers
     found = {name: call[name] for name in ("path", "call", "kind", "leaf", "repeat", "replay", "unable", "noise")}
     found |= {"as": path, "errors": {}, "inherited": None, "fault": None}
     if path not in models["float32"]:
@@ -349,24 +318,22 @@ def _layer(
     truth = {direction: _get(exact, call["exact"][direction]) for direction in DIRECTIONS}
     given = _get(run, call["input"])
     for precision, modules in models.items():
+        fallible = partial and precision == "float64"
         try:
             with cost.running():
                 got = alone(modules[path], call["structure"], given, _key(call), precision)
         except Exception as error:  # a port that fails alone on the reference's inputs: said by name, judged as a fault
             said = f"{type(error).__name__}: {error}"
-            if partial and precision == "float64":
-                found["no_float64"] = said
-                continue
-            return found | {"fault": said}
+            if not fallible:
+                return found | {"fault": said}
+            found["no_float64"] = said
+            continue
         got["backward"] = {
             _as_the_reference(name, call["path"], path, renamed): array for name, array in got["backward"].items()
         }
-        if partial and precision == "float64":
-            got = {
-                way: {n: a.astype(precision) if a.dtype.kind == "f" else a for n, a in held.items()}
-                for way, held in got.items()
-            }
-        cost.bytes += sum(array.nbytes for arrays in truth.values() for array in arrays.values())
+        if fallible:
+            got = {way: {n: cast(array, precision) for n, array in held.items()} for way, held in got.items()}
+        cost.bytes += sum(array.nbytes for held in truth.values() for array in held.values())
         found["errors"][precision] = {
             direction: _worst(truth[direction], got[direction], call["floor"][direction], precision)
             for direction in DIRECTIONS
@@ -375,7 +342,8 @@ def _layer(
 
 
 def _as_the_reference(name: str, reference: str, own: str, renamed: Mapping[str, str]) -> str:
-    """The gradient "parameter <name>" of module `own` under the name that module `reference` has for it; others as they are."""
+    """The gradient "parameter <name>" of module `own` under the name that `reference` has for it; others as they
+    are."""
     kind, _, entry = name.partition(" ")
     known = renamed.get(f"{own}.{entry}" if own else entry) if kind == "parameter" else None
     return f"parameter {known.removeprefix(f'{reference}.')}" if known else name
@@ -385,24 +353,12 @@ def _worst(truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], pr
     """The tensor farthest from the truth in units of its floor; None where there is none on either side."""
     if not truth and not got:
         return None
-    found = []
-    for name in [*truth, *(name for name in got if name not in truth)]:
-        if name in truth and name in got:
-            found.append(compare(name, truth[name], got[name], _dtype(truth[name], precision), diagnosed=False))
-        else:
-            found += compare_sets(
-                {n: a for n, a in truth.items() if n == name}, {n: a for n, a in got.items() if n == name}
-            )
-    worst = max(found, key=lambda c: _ratio(c, floors.get(c.name)))
+    worst = max(_compared(truth, got, precision), key=lambda c: _ratio(c, floors.get(c.name)))
     floor = floors.get(worst.name, (float("nan"), float("nan")))
+    kept = ("fault", "size", "max_abs", "l2", "scale_max", "scale_l2")
     return {
         "tensor": worst.name,
-        "fault": worst.fault,
-        "size": worst.size,
-        "max_abs": worst.max_abs,
-        "l2": worst.l2,
-        "scale_max": worst.scale_max,
-        "scale_l2": worst.scale_l2,
+        **{name: getattr(worst, name) for name in kept},
         "floor_max": floor[0],
         "floor_l2": floor[1],
         "worst": list(worst.worst),
@@ -410,8 +366,8 @@ def _worst(truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], pr
     }
 
 
-def _dtype(exact: np.ndarray, precision: str) -> str:
-    return precision if exact.dtype.kind == "f" else exact.dtype.name
+def _compared(truth: Arrays, got: Arrays, precision: str | None = None) -> list[Comparison]:
+    return compare_sets(truth, got, precision, diagnosed=False) if truth or got else []
 
 
 def _ratio(found: Comparison, floor: Sequence[float] | None) -> float:
@@ -430,15 +386,15 @@ def _sides(reader: store.Reader, call: Mapping[str, Any]) -> Both:
 
 
 def _inherited(truth: Both, got: Both, cost: Cost) -> dict[str, float | None]:
-    """Relative L2 error of the inputs and outputs of a call, and of the loss's gradients there, inside the whole network.
+    """Relative L2 error of the inputs and outputs of a call, and of the loss's gradients there, inside the whole
+    network.
 
     The worst tensor's; infinite where one can't be compared, None where there is none.
     """
     found: dict[str, float | None] = {}
     for side in SIDES:
-        floats = {name: array for name, array in truth[side].items() if array.dtype.kind == "f"}
-        kept = {name: array for name, array in got[side].items() if array.dtype.kind == "f"}
-        comparisons = compare_sets(floats, kept, "float32", diagnosed=False) if floats or kept else []
+        floats, kept = ({n: a for n, a in both[side].items() if a.dtype.kind == "f"} for both in (truth, got))
+        errors = [c.relative_l2 if c.fault is None else float("inf") for c in _compared(floats, kept, "float32")]
         cost.bytes += sum(array.nbytes for array in floats.values())
-        found[side] = max((c.relative_l2 if c.fault is None else float("inf") for c in comparisons), default=None)
+        found[side] = max(errors, default=None)
     return found

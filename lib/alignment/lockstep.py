@@ -1,12 +1,13 @@
 """Two training runs side by side, step by step: which quantity of which parameter leaves its noise first.
 
-Within a step the quantities stand in the order in which one causes the next: gradients, clipped gradients, learning rates,
-moments, parameters, batch-norm statistics, average. The reference ran in float32 and in float64 from the same bytes; a
-tensor's floor is the L2 of what its float32 deviates, and |norm(a) - norm(b)| <= norm(a - b). Behind an activation that flips
-within rounding float32 may also jump, on both sides: a gate is K floors and two jumps wide (`rows.measured_jumps`). What jumps
-farther is held to its kind's largest floor, where its float64 run agrees sharply (`rows.excuse_flips`). Noise grows from step
-to step: where the reference's own two runs part by HORIZON of a typical gradient, rounding decides what follows, and from that
-step on differences are shown but not judged. `lib.alignment.steps` records.
+Within a step the quantities stand in the order in which one causes the next: gradients, clipped gradients, learning
+rates, moments, parameters, batch-norm statistics, average. The reference ran in float32 and in float64 from the same
+bytes; a tensor's floor is the L2 of what its float32 deviates, and |norm(a) - norm(b)| <= norm(a - b). Behind an
+activation that flips within rounding float32 may also jump, on both sides: a gate is K floors and two jumps wide
+(`rows.measured_jumps`). What jumps farther is held to its kind's largest floor, where its float64 run agrees sharply
+(`rows.excuse_flips`). Noise grows from step to step: where the reference's own two runs part by HORIZON of a typical
+gradient, rounding decides what follows, and from that step on differences are shown but not judged.
+`lib.alignment.steps` records.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from lib.alignment.compare import compare_sets
 from lib.alignment.rows import excuse_flips
 from lib.alignment.trajectory import HORIZON
-from lib.alignment.verdict import FEW, ROUNDING, SHARP, K, Noise, Row, fault, judge, noise_floors
+from lib.alignment.verdict import FEW, ROUNDING, SHARP, K, Noise, Row, fault, judge, judge_value, noise_floors
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -53,10 +54,10 @@ class Lockstep:
         return [*self.faults, *(step.rows[0] for step in self.steps)]
 
 
-def compare(
+def side_by_side(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: tuple[Arrays, Arrays] = ({}, {})
 ) -> Lockstep:
-    """Judge the candidate's fields against the reference's, which has both precisions; arrays: their selected tensors."""
+    """Judge the candidate's fields against the reference's, of both precisions; arrays: their selected tensors."""
     faults = [*_groups(reference["groups"], candidate["groups"]), *_kinds(reference["sizes"], candidate["sizes"])]
     ours, theirs = reference["steps"], candidate["steps"]
     if not ours or len(ours) != len(theirs):
@@ -69,45 +70,40 @@ def compare(
     for number, (mine, other) in enumerate(zip(ours, theirs)):
         zero |= _true_zeros(mine)
         for kind in mine["norms"]["float64"]:
-            found = {
-                precision: [
-                    *_norms(number, kind, precision, mine, other, reference["sizes"], zero),
-                    *_tensors(f"{number}/{kind}/", precision, *arrays, zero, mine),
-                ]
+            rows = [
+                row
                 for precision in other["norms"]
-            }
-            if number >= horizon:
-                found = {precision: [_unjudged(row) for row in rows] for precision, rows in found.items()}
-            judged = excuse_flips([row for rows in found.values() for row in rows if row.passed is not None])
-            for precision, rows in found.items():
-                shown = [row for row in rows if row.passed is None]
-                rows = sorted([*(row for row in judged if precision in row.what), *shown], key=_severity)
-                if rows:
-                    steps.append(Step(number, kind, precision, tuple(rows)))
+                for found in (
+                    _norms(number, kind, precision, mine, other, reference["sizes"], zero),
+                    _tensors(number, kind, precision, arrays, zero, mine),
+                )
+                for row in found
+            ]
+            rows = excuse_flips(rows if number < horizon else [_unjudged(row) for row in rows])
+            for precision in other["norms"]:
+                if own := sorted((row for row in rows if precision in row.what), key=_severity):
+                    steps.append(Step(number, kind, precision, tuple(own)))
     return Lockstep(tuple(steps), tuple(faults))
 
 
+def _relative(line: Mapping, kind: str) -> list[float]:
+    """How far the norms of the reference's float32 tensors of a kind lie from the exact ones that are not zero."""
+    noise = line["noise"][kind]
+    return [
+        float(noise[name]) / abs(float(value)) for name, value in line["norms"]["float64"][kind].items() if float(value)
+    ]
+
+
 def _horizon(lines: Sequence[Mapping]) -> int:
-    """The first step at which the reference's float32 gradients lie HORIZON or more from its float64 ones, in the median."""
-    for number, line in enumerate(lines):
-        exact, noise = line["norms"]["float64"]["gradient"], line["noise"]["gradient"]
-        if (
-            np.median(
-                [float(noise[name]) / abs(float(value)) for name, value in exact.items() if float(value)] or [0.0]
-            )
-            >= HORIZON
-        ):
-            return number
-    return len(lines)
+    """The first step at which the reference's float32 gradients lie HORIZON from its float64 ones, in the median."""
+    parted = (i for i, line in enumerate(lines) if np.median(_relative(line, "gradient") or [0.0]) >= HORIZON)
+    return next(parted, len(lines))
 
 
 def _unjudged(row: Row) -> Row:
-    """The row without its gate's word; a fault (NaN, a missing tensor) and what must be equal (a rate, a count) stay judged."""
-    return (
-        replace(row, passed=None, note="beyond the horizon: the reference's own runs part here")
-        if row.gate > 0
-        else row
-    )
+    """The row without its gate's word; faults (NaN, a missing tensor) and what must be equal (a rate) stay judged."""
+    note = "beyond the horizon: the reference's own runs part here"
+    return replace(row, passed=None, note=note) if row.gate > 0 else row
 
 
 def _severity(row: Row) -> tuple:
@@ -118,70 +114,57 @@ def _norms(
     number: int, kind: str, precision: str, mine: Mapping, other: Mapping, sizes: Mapping, zero: set[str]
 ) -> Iterator[Row]:
     """A row per tensor: its norm against the reference's exact one."""
-    exact, noise, found = mine["norms"]["float64"][kind], mine["noise"][kind], other["norms"][precision].get(kind, {})
-    relative = [float(noise[name]) / abs(float(value)) for name, value in exact.items() if float(value)]
-    # Losses are few numbers and share the largest, as in `verdict.judge_scalars`; small tensors the median, as many are noise.
+    noise, relative = mine["noise"][kind], _relative(mine, kind)
+    found = {name: float(value) for name, value in other["norms"][precision].get(kind, {}).items()}
+    # Losses are few numbers and share the largest, as in `verdict.judge_scalars`; small tensors the median, as many are
+    # noise.
     typical = float((np.max if kind == "loss" else np.median)(relative)) if relative else 0.0
     what = f"norm of the {kind.replace('_', ' ')}, {precision}"
-    for name, value in exact.items():
+    for name, value in mine["norms"]["float64"][kind].items():
         label = f"step {number}: {name}"
-        if name not in found:
-            yield fault(label, what, "missing")
+        if not np.isfinite(found.get(name, np.nan)):
+            yield fault(label, what, f"{found[name]}" if name in found else "missing")
             continue
-        scale, error = abs(float(value)), abs(float(found[name]) - float(value))
-        if not np.isfinite(float(found[name])):
-            yield fault(label, what, f"{float(found[name])}")
-            continue
+        scale, error = abs(float(value)), abs(found[name] - float(value))
         # A handful of numbers can agree by luck; what is counted or set has no noise and is exact.
         counted = (not float(noise[name]) and kind in ("learning_rate", "step")) or name.endswith("num_batches_tracked")
         least = 0.0 if counted else max(ROUNDING, typical if sizes[kind].get(name, FEW) < FEW else 0.0)
         floor = max(float(noise[name]), least * scale)
         floor = floor * SHARP if precision == "float64" else floor + 2 / K * _jump(mine, kind, name).l2
-        yield Row(
-            label,
-            what,
-            error,
-            floor,
-            K * floor,
-            scale,
-            None if name in zero else bool(error <= K * floor),
-            "true gradient zero: only noise moves it" if name in zero else "",
-        )
+        row = judge_value(label, what, error, floor, scale)
+        yield replace(row, passed=None, note="true gradient zero: only noise moves it") if name in zero else row
 
 
 def _jump(line: Mapping[str, Any], kind: str, name: str) -> Noise:
-    """What activations that flip within rounding move this tensor by; none where the reference's record has not measured it."""
+    """What activations that flip within rounding move this tensor by; none where the reference measured none."""
     return Noise(*map(float, line.get("jumps", {}).get(kind, {}).get(name, (0.0, 0.0))))
 
 
-def _tensors(prefix: str, precision: str, ours: Arrays, theirs: Arrays, zero: set[str], mine: Mapping) -> Iterator[Row]:
+def _tensors(
+    number: int, kind: str, precision: str, arrays: tuple[Arrays, Arrays], zero: set[str], mine: Mapping
+) -> list[Row]:
     """A row per selected tensor, element by element."""
 
-    def of(arrays: Arrays, run: str) -> dict[str, np.ndarray]:
-        start = f"{run}/{prefix}"
-        return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+    def of(side: Arrays, run: str) -> dict[str, np.ndarray]:
+        start = f"{run}/{number}/{kind}/"
+        named = {name.removeprefix(start): array for name, array in side.items() if name.startswith(start)}
+        return {name: array for name, array in named.items() if array.dtype.kind == "f" and name not in zero}
 
-    exact, rounded, found = of(ours, "float64"), of(ours, "float32"), of(theirs, precision)
-    kept = {name: array for name, array in exact.items() if array.dtype.kind == "f" and name not in zero}
-    if not kept:
-        return
-    floors = noise_floors(kept, {name: rounded[name] for name in kept if name in rounded})
-    number, kind, _ = prefix.split("/")
+    exact = of(arrays[0], "float64")
+    if not exact:
+        return []
+    floors = noise_floors(exact, {name: array for name, array in of(arrays[0], "float32").items() if name in exact})
     floors = {
         name: floor.times(SHARP) if precision == "float64" else floor.plus(_jump(mine, kind, name).times(2 / K))
         for name, floor in floors.items()
     }
-    candidates = {name: array for name, array in found.items() if array.dtype.kind == "f" and name not in zero}
-    for row in judge(
-        compare_sets(kept, candidates, precision), floors, "l2", f"every element of the {kind}, {precision}"
-    ):
-        yield Row(
-            f"step {number}: {row.name}", row.what, row.error, row.floor, row.gate, row.scale, row.passed, row.note
-        )
+    found = compare_sets(exact, of(arrays[1], precision), precision)
+    rows = judge(found, floors, "l2", f"every element of the {kind}, {precision}")
+    return [replace(row, name=f"step {number}: {row.name}") for row in rows]
 
 
 def _true_zeros(line: Mapping[str, Any]) -> set[str]:
-    """Parameters whose float32 gradient is all noise: an optimiser that divides by the gradient's size turns it into steps."""
+    """Parameters whose float32 gradient is all noise, which AdamW, dividing by its size, turns into steps."""
     exact, noise = line["norms"]["float64"]["gradient"], line["noise"]["gradient"]
     return {name for name, value in exact.items() if float(noise[name]) > abs(float(value))}
 

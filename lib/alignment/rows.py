@@ -1,4 +1,4 @@
-"""What the questions are answered with: tensors, statistics, detections, updates of two sides turned into judged rows."""
+"""What the questions are answered with: tensors, statistics, detections, updates of two sides as judged rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +11,6 @@ from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
 from lib.alignment.seeded import seeded_array
 from lib.alignment.verdict import (
-    FEW,
     ROUNDING,
     SHARP,
     K,
@@ -19,14 +18,17 @@ from lib.alignment.verdict import (
     Row,
     decisions,
     fault,
+    held_to,
     judge,
     judge_scalars,
     judge_value,
+    least_floor,
     noise_floors,
-    shared_floor,
+    size,
 )
 
 NOTHING = np.zeros((0, 7))
+NO_NOISE = Noise(0.0, 0.0)
 Arrays = Mapping[str, np.ndarray]
 BySide = Mapping[str, Arrays]
 
@@ -55,89 +57,68 @@ def tensors(
 ) -> list[Row]:
     """Rows for all tensors of the pair; `single`, `double`: each side's float32 and float64 runs, without `prefix`.
 
-    The published side records a selection: what the other has beside it is not judged here.
-    `deviations`: by which other float32 runs of side a's framework lie from float64; a larger one raises the floor.
-    `jumps`: what K times its noise makes a tensor jump. Both float32 runs may: their gate is K floors and two jumps wide.
+    The published side records a selection: what the other has beside it is not judged here. `deviations`: by which
+    other float32 runs of side a's framework lie from float64; a larger one raises the floor. `jumps`: what K times its
+    noise makes a tensor jump. Both float32 runs may: their gate is K floors and two jumps wide.
     """
-    floors = noise_floors(double[a], single[a]) if double[a] else {}
+    exact, factor = double[a], float64_factor(evidence, stage, a, b)
+    floors = noise_floors(exact, single[a]) if exact else {}
     floors = {name: floor.at_least((deviations or {}).get(name, floor)) for name, floor in floors.items()}
-    wide = {
-        name: floor.plus(jumps[name].times(2 / K)) if name in (jumps or {}) else floor for name, floor in floors.items()
-    }
-    factor = float64_factor(evidence, stage, a, b)
-    rows = _float64(double[a], double[b], wide if factor == 1 else floors, factor, metric)
-    floors = wide
+    wide = {name: floor.plus((jumps or {}).get(name, NO_NOISE).times(2 / K)) for name, floor in floors.items()}
+    rows = _float64(exact, double[b], wide if factor == 1 else floors, factor, metric)
     if a != "published":
-        return judge(compare_sets(single[a], single[b]), floors, metric) + rows
+        return judge(compare_sets(single[a], single[b]), wide, metric) + rows
+    if exact:
+        rows = judge(compare_sets(exact, chosen(single[b], tuple(exact)), "float32"), wide, metric) + rows
     statistics = {
         name.removeprefix(prefix): entry
         for name, entry in evidence.field(a, stage, "statistics").items()
         if name.startswith(prefix)
     }
     own = _measured_floors(evidence, stage, prefix)
-    if double[a]:
-        rows = judge(compare_sets(double[a], chosen(single[b], tuple(double[a])), "float32"), floors, metric) + rows
-    for name in (name for name in single[a] if name not in double[a]):
-        rows += _against_float32(name, single[a][name], single[b], statistics.get(name, {}), own, metric)
+    for name, array in single[a].items():
+        if name not in exact:  # published in float32 only: one floor more than K, as the reference has its own error
+            most = statistics.get(name, {}).get("floor_max")
+            known = own if most is None else {name: Noise(most, most * np.sqrt(array.size))}
+            rows += judge(compare_sets({name: array}, chosen(single[b], (name,))), known, metric, slack=1.0)
     partial = {name: entry for name, entry in statistics.items() if name not in single[a]}
     rows += _against_statistics(partial, single[b], "float32", 1.0, own)
     if double[b]:
         held = {name: entry for name, entry in partial.items() if name in double[b] and not entry.get("rounded")}
-        rows += _against_statistics(held, double[b], "float64", float64_factor(evidence, stage, a, b), own)
+        rows += _against_statistics(held, double[b], "float64", factor, own)
     return rows
 
 
 def _measured_floors(evidence: Evidence, stage: str, prefix: str) -> dict[str, Noise]:
-    """PyTorch's own float32 error, measured in its record: for tensors whose golden record doesn't say the published one's."""
+    """PyTorch's own float32 error, from its record: for tensors of which no golden record says the published one's."""
     if evidence.get("torch", stage) is None:
         return {}
     exact, rounded = (evidence.arrays("torch", stage, f"{run}/{prefix}") for run in ("float64", "float32"))
     floors = noise_floors(exact, chosen(rounded, tuple(exact)))
     # One run can lie close to its exact one by luck: none counts for less than the set's middle.
-    sizes = {name: (np.abs(exact[name]).max(initial=0.0), norm(exact[name])) for name in floors}
-    middle = [
-        float(np.median([pair / size for pair, size in pairs if size] or [0.0]))
-        for pairs in (
-            [(floors[name].max_abs, sizes[name][0]) for name in floors],
-            [(floors[name].l2, sizes[name][1]) for name in floors],
-        )
-    ]
+    scales = {name: size(exact[name]) for name in floors}
+    relative = [(floors[n].max_abs / scale.max_abs, floors[n].l2 / scale.l2) for n, scale in scales.items() if scale.l2]
+    middle = np.median(relative or [(0.0, 0.0)], 0).tolist()
     return {
-        name: Noise(max(floor.max_abs, middle[0] * sizes[name][0]), max(floor.l2, middle[1] * sizes[name][1]))
-        for name, floor in floors.items()
+        name: floors[name].at_least(Noise(middle[0] * scale.max_abs, middle[1] * scale.l2))
+        for name, scale in scales.items()
     }
 
 
 def _float64(exact: Arrays, candidates: Arrays, floors: Mapping[str, Noise], factor: float, metric: str) -> list[Row]:
-    """Rows of the float64 runs, judged tighter by `factor`; a side that runs part of a model in float64 is judged on that.
+    """Rows of the float64 runs, judged tighter by `factor`; a side that runs part of a model in float64 is judged on
+    that.
 
     A reference kept as float32 is compared after the same rounding, of which two are allowed.
     """
     names = [name for name in exact if name in candidates]
-    kept = {name for name in names if exact[name].dtype == np.float32}
-    sharp = {name: floor.times(factor) for name, floor in floors.items() if name in names}
-    for name in kept:
-        size = np.abs(exact[name]).max(initial=0.0), norm(exact[name])
-        sharp[name] = Noise(
-            max(sharp[name].max_abs, 2 * ROUNDING / K * size[0]), max(sharp[name].l2, 2 * ROUNDING / K * size[1])
-        )
-    rounded = {name: candidates[name].astype(np.float32) if name in kept else candidates[name] for name in names}
-    return judge(compare_sets(chosen(exact, names), rounded), sharp, metric, "every element, float64") if names else []
-
-
-def _against_float32(
-    name: str,
-    reference: np.ndarray,
-    candidates: Arrays,
-    entry: Mapping[str, Any],
-    own: Mapping[str, Noise],
-    metric: str,
-) -> list[Row]:
-    """For a tensor published in float32 only: one floor more than K, as the reference has its own error."""
-    floors = dict(own)
-    if "floor_max" in entry:
-        floors[name] = Noise(entry["floor_max"], entry["floor_max"] * np.sqrt(reference.size))
-    return judge(compare_sets({name: reference}, chosen(candidates, (name,))), floors, metric, slack=1.0)
+    if not names:
+        return []
+    sharp, rounded = {name: floors[name].times(factor) for name in names if name in floors}, chosen(candidates, names)
+    for name in (name for name in names if exact[name].dtype == np.float32):
+        sharp[name] = sharp[name].at_least(size(exact[name]).times(2 * ROUNDING / K))
+        rounded[name] = candidates[name].astype(np.float32)
+    return judge(compare_sets(chosen(exact, names), rounded), sharp, metric, "every element, float64")
 
 
 def _against_statistics(
@@ -149,38 +130,27 @@ def _against_statistics(
     """
     known = {name: value for name, entry in entries.items() if (value := _floor_l2(name, entry, own)) is not None}
     sizes = {name: int(np.prod(entry["shape"])) for name, entry in entries.items()}
-    shared = shared_floor({n: (known[n] / e["l2"], sizes[n]) for n, e in entries.items() if n in known and e["l2"]})
-    rows = []
+    least = least_floor((known[n] / e["l2"], sizes[n]) for n, e in entries.items() if n in known and e["l2"])
+    rows, suffix = [], ", float64" if dtype == "float64" else ""
     for name, entry in entries.items():
-        broken = _unjudged(name, entry, candidates, dtype, known)
+        array, broken = candidates.get(name), "missing"
+        if array is not None:
+            broken = compare(name, np.zeros(entry["shape"]), array, dtype, diagnosed=False).fault
+            if name not in known:
+                broken = "no noise floor: neither the published record nor a PyTorch record gives one"
         if broken:
             rows.append(fault(name, "L2 norm", broken))
             continue
-        array, size = candidates[name], sizes[name]
-        least = max(ROUNDING, shared if size < FEW else 0.0)
-        floor, slack = factor * max(known[name], least * entry["l2"]), 1.0 if entry.get("rounded") else 0.0
-        suffix = ", float64" if dtype == "float64" else ""
-        rows.append(judge_value(name, "L2 norm" + suffix, abs(norm(array) - entry["l2"]), floor, entry["l2"], slack))
+        l2, root = entry["l2"], np.sqrt(sizes[name])
+        floor, slack = factor * max(known[name], least(sizes[name]) * l2), 1.0 if entry.get("rounded") else 0.0
+        rows.append(judge_value(name, "L2 norm" + suffix, abs(norm(array) - l2), floor, l2, slack))
         if entry.get("mean") is not None:
             error = abs(float(np.mean(array, dtype=np.float64)) - entry["mean"])
-            rows.append(
-                judge_value(name, "mean" + suffix, error, floor / np.sqrt(size), entry["l2"] / np.sqrt(size), slack)
-            )
+            rows.append(judge_value(name, "mean" + suffix, error, floor / root, l2 / root, slack))
         if entry.get("first") and dtype == "float32":
             error = np.abs(array.ravel()[: len(entry["first"])] - np.array(entry["first"])).max()
             rows.append(judge_value(name, "first values", error, entry["floor_max"], entry["max"], slack=1.0))
     return rows
-
-
-def _unjudged(
-    name: str, entry: Mapping[str, Any], candidates: Arrays, dtype: str, known: Mapping[str, float]
-) -> str | None:
-    """Why a tensor can't be held against its published statistics, or None."""
-    if name not in candidates:
-        return "missing"
-    if name not in known:
-        return "no noise floor: neither the published record nor a PyTorch record gives one"
-    return compare(name, np.zeros(entry["shape"]), candidates[name], dtype, diagnosed=False).fault
 
 
 def _floor_l2(name: str, entry: Mapping[str, Any], own: Mapping[str, Noise]) -> float | None:
@@ -195,8 +165,8 @@ def other_deviations(evidence: Evidence, exact: Arrays, rounded: Arrays) -> dict
     """By how much PyTorch's other float32 gradients lie from float64: the published code's, and those of repeats.
 
     One run is a poor sample. `repeat/<i>/gradient/…` are runs whose input was moved by one rounding; each metric is
-    measured, as noise of another origin lies elsewhere in a tensor. Of the published run only the L2 is known: it is taken
-    to lie where that of `rounded` does.
+    measured, as noise of another origin lies elsewhere in a tensor. Of the published run only the L2 is known: it is
+    taken to lie where that of `rounded` does.
     """
     found: dict[str, Noise] = {}
     if evidence.get("published", "loss") and evidence.field("published", "loss", "case") == evidence.field(
@@ -204,24 +174,23 @@ def other_deviations(evidence: Evidence, exact: Arrays, rounded: Arrays) -> dict
     ):
         for name, entry in evidence.field("published", "loss", "statistics").items():
             key = name.removeprefix("gradient/")
-            if key != name and key in exact and (own := norm(rounded[key] - exact[key])):
-                size = _published_deviation(entry)
-                found[key] = Noise(float(np.abs(rounded[key] - exact[key]).max()) * size / own, size)
+            if key != name and key in exact and (own := size(rounded[key] - exact[key])).l2:
+                found[key] = Noise(own.max_abs * _published_deviation(entry) / own.l2, _published_deviation(entry))
     for name, array in evidence.arrays("torch", "loss", "repeat/").items():
         key = name.split("/", 2)[2]  # "<i>/gradient/<phase>/<parameter>"
-        deviation = np.abs(array - exact[key])
-        found[key] = Noise(float(deviation.max(initial=0.0)), norm(deviation)).at_least(found.get(key, Noise(0.0, 0.0)))
+        found[key] = size(array - exact[key]).at_least(found.get(key, NO_NOISE))
     return found
 
 
 def measured_jumps(evidence: Evidence, prefix: str) -> dict[str, Noise]:
-    """What PyTorch's gradients, or an update's changes, jump by where an activation's input lies within K roundings of zero.
+    """What PyTorch's gradients, or an update's changes, jump by where an activation's input lies within K roundings of
+    zero.
 
-    `capture` measures it. prefix: "gradient/" or "step/", which the names given have not.
-    A gate of K floors lets a right run be K times as noisy. Where a gradient answers smoothly that moves it by K floors.
-    Where it does not, because the activation takes its other slope, it moves it by the jump, whatever the floor, and one
-    float32 run rarely shows which: clean runs of the exam lie up to 200 gates of that away. A jump lies in a few elements:
-    its largest deviation is measured beside its L2.
+    `capture` measures it. prefix: "gradient/" or "step/", which the names given have not. A gate of K floors lets a
+    right run be K times as noisy. Where a gradient answers smoothly that moves it by K floors. Where it does not,
+    because the activation takes its other slope, it moves it by the jump, whatever the floor, and one float32 run
+    rarely shows which: clean runs of the exam lie up to 200 gates of that away. A jump lies in a few elements: its
+    largest deviation is measured beside its L2.
     """
     held = evidence.get("torch", "loss").fields.get("jumps", {})
     return {
@@ -257,24 +226,17 @@ def excuse_flips(rows: Sequence[Row]) -> list[Row]:
     gradients behind it jump. Legal where the float64 run of the same tensor, which has no such noise, passes, and the
     jump is no larger than K times the largest floor of the set.
     """
-    single = [row for row in rows if "float64" not in row.what and row.scale > 0]
-    largest = max((row.relative(row.floor) for row in single), default=0.0)
-    doubles = [row for row in rows if "float64" in row.what]
+    judged = [row for row in rows if row.passed is not None]
+    single = [row.relative(row.floor) for row in judged if "float64" not in row.what and row.scale > 0]
+    doubles = [row for row in judged if "float64" in row.what]
     sound = {row.name for row in doubles} - {row.name for row in doubles if not row.passed}
-    return [_excused(row, largest * row.scale) if row.passed is False and row.name in sound else row for row in rows]
-
-
-def _excused(row: Row, floor: float) -> Row:
-    if not row.error <= K * floor:
-        return row
-    return replace(
-        row,
-        what=f"{row.what}, flipped activation",
-        floor=floor,
-        gate=K * floor,
-        passed=True,
-        note="beyond its own floor, held to the set's largest; its float64 run agrees",
-    )
+    note, largest = "beyond its own floor, held to the set's largest; its float64 run agrees", max(single, default=0.0)
+    return [
+        held_to(row, largest * row.scale, what=f"{row.what}, flipped activation", note=note)
+        if row.passed is False and row.name in sound
+        else row
+        for row in rows
+    ]
 
 
 def detections(
@@ -282,47 +244,39 @@ def detections(
 ) -> list[Row]:
     """Rows for detections (m, 6) or (m, 7) of each side, paired one to one, and for each that one side has alone.
 
-    Such a one is legal only where its score lies within the gate of the cut, the score threshold or the lowest score kept
-    where an image is full; or where it is one of `near` (k, 7), by exact scores: box, score, label, and the margin in floors
-    to the other fate.
+    Such a one is legal only where its score lies within the gate of the cut, the score threshold or the lowest score
+    kept where an image is full; or where it is one of `near` (k, 7), by exact scores: box, score, label, and the margin
+    in floors to the other fate.
     """
     measured = a if a in double else b  # the published record may hold no float64 run: the other side's own error then
     if missing := [side for side, runs in ((a, single), (b, single), (measured, double)) if side not in runs]:
-        return [
-            fault("detections", "detections", f"missing on side {missing[0]}, which has no noise floor without them")
-        ]
-    exact, rounded, candidate = (
-        _with_image(runs[side]) for side, runs in ((measured, double), (measured, single), (b, single))
-    )
+        note = f"missing on side {missing[0]}, which has no noise floor without them"
+        return [fault("detections", "detections", note)]
+    exact, rounded, candidate = map(_with_image, (double[measured], single[measured], single[b]))
     reference = exact if a == measured == "published" else _with_image(single[a])
     for side, found in ((a, reference), (b, candidate)):
         if not np.isfinite(found).all():
             return [fault("detections", "detections", f"NaN or Inf on side {side}")]
-    own = match_detections(exact, rounded)
-    floor_box = max(own.box, ROUNDING * float(np.abs(reference[:, 1:5]).max(initial=1.0)))
-    floor_score = max(own.score, ROUNDING)
-    found = match_detections(reference, candidate)
+    own, found = match_detections(exact, rounded), match_detections(reference, candidate)
+    scale = float(np.abs(reference[:, 1:5]).max(initial=1.0))
+    floor_box, floor_score = max(own.box, ROUNDING * scale), max(own.score, ROUNDING)
     cuts = {image: _cut(reference[reference[:, 0] == image], threshold, limit) for image in np.unique(reference[:, 0])}
     flips = []
     for side, rows in ((a, reference[list(found.only_reference)]), (b, candidate[list(found.only_candidate)])):
-        margins = np.minimum(
-            np.maximum(rows[:, 5] - np.array([cuts.get(row[0], threshold) for row in rows]), 0) / floor_score,
-            _near(rows, near, K * floor_box, K * floor_score),
-        )
+        beyond = np.maximum(rows[:, 5] - np.array([cuts.get(row[0], threshold) for row in rows]), 0) / floor_score
+        margins = np.minimum(beyond, _near(rows, near, K * floor_box, K * floor_score))
         flips += [_alone(side, row, float(margin)) for row, margin in zip(rows, margins)]
     illegal = [flip for flip in flips if not flip.passed]
     return [
         decisions("unmatched detections", len(illegal), len(reference), f"first: {illegal[0].name}" if illegal else ""),
-        judge_value(
-            "box, pixels", "matched detections", found.box, floor_box, float(np.abs(reference[:, 1:5]).max(initial=1.0))
-        ),
+        judge_value("box, pixels", "matched detections", found.box, floor_box, scale),
         judge_value("score", "matched detections", found.score, floor_score, 1.0),
         *flips,
     ]
 
 
 def _near(rows: np.ndarray, near: np.ndarray, box: float, score: float) -> np.ndarray:
-    """The margin of the near miss that each detection (m, 7) is, infinite where it is none; each stands for one detection."""
+    """The margin of the near miss that each detection (m, 7) is, infinite where none; each stands for one."""
     found, left = np.full(len(rows), np.inf), np.ones(len(near), bool)
     for index, row in enumerate(rows):
         here = (np.abs(near[:, :4] - row[1:5]) <= box).all(1) & (np.abs(near[:, 4] - row[5]) <= score)
@@ -351,27 +305,23 @@ def mapping(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any
     """A row for two mappings that must be equal, entry by entry."""
     differing = [key for key in reference if candidate.get(key) != reference[key]]
     extra = [key for key in candidate if key not in reference]
-    note = ""
+    note = f"{extra[0]}: left over" if extra else ""
     if differing:
         key = differing[0]
-        note = (
-            f"{key}: missing"
-            if key not in candidate
-            else f"{key}: {candidate[key]} where the reference has {reference[key]}"
-        )
-    elif extra:
-        note = f"{extra[0]}: left over"
-    elif not reference:
+        said = f"{candidate[key]} where the reference has {reference[key]}" if key in candidate else "missing"
+        note = f"{key}: {said}"
+    elif not extra and not reference:
         return fault(name, "decisions", "empty comparison: the reference has no entry")
     return decisions(name, len(differing) + len(extra), len(reference), note)
 
 
 def step_residuals(evidence: Evidence, side: str, variant: str, run: str = "float32") -> dict[str, float]:
-    """How far each parameter's change is from the optimiser's rule applied to the recorded gradient, in roundings of `run`.
+    """How far each parameter's change is from the optimiser's rule applied to the recorded gradient, in roundings of
+    `run`.
 
-    One rounding is 2**-24 or 2**-53 (|weight| + |change|), but at least that of a whole step of AdamW. NaN where gradient
-    and change don't belong together; the published side, which has whole changes of one variant and of a few parameters,
-    gives those. Float64 shows what a float32 rounding hides: a decay of 1e-8 of the weight, for one.
+    One rounding is 2**-24 or 2**-53 (|weight| + |change|), but at least that of a whole step of AdamW. NaN where
+    gradient and change don't belong together; the published side, which has whole changes of one variant and of a few
+    parameters, gives those. Float64 shows what a float32 rounding hides: a decay of 1e-8 of the weight, for one.
     """
     rounding = {"float32": ROUNDING, "float64": 2.0**-53}[run]
     settings = evidence.field(side, "loss", "optimiser", variant)
@@ -382,24 +332,19 @@ def step_residuals(evidence: Evidence, side: str, variant: str, run: str = "floa
     factor = min(1.0, limit / (total + 1e-6)) if limit is not None else 1.0  # as torch.nn.utils.clip_grad_norm_
     members = {name: group for group in settings["groups"] for name in group["names"]}
     found = {}
-    expected = (
-        changes if side == "published" or not gradients else {**dict.fromkeys(members or gradients, 0), **changes}
-    )
+    expected = changes
+    if side != "published" and gradients:
+        expected = {**dict.fromkeys(members or gradients, 0), **changes}
     for name in expected:
         gradient, change = gradients.get(name), changes.get(name)
         if gradient is None or change is None or gradient.shape != change.shape:
             found[name] = float("nan")
             continue
         weight = np.asarray(weights.get(name, seeded_array(name, change.shape)), np.float64)
-        rule = FIRST_STEP[settings["rule"]](
-            settings, members.get(name, WHOLE), weight, factor * gradient.astype(np.float64)
-        )
-        found[name] = float((np.abs(change - rule[0]) / (rounding * (np.abs(weight) + rule[1]))).max(initial=0.0))
+        scaled, group = factor * gradient.astype(np.float64), members.get(name, WHOLE)
+        exact, step = FIRST_STEP[settings["rule"]](settings, group, weight, scaled)
+        found[name] = float((np.abs(change - exact) / (rounding * (np.abs(weight) + step))).max(initial=0.0))
     return found
-
-
-def _wider(row: Row, jump: float) -> Row:
-    return judge_value(row.name, row.what, row.error, row.floor + 2 / K * jump, row.scale)
 
 
 WHOLE = {"factor": 1.0, "decays": True}  # the group of a parameter where all are treated alike
@@ -423,7 +368,7 @@ FIRST_STEP = {"AdamW": _adamw, "SGD": _sgd}
 
 
 def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str]) -> list[Row]:
-    """Rows for the L2 of each parameter's change; not those whose true gradient is zero: AdamW makes noise a whole step."""
+    """Rows for the L2 of each parameter's change, but for true gradients of zero: AdamW makes noise a whole step."""
 
     def norms(side: str, run: str) -> dict[str, float]:
         if side == "published":
@@ -434,11 +379,11 @@ def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str])
 
     exact, rounded = norms(a, "float64"), norms(a, "float32")
     rows = judge_scalars(exact, rounded, norms(b, "float32"), exact if a == "published" else rounded)
-    if a == "torch":
-        jumps = measured_jumps(evidence, "step/")
-        rows = [
-            _wider(row, jumps[row.name].l2) if row.name in jumps and row.floor == row.floor else row for row in rows
-        ]
+    jumps = measured_jumps(evidence, "step/") if a == "torch" else {}
+    for i, row in enumerate(rows):
+        if row.name in jumps and row.floor == row.floor:
+            floor = row.floor + 2 / K * jumps[row.name].l2
+            rows[i] = judge_value(row.name, row.what, row.error, floor, row.scale)
     if double := norms(b, "float64"):
         sharp = judge_scalars(exact, rounded, double, factor=float64_factor(evidence, "loss", a, b))
         rows += [replace(row, what="scalar, float64") for row in sharp]

@@ -1,7 +1,7 @@
 """Training steps watched from inside, for lock-step and trajectories: the side of it that runs a framework.
 
-A watched trainer is the project's own, but for one seam: what `Trainer` clips before each update is clipped here, by the
-same function, so that gradients are seen before and after. Nothing is compared here.
+A watched trainer is the project's own, but for one seam: what `Trainer` clips before each update is clipped here, by
+the same function, so that gradients are seen before and after. Nothing is compared here.
 """
 
 import errno
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,15 +18,15 @@ import numpy as np
 
 from lib import backend
 from lib.alignment.compare import norm
+from lib.alignment.measure import Arrays, precisions
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import K
+from lib.alignment.verdict import REPEATS, K, size
 from lib.errors import UserError
 from lib.models.step import ParameterGroup
 from lib.record import FULL
 from lib.training import loop as training
 from lib.training.schedule import Recipe
 
-Arrays = dict[str, np.ndarray]
 Kinds = dict[str, Arrays]  # kind -> name -> values
 Jumps = dict[str, dict[str, list[float]]]  # kind -> name -> largest element, L2
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -121,13 +122,35 @@ def fed(trainer: Watched, step: int) -> Mapping[str, float]:
     return {}
 
 
+def measured(
+    build: Callable[[str, int, float], Watched],
+    advance: Advance,
+    steps: int,
+    selected: Callable[[list[str]], Sequence[str]],
+    jumping: bool,
+    folder: str | None = None,
+) -> tuple[dict[str, Any], Arrays]:
+    """A `lockstep` of this side, its selected tensors out of all that are trained; `jumping`: with what jumps in it.
+
+    build: gives a trainer of a precision whose weights are moved by so many roundings of a draw.
+    """
+    trainers = {precision: build(precision, 0, 0.0) for precision in precisions()}
+    fields, arrays = lockstep(trainers, advance, steps, selected(list(trainers["float32"].trained())))
+    del trainers  # several times the model, which the jumps need again
+    backend.give_back()
+    if jumping:
+        draws = (partial(build, "float64", draw) for draw in range(REPEATS // 2))
+        fields = with_jumps(fields, (jumps(moved, advance, steps, folder) for moved in draws))
+    return fields, arrays
+
+
 def lockstep(
     trainers: Mapping[str, Watched], advance: Advance, steps: int, selected: Sequence[str]
 ) -> tuple[dict[str, Any], Arrays]:
     """Advance the trainers, by precision, side by side; fields and arrays for a record.
 
-    Of every tensor of every step its L2 norm in each precision, and the L2 of what float32 deviates from float64; of the
-    entries in `selected` the values, as "<precision>/<step>/<kind>/<name>".
+    Of every tensor of every step its L2 norm in each precision, and the L2 of what float32 deviates from float64; of
+    the entries in `selected` the values, as "<precision>/<step>/<kind>/<name>".
     """
     log: list[dict[str, Any]] = []
     arrays: Arrays = {}
@@ -135,14 +158,18 @@ def lockstep(
         line, sizes, kept = _watched(trainers, advance, step, selected)
         log.append(line)
         arrays |= kept
-    groups = _groups(trainers["float32"])
+    groups = {
+        name: [group.learning_rate_factor, group.decays, group.warmup_from]
+        for group in trainers["float32"].groups
+        for name in group.names
+    }
     return {"groups": groups, "sizes": sizes if log else {}, "steps": log, "precisions": list(trainers)}, arrays
 
 
 def _watched(
     trainers: Mapping[str, Watched], advance: Advance, step: int, selected: Sequence[str]
 ) -> tuple[dict, dict, Arrays]:
-    """A step's line of the log, the sizes of its tensors, the values of selected ones; no other tensor outlives the call."""
+    """A step's line of the log, its tensors' sizes, the values of selected ones; no other tensor outlives the call."""
     found = {precision: _advanced(trainer, advance, step) for precision, trainer in trainers.items()}
     line: dict[str, Any] = {"norms": {precision: _each(kinds, _size) for precision, kinds in found.items()}}
     if "float64" in found:
@@ -171,7 +198,8 @@ def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
 
 
 def jumps(build: Callable[[float], Watched], advance: Advance, steps: int, folder: str | None = None) -> list[Jumps]:
-    """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2 exact.
+    """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2
+    exact.
 
     build: gives a trainer in float64 whose weights are moved by so many roundings: K there, K back, and 0. What
     responds smoothly falls out. One is there at a time: what the pair adds up to waits in a file in `folder` (None:
@@ -218,8 +246,8 @@ def _passed(file: IO[bytes], kinds: Kinds, roundings: float) -> Jumps:
                 file.seek(start)
                 file.write(np.asarray(held + value))
             else:
-                jump = np.abs(held - 2.0 * value)
-                found[kind][name] = [float(np.max(jump, initial=0.0)), norm(jump)]
+                jump = size(held - 2.0 * value)
+                found[kind][name] = [jump.max_abs, jump.l2]
     return found
 
 
@@ -242,15 +270,6 @@ def _each(kinds: Kinds, what: Callable[[np.ndarray], Any]) -> dict[str, dict[str
 def _size(value: np.ndarray) -> float:
     """L2 norm; a single number keeps its sign."""
     return float(np.reshape(value, ())) if np.size(value) == 1 else norm(value)
-
-
-def _groups(trainer: Watched) -> dict[str, list]:
-    """Of each trained parameter: the factor of its learning rate, whether it decays, where its warm-up starts."""
-    return {
-        name: [group.learning_rate_factor, group.decays, group.warmup_from]
-        for group in trainer.groups
-        for name in group.names
-    }
 
 
 def curves(trainer: training.Trainer, batches: Iterable[Any]) -> dict[str, list[float]]:

@@ -1,7 +1,8 @@
 """Tensors of a whole network on disk, each kept once, in files of bounded size: nothing holds them all in memory.
 
-`<folder>/tensors_<i>.safetensors` hold the tensors under the SHA-256 of their type, shape and bytes, `<folder>/index.json`,
-written last, says which file has which and what else the writer wants to say. A folder without index is unfinished.
+`<folder>/tensors_<i>.safetensors` hold the tensors under the SHA-256 of their type, shape and bytes,
+`<folder>/index.json`, written last, says which file has which and what else the writer wants to say. A folder without
+index is unfinished.
 """
 
 import hashlib

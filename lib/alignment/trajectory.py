@@ -1,10 +1,11 @@
 """Whether a training run is the run that PyTorch makes: its curves against those of PyTorch with itself.
 
-Two right runs part ways, as rounding grows from step to step. At least LEAST control runs of the reference, whose initial
-weights are moved by a rounding, show how fast: the spread at a step is the largest distance of a control from their median
-so far. The band is K spreads wide on either side, and it says something until it is wider than HORIZON of the curve, or a control
-leaves the band that the other controls give (a rule of 2026-11-21, made when such a control had left Gold-YOLO's quick
-curve unjudged, with both frameworks' curves in sight): up to there another run must stay inside. That it could leave is shown by a run with a learning rate 1 % off, which must.
+Two right runs part ways, as rounding grows from step to step. At least LEAST control runs of the reference, whose
+initial weights are moved by a rounding, show how fast: the spread at a step is the largest distance of a control from
+their median so far. The band is K spreads wide on either side, and it says something until it is wider than HORIZON of
+the curve, or a control leaves the band that the other controls give (a rule of 2026-11-21, made when such a control had
+left Gold-YOLO's quick curve unjudged, with both frameworks' curves in sight): up to there another run must stay inside.
+That it could leave is shown by a run with a learning rate 1 % off, which must.
 """
 
 import zlib
@@ -35,8 +36,8 @@ class Band:
 
 
 def perturbed(state: Mapping[str, np.ndarray], seed: int, roundings: float = 1.0) -> dict[str, np.ndarray]:
-    """The state with every floating value moved by about so many roundings: x (1 + roundings 2^-24 n), n standard normal by
-    (seed, name)."""
+    """The state with every floating value moved by about so many roundings: x (1 + roundings 2^-24 n), n standard
+    normal by (seed, name)."""
     moved = {}
     for name, array in state.items():
         if array.dtype.kind == "f":
@@ -76,7 +77,7 @@ def _exit(centre: np.ndarray, spread: np.ndarray, horizon: int, curve: np.ndarra
     return int(outside[0]) if len(outside) else None
 
 
-def judge(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
+def inside(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
     """The row of a run's curve: inside the band up to the horizon. It shows the step that comes nearest to the edge."""
     what, curve = "inside the band", np.asarray(curve, float)
     if reason := _unfit(held, curve):
@@ -91,7 +92,7 @@ def judge(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
 
 
 def sensitivity(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
-    """The row of a run that is wrong on purpose: it passes where that run leaves the band, or the band shows nothing."""
+    """The row of a run that is wrong on purpose: it passes where that run leaves the band."""
     what, curve = "a wrong run leaves", np.asarray(curve, float)
     if held.fault or len(curve) != len(held.centre):
         return fault(name, what, held.fault or f"{len(curve)} steps where the controls have {len(held.centre)}")

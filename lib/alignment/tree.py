@@ -8,7 +8,8 @@ Structure = dict[str, Any]  # plain JSON
 
 
 def take_apart(value: Any, is_tensor: Callable[[Any], bool], name: str = "") -> tuple[Structure, dict[str, Any]]:
-    """The value's structure, and its tensors by where they stand in it ("0", "1/boxes"); a lone tensor is called `name`.
+    """The value's structure, and its tensors by where they stand in it ("0", "1/boxes"); a lone tensor is called
+    `name`.
 
     Lists, tuples, dictionaries, data classes and plain values are seen through; anything else is opaque.
     """

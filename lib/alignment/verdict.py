@@ -4,14 +4,14 @@ A gate is K times a noise floor, and a noise floor is always measured: what the 
 from its float64 run on the same bytes. No tolerance is a typed constant.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from lib.alignment.compare import Comparison, compare_sets
+from lib.alignment.compare import Comparison, compare_sets, norm
 
 # A right float32 implementation shows noise of the size of the floor, but with other signs and another order of
 # summation. The golden records' README asks for "a small multiple (3 to 5) of that floor"; the upper end, because the
@@ -19,10 +19,10 @@ from lib.alignment.compare import Comparison, compare_sets
 K = 5
 REPEATS = 4  # runs of the reference moved by roundings, where one run is a poor sample of its noise
 ROUNDING = 2.0**-24  # half a unit in the last place of float32, relative: no float32 run can be held to less
-# A float64 run has 29 bits more. Eight of them go to the order of summation: PyTorch's float64 batch norm adds the values
-# of a channel one by one, 51,200 of them in a batch of two at 320 pixels, and the rounding of n such sums grows like
-# sqrt(n) = 2**7.8 (measured against math.fsum: 2e-15 to 6e-15, ours in Jittor 1e-16). The rest shows any fault that
-# float32 noise covers.
+# A float64 run has 29 bits more. Eight of them go to the order of summation: PyTorch's float64 batch norm adds the
+# values of a channel one by one, 51,200 of them in a batch of two at 320 pixels, and the rounding of n such sums grows
+# like sqrt(n) = 2**7.8 (measured against math.fsum: 2e-15 to 6e-15, ours in Jittor 1e-16). The rest shows any fault
+# that float32 noise covers.
 SHARP = 2.0**-21
 FEW = 16  # tensors of fewer elements share one relative floor: the noise of a handful of numbers can be zero by luck
 
@@ -30,7 +30,7 @@ FEW = 16  # tensors of fewer elements share one relative floor: the noise of a h
 TARGETS = {"forward": 1e-5, "losses": 1e-3, "gradients": 1e-4, "step": 1e-6}
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """SHOWN: measured and shown, but no gate can be derived for it. UNDERPOWERED: what was measured can't tell."""
 
     PASS = "PASS"
@@ -109,26 +109,28 @@ class Answer:
     notes: tuple[str, ...] = ()  # names of what was set apart, and why
 
 
-def noise_floors(exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> dict[str, Noise]:
-    """The floor of each tensor from its float64 and its float32 run; tensors that can't be compared have none.
+def size(array: np.ndarray) -> Noise:
+    """The array's largest magnitude and its L2: of a deviation, the floor that it shows."""
+    return Noise(float(np.abs(array).max(initial=0.0)), norm(array))
 
-    Never below one rounding of the tensor's scale. Tensors of fewer than FEW elements share the largest relative floor
-    among them, and at least the median of the set.
+
+def least_floor(relative: Iterable[tuple[float, int]]) -> Callable[[int], float]:
+    """The least relative floor by a tensor's number of elements, from (relative deviation, elements) of a set of
+    tensors.
+
+    One rounding; those of fewer than FEW elements share the largest among them, and at least the median of the set.
     """
-    comparisons = [c for c in compare_sets(exact, rounded, "float32") if c.fault is None]
-    shared = shared_floor({c.name: (c.relative_l2, c.size) for c in comparisons if c.scale_l2 > 0})
-    return {c.name: _own_floor(c, shared if c.size < FEW else 0.0) for c in comparisons}
+    known = list(relative)
+    few = [deviation for deviation, elements in known if elements < FEW]
+    shared = max(*few, float(np.median([deviation for deviation, _ in known])), ROUNDING) if few else ROUNDING
+    return lambda elements: shared if elements < FEW else ROUNDING
 
 
-def shared_floor(relative: Mapping[str, tuple[float, int]]) -> float:
-    """The relative floor that tensors of fewer than FEW elements share, from (relative deviation, size) by name."""
-    few = [deviation for deviation, size in relative.values() if size < FEW]
-    return max([*few, float(np.median([deviation for deviation, _ in relative.values()])), ROUNDING]) if few else 0.0
-
-
-def _own_floor(comparison: Comparison, shared: float) -> Noise:
-    least = max(ROUNDING, shared)
-    return Noise(max(comparison.max_abs, least * comparison.scale_max), max(comparison.l2, least * comparison.scale_l2))
+def noise_floors(exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> dict[str, Noise]:
+    """Each tensor's floor from its float64 and float32 run, at least the set's `least_floor`; none for a fault."""
+    found = [c for c in compare_sets(exact, rounded, "float32") if c.fault is None]
+    least = least_floor((c.relative_l2, c.size) for c in found if c.scale_l2 > 0)
+    return {c.name: Noise(c.max_abs, c.l2).at_least(Noise(c.scale_max, c.scale_l2).times(least(c.size))) for c in found}
 
 
 def judge(
@@ -138,25 +140,40 @@ def judge(
     what: str = "every element",
     slack: float = 0.0,
 ) -> list[Row]:
-    """A row per comparison; both its largest deviation and its L2 are gated, `metric` ("max_abs" or "l2") is shown.
+    """A row per comparison, gated by K floors; `slack` floors are added where the reference is itself a float32 run."""
+    rows = []
+    for found in comparisons:
+        if found.fault or found.name not in floors:
+            note = found.fault or "no noise floor: the reference has no usable float32 and float64 run of it"
+            rows.append(fault(found.name, what, note))
+            continue
+        row = gated(found, floors[found.name], found.name, what, f"worst at {found.worst}", metric, K + slack)
+        explained = not row.passed and found.diagnosis
+        rows.append(replace(row, note=f"{row.note}; {found.diagnosis}") if explained else row)
+    return rows
 
-    `slack` floors are added where the reference is itself a float32 run.
+
+def gated(
+    found: Comparison, floor: Noise, name: str, what: str, note: str, metric: str | None = None, k: float = K
+) -> Row:
+    """The row of a comparison without a fault: its largest deviation and its L2 are both gated by `k` floors.
+
+    Shown is `metric` ("max_abs" or "l2"), or the other where that alone fails; None: the worse of the two in gates.
     """
-    return [_row(comparison, floors.get(comparison.name), metric, what, K + slack) for comparison in comparisons]
+    pairs = {"max_abs": (found.max_abs, floor.max_abs, found.scale_max), "l2": (found.l2, floor.l2, found.scale_l2)}
+    rows = {
+        kind: Row(name, what, error, base, k * base, scale, bool(error <= k * base), note)
+        for kind, (error, base, scale) in pairs.items()
+    }
+    if metric and (not rows[metric].passed or all(row.passed for row in rows.values())):
+        return rows[metric]
+    worse = max(rows, key=lambda kind: (not rows[kind].passed, rows[kind].ratio))
+    return replace(rows[worse], note=note + ", by its L2" * (worse == "l2" and metric is not None))
 
 
-def _row(comparison: Comparison, floor: Noise | None, metric: str, what: str, k: float) -> Row:
-    if comparison.fault or floor is None:
-        note = comparison.fault or "no noise floor: the reference has no usable float32 and float64 run of it"
-        return fault(comparison.name, what, note)
-    failing = [m for m in ("max_abs", "l2") if not getattr(comparison, m) <= k * getattr(floor, m)]
-    shown = metric if metric in failing or not failing else failing[0]
-    scale = comparison.scale_max if shown == "max_abs" else comparison.scale_l2
-    base = getattr(floor, shown)
-    note = f"worst at {comparison.worst}" + (", by its L2" if shown == "l2" != metric else "")
-    if failing and comparison.diagnosis:
-        note += f"; {comparison.diagnosis}"
-    return Row(comparison.name, what, getattr(comparison, shown), base, k * base, scale, not failing, note)
+def held_to(row: Row, floor: float, **said: str) -> Row:
+    """The row with another floor, and what is said of that, where its error is within that gate; else as it is."""
+    return replace(row, floor=floor, gate=K * floor, passed=True, **said) if row.error <= K * floor else row
 
 
 def judge_value(name: str, what: str, error: float, floor: float, scale: float, slack: float = 0.0) -> Row:
@@ -175,17 +192,19 @@ def judge_scalars(
 ) -> list[Row]:
     """Rows for named scalars: candidate against `reference` (None: `exact`), floors from exact and rounded.
 
-    The floor is shared, as for any few numbers: the largest relative deviation among them, and among those of `repeats`, other
-    runs like `rounded`.
+    The floor is shared, as for any few numbers: the largest relative deviation among them, and among those of
+    `repeats`, other runs like `rounded`.
     """
     # Records write NaN as a string; as a number it fails every gate.
     exact, rounded, candidate = ({n: float(v) for n, v in values.items()} for values in (exact, rounded, candidate))
     reference = exact if reference is None else {name: float(value) for name, value in reference.items()}
-    runs = [rounded, *repeats]
-    shared = max(
-        [abs(float(run[n]) - exact[n]) / abs(exact[n]) for run in runs for n in exact if n in run and exact[n]]
-        + [ROUNDING]
-    )
+    deviations = [
+        abs(float(run[n]) - exact[n]) / abs(exact[n])
+        for run in [rounded, *repeats]
+        for n in exact
+        if n in run and exact[n]
+    ]
+    shared = max([*deviations, ROUNDING])
     rows = []
     for name in [*reference, *(n for n in candidate if n not in reference)]:
         if name not in candidate or name not in reference:

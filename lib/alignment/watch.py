@@ -1,14 +1,15 @@
 """A model's training watched step by step in this framework: what 61_lockstep records.
 
-The training's batches, the same bytes in both frameworks. The first steps run by the plan's own recipe, in float32 and in
-float64: native ones, and ones in which the same gradients are fed to both sides. The curves run in float32 alone, at one
-rate; the reference's side adds the control runs that say what such a curve can tell.
+The training's batches, the same bytes in both frameworks. The first steps run by the plan's own recipe, in float32 and
+in float64: native ones, and ones in which the same gradients are fed to both sides. The curves run in float32 alone, at
+one rate; the reference's side adds the control runs that say what such a curve can tell.
 
-They must tell something: right runs part within two steps where near-ties decide the assignment, where AdamW makes whole
-steps of a gradient's noise, or where a norm sees four values. Seeded weights, a small rate and a large enough input keep
-NanoDet-Plus and RT-DETR together for longer; Gold-YOLO, whose seeded weights make its gradients explode, starts afresh.
-A fresh RT-DETR even ties exactly: its box heads begin at zero, so a denoising box is its noised one, and where that and the
-true box are both cut at the image's edge the sign of a rounding, in float64 too, decides the gradient of the GIoU.
+They must tell something: right runs part within two steps where near-ties decide the assignment, where AdamW makes
+whole steps of a gradient's noise, or where a norm sees four values. Seeded weights, a small rate and a large enough
+input keep NanoDet-Plus and RT-DETR together for longer; Gold-YOLO, whose seeded weights make its gradients explode,
+starts afresh. A fresh RT-DETR even ties exactly: its box heads begin at zero, so a denoising box is its noised one, and
+where that and the true box are both cut at the image's edge the sign of a rounding, in float64 too, decides the
+gradient of the GIoU.
 """
 
 import hashlib
@@ -21,10 +22,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lib import backend, convert, losses, models
-from lib.alignment import datatrace, references, steps, trajectory
+from lib.alignment import datastages, references, steps, trajectory
 from lib.alignment.evidence import is_reference
+from lib.alignment.measure import moved
 from lib.alignment.store import digest
-from lib.alignment.verdict import REPEATS
 from lib.data.loader import Batch, Loader
 from lib.training import runs
 from lib.training.loop import Trainer
@@ -41,41 +42,40 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
     seeded: from seeded weights, not fresh ones. Steps of moved trainings pass through a file in the plan's folder.
     """
     loader = runs.loader(plan)
-    _, stages = datatrace.first_batch(loader)
+    _, stages = datastages.first_batch(loader)
     batches = list(itertools.islice(_batches(loader), count))
     recipe = runs.recipe(plan, loader)
     found: dict[str, Any] = {
-        "data": [[held.name, dict(held.digests)] for held in stages],
+        "data": [[name, dict(digests)] for name, digests in stages],
         "batches": _digests(batches),
         "initial": {name: digest(array) for name, array in convert.state(_network(plan, loader, seeded)).items()},
     }
     arrays: dict[str, np.ndarray] = {}
+
+    def build(precision: str, draw: int, roundings: float) -> steps.Watched:
+        model = _network(plan, loader, seeded)
+        model = backend.float64(model) if precision == "float64" else model
+        model = moved(model, draw, roundings) if roundings else model
+        return _trainer(plan, loader, model, recipe, steps.Watched)
+
     for mode in MODES:
-        trainers = {
-            "float32": _trainer(plan, loader, _network(plan, loader, seeded), recipe, steps.Watched),
-            "float64": _trainer(plan, loader, backend.float64(_network(plan, loader, seeded)), recipe, steps.Watched),
-        }
-        names = list(trainers["float32"].trained())
-        advance = steps.fed if mode == "fed" else steps.native(batches)
-        found[mode], kept = steps.lockstep(trainers, advance, count, names[:: -(-len(names) // WATCHED)])
-        del trainers  # several times the model, which the jumps need again
-        backend.give_back()
+        advance, jumping = (
+            (steps.native(batches), is_reference(backend.NAME)) if mode == "native" else (steps.fed, False)
+        )
+        found[mode], kept = steps.measured(build, advance, count, _selected, jumping, plan.folder)
         arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
-
-    def jumps(draw: int) -> list[steps.Jumps]:
-        def build(roundings: float) -> steps.Watched:
-            return _trainer(plan, loader, _moved(plan, loader, seeded, draw, roundings), recipe, steps.Watched)
-
-        return steps.jumps(build, steps.native(batches), count, plan.folder)
-
-    if is_reference(backend.NAME):
-        found["native"] = steps.with_jumps(found["native"], map(jumps, range(REPEATS // 2)))
     return found, arrays
 
 
+def _selected(names: list[str]) -> list[str]:
+    """About WATCHED of them, evenly."""
+    return names[:: -(-len(names) // WATCHED)]
+
+
 def curves(plan: runs.Training, count: int, side: str, seeded: bool) -> dict[str, Any]:
-    """`count` steps' losses at the plan's rate, without warm-up: "own"; on the reference's side "controls", from weights moved by
-    a rounding, and "off", with a learning rate that is wrong on purpose. seeded: from seeded weights, not fresh ones."""
+    """`count` steps' losses at the plan's rate, without warm-up: "own"; on the reference's side "controls", from
+    weights moved by a rounding, and "off", with a learning rate that is wrong on purpose. seeded: from seeded weights,
+    not fresh ones."""
     loader = runs.loader(plan)
     batches = list(itertools.islice(_batches(loader), count))
     recipe = _constant(runs.recipe(plan, loader))
@@ -83,7 +83,7 @@ def curves(plan: runs.Training, count: int, side: str, seeded: bool) -> dict[str
     def run(seed: int | None = None, rate: float = 1.0) -> dict[str, list[float]]:
         model = _network(plan, loader, seeded)
         if seed is not None:
-            convert.load(model, trajectory.perturbed(convert.state(model), seed))
+            moved(model, seed, 1.0)
         used = replace(recipe, learning_rate=rate * recipe.learning_rate)
         return steps.curves(_trainer(plan, loader, model, used), batches)
 
@@ -105,13 +105,6 @@ def _network(plan: runs.Training, loader: Loader, seeded: bool) -> backend.nn.Mo
         state = convert.state(model)
         case = references.case(plan.model, "loss")
         convert.load(model, state | case.weights({name: array.shape for name, array in state.items()}))
-    return model
-
-
-def _moved(plan: runs.Training, loader: Loader, seeded: bool, draw: int, roundings: float) -> backend.nn.Module:
-    """The network in float64, its weights moved by so many roundings."""
-    model = backend.float64(_network(plan, loader, seeded))
-    convert.load(model, trajectory.perturbed(convert.state(model), draw, roundings))
     return model
 
 

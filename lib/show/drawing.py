@@ -17,7 +17,6 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-
 SANS = ("notosanscjk", "sourcehansans", "notosanssc", "wqy", "wenquanyi", "droidsansfallback", "simhei", "msyh")
 SERIF = ("pingfang", "arialunicode", "notoserifcjk", "sourcehanserif", "simsun", "uming", "ukai")
 CJK = SANS + SERIF  # best first

@@ -1,7 +1,8 @@
 """Running the exam: every fault of the catalogue through the gates, clean runs beside them, each result kept at once.
 
-`<folder>/<name>.json` holds one result; an exam that was interrupted goes on with what is missing, a complete one starts
-anew. `<folder>/exam.json` says of which catalogue and which sources the results are: others are not mixed with them.
+`<folder>/<name>.json` holds one result; an exam that was interrupted goes on with what is missing, a complete one
+starts anew. `<folder>/exam.json` says of which catalogue and which sources the results are: others are not mixed with
+them.
 """
 
 import hashlib

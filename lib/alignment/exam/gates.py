@@ -10,20 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib import backend, convert, losses, models, postprocess
-from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, trajectory, verdict
+from lib import backend, losses, models, postprocess
+from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, verdict
 from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
 from lib.alignment.exam import pictures
 from lib.alignment.exam.planting import Change, becomes, planted
 from lib.alignment.exam.subjects import EPOCH, STEPS, Subject
+from lib.alignment.measure import arrays, moved
 from lib.alignment.questions import ask
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import REPEATS, Answer, Row, Verdict
+from lib.alignment.verdict import Row, Verdict
 
 ROLES = ("torch", "jittor")  # reference and candidate, under the names that the questions ask for
 POST, CRITERION, OPTIMISER, ASSIGNMENT = "post-processing", "criterion", "optimiser", "assignment"
@@ -32,8 +34,7 @@ ONE_FORMAT = becomes(capture, "FORMATS", ("safetensors",))
 FIRST, SECOND = (becomes(capture, "is_reference", lambda side, answer=answer: answer) for answer in (True, False))
 
 
-@dataclass(frozen=True)
-class Stage:
+class Kept(NamedTuple):
     """What a record holds."""
 
     fields: Mapping[str, Any]
@@ -47,7 +48,7 @@ class Held(Evidence):
         super().__init__("memory", model)
         self._sides = sides
 
-    def get(self, side: str, stage: str) -> Stage | None:
+    def get(self, side: str, stage: str) -> Kept | None:
         """As in the base class."""
         return self._sides[side].stage(stage) if side in self._sides else None
 
@@ -62,7 +63,7 @@ class Side:
 
     def __init__(self, subject: Subject, changes: Sequence[Change] = ()):
         self.subject, self._changes = subject, (*subject.settings, ONE_FORMAT, *changes)
-        self._stages: dict[str, Stage] = {}
+        self._stages: dict[str, Kept] = {}
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -70,11 +71,11 @@ class Side:
         with planted(self._changes):
             yield
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> Kept:
         """What `capture` measures for a record."""
         if name not in self._stages:
             with self.active():
-                self._stages[name] = Stage(*_MEASURED[name](self.subject))
+                self._stages[name] = Kept(*_MEASURED[name](self.subject))
         return self._stages[name]
 
     @cached_property
@@ -96,22 +97,33 @@ class Side:
 
         return build
 
-    def trained(self, native: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """A lock-step run: on batches, or on gradients given."""
-        with self.active():
-            watched = {precision: self._trainer(precision) for precision in capture.precisions()}
-            names = [name for name, _ in watched["float32"].model.named_parameters()]
-            advance = steps.native(_batches(self.subject)) if native else steps.fed
-            return steps.lockstep(watched, advance, STEPS, (names[0], names[-1]))
+    def trained(self, native: bool) -> Kept:
+        """A lock-step run: on batches, or on gradients given; the reference's with what jumps."""
+        if (key := f"lock-step {native}") in self._stages:
+            return self._stages[key]
+        subject, jumping = self.subject, native and isinstance(self, Reference)
+        case = subject.training
+        batches = [
+            SimpleNamespace(
+                images=seeded_input(f"{case.images}:{step}", (case.batch, 3, *case.size)), targets=case.targets
+            )
+            for step in range(STEPS)
+        ]
 
-    def _trainer(self, precision: str, draw: int = 0, roundings: float = 0.0) -> steps.Watched:
-        subject = self.subject
-        model = capture.seeded_model(subject.model, subject.training, precision)
-        if roundings:
-            convert.load(model, trajectory.perturbed(convert.state(model), draw, roundings))
-        groups = models.parameter_groups(subject.model, model)
-        criterion = losses.build(subject.model, subject.training.num_classes)
-        return steps.Watched(model, criterion, subject.recipe, EPOCH, groups, seed=None)
+        def build(precision: str, draw: int, roundings: float) -> steps.Watched:
+            model = capture.seeded_model(subject.model, case, precision)
+            model = moved(model, draw, roundings) if roundings else model
+            groups = models.parameter_groups(subject.model, model)
+            criterion = losses.build(subject.model, case.num_classes)
+            return steps.Watched(model, criterion, subject.recipe, EPOCH, groups, seed=None)
+
+        def ends(names: list[str]) -> list[str]:
+            return [names[0], names[-1]]
+
+        advance = steps.native(batches) if native else steps.fed
+        with self.active():
+            self._stages[key] = Kept(*steps.measured(build, advance, STEPS, ends, jumping))
+        return self._stages[key]
 
 
 _MEASURED: Mapping[str, Callable[[Subject], tuple]] = {
@@ -121,21 +133,6 @@ _MEASURED: Mapping[str, Callable[[Subject], tuple]] = {
 }
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch of a lock-step."""
-
-    images: np.ndarray
-    targets: tuple[dict[str, np.ndarray], ...]
-
-
-def _batches(subject: Subject) -> list[Batch]:
-    case = subject.training
-    return [
-        Batch(seeded_input(f"{case.images}:{step}", (case.batch, 3, *case.size)), case.targets) for step in range(STEPS)
-    ]
-
-
 class Reference(Side):
     """The clean side of a subject, which many candidates share; its layers lie in a folder."""
 
@@ -143,7 +140,6 @@ class Reference(Side):
         super().__init__(subject, (FIRST,))
         self._folder = folder
         self._layers: set[bool] = set()
-        self._runs: dict[bool, tuple] = {}
 
     def layers(self, training: bool) -> Path:
         """The folder of the captured layers, in evaluation or in training mode."""
@@ -154,45 +150,20 @@ class Reference(Side):
             self._layers.add(training)
         return folder
 
-    def trained(self, native: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """As in the base class, run once; with what jumps."""
-        if native not in self._runs:
-            fields, arrays = super().trained(native)
-            if native:
-                with self.active():
-                    fields = steps.with_jumps(fields, map(self._jumps, range(REPEATS // 2)))
-            self._runs[native] = fields, arrays
-        return self._runs[native]
-
-    def _jumps(self, draw: int) -> list[steps.Jumps]:
-        def build(roundings: float) -> steps.Watched:
-            return self._trainer("float64", draw, roundings)
-
-        return steps.jumps(build, steps.native(_batches(self.subject)), STEPS)
-
     @cached_property
     def outputs(self) -> dict[str, list[Any]]:
         """What the post-processing is given: the exact and the float32 outputs, and these with many equal scores."""
-        with self.active():
-            found = {precision: _inference(self, precision) for precision in capture.precisions()}
-        return {
-            "": [found["float64"], found["float32"]],
-            " with ties": [_coarse(found["float64"]), _coarse(found["float32"])],
-        }
+        found = []
+        with self.active(), backend.no_grad():
+            for precision in ("float64", "float32"):
+                output = self.builder(False)(precision)(backend.tensor(self.subject.forward.input().astype(precision)))
+                found.append(arrays(output) if isinstance(output, dict) else backend.numpy(output))
+        return {"": found, " with ties": [_coarse(output) for output in found]}
 
 
 def images(subject: Subject, training: bool) -> list[np.ndarray]:
     """The input of the layers."""
     return [(subject.training if training else subject.forward).input()]
-
-
-def _inference(side: Side, precision: str) -> Any:
-    model, case = side.builder(False)(precision), side.subject.forward
-    with backend.no_grad():
-        output = model(backend.tensor(case.input().astype(precision)))
-    if isinstance(output, dict):
-        return {name: backend.numpy(value) for name, value in output.items()}
-    return backend.numpy(output)
 
 
 def _coarse(output: Any) -> Any:
@@ -218,7 +189,7 @@ def examine(reference: Reference, candidate: Side) -> Finding:
     """The first gate that fails; where none does, the largest ratio of all of them and which it was."""
     largest, where = 0.0, ""
     for name, gate in GATES.items():
-        if not _applies(name, reference.subject):
+        if name.startswith("lock-step") and reference.subject.recipe is None:  # it isn't trained
             continue
         found = gate(reference, candidate)
         if not found.passed:
@@ -226,11 +197,6 @@ def examine(reference: Reference, candidate: Side) -> Finding:
         if found.ratio > largest:
             largest, where = found.ratio, name
     return Finding("none", True, largest, note=f"nearest to its gate: {where}")
-
-
-def _applies(gate: str, subject: Subject) -> bool:
-    """Whether the subject trains."""
-    return not gate.startswith("lock-step") or subject.recipe is not None
 
 
 def _finding(judged: Sequence[Row], named: Sequence[str] = ()) -> Finding:
@@ -242,39 +208,43 @@ def _finding(judged: Sequence[Row], named: Sequence[str] = ()) -> Finding:
     return Finding("", passed, float(beyond), tuple(dict.fromkeys(named)), str(answer.values.get("note", "")))
 
 
-def _answer(question: str, reference: Side, candidate: Side) -> Answer:
-    held = Held(reference.subject.model, dict(zip(ROLES, (reference, candidate))))
-    return ask(question, held, *ROLES)
-
-
 def failing(judged: Sequence[Row]) -> list[Row]:
     return [row for row in judged if row.passed is False]
 
 
-def _data(reference: Side, candidate: Side) -> Finding:
-    found = datastages.compare(reference.data, candidate.data)
-    first = datastages.first_difference(found)
-    return _finding(found, [first.split(":")[0]] if first else [])
+Gate = Callable[[Reference, Side], Finding]
+Named = Callable[[Reference, Side, Sequence[Row]], Sequence[str]]  # what failing rows point at
 
 
-def _entries(question: str) -> Callable[[Side, Side], Finding]:
-    """Names the entries that the failing rows name."""
+def _asked(question: str, named: Named, scalars: bool | None = None) -> Gate:
+    """A gate that asks one of the engine's questions; `scalars`: of its rows only those of scalars, or no such."""
 
-    def gate(reference: Side, candidate: Side) -> Finding:
-        found = _answer(question, reference, candidate).rows
-        known = {row[0] for row in reference.stage("convert").fields["state"]}
-        said = (row.note.removeprefix("first: ").split(":")[0] for row in failing(found))
-        return _finding(found, [name for name in said if name in known])
+    def gate(reference: Reference, candidate: Side) -> Finding:
+        held = Held(reference.subject.model, dict(zip(ROLES, (reference, candidate))))
+        found = ask(question, held, *ROLES).rows
+        found = [row for row in found if scalars is None or ("scalar" in row.what) == scalars]
+        return _finding(found, named(reference, candidate, wrong) if (wrong := failing(found)) else ())
 
     return gate
 
 
-def _forward(reference: Reference, candidate: Side) -> Finding:
-    found = _answer("forward", reference, candidate).rows
-    if not failing(found):
-        return _finding(found)
-    wrong = [row for row in failing(found) if row.what not in ("decisions", "matched detections", FLIP)]
-    return _finding(found, _blamed(reference, candidate, False) if wrong else [POST])
+def _data(reference: Side, candidate: Side) -> Finding:
+    found = datastages.differences(reference.data, candidate.data)
+    first = datastages.first_difference(found)
+    return _finding(found, [first.split(":")[0]] if first else [])
+
+
+def _entries(reference: Reference, candidate: Side, wrong: Sequence[Row]) -> list[str]:
+    """The entries that the rows name."""
+    known = {row[0] for row in reference.stage("convert").fields["state"]}
+    said = (row.note.removeprefix("first: ").split(":")[0] for row in wrong)
+    return [name for name in said if name in known]
+
+
+def _layers(reference: Reference, candidate: Side, wrong: Sequence[Row]) -> list[str]:
+    """Layers, where more than what is found is wrong."""
+    apart = ("decisions", "matched detections", FLIP)
+    return _blamed(reference, candidate, False) if any(row.what not in apart for row in wrong) else [POST]
 
 
 def _detections(reference: Reference, candidate: Side) -> Finding:
@@ -297,51 +267,28 @@ def _detections(reference: Reference, candidate: Side) -> Finding:
     return _finding(judged, [POST])
 
 
-def _assignment(reference: Side, candidate: Side) -> Finding:
-    return _finding(_answer("assignment", reference, candidate).rows, [ASSIGNMENT])
-
-
-def _outputs(reference: Reference, candidate: Side) -> Finding:
-    """The raw outputs in training, by the question about losses: names layers, or where only the whole is wrong, outputs."""
-    found = [row for row in _answer("losses", reference, candidate).rows if "scalar" not in row.what]
-    if not failing(found):
-        return _finding(found)
+def _outputs(reference: Reference, candidate: Side, wrong: Sequence[Row]) -> list[str]:
+    """Layers, or where only the whole is wrong, outputs."""
     blamed = _blamed(reference, candidate, True)
-    return _finding(found, blamed if blamed and blamed != [divergence.ROOT] else [row.name for row in failing(found)])
+    return blamed if blamed and blamed != [divergence.ROOT] else [row.name for row in wrong]
 
 
-def _losses(reference: Side, candidate: Side) -> Finding:
-    """Names the wrong components."""
-    found = [row for row in _answer("losses", reference, candidate).rows if "scalar" in row.what]
-    components = (row.name.split("/")[-1] for row in failing(found))
-    return _finding(found, [name for name in components if name != "loss_total"])
+def _components(reference: Reference, candidate: Side, wrong: Sequence[Row]) -> list[str]:
+    """The wrong components of the loss."""
+    return [name for row in wrong if (name := row.name.split("/")[-1]) != "loss_total"]
 
 
-def _gradients(reference: Reference, candidate: Side) -> Finding:
-    """Names layers; where none is wrong alone while gradients are, the criterion."""
-    found = _answer("gradients", reference, candidate).rows
-    if not failing(found):
-        return _finding(found)
-    return _finding(found, _blamed(reference, candidate, False) or _blamed(reference, candidate, True) or [CRITERION])
+def _backward(reference: Reference, candidate: Side, wrong: Sequence[Row]) -> list[str]:
+    """Layers; where none is wrong alone while gradients are, the criterion."""
+    return _blamed(reference, candidate, False) or _blamed(reference, candidate, True) or [CRITERION]
 
 
-def _batch_norm(reference: Side, candidate: Side) -> Finding:
-    found = _answer("batch_norm", reference, candidate).rows
-    return _finding(found, [row.name for row in failing(found)])
-
-
-def _step(reference: Side, candidate: Side) -> Finding:
-    """Names the optimiser where its rule is not kept."""
-    found = _answer("step", reference, candidate).rows
-    return _finding(found, [OPTIMISER])
-
-
-def _lockstep(native: bool) -> Callable[[Reference, Side], Finding]:
+def _lockstep(native: bool) -> Gate:
     """Names the first wrong quantity, or the parameters that are grouped otherwise."""
 
     def gate(reference: Reference, candidate: Side) -> Finding:
-        (ours, our_arrays), (theirs, their_arrays) = reference.trained(native), candidate.trained(native)
-        found = lockstep.compare(ours, theirs, (our_arrays, their_arrays))
+        ours, theirs = reference.trained(native), candidate.trained(native)
+        found = lockstep.side_by_side(ours.fields, theirs.fields, (ours.arrays, theirs.arrays))
         first = found.first()
         return _finding(found.rows(), [row.what for row in found.faults] or ([first.kind] if first else []))
 
@@ -358,18 +305,18 @@ def _blamed(reference: Reference, candidate: Side, training: bool) -> list[str]:
     return [*(row.name for row in found.faults), *dict.fromkeys(layer.path or divergence.ROOT for layer in blamed)]
 
 
-GATES: Mapping[str, Callable[[Reference, Side], Finding]] = {
+GATES: Mapping[str, Gate] = {
     "data stages": _data,
-    "structure": _entries("structure"),
-    "conversion": _entries("conversion"),
-    "forward": _forward,
+    "structure": _asked("structure", _entries),
+    "conversion": _asked("conversion", _entries),
+    "forward": _asked("forward", _layers),
     "detections": _detections,
-    "training outputs": _outputs,
-    "assignment": _assignment,
-    "losses": _losses,
-    "gradients": _gradients,
-    "batch norm": _batch_norm,
-    "step": _step,
+    "training outputs": _asked("losses", _outputs, scalars=False),
+    "assignment": _asked("assignment", lambda *_: [ASSIGNMENT]),
+    "losses": _asked("losses", _components, scalars=True),
+    "gradients": _asked("gradients", _backward),
+    "batch norm": _asked("batch_norm", lambda reference, candidate, wrong: [row.name for row in wrong]),
+    "step": _asked("step", lambda *_: [OPTIMISER]),
     "lock-step, same gradients": _lockstep(False),
     "lock-step": _lockstep(True),
 }

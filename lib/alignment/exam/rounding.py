@@ -1,7 +1,7 @@
 """A right candidate that rounds otherwise: the same function, with sums in another order.
 
-Convolutions and linear layers add up their inputs in two parts, drawn from the seed. In exact arithmetic nothing changes;
-in float32 and in float64 every output and every gradient is rounded otherwise, as in another framework.
+Convolutions and linear layers add up their inputs in two parts, drawn from the seed. In exact arithmetic nothing
+changes; in float32 and in float64 every output and every gradient is rounded otherwise, as in another framework.
 """
 
 import zlib

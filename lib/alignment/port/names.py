@@ -1,8 +1,8 @@
 """Which entry and which module of a port stands for which of the original: taken from a file, or inferred and shown.
 
-Entries are paired by equal names, then by equal values that occur once, then, in the order in which both sides keep them, by
-shape, whether they are trained, and the last part of the name or what fresh values look like. Modules follow from their
-entries; those without entries from their place in a module that is paired.
+Entries are paired by equal names, then by equal values that occur once, then, in the order in which both sides keep
+them, by shape, whether they are trained, and the last part of the name or what fresh values look like. Modules follow
+from their entries; those without entries from their place in a module that is paired.
 """
 
 import difflib
@@ -160,7 +160,7 @@ def infer(original: Side, port: Side) -> Names:
 
 
 def check(names: Names, port: Side, path: Path) -> None:
-    """UserError where an inferred map leaves entries over; those of the port that are not trained keep their own value."""
+    """UserError where an inferred map leaves entries over; what the port does not train keeps its own value."""
     trained = {entry.name for entry in port.entries if entry.trained}
     extra = [name for name in names.extra if name in trained]
     if names.missing or extra:
@@ -196,7 +196,7 @@ def _in_order(
 
 
 def _modules(original: Side, port: Side, state: Mapping[str, str]) -> dict[str, str]:
-    """Modules that hold the same entries, outer with outer and inner with inner, and those without entries by their place."""
+    """Modules of the same entries, outer with outer and inner with inner; those without entries by their place."""
     groups: list[dict[frozenset[str], list[str]]] = []
     names = {name: name for name in state}, {theirs: name for name, theirs in state.items()}
     for side, known in zip((original, port), names):

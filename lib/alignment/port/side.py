@@ -8,7 +8,8 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
@@ -20,16 +21,17 @@ import numpy as np
 import safetensors.numpy
 
 from lib import backend, record
-from lib.alignment import divergence, layers, tree
+from lib.alignment import divergence, layers
+from lib.alignment import measure as measuring
 from lib.alignment import reproduction as scripts
-from lib.alignment.capture import REPEATS
+from lib.alignment.measure import Arrays, cast
 from lib.alignment.port import MODES, STAGES, Port, names
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import ROUNDING
+from lib.alignment.trajectory import perturbed
+from lib.alignment.verdict import REPEATS
 from lib.backend import nn
 from lib.errors import UserError
 
-Arrays = dict[str, np.ndarray]
 # What the records of a port have not: the questions skip it. Entries are paired by name, so their order says nothing.
 WITHOUT = ("order", "detections", "losses", "assignment", "step", "counters")
 SPREAD = 0.1  # of seeded values around a constant, relative
@@ -37,24 +39,26 @@ SMALL = 0.05  # and around zero
 
 
 # ----------------------------------------------------------------------------------------------------- the user's code
+@contextmanager
+def _theirs(said: str) -> Iterator[None]:
+    """The user's code runs: whatever it raises is a UserError in one line, "…" in `said` being what it raised."""
+    try:
+        yield
+    except Exception as error:
+        raised = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(said.replace("…", raised)) from error
+
+
 def function(address: str) -> Callable[[], Any]:
     """What `package.module:function` names; UserError in one line for whatever is wrong with it."""
     module, _, name = address.partition(":")
     if not module or not name:
         raise UserError(f"{address}: not of the form package.module:function")
-    try:
+    with _theirs(f"{address}: can't be imported (…); start from the folder that holds it"):
         found = getattr(import_module(module), name, None)
-    except Exception as error:  # the user's module runs when it is imported: anything can be raised
-        raise UserError(
-            f"{address}: can't be imported ({_said(error)}); start from the folder that holds it"
-        ) from error
     if not callable(found):
         raise UserError(f"{address}: {module} has no function {name}")
     return found
-
-
-def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,9 @@ class Model:
 
     def fresh(self, precision: str = "float32", mode: str = "evaluation") -> nn.Module:
         """Another model. In training only dropout stays off: two frameworks draw other numbers."""
-        try:
-            model = self.builder()
-        except Exception as error:  # the user's code
-            raise UserError(f"{self.address}: raised {_said(error)}") from error
+        builder = self.builder
+        with _theirs(f"{self.address}: raised …"):
+            model = builder()
         if isinstance(model, type) or not callable(model) or not hasattr(model, "named_modules"):
             raise UserError(f"{self.address}: gave a {type(model).__name__}, not a module of {backend.NAME}")
         if self.values is not None:
@@ -86,25 +89,15 @@ class Model:
 
     def run(self, inputs: Sequence[np.ndarray], precision: str, mode: str) -> "Run":
         """Forward, and the gradient of the seeded scalar of the outputs in every trained parameter."""
-        model = self.fresh(precision, mode)
-        before = {name: np.array(array) for name, array in state(model).items()}
-        given = [backend.tensor(array.astype(precision) if array.dtype.kind == "f" else array) for array in inputs]
-        try:
-            _, outputs = tree.take_apart(model(*given), layers.is_tensor, "output")
-        except Exception as error:  # the user's code
-            raise UserError(f"{self.address}: its forward raised {_said(error)} in {mode}, {precision}") from error
-        arrays = {name: np.array(backend.numpy(value)) for name, value in outputs.items()}
-        ends = {name: value for name, value in outputs.items() if layers.differentiable(value)}
-        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        gradients: Arrays = {}
-        if ends and trained:
-            try:
-                found = backend.grad(layers.seeded_scalar(mode, ends, arrays), list(trained.values()))
-            except Exception as error:  # the user's code again
-                raise UserError(f"{self.address}: its backward raised {_said(error)} in {mode}, {precision}") from error
-            gradients = {name: np.array(backend.numpy(value)) for name, value in zip(trained, found, strict=True)}
-        after = {name: np.array(array) for name, array in state(model).items() if name not in trained}
-        return Run(arrays, gradients, before, after)
+        model, where = self.fresh(precision, mode), f"raised … in {mode}, {precision}"
+        before, trained = copied(state(model)), measuring.parameters(model)
+        with _theirs(f"{self.address}: its forward {where}"):
+            outputs = measuring.run(model, [cast(array, precision) for array in inputs])
+        values = copied(measuring.arrays(outputs))
+        with _theirs(f"{self.address}: its backward {where}"):
+            gradients = copied(measuring.arrays(measuring.seeded_gradients(mode, outputs, values, trained)))
+        after = {name: array for name, array in copied(state(model)).items() if name not in trained}
+        return Run(values, gradients, before, after)
 
 
 @dataclass(frozen=True)
@@ -117,19 +110,23 @@ class Run:
     after: Arrays
 
 
+def copied(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """PyTorch's arrays are views of what goes on changing."""
+    return {name: np.array(array, order="C") for name, array in arrays.items()}
+
+
 def state(model: nn.Module) -> Arrays:
     """Every entry once: what is tied stands under its first name."""
-    tied = (
-        {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-        if hasattr(model, "named_buffers")
-        else None
-    )
-    return {name: backend.numpy(value) for name, value in backend.named_state(model) if tied is None or name in tied}
+    found = measuring.arrays(dict(backend.named_state(model)))
+    if not hasattr(model, "named_buffers"):
+        return found
+    first = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return {name: array for name, array in found.items() if name in first}
 
 
 def side_of(model: nn.Module) -> names.Side:
     """What the model consists of."""
-    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    trained = measuring.parameters(model)
     entries = tuple(
         names.Entry(name, array.shape, name in trained, _look(array), hashlib.sha256(array.tobytes()).hexdigest())
         for name, array in state(model).items()
@@ -167,33 +164,26 @@ def varied(values: Arrays) -> tuple[Arrays, list[str]]:
 def original(port: Port, side: ModuleType = backend) -> None:
     """Measure the original: weights, layers, records."""
     inputs, model = port.arrays(), Model(port.torch).fresh()
-    held = side_of(model)
-    first = {name: np.array(array) for name, array in state(model).items()}
+    held, first = side_of(model), copied(state(model))
     _finite(port.torch, "its entry", first)
-    values, replaced = varied({name: array for name, array in first.items()})
+    values, replaced = varied(first)
     with record.atomic(port.weights) as temporary:
-        temporary.write_bytes(
-            safetensors.numpy.save({name: np.array(array, order="C") for name, array in values.items()})
-        )
+        temporary.write_bytes(safetensors.numpy.save(copied(values)))
     chosen = Model(port.torch, values)
     for mode, stage in STAGES.items():
-        with record.measure(stage, port.name, port.records, inputs=port.files, seed=port.seed, side=side) as out:
-            build = partial(chosen.fresh, mode=mode)
-            out.fields |= {"case": port.case()} | layers.reference(build, inputs, port.layers(mode))
+        with _measured(port, side, stage) as out:
+            out.fields |= layers.reference(partial(chosen.fresh, mode=mode), inputs, port.layers(mode))
     runs = _runs(chosen, inputs)
     for mode in MODES:
         _finite(port.torch, f"in {mode} its output", runs["float32", mode].outputs)
     if not runs["float32", "evaluation"].outputs:
         raise UserError(f"{port.torch}: its forward gives no tensor")
     trained = runs["float32", "training"]
-    moved = [
-        name
-        for name, array in trained.after.items()
-        if array.dtype.kind == "f" and not np.array_equal(array, trained.before[name])
-    ]
+    floats = {name: array for name, array in trained.after.items() if array.dtype.kind == "f"}
+    moved = [name for name, array in floats.items() if not np.array_equal(array, trained.before[name])]
     fields = {"modules": names.plain(held), "replaced": replaced, "statistics": moved}
     identity = {entry.name: entry.name for entry in held.entries}
-    _write(port, side, fields, runs, identity, held, values, "full", _repeats(chosen, inputs))
+    _write(port, side, fields, runs, identity, held, "full", _repeats(chosen, inputs))
 
 
 def candidate(port: Port, side: ModuleType = backend) -> None:
@@ -201,12 +191,9 @@ def candidate(port: Port, side: ModuleType = backend) -> None:
     inputs = port.arrays()
     theirs = record.read(port.record("torch", "convert")).fields
     ours, mine = names.Side.of(theirs["modules"]), side_of(Model(port.jittor).fresh())
-    if port.names:
-        paired = names.read(Path(port.names), ours, mine)
-        paired.write(port.map)
-    else:
-        paired = names.infer(ours, mine)
-        paired.write(port.map)
+    paired = names.read(Path(port.names), ours, mine) if port.names else names.infer(ours, mine)
+    paired.write(port.map)
+    if not port.names:
         names.check(paired, mine, port.map)
     weights = safetensors.numpy.load_file(port.weights)
     chosen = Model(port.jittor, {other: weights[name] for name, other in paired.state.items()})
@@ -214,23 +201,17 @@ def candidate(port: Port, side: ModuleType = backend) -> None:
     expected = record.read(port.record("torch", "forward")).fields["outputs"]
     found = list(runs["float32", "evaluation"].outputs)
     if sorted(found) != sorted(expected):
-        raise UserError(
-            f"{port.jittor}: its output has the tensors {', '.join(found)}, the original's {', '.join(expected)}"
-        )
+        said = f"its output has the tensors {', '.join(found)}, the original's {', '.join(expected)}"
+        raise UserError(f"{port.jittor}: {said}")
     precisions = tuple(dict.fromkeys(precision for precision, _ in runs))
     for mode, stage in STAGES.items():
-        with record.measure(stage, port.name, port.records, inputs=port.files, seed=port.seed, side=side) as out:
-            found = layers.candidate(
-                partial(chosen.fresh, mode=mode),
-                inputs,
-                port.layers(mode),
-                paired.modules,
-                precisions,
-                entries=paired.state,
-                float64="partial",
+        with _measured(port, side, stage) as out:
+            build, captured = partial(chosen.fresh, mode=mode), port.layers(mode)
+            out.fields |= layers.candidate(
+                build, inputs, captured, paired.modules, precisions, entries=paired.state, float64="partial"
             )
-            script = reproduction(port, mode, found, paired.state)
-            out.fields |= {"case": port.case()} | found | {"reproduction": str(script) if script else None}
+            script = reproduction(port, mode, out.fields, paired.state)
+            out.fields["reproduction"] = str(script) if script else None
     fields = {
         "names": dict(paired.state),
         "how": dict(paired.how),
@@ -238,35 +219,28 @@ def candidate(port: Port, side: ModuleType = backend) -> None:
         "left_over": list(paired.extra),
         "statistics": theirs["statistics"],
     }
-    _write(port, side, fields, runs, paired.state, mine, chosen.values, "partial", {})
+    _write(port, side, fields, runs, paired.state, mine, "partial", {})
 
 
 def reproduction(port: Port, mode: str, fields: Mapping[str, Any], state: Mapping[str, str]) -> Path | None:
-    """Write the script that runs the first diverging layer alone; None where none diverges, or it can't be run alone."""
-    found = divergence.localise(fields)
-    layer = found.first("forward") or found.first("backward")
-    call = next((c for c in fields["layers"] if layer and (c["path"], c["call"]) == (layer.path, layer.call)), None)
-    if layer is None or call["unable"]:
+    """Write the script that runs the first diverging layer alone; None where there is none, or it can't be."""
+    call = divergence.first_alone(fields)
+    if call is None:
         return None
+    start = f"{call['path']}." if call["path"] else ""
+    other = f"{call['as']}." if call["as"] else ""
     inside = {
-        _local(name, layer.path): _local(other, call["as"])
-        for name, other in state.items()
-        if name.startswith(f"{layer.path}." if layer.path else "")
+        name.removeprefix(start): theirs.removeprefix(other) for name, theirs in state.items() if name.startswith(start)
     }
-    builders = {"torch": (port.torch, layer.path), "jittor": (port.jittor, call["as"])}
     return scripts.write(
         port.layers(mode),
-        layer.path,
+        call["path"],
         port.root / "reproduce" / mode,
-        builders,
-        layer.call,
+        {"torch": (port.torch, call["path"]), "jittor": (port.jittor, call["as"])},
+        call["call"],
         "eval" if mode == "evaluation" else "train",
         {"jittor": inside},
     )
-
-
-def _local(name: str, path: str) -> str:
-    return name.removeprefix(f"{path}.") if path else name
 
 
 def _runs(model: Model, inputs: Sequence[np.ndarray], optional: Sequence[str] = ()) -> dict[tuple[str, str], Run]:
@@ -289,16 +263,18 @@ def _finite(address: str, what: str, arrays: Arrays) -> None:
 def _repeats(model: Model, inputs: Sequence[np.ndarray]) -> Arrays:
     """Gradients under inputs moved by one rounding: how far the original lies from itself, as `capture` has it."""
     found: Arrays = {}
-    for index in range(REPEATS):
-        moved = [
-            array * (1 + np.float32(ROUNDING) * seeded_input(f"repeat_{index}", array.shape))
-            if array.dtype.kind == "f"
-            else array
-            for array in inputs
-        ]
-        gradients = model.run(moved, "float32", "training").gradients
-        found |= {f"repeat/{index}/gradient/training/{name}": array for name, array in gradients.items()}
+    for draw in range(REPEATS):
+        given = perturbed({f"input {i}": array for i, array in enumerate(inputs)}, draw)
+        gradients = model.run(list(given.values()), "float32", "training").gradients
+        found |= {f"repeat/{draw}/gradient/training/{name}": array for name, array in gradients.items()}
     return found
+
+
+@contextmanager
+def _measured(port: Port, side: ModuleType, stage: str) -> Iterator[record.Measurement]:
+    with record.measure(stage, port.name, port.records, inputs=port.files, seed=port.seed, side=side) as out:
+        out.fields["case"] = port.case()
+        yield out
 
 
 def _write(
@@ -308,68 +284,47 @@ def _write(
     runs: Mapping[tuple[str, str], Run],
     paired: Mapping[str, str],
     held: names.Side,
-    values: Mapping[str, np.ndarray],
     float64: str,
     more: Arrays,
 ) -> None:
-    """The records; entries under the original's names, those of the port alone under "port: <name>"."""
+    """The records; entries under the original's names, those of the port alone under "port: <name>".
+
+    A framework's own module may fall to float32 in places of a float64 run: its arrays are stored in the run's
+    precision.
+    """
     named = {other: name for name, other in paired.items()}
     loaded, trained = runs["float32", "evaluation"].before, {entry.name for entry in held.entries if entry.trained}
     extra = [entry.name for entry in held.entries if entry.name not in named and entry.trained]
     named |= {name: f"port: {name}" for name in extra}
-    rows = [
-        [
-            named[other],
-            list(loaded[other].shape),
-            str(loaded[other].dtype),
-            "param" if other in trained else "buffer",
-            hashlib.sha256(loaded[other].tobytes()).hexdigest(),
-        ]
-        for other in [*paired.values(), *extra]
-        if not other.endswith(names.COUNTER)
-    ]
-    common = {"case": port.case(), "float64": float64, "without": list(WITHOUT)}
-    with record.measure("convert", port.name, port.records, inputs=port.files, seed=port.seed, side=side) as out:
-        out.fields |= (
-            common
-            | {"missing": [], "left_over": [], "misshapen": [], "not_finite": [], "round_trip": {}}
-            | dict(fields)
-        )
+    entries = [other for other in [*paired.values(), *extra] if not other.endswith(names.COUNTER)]
+    common = {"float64": float64, "without": [*WITHOUT, *([] if fields["statistics"] else ["batch_norm"])]}
+    with _measured(port, side, "convert") as out:
+        out.fields |= common | dict.fromkeys(("missing", "misshapen", "not_finite"), []) | {"round_trip": {}} | fields
         out.fields |= {
             "left_over": extra,
-            "state": rows,
+            "state": measuring.entries(
+                {named[name]: loaded[name] for name in entries}, {named.get(name) for name in trained}
+            ),
             "parameters": sum(int(loaded[name].size) for name in trained),
             "norm_layers": len({name.rpartition(".")[0] for name in fields["statistics"]}),
-            "coverage": {"loaded": len(values), "total": len(values) + len(out.fields["missing"])},
+            "coverage": {"loaded": len(paired), "total": len(paired) + len(out.fields["missing"])},
         }
-    with record.measure("forward", port.name, port.records, inputs=port.files, seed=port.seed, side=side) as out:
+    with _measured(port, side, "forward") as out:
         out.fields |= common | {"outputs": list(runs["float32", "evaluation"].outputs), "depth": []}
         out.arrays |= {
-            f"{precision}/{mode}/{name}": _stored(array, precision)
+            f"{precision}/{mode}/{name}": cast(array, precision)
             for (precision, mode), run in runs.items()
             for name, array in run.outputs.items()
         }
-    with record.measure("loss", port.name, port.records, inputs=port.files, seed=port.seed, side=side) as out:
+    with _measured(port, side, "loss") as out:
         out.fields |= common
-        if not fields["statistics"]:
-            out.fields["without"].append("batch_norm")
         out.arrays |= more
         for (precision, mode), run in runs.items():
-            out.arrays |= {
-                f"{precision}/gradient/{mode}/{named[name]}": _stored(array, precision)
-                for name, array in run.gradients.items()
-            }
+            found = {f"gradient/{mode}/{named[name]}": array for name, array in run.gradients.items()}
             if mode == "training":
-                out.arrays |= {
-                    f"{precision}/bn/{named[name]}": _stored(array, precision)
-                    for name, array in run.after.items()
-                    if named.get(name) in fields["statistics"]
-                }
-
-
-def _stored(array: np.ndarray, precision: str) -> np.ndarray:
-    """Real numbers in the run's precision: a framework's own module may fall to float32 in places."""
-    return array.astype(precision) if array.dtype.kind == "f" else array
+                known = {named.get(name): array for name, array in run.after.items()}
+                found |= {f"bn/{name}": known[name] for name in fields["statistics"] if name in known}
+            out.arrays |= {f"{precision}/{name}": cast(array, precision) for name, array in found.items()}
 
 
 def main() -> int:

@@ -139,7 +139,7 @@ def equivalence(pair: Pair) -> Answer:
         matches = pair.arrays(f"matches/{weights}/").values()
         try:
             held = map(bootstrap.restored, matches, pair.fields("images"))
-            found[weights] = bootstrap.compare(*held)
+            found[weights] = bootstrap.difference(*held)
         except ValueError as error:
             rows.append(fault(f"{weights} weights", "difference of mAP", str(error)))
             continue

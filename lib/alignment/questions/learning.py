@@ -8,7 +8,6 @@ from lib.alignment import datastages
 from lib.alignment import lockstep as engine
 from lib.alignment import trajectory as bands
 from lib.alignment.compare import compare_sets, norm
-from lib.alignment.datastages import Stage
 from lib.alignment.decisions import excuse, nearness
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions.pair import Pair, identical, of_one_case
@@ -28,8 +27,7 @@ from lib.alignment.verdict import Answer, Row, Verdict, decisions, fault, judge_
 
 def data(pair: Pair) -> Answer:
     """The first batch's way from the files: each image decoded, each function of its augmentation, batch, targets."""
-    theirs, ours = ([Stage(name, digests) for name, digests in held] for held in pair.fields("data"))
-    answer = pair.conclude(datastages.compare(theirs, ours))
+    answer = pair.conclude(datastages.differences(*pair.fields("data")))
     if first := datastages.first_difference(answer.rows):
         return replace(answer, reason="data_differs", values=answer.values | {"first": first})
     return answer
@@ -149,7 +147,7 @@ def lockstep(pair: Pair) -> Answer:
     """Every quantity of every step of two trainings side by side, with the same gradients fed to both and their own."""
     rows, first = [pair.same("batches", "batches")], None
     for mode in ("fed", "native"):
-        result = engine.compare(*pair.fields(mode), tuple(pair.arrays(f"{mode}/").values()))
+        result = engine.side_by_side(*pair.fields(mode), tuple(pair.arrays(f"{mode}/").values()))
         rows += [replace(row, name=f"{mode}, {row.name}") for row in result.rows()]
         if first is None and (apart := result.first()):
             kind, tensor = apart.kind.replace("_", " "), apart.rows[0].name
@@ -175,13 +173,13 @@ def trajectory(pair: Pair) -> Answer:
     held, own = pair.field(pair.a, "curves"), pair.field(pair.b, "curves", "own")
     controls, off = held["controls"], held["off"]
     band = bands.band([run["loss"] for run in controls])
-    rows = [pair.same("batches", "curves", "batches"), bands.judge("loss", band, own["loss"])]
+    rows = [pair.same("batches", "curves", "batches"), bands.inside("loss", band, own["loss"])]
     inside = rows[-1].passed is not False or band.fault == bands.TOO_WIDE
     rows.append(bands.sensitivity("loss", band, off["loss"]))
     telling = rows[-1].passed and not band.fault
     parts = {name: bands.band([run[name] for run in controls]) for name in controls[0] if name != "loss"}
     rows += [
-        replace(bands.judge(name, part, own.get(name, ())), passed=None)
+        replace(bands.inside(name, part, own.get(name, ())), passed=None)
         for name, part in parts.items()
         if not part.fault
     ]
