@@ -235,7 +235,7 @@ def test_a_run_is_resumed_only_with_the_very_same_inputs(project):
 
 
 def test_an_edit_while_a_job_runs_is_not_taken_for_done(project, monkeypatch):
-    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):  # what a job sets for its kernel, undone afterwards
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RECORD_COMMAND", "RECORD_RESTARTS"):  # what a job sets for its kernel, undone afterwards
         monkeypatch.setenv(name, "1")
     notebook(project / "notebooks/10_data.ipynb", "from lib import data", "open('lib/data.py', 'a').write('# edited')",
              parameters="train_images = 1")
@@ -311,7 +311,7 @@ def test_a_dry_run_and_a_change_behind_its_back_are_told(project):
 
 def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
     """It writes no record; what runs its model on its side waits for it, and nothing depends on what it wrote."""
-    for name in ("OMP_NUM_THREADS", "RECORD_COMMAND", "RECORD_RESTARTS"):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RECORD_COMMAND", "RECORD_RESTARTS"):
         monkeypatch.setenv(name, "1")
     (project / "lib" / "backend" / "ready.py").write_text(
         "import sys\nopen('ready', 'w').write(' '.join(sys.argv[1:]))\nsys.exit(len(sys.argv) < 4)")

@@ -43,6 +43,15 @@ def test_every_profile_gives_a_plan(project, profile):
     assert "train_rtdetr_r18vd_torch" in jobs and "compare_all_none" in jobs
 
 
+def test_threads_sleep_where_jobs_share_the_cores_and_spin_where_one_has_them_all(project):
+    def policies(cores):
+        jobs = pipeline.plan(replace(REQUEST, models=REQUEST.models[:1], cores=cores))
+        return {job.stage.name: described(job)["wait_policy"] for job in jobs}
+
+    assert {name for name, policy in policies(2).items() if policy != "PASSIVE"} == {"speed"}
+    assert policies(2) == policies(4)  # else another number of cores would run every job again
+
+
 @pytest.mark.parametrize("profile, missing, asks", [
     ("coco_subset", "data", "DATA="), ("coco_subset_80", "data", "DATA="), ("finetune_50", "data", "DATA="),
     ("finetune_50", "weights", "WEIGHTS=.*BACKBONE="),

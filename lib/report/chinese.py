@@ -73,7 +73,7 @@ TEXTS = {
     "package": "软件包",
     "git_commit": "代码提交",
     "device": "设备",
-    "record": "记录", "command": "命令", "versions": "版本", "seed": "随机种子", "threads": "线程", "started": "开始时间（UTC）",
+    "record": "记录", "command": "命令", "versions": "版本", "seed": "随机种子", "threads": "线程", "wait_policy": "线程等待方式", "started": "开始时间（UTC）",
     "wall_seconds": "秒", "peak_rss_mib": "峰值 MiB",
     # themes
     "theme_parts": "结构与数据", "theme_answers": "输出", "theme_learning": "学习", "theme_result": "结果", "theme_cost": "开销",

@@ -78,7 +78,7 @@ TEXTS = {
     "package": "Package",
     "git_commit": "Commit",
     "device": "Device",
-    "record": "Record", "command": "Command", "versions": "Versions", "seed": "Seed", "threads": "Threads", "started": "Started (UTC)",
+    "record": "Record", "command": "Command", "versions": "Versions", "seed": "Seed", "threads": "Threads", "wait_policy": "Threads wait", "started": "Started (UTC)",
     "wall_seconds": "Seconds", "peak_rss_mib": "Peak MiB",
     # themes
     "theme_parts": "Parts and data", "theme_answers": "Answers", "theme_learning": "Learning", "theme_result": "Result", "theme_cost": "Cost",

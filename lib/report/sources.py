@@ -12,7 +12,7 @@ from lib.report.messages import Messages
 
 STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss", "train", "lockstep", "evaluate", "speed", "compare", "gaps")
 SIDES = ("published", "torch", "jittor", "none")
-COLUMNS = ("started", "wall_seconds", "peak_rss_mib", "threads", "seed", "device", "git_commit", "command")  # of the provenance
+COLUMNS = ("started", "wall_seconds", "peak_rss_mib", "threads", "wait_policy", "seed", "device", "git_commit", "command")  # of the provenance
 
 
 @dataclass(frozen=True)
