@@ -77,6 +77,7 @@ class Divergence:
         """
         side = "output" if direction == "forward" else "input_gradient"
         own = [layer.own.get((direction, "float32")) for layer in self.layers]
+        blamed = self.blamed(direction)
         return {
             "name": [layer.name for layer in self.layers],
             "leaf": [layer.leaf for layer in self.layers],
@@ -84,7 +85,7 @@ class Divergence:
             "gate": [row and _relative(row, row.gate) for row in own],
             "inherited": [layer.inherited.get(side) for layer in self.layers],
             "noise": [layer.noise.get(side) for layer in self.layers],
-            "blamed": [layer in self.blamed(direction) for layer in self.layers],
+            "blamed": [layer in blamed for layer in self.layers],
         }
 
 
@@ -96,7 +97,8 @@ def localise(fields: Mapping[str, Any]) -> Divergence:
         Layer(call["path"], call["call"], call["kind"], call["leaf"], _own(call, shared, factor), _numbers(call["inherited"]),
               _numbers(call["noise"])) for call in fields["layers"]
     ]  # fmt: skip
-    layers = [replace(layer, own=_held_to_the_largest(layer, _largest(layers))) for layer in layers]
+    largest = _largest(layers)
+    layers = [replace(layer, own=_held_to_the_largest(layer, largest)) for layer in layers]
     extra = [] if fields["mapped"] else fields["apart"]["candidate"]
     faults = [fault(path, "module", "left over: the reference has no such module") for path in extra]
     if not layers:

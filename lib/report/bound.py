@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import BaseModel
 
 from lib import tables
 from lib.errors import UserError
@@ -58,8 +59,9 @@ def bound(value: Any, ref: str, words: Messages) -> Markup:
 
 def field(record: Record, words: Messages, *keys: str | int) -> Markup:
     """A field of a record, bound: `field(record, words, "provenance", "machine", "cpu")`."""
-    value: Any = record.model_dump(mode="json")
-    for key in keys:
+    value: Any = getattr(record, keys[0])
+    value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value  # not the whole record for one number
+    for key in keys[1:]:
         value = value[key]
     return bound(value, pointer(record.run_id, *keys), words)
 
