@@ -270,6 +270,23 @@ def test_optimiser_kernels_are_the_plain_formulation(name, data):
         assert np.abs(B.numpy(kernel) - B.numpy(plain)).max() < 1e-6
 
 
+@pytest.mark.skipif(B.NAME != "torch", reason="PyTorch's compiler")
+def test_training_and_profiling_do_not_import_the_compiler():
+    """2 s of each process, for guards against what nothing here does."""
+    code = """
+import sys
+import numpy as np
+from lib import backend as B
+leaf = B.nn.Parameter(B.tensor(np.ones(3, np.float32)))
+for kind in (B.AdamW, B.SGD):
+    B.profile(lambda: kind([{"parameters": [("x", leaf)]}], lr=0.1).step(B.grad(B.sum(leaf * leaf), [leaf])))
+assert B.numpy(leaf).max() < 1
+print({"torch._dynamo", "torch._inductor"} & set(sys.modules))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "set()"
+
+
 @pytest.mark.parametrize("make, reference", [
     (lambda groups: B.AdamW(groups, lr=.01), reference_adamw),
     (lambda groups: B.SGD(groups, lr=.01, momentum=.9, nesterov=True), reference_sgd),
