@@ -5,7 +5,7 @@ Boxes are centre, width, height as parts of the image. Letters: q queries, g box
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy  # its parts come when they are asked for: optimize takes 0.3 s, which only RT-DETR's matcher needs
 
 from lib import boxes as geometry
 from lib.errors import UserError
@@ -27,7 +27,7 @@ class Matching:
 
 def match(logits: np.ndarray, boxes: np.ndarray, labels: np.ndarray, gt_boxes: np.ndarray) -> Matching:
     """The assignment with the smallest total cost of an image's predictions (q, k), (q, 4) to its boxes (g,), (g, 4)."""
-    return Matching(*linear_sum_assignment(costs(logits, boxes, labels, gt_boxes)))
+    return Matching(*scipy.optimize.linear_sum_assignment(costs(logits, boxes, labels, gt_boxes)))
 
 
 def costs(logits: np.ndarray, boxes: np.ndarray, labels: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
@@ -44,12 +44,12 @@ def costs(logits: np.ndarray, boxes: np.ndarray, labels: np.ndarray, gt_boxes: n
 
 def second_best_gap(cost: np.ndarray) -> float:
     """How much more the second cheapest assignment costs; infinite if there is no other."""
-    pairs = list(zip(*linear_sum_assignment(cost)))
+    pairs = list(zip(*scipy.optimize.linear_sum_assignment(cost)))
     best, others = sum(cost[pair] for pair in pairs), [np.inf]
     for pair in pairs if cost.size > 1 else ():     # every other assignment leaves out at least one of the pairs
         without = cost.astype(np.float64)
         without[pair] = np.inf
-        others.append(without[linear_sum_assignment(without)].sum())
+        others.append(without[scipy.optimize.linear_sum_assignment(without)].sum())
     return float(min(others) - best)
 
 
