@@ -18,7 +18,6 @@ class Average:
     def update(self, count: int) -> None:
         """Take in the model's present values; `count` is the number of optimiser steps done (from 1)."""
         new = self._recipe.average_weight(count)
-        shares: dict[str, tuple] = {}  # by type, as tensors: a Python number in Jittor would be float32 among float64
         with backend.no_grad():
             for name, value in backend.named_state(self._model):
                 if name in self._counters:
@@ -26,10 +25,8 @@ class Average:
                     self._counters[name] = np.trunc(mixed).astype(self._counters[name].dtype)
                 else:
                     held = self._values[name]
-                    kind = str(held.dtype).rpartition(".")[2]
-                    if kind not in shares:
-                        shares[kind] = tuple(backend.tensor(np.full(1, share, kind)) for share in (1 - new, new))
-                    kept, taken = shares[kind]
+                    # As tensors: a Python number in Jittor would be float32 among float64.
+                    kept, taken = (backend.tensor(np.full(1, share, str(held.dtype).rpartition(".")[2])) for share in (1 - new, new))
                     self._values[name] = held * kept + value * taken
 
     def state(self) -> dict[str, np.ndarray]:
