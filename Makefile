@@ -12,7 +12,7 @@ TESTS ?=
 SIDE ?= torch
 SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
-ALIGN = $(or $(PYTHON),$(error no Python 3 on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine.environment
+ALIGN = $(or $(PYTHON),$(error no Python 3 on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
 .PHONY: help report handin slides example exam test lab envs locks doctor system clean
 help:
@@ -29,7 +29,7 @@ help:
 
 report: envs
 	@$(ALIGN) system --if-possible
-	@$(ALIGN) run torch -m lib.machine.pipeline report --profile '$(PROFILE)' --models '$(MODELS)' --data '$(DATA)' --weights '$(WEIGHTS)' --backbone '$(BACKBONE)' --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
+	@$(ALIGN) run torch -m lib.machine.pipeline --profile '$(PROFILE)' --models '$(MODELS)' --data '$(DATA)' --weights '$(WEIGHTS)' --backbone '$(BACKBONE)' --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
 
 handin: envs
 	@$(ALIGN) run torch -m lib handin reports/$(PROFILE) --language $(SPOKEN)

@@ -286,10 +286,10 @@ class Worker:
 
 
 def _variables(side: str, python: str | Path, threads: int) -> dict[str, str]:
-    """The environment's own variables, and the same number of threads and way of waiting for every worker."""
+    """The environment's own variables, the same number of threads for every worker; they wait as this process does."""
     folder = Path(python).parent.parent
     alike = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    return {**environment.process_environment(environment.named(side), folder), **alike, "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**environment.process_environment(environment.named(side), folder), **alike}
 
 
 def benchmark(

@@ -79,6 +79,7 @@ class Provenance(_Part):
     versions: dict[str, str]
     seed: int | None
     threads: int
+    wait_policy: str = "unknown"  # of OpenMP's threads, see `wait_policy`
     device: str
     machine: Machine
     cache_path: str | None
@@ -284,6 +285,7 @@ def measure(
         versions=_versions(side),
         seed=seed,
         threads=threads(),
+        wait_policy=wait_policy(),
         device=side.device() if side else "cpu",
         machine=machine(),
         cache_path=side.cache_path() if side else None,
@@ -311,6 +313,11 @@ def threads() -> int:
     """How many threads the kernels may use: OMP_NUM_THREADS, else the cores this process may run on."""
     stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(stated) if stated.isdigit() else len(os.sched_getaffinity(0))
+
+
+def wait_policy() -> str:
+    """How a thread waits for its team: "passive" sleeps, "active" spins, "default" spins for a few milliseconds."""
+    return os.environ.get("OMP_WAIT_POLICY", "default").lower()
 
 
 def machine() -> Machine:

@@ -500,3 +500,20 @@ def test_small_cross_entropies_survive_in_arrays_of_any_length(count):
     x = np.full(count, 20, np.float32)
     loss = B.numpy(B.binary_cross_entropy_with_logits(B.tensor(x), B.tensor(np.ones_like(x)), reduction="none"))
     np.testing.assert_allclose(loss, math.log1p(math.exp(-20)), rtol=1e-6)
+
+
+@pytest.mark.skipif(B.NAME != "torch", reason="PyTorch's compiler")
+def test_training_and_profiling_do_not_import_the_compiler():
+    """2 s of each process, for guards against what nothing here does."""
+    code = """
+import sys
+import numpy as np
+from lib import backend as B
+leaf = B.nn.Parameter(B.tensor(np.ones(3, np.float32)))
+for kind in (B.AdamW, B.SGD):
+    B.profile(lambda: kind([{"parameters": [("x", leaf)]}], lr=0.1).step(B.grad(B.sum(leaf * leaf), [leaf])))
+assert B.numpy(leaf).max() < 1
+print({"torch._dynamo", "torch._inductor"} & set(sys.modules))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "set()"

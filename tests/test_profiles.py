@@ -112,6 +112,15 @@ def test_a_folder_without_one_clear_file_to_choose_from_is_named(tmp_path):
         sets.prepare(str(tmp_path / "chosen"), 0, 1, 1, str(tmp_path), 0)
 
 
+def test_threads_sleep_where_jobs_share_the_cores_and_spin_where_one_has_them_all(project):
+    def policies(cores):
+        jobs = pipeline.plan(replace(REQUEST, models=REQUEST.models[:1], cores=cores))
+        return {job.stage.name: described(job)["wait_policy"] for job in jobs}
+
+    assert {name for name, policy in policies(2).items() if policy != "PASSIVE"} == {"speed"}
+    assert policies(2) == policies(4)  # else another number of cores would run every job again
+
+
 def test_lessons_write_into_a_folder_of_their_own():
     """A notebook that is run by hand with its defaults writes nothing into what `make report` keeps."""
     for path in (ROOT / "notebooks").rglob("[0-9]*.ipynb"):

@@ -194,3 +194,10 @@ def test_threads_are_those_the_kernels_get(monkeypatch):
     assert record.threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert record.threads() == len(os.sched_getaffinity(0))
+
+
+def test_how_threads_wait_is_recorded_as_openmp_reads_it(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert record.wait_policy() == "default"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert record.wait_policy() == "passive"

@@ -79,6 +79,7 @@ class Divergence:
         """
         side = "output" if direction == "forward" else "input_gradient"
         own = [layer.own.get((direction, "float32")) for layer in self.layers]
+        blamed = self.blamed(direction)
         return {
             "name": [layer.name for layer in self.layers],
             "leaf": [layer.leaf for layer in self.layers],
@@ -86,7 +87,7 @@ class Divergence:
             "gate": [row and _relative(row, row.gate) for row in own],
             "inherited": [layer.inherited.get(side) for layer in self.layers],
             "noise": [layer.noise.get(side) for layer in self.layers],
-            "blamed": [layer in self.blamed(direction) for layer in self.layers],
+            "blamed": [layer in blamed for layer in self.layers],
         }
 
 

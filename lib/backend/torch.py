@@ -4,6 +4,7 @@ Twin of `jittor.py`.
 """
 
 import ctypes as _ctypes
+import inspect as _inspect
 import os as _os
 
 import numpy as _np
@@ -116,10 +117,8 @@ def grid_sample(x: _torch.Tensor, grid: _torch.Tensor) -> _torch.Tensor:
 
 def profile(call) -> list[tuple[str, float, int]]:
     """(operator, own milliseconds, calls) of one `call()`, slowest first."""
-    activities = [_torch.profiler.ProfilerActivity.CPU]
-    if _device == "cuda":
-        activities.append(_torch.profiler.ProfilerActivity.CUDA)
-    with _torch.profiler.profile(activities=activities) as run:
+    # Not torch.profiler, which imports all of PyTorch's compiler first: 2 s.
+    with _torch.autograd.profiler.profile(use_device=None if _device == "cpu" else _device) as run:
         call()
         sync()
     own = "self_device_time_total" if _device == "cuda" else "self_cpu_time_total"
@@ -138,6 +137,12 @@ def give_back() -> None:
         _ctypes.CDLL(None).malloc_trim(0)
 
 
+def _uncompiled(kind: type) -> type:
+    """PyTorch's optimiser without its guards against torch.compile, the first of which imports all of it: 2 s."""
+    guarded = ("add_param_group", "step", "zero_grad")
+    return type(kind.__name__, (kind,), {name: _inspect.unwrap(getattr(kind, name)) for name in guarded})
+
+
 class _Optimiser:
     """A PyTorch optimiser fed with gradients, whose state has names.
 
@@ -146,7 +151,7 @@ class _Optimiser:
 
     def __init__(self, kind, groups, **options):
         self._names = [name for group in groups for name, _ in group["parameters"]]
-        self._optimiser = kind(
+        self._optimiser = _uncompiled(kind)(
             [{**group, "params": [t for _, t in group["parameters"]]} for group in groups], **options
         )
         for group in self._optimiser.param_groups:
@@ -162,7 +167,8 @@ class _Optimiser:
         """Update every parameter in place from gradients in the order of the groups."""
         for parameter, gradient in zip(self._tensors, gradients, strict=True):
             parameter.grad = gradient
-        self._optimiser.step()
+        with _torch.no_grad():
+            self._optimiser.step()
         self._optimiser.zero_grad()
 
     def state(self) -> dict[str, _np.ndarray]:

@@ -129,7 +129,6 @@ def variables(environment: Environment, folder: Path) -> dict[str, str]:
     jittor = {
         "cache_name": "alignment",  # else the git branch around the package names the cache
         "log_silent": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine a convolution takes 3 ms instead of 50
     }
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         jittor["nvcc_path"] = ""  # a broken CUDA toolkit must not stop a CPU run

@@ -38,6 +38,8 @@ def run(file: Path) -> None:
     if job["resumes"]:
         forget_other_run(Path(job["resumes"]), key)
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
+    if job["wait_policy"]:
+        os.environ["OMP_WAIT_POLICY"] = job["wait_policy"]
     os.environ["RECORD_COMMAND"] = f"python -m lib.machine.job {file}"
     print(f"[report] {title}: {what(job)} starts", flush=True)
     started = time.time()

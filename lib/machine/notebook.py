@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -237,6 +238,9 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     ProcessDied where the kernel's process ended by itself, UserError for any other failure. papermill's own record of
     what ran is not used: after a killed kernel it says "completed" for every cell.
     """
+    # jsonschema would compile a grammar of international addresses, longer than all else here takes to start, for a
+    # format that no notebook's schema has; it does without where the package can't be imported.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError

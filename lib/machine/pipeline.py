@@ -253,6 +253,9 @@ def make_job(
         "kernel": kernel,
         "environment": environment.location(environment.named(kernel)).name,
         "threads": threads,
+        # Of a thread that waits for its team: it sleeps where jobs share the cores (else a convolution takes 50 ms
+        # instead of 3), and spins for a while, as is usual, where one has them all, which is up to 1.8 times as fast.
+        "wait_policy": "" if threads == request.cores > 1 else "PASSIVE",
         "results": results,
         "resumes": str(report / "runs" / place) if stage.name == "train" else None,
         "done": str(done),

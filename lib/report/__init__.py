@@ -16,7 +16,17 @@ from lib.report.bound import anchor, badge_class
 from lib.report.messages import Messages
 from lib.report.page import Page
 
-ORIGIN = ("started", "wall_seconds", "peak_rss_mib", "threads", "seed", "device", "git_commit", "command")
+ORIGIN = (
+    "started",
+    "wall_seconds",
+    "peak_rss_mib",
+    "threads",
+    "wait_policy",
+    "seed",
+    "device",
+    "git_commit",
+    "command",
+)
 TEMPLATES = Path(__file__).parent / "templates"
 
 

@@ -50,9 +50,13 @@ static void product(bool turn_a, bool turn_b, int64_t m, int64_t n, int64_t k, c
 
 //// kernel matrix product: product, sizes
     // kernel: matrix product;
-    #pragma omp parallel for if(batch > 1)
-    for (int64_t i = 0; i < batch; i++)
-        product(turn_a, turn_b, m, n, k, in0_p + i * m * k, in1_p + i * k * n, 0, out_p + i * m * n);
+    if (batch == 1) {  // in a region of one thread too oneDNN would make and end a team of its own for each call
+        product(turn_a, turn_b, m, n, k, in0_p, in1_p, 0, out_p);
+    } else {
+        #pragma omp parallel for
+        for (int64_t i = 0; i < batch; i++)
+            product(turn_a, turn_b, m, n, k, in0_p + i * m * k, in1_p + i * k * n, 0, out_p + i * m * n);
+    }
 
 //// kernel linear layer: product, sizes
     // kernel: linear layer;
