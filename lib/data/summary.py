@@ -70,8 +70,7 @@ def loaders(dataset: coco.Dataset, models: Sequence[str], size: int, seed: int) 
     batch = min(8, len(dataset.images))
     chosen = {family(model): model for model in reversed(models)}
     return {
-        name: Loader(dataset, transforms.recipe(model), (size, size), batch, seed)
-        for name, model in chosen.items()
+        name: Loader(dataset, transforms.recipe(model), (size, size), batch, seed) for name, model in chosen.items()
     }
 
 
