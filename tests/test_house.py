@@ -184,6 +184,12 @@ def test_frameworks_live_in_the_backend(path):
     assert not list(asks_for_the_framework(tree)), "asks which framework runs"
 
 
+def test_jittor_is_imported_in_one_place_of_the_backend():
+    """What its import does to the process is undone there; a formatter may sort any other import before that one."""
+    backend = [path for path in SOURCES if inside_backend(path) and path.name != "jittor_import.py"]
+    assert not [path.name for path in backend if "jittor" in imports(ast.parse(path.read_text()))]
+
+
 def test_the_rules_see_a_breach():
     assert "torch" in imports(ast.parse("def f():\n    from torch import nn"))
     assert list(asks_for_the_framework(ast.parse("if backend.NAME == 'jittor': pass")))
