@@ -185,6 +185,12 @@ def test_lib_reads_notebooks_only_when_asked():
         assert "notebooks" not in set(imports(ast.parse(path.read_text()), nested=False)), path
 
 
+def test_jittor_is_imported_in_one_place_of_the_backend():
+    """What its import does to the process is undone there; a formatter may sort any other import before that one."""
+    backend = [path for path in SOURCES if inside_backend(path) and path.name != "jittor_import.py"]
+    assert not [path.name for path in backend if "jittor" in imports(ast.parse(path.read_text()))]
+
+
 def test_the_rules_see_a_breach():
     assert "torch" in imports(ast.parse("def f():\n    from torch import nn"))
     assert list(asks_for_the_framework(ast.parse("if backend.NAME == 'jittor': pass")))

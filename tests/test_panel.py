@@ -117,10 +117,10 @@ def test_a_marked_box_looks_different_in_grey():
 
 
 def test_an_annotation_has_no_score_and_small_images_are_enlarged():
-    from lib.evaluation.detection import classes
+    from lib.evaluation.detection import Classes
     from lib.show import drawing
 
-    painter, image = drawing.Painter(classes.Classes(("cup",), (1,))), np.full((60, 80, 3), [10, 128, 250], np.uint8)
+    painter, image = drawing.Painter(Classes(("cup",), (1,))), np.full((60, 80, 3), [10, 128, 250], np.uint8)
     told, annotated = np.array([[10, 30, 40, 55, score, 0] for score in (0.5, np.nan)])
     black = [(painter.paint(image, row[None]) == 0).all(2).sum() for row in (told, annotated)]
     assert black[0] > black[1] > 0, "a score is written"
