@@ -197,8 +197,8 @@ def scale_and_bias():
     }
 
 
-# --- accuracy in both precisions: each gives a function, its arguments, and a reference that, from the gradient dy of the
-# function's value and the arguments in float64, finds the value and the gradient of each argument
+# --- accuracy in both precisions: each gives a function, its arguments, and a reference that, from the gradient dy of
+# the function's value and the arguments in float64, finds the value and the gradient of each argument
 
 
 def module(kind, *options):

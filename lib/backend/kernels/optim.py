@@ -74,7 +74,7 @@ class _AdamW(_Optimiser):
 
     def state(self) -> dict[str, np.ndarray]:
         """With the number of steps of each parameter, as PyTorch keeps it."""
-        return super().state() | {f"{name}/step": np.float32(self._steps) for name in self._moments}
+        return {f"{name}/step": np.float32(self._steps) for name in self._moments} | super().state()
 
     def load_state(self, values: dict[str, np.ndarray]) -> None:
         """Continue from what `state` gave."""

@@ -35,17 +35,13 @@ class _Matmul(jt.Function):
 
 
 @on_cpu(jt.matmul)
-def _matmul(a, b):
-    return _Matmul()(a, b)
-
-
 def matmul(a, b):
     """a (…, m, k) times b (…, k, n) or (k, n); the batches are equal."""
     if b.ndim == 2 and a.ndim > 2:
         return matmul(a.reshape((-1, a.shape[-1])), b).reshape((*a.shape[:-1], b.shape[-1]))
     if a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"no product of shapes {a.shape} and {b.shape}")
-    return _matmul(a, b)
+    return _Matmul()(a, b)
 
 
 class _Linear(jt.Function):
