@@ -1,4 +1,7 @@
-"""The questions of the alignment report; each answers one pair of sides from their records, and runs no model.
+"""The questions of the alignment report; each answers one pair of sides from their records.
+
+Here belongs what is asked of which record and what becomes of the answer. No model runs here, and no row is judged by a
+rule of its own: those of tensors are `rows`, those of decisions `decisions`, of numbers `verdict`.
 
 Pairs with the published side: error against its float64 numbers <= K x its own float32 error. Where it gives statistics
 instead of a tensor, the gate follows from the tensor's: |norm(a) - norm(b)| <= norm(a - b), and a mean deviates by at

@@ -1,9 +1,10 @@
 """The published implementations as one more side: what they measured, and how anyone starts from the same state.
 
-One module per family says which seeded weights, inputs, boxes and phases its golden records were computed with
-(`case`), and brings the golden numbers into the vocabulary of the other sides' records (`STAGES`). The golden files
-hold whole tensors for some names and statistics (norm, mean, first values, size of the float32 error) for the rest;
-these become `fields["statistics"]`, keyed by the name that the other sides give the array.
+Here belongs what is known of golden records alone: nothing is measured or judged. One module per family says which
+seeded weights, inputs, boxes and phases its golden records were computed with (`case`), and brings the golden numbers
+into the vocabulary of the other sides' records (`STAGES`). The golden files hold whole tensors for some names and
+statistics (norm, mean, first values, size of the float32 error) for the rest; these become `fields["statistics"]`,
+keyed by the name that the other sides give the array.
 """
 
 from pathlib import Path
