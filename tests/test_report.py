@@ -19,7 +19,8 @@ from lib.alignment import questions, rosetta
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
 from lib.report import messages, pdf, pictures, verify
-from lib.report.page import THEMES, grouped
+from lib.report.bound import SHARED, records
+from lib.report.page import THEMES, Model, Section, grouped
 from lib.show import figures, figures_alignment, tables
 from notebooks.probes import PROBES
 
@@ -87,6 +88,15 @@ def test_headings_leave_out_no_level(page):
     found = parsed(page).headings
     assert found[0] == 1 and found.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(found, found[1:]))
+
+
+def test_a_question_alone_is_what_stands_in_the_page(judged, page):
+    """So a notebook can show it."""
+    words = messages.Messages("en")
+    shared, name = records(judged, SHARED, words), synthetic.MODEL
+    for question in ("losses", "divergence"):
+        section = Section(Model(judged, name, shared, words), question)
+        assert report.fill("question.html.j2", section=section, t=words).strip() in page
 
 
 def test_every_question_has_a_theme_and_words():

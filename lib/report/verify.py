@@ -29,16 +29,19 @@ class Element:
     """An element that says where its text comes from."""
 
     tag: str
-    attributes: dict[str, str | None]
+    attributes: dict[str, str]
     place: str  # the last anchor before it
-    link: dict[str, str | None] | None = None  # attributes of the reference around it
+    link: dict[str, str] | None = None  # attributes of the reference around it
     text: str = ""
+
+    def __getitem__(self, name: str) -> str:
+        """An attribute; nothing where it has none of that name."""
+        return self.attributes.get(name, "")
 
     @property
     def refs(self) -> list[str]:
         """What it refers to: a count refers to several lists."""
-        held = self.attributes.get("data-ref") or ""
-        return held.split(" ") if "data-count" in self.attributes else [held] if held else []
+        return self["data-ref"].split(" ") if self["data-count"] else [self["data-ref"]] if self["data-ref"] else []
 
 
 @dataclass
@@ -57,20 +60,20 @@ class Content(HTMLParser):
         self._place = ""
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        held = dict(attributes)
+        held = {name: value or "" for name, value in attributes}
         self._place = held.get("id") or self._place
         element = Element(tag, held, self._place)
         if tag == "html":
-            self.meta["lang"] = held.get("lang") or ""
+            self.meta["lang"] = element["lang"]
         if tag == "meta" and "name" in held:
-            self.meta[held["name"] or ""] = held.get("content") or ""
+            self.meta[held["name"]] = element["content"]
         self.scripts += tag == "script"
         if tag == "img":
-            figure = next((e.attributes.get("data-figure") for e in self._open if e.tag == "figure"), None)
-            self.figures.append((self._place, figure or "", self.get_starttag_text() or ""))
+            key = next((one["data-figure"] for one in self._open if one.tag == "figure"), "")
+            self.figures.append((self._place, key, self.get_starttag_text() or ""))
         if "data-ref" in held or tag == "data":
-            links = (e.attributes for e in reversed(self._open) if e.tag == "a")
-            element.link = next((held for held in links if held.get("class") == "ref"), None)
+            links = (one for one in reversed(self._open) if one.tag == "a" and one["class"] == "ref")
+            element.link = next((one.attributes for one in links), None)
             self.elements.append(element)
         if tag not in VOID:
             self._open.append(element)
@@ -80,10 +83,10 @@ class Content(HTMLParser):
             pass
 
     def handle_data(self, text: str) -> None:
-        holder = next((e for e in self._open if "data-ref" in e.attributes or e.tag == "data"), None)
+        holder = next((one for one in self._open if "data-ref" in one.attributes or one.tag == "data"), None)
         if holder:
             holder.text += text
-        elif not any(e.tag in UNSEEN for e in self._open):
+        elif not any(one.tag in UNSEEN for one in self._open):
             self.free.append((self._place, text))
 
 
@@ -132,7 +135,7 @@ def _page(path: Path) -> Checked:
 
 def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterator[str]:
     """What is wrong with a bound element: text, value and record must say the same."""
-    where, held, ref = f"#{element.place}", element.attributes, element.attributes.get("data-ref") or ""
+    where, ref = f"#{element.place}", element["data-ref"]
     if not ref:
         yield f"{where}: '{element.text}' is bound to no record"
         return
@@ -143,23 +146,23 @@ def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterato
         return
     if element.text != text:
         yield f"{where}: the page says '{element.text}', {ref} says '{text}'"
-    if element.tag == "data" and held.get("value") != str(value):
-        yield f"{where}: the value of '{element.text}' is {held.get('value')}, {ref} holds {value}"
+    if element.tag == "data" and element["value"] != str(value):
+        yield f"{where}: the value of '{element.text}' is {element['value']}, {ref} holds {value}"
     link = element.link
     if link is not None and (link.get("title"), link.get("href")) != (ref, f"#{bound.anchor(ref)}"):
         yield f"{where}: '{element.text}' leads to {link.get('href')}, not to the record of {ref}"
-    if "badge" in (held.get("class") or "") and held["class"] != f"badge {bound.badge_class(value)}":
-        yield f"{where}: '{element.text}' looks like another verdict ({held['class']})"
+    if "badge" in element["class"] and element["class"] != f"badge {bound.badge_class(value)}":
+        yield f"{where}: '{element.text}' looks like another verdict ({element['class']})"
 
 
 def _expected(element: Element, ref: str, fields: bound.Fields, words: Messages) -> tuple[object, str]:
     """What the records say should stand in the element: the value, and its text."""
-    if kinds := element.attributes.get("data-count"):
+    if kinds := element["data-count"]:
         lists = [fields[one] for one in element.refs]
         number = bound.counted([kind.replace("_", " ") for kind in kinds.split(" ")], lists)
         return number, str(number)
-    value, badge = fields[ref], "badge" in (element.attributes.get("class") or "")
-    return value, words(f"verdict.{value}") if badge else bound.shown(value, ref, words)
+    value = fields[ref]
+    return value, words(f"verdict.{value}") if "badge" in element["class"] else bound.shown(value, ref, words)
 
 
 def _unbound(content: Content, words: Messages, path: Path) -> Iterator[str]:
@@ -179,7 +182,7 @@ def _tokens(text: str) -> list[str]:
 
 def _omitted(content: Content, ids: Sequence[str], fields: bound.Fields) -> Iterator[str]:
     """Verdicts of the page's models that no badge shows."""
-    shown = {element.attributes.get("data-ref") for element in content.elements}
+    shown = {element["data-ref"] for element in content.elements}
     for run_id in (one for one in ids if one.endswith("/compare")):
         try:
             verdicts = fields[pointer(run_id, "fields", "verdicts")]
@@ -194,14 +197,14 @@ def _uncounted(content: Content, fields: bound.Fields) -> Iterator[str]:
     """Counts of verdicts beside which a kind that occurs is not counted."""
     shown: dict[str, list[Element]] = {}
     for element in content.elements:
-        if "data-count" in element.attributes:
-            shown.setdefault(element.attributes.get("data-ref") or "", []).append(element)
+        if element["data-count"]:
+            shown.setdefault(element["data-ref"], []).append(element)
     for elements in shown.values():
         try:
             lists = [fields[ref] for ref in elements[0].refs]
         except UserError:
             continue  # said already, of the elements themselves
-        kinds = {(element.attributes["data-count"] or "").replace("_", " ") for element in elements}
+        kinds = {element["data-count"].replace("_", " ") for element in elements}
         for kind in (kind for kind in COUNTED if kind not in kinds and bound.counted((kind,), lists)):
             yield f"#{elements[0].place}: the page counts verdicts and leaves out {kind}"
 

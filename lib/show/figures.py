@@ -154,12 +154,12 @@ def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -
     )
 
 
-def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], key: str, **look: Any) -> None:
+def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], key: str, **line: Any) -> None:
     held = [(place, rows[name]) for place, name in enumerate(f"features/{n}" for n in depth) if name in rows]
     points = [(place, row[key] / row["scale"]) for place, row in held if isinstance(row[key], float) and row["scale"]]
     if points:
         x, y = zip(*points)
-        axis.plot(x, np.maximum(y, LEAST), **look)
+        axis.plot(x, np.maximum(y, LEAST), **line)
 
 
 @styled
@@ -290,8 +290,8 @@ def show_image(axis: Axes, image: np.ndarray) -> None:
 def numbers(axis: Axes, written: Sequence[Sequence[str]], dark: np.ndarray, size: int = 7) -> None:
     """A text in each square of a matrix, white where the square is dark."""
     for (row, column), white in np.ndenumerate(dark):
-        look = {"fontsize": size, "color": "white" if white else "black", "ha": "center", "va": "center"}
-        axis.text(column, row, written[row][column], **look)
+        form = {"fontsize": size, "color": "white" if white else "black", "ha": "center", "va": "center"}
+        axis.text(column, row, written[row][column], **form)
 
 
 # ------------------------------------------------------------------------------------------------------ speed, sizes

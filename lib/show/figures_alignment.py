@@ -12,8 +12,17 @@ from lib.alignment.trajectory import Band, band
 from lib.alignment.verdict import ROUNDING, K
 from lib.show.figures import LEAST, NAMES, Picture, canvas, look, picture, single, styled
 
-KINDS = ("loss", "gradient", "clipped", "exp_avg", "exp_avg_sq", "momentum_buffer")
-KINDS += ("parameter", "statistics", "average")
+KINDS = [
+    "loss",
+    "gradient",
+    "clipped",
+    "exp_avg",
+    "exp_avg_sq",
+    "momentum_buffer",
+    "parameter",
+    "statistics",
+    "average",
+]
 STROKES, DOTS = ("-", "--", ":", "-."), "os^vDx+"
 DIRECTIONS = {"forward": "outputs", "backward": "gradients at the inputs"}
 
@@ -39,11 +48,8 @@ def error_through_depth(depth: Mapping[str, Mapping[str, Sequence]]) -> Picture:
             place = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
             own.annotate(columns["name"][index], (index, 1), fontsize=6, **place)
             blamed.append(f"{direction} {columns['name'][index]}")
-        for key, side, label in (
-            ("inherited", "jittor", "inherited"),
-            ("noise", "published", "PyTorch's own rounding"),
-        ):
-            _points(inherited, columns[key], label=label, **look(side, marker=False))
+        _points(inherited, columns["inherited"], label="inherited", **look("jittor", marker=False))
+        _points(inherited, columns["noise"], label="PyTorch's own rounding", **look("published", marker=False))
         own.set(title=f"{direction.capitalize()}: {DIRECTIONS[direction]}", yscale="log")
         inherited.set(xlabel="call of a module", yscale="log")
     labels = {"own error / gate": 0.5, "inherited relative error": ROUNDING}
@@ -63,11 +69,11 @@ def _over(error: float, gate: float) -> float:
     return error / gate if gate else 0.0 if not error else 1 / ROUNDING
 
 
-def _points(axis: Axes, values: Sequence[float | None], chosen: np.ndarray | bool = True, **look: Any) -> None:
+def _points(axis: Axes, values: Sequence[float | None], chosen: np.ndarray | bool = True, **line: Any) -> None:
     """The chosen values that are known; an error of exactly zero has no logarithm."""
     known = np.flatnonzero(chosen & np.array([value is not None and np.isfinite(value) for value in values], bool))
     if known.size:
-        axis.plot(known, [max(values[index], LEAST) for index in known], **{"linewidth": 0.9, **look})
+        axis.plot(known, [max(values[index], LEAST) for index in known], **{"linewidth": 0.9, **line})
 
 
 @styled
