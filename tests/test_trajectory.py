@@ -31,9 +31,9 @@ CONTROLS = [chaotic(seed) for seed in range(LEAST)]
 
 def test_right_runs_stay_inside_over_many_seeds():
     held = band(CONTROLS)
-    inside = [inside("loss", held, chaotic(seed)).passed for seed in range(100, 400)]
+    stayed = [inside("loss", held, chaotic(seed)).passed for seed in range(100, 400)]
     assert held.horizon == STEPS
-    assert np.mean(inside) > 0.99
+    assert np.mean(stayed) > 0.99
 
 
 def test_the_band_ends_where_right_runs_part():

@@ -173,16 +173,14 @@ def _groups(ours: Mapping[str, list], theirs: Mapping[str, list]) -> Iterator[Ro
     """A failing row per parameter that is treated otherwise."""
     words = ("learning-rate factor", "decay", "warm-up start")
     for name in [*ours, *(name for name in theirs if name not in ours)]:
-        if name not in theirs or name not in ours:
-            yield fault(
-                name,
-                "parameter group",
-                "not updated by the candidate" if name in ours else "updated by the candidate alone",
-            )
-        elif list(ours[name]) != list(theirs[name]):
+        said = "" if name in theirs else "not updated by the candidate"
+        if name not in ours:
+            said = "updated by the candidate alone"
+        elif name in theirs:
             pairs = zip(words, ours[name], theirs[name])
-            said = (f"{word} {b} where the reference has {a}" for word, a, b in pairs if a != b)
-            yield fault(name, "parameter group", "; ".join(said))
+            said = "; ".join(f"{word} {b} where the reference has {a}" for word, a, b in pairs if a != b)
+        if said:
+            yield fault(name, "parameter group", said)
 
 
 def _kinds(ours: Mapping[str, Mapping[str, int]], theirs: Mapping[str, Mapping[str, int]]) -> Iterator[Row]:

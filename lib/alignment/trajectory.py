@@ -10,7 +10,7 @@ That it could leave is shown by a run with a learning rate 1 % off, which must.
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,9 @@ class Band:
 
     def exit(self, curve: np.ndarray) -> int | None:
         """The first step before the horizon at which the curve is outside."""
-        return _exit(self.centre, self.spread, self.horizon, curve)
+        end = self.horizon
+        outside = np.flatnonzero(~(np.abs(curve - self.centre)[:end] <= K * self.spread[:end]))  # so is NaN
+        return int(outside[0]) if len(outside) else None
 
 
 def perturbed(state: Mapping[str, np.ndarray], seed: int, roundings: float = 1.0) -> dict[str, np.ndarray]:
@@ -58,29 +60,24 @@ def band(controls: Sequence[Sequence[float]] | np.ndarray) -> Band:
         return Band(runs[0], runs[0], 0, f"control run {bad[0][0]} is {runs[*bad[0]]} at step {bad[0][1]}")
     if (runs == runs[0]).all():
         return Band(runs[0], runs[0], 0, "the control runs are all equal: nothing was perturbed")
-    centre, spread, horizon = _band(runs)
-    others = ((i, np.delete(runs, i, 0)) for i in range(len(runs)))
-    left = [exit for i, rest in others if (exit := _exit(*_band(rest), runs[i])) is not None]
-    horizon = min([horizon, *left])
-    return Band(centre, spread, horizon, None if horizon else TOO_WIDE)
+    held = _band(runs)
+    left = [exit for i, run in enumerate(runs) if (exit := _band(np.delete(runs, i, 0)).exit(run)) is not None]
+    horizon = min([held.horizon, *left])
+    return replace(held, horizon=horizon, fault=None if horizon else TOO_WIDE)
 
 
-def _band(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _band(runs: np.ndarray) -> Band:
     centre = np.median(runs, 0)
     spread = np.maximum.accumulate(np.maximum(np.abs(runs - centre).max(0), ROUNDING * np.abs(centre)))
     wide = np.flatnonzero(K * spread > HORIZON * np.abs(centre))
-    return centre, spread, int(wide[0]) if len(wide) else runs.shape[1]
-
-
-def _exit(centre: np.ndarray, spread: np.ndarray, horizon: int, curve: np.ndarray) -> int | None:
-    outside = np.flatnonzero(~(np.abs(curve - centre)[:horizon] <= K * spread[:horizon]))  # so is NaN
-    return int(outside[0]) if len(outside) else None
+    return Band(centre, spread, int(wide[0]) if len(wide) else runs.shape[1])
 
 
 def inside(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
     """The row of a run's curve: inside the band up to the horizon. It shows the step that comes nearest to the edge."""
     what, curve = "inside the band", np.asarray(curve, float)
-    if reason := _unfit(held, curve):
+    bad = np.flatnonzero(~np.isfinite(curve))
+    if reason := _unfit(held, curve) or (f"{curve[bad[0]]} at step {bad[0]}" if len(bad) else None):
         return fault(name, what, reason)
     left = held.exit(curve)
     distance = np.abs(curve - held.centre)[: held.horizon]
@@ -94,8 +91,8 @@ def inside(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
 def sensitivity(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> Row:
     """The row of a run that is wrong on purpose: it passes where that run leaves the band."""
     what, curve = "a wrong run leaves", np.asarray(curve, float)
-    if held.fault or len(curve) != len(held.centre):
-        return fault(name, what, held.fault or f"{len(curve)} steps where the controls have {len(held.centre)}")
+    if reason := _unfit(held, curve):
+        return fault(name, what, reason)
     left = held.exit(curve)
     stays = f"stays inside up to the horizon, step {held.horizon}: the band can't tell"
     note = stays if left is None else f"leaves at step {left}"
@@ -103,9 +100,5 @@ def sensitivity(name: str, held: Band, curve: Sequence[float] | np.ndarray) -> R
 
 
 def _unfit(held: Band, curve: np.ndarray) -> str | None:
-    if held.fault:
-        return held.fault
-    if len(curve) != len(held.centre):
-        return f"{len(curve)} steps where the controls have {len(held.centre)}"
-    bad = np.flatnonzero(~np.isfinite(curve))
-    return f"{curve[bad[0]]} at step {bad[0]}" if len(bad) else None
+    other = len(curve) != len(held.centre)
+    return held.fault or (f"{len(curve)} steps where the controls have {len(held.centre)}" if other else None)

@@ -244,17 +244,8 @@ def conclude(
     if not judged:
         return Answer(question, pair, Verdict.SHOWN, "no_gate", {"total": len(rows)}, **common)
     worst = max(failing or judged, key=lambda row: row.ratio)
-    values = {
-        "total": len(judged),
-        "failing": len(failing),
-        "name": worst.name,
-        "what": worst.what,
-        "error": worst.error,
-        "gate": worst.gate,
-        "floor": worst.floor,
-        "ratio": worst.ratio,
-        "note": worst.note,
-    }
+    said = ("name", "what", "error", "gate", "floor", "ratio", "note")
+    values = {"total": len(judged), "failing": len(failing)} | {key: getattr(worst, key) for key in said}
     if failing:
         key = "fault" if np.isnan(worst.error) else "differs" if worst.what == "decisions" else "beyond_gate"
         return Answer(question, pair, Verdict.FAIL, key, values, **common)
