@@ -88,7 +88,7 @@ def test_integers_beyond_float64_are_told_apart():
 # ------------------------------------------------------------------------------------------------------------ gates
 
 
-@given(st.floats(1e-9, 1e3), st.floats(0.0, 2 * K))
+@given(st.floats(1e-9, 1e3), st.floats(0.0, 2 * K, allow_subnormal=False))  # Jittor flushes subnormals
 @settings(max_examples=50)
 def test_the_gate_is_k_floors(floor, factor):
     assert verdict.judge_value("x", "scalar", factor * floor, floor, 1.0).passed == (factor * floor <= K * floor)
