@@ -14,7 +14,7 @@ SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
 ALIGN = $(or $(PYTHON),$(error no Python 3 on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
-.PHONY: help report handin slides example exam test lab envs locks doctor system clean
+.PHONY: help report handin slides example exam test test-jt test-torch lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
@@ -39,7 +39,7 @@ slides: envs
 
 # The one report that is kept in git: the quick profile's, made anew from its records.
 example: envs
-	@$(ALIGN) run torch -m lib.report.example reports/quick reports/example
+	@$(ALIGN) run torch -m lib.report.readme reports/quick reports/example
 
 # Interrupted, it continues; complete, it starts anew.
 exam: envs
@@ -47,7 +47,12 @@ exam: envs
 
 test: envs
 	@$(ALIGN) system --if-possible
-	@$(ALIGN) test $(TESTS)
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-jt test-torch
+
+# Half of the cores each, and who waits sleeps.
+test-jt test-torch: test-%:
+	@OMP_NUM_THREADS=$$(( ($$(nproc) + 1) / 2 )) OMP_WAIT_POLICY=PASSIVE $(ALIGN) run $* -m pytest -p no:cacheprovider $(TESTS) > envs/test-$*.log 2>&1; \
+	    code=$$?; printf '\n=== tests in the %s environment ===\n' $*; cat envs/test-$*.log; exit $$code
 
 lab: envs
 	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)

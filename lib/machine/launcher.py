@@ -1,15 +1,14 @@
 """Starts a kernel in the checkout that a notebook belongs to: launcher.py jt|torch CONNECTION_FILE [OPTIONS].
 
-A copy lies in each environment beside the kernelspecs, because environments are shared by checkouts, older and newer
-ones: it knows of them only files at their root and what their Makefile calls. It looks for the checkout from where
-tools start a kernel (its notebook's folder, or their own), else from what was typed.
+A copy lies in each environment beside the kernelspecs, because environments are shared by checkouts: it knows of them
+only files at their root and what their Makefile calls. It looks for the checkout from where tools start a kernel (its
+notebook's folder, or their own), else from what was typed.
 """
 
 import os
 import sys
 
 MARKS = ("Makefile", "environment-jt.yml", "environment-torch.yml")
-RUNNERS = ("lib/machine/__main__.py", "lib/machine/environment.py", "lib/environment.py")  # now, and in older checkouts
 
 
 def checkout(path):
@@ -44,9 +43,8 @@ def main():
         )
     os.chdir(root)
     name, connection, *options = sys.argv[1:]
-    runner = next(filter(os.path.isfile, RUNNERS)).replace("/__main__", "")[: -len(".py")].replace("/", ".")
     # -E -S: whatever the user's variables say of Python. No warning about localhost for each notebook.
-    command = [sys.executable, "-E", "-S", "-m", runner, "run", name, "-m", "ipykernel_launcher"]
+    command = [sys.executable, "-E", "-S", "-m", "lib.machine", "run", name, "-m", "ipykernel_launcher"]
     os.execv(command[0], [*command, "-f", connection, "--log-level=ERROR", *options])
 
 
