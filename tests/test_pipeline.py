@@ -522,6 +522,7 @@ def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
     """Every notebook of every family in its kernel, then a report without a FAIL; a second call does nothing."""
     shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
