@@ -47,6 +47,7 @@ exam: envs
 
 test: envs
 	@$(ALIGN) system --if-possible
+	@echo '[test] both environments side by side; how far: tail -f envs/test-jt.log envs/test-torch.log'
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-jt test-torch
 
 # Half of the cores each, and who waits sleeps.

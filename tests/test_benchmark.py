@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 
 from lib import backend, record
-from lib.benchmark import Case, Subject, Worker, benchmark, clock_fault, deferred, ratio, run, spread, subject, times
+from lib.benchmark import (
+    Case,
+    Subject,
+    Worker,
+    benchmark,
+    clock_fault,
+    deferred,
+    ratio,
+    run,
+    spread,
+    subject,
+    summarise,
+    times,
+)
 from lib.errors import UserError
 
 CASE = Case("nanodet-plus-m_320", 2, "forward", 1, (64, 64), 0)
@@ -67,6 +80,19 @@ def test_a_synchronisation_inside_the_call_is_caught():
     assert deferred(toy.subject())
     medians = np.median([times(toy.subject(call=lambda: (toy.call(), toy.wait()))) for _ in range(3)], 0)
     assert "hides in the call" in clock_fault("forward", True, *medians, PAUSE)
+
+
+def test_reads_that_another_process_made_long_accuse_no_clock():
+    """Of all turns the least counts: a clock that does not wait finds every read long."""
+    hello, prepared = {"name": "torch", "deferred": False}, {"first_seconds": 3.0, "read_seconds": [2.0, 2.0]}
+
+    def summary(*reads):
+        clocks = {clock: [0.1] for clock in ("unit", "unsynchronised", "synchronised")}
+        return summarise(CASE, hello, prepared, [{**clocks, "read": [read]} for read in reads])
+
+    assert summary(2.0, 0.11)["read_ms"] == pytest.approx(110)
+    with pytest.raises(UserError, match="does not wait for the work"):
+        summary(2.0, 1.0)
 
 
 def test_the_real_backend_without_its_synchronisation_is_caught_where_it_matters():
