@@ -14,7 +14,7 @@ from lib.record import measure, read
 from lib.report import handin, pdf, verify
 from lib.report.beside import REPORTED
 from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, TESTING, TRAINING, Told
-from lib.report.messages import LANGUAGES, Messages
+from lib.show.messages import LANGUAGES, Messages
 
 ITEMS = (
     "environment",

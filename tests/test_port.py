@@ -207,7 +207,7 @@ def test_a_fault_that_mixes_images_does_not_show_in_one(tmp_path):
 def test_records_are_a_hand_in_like_any_other(tmp_path):
     pytest.importorskip("jinja2", reason="reports are rendered in the torch environment")
     from lib.report import handin
-    from lib.report.messages import Messages
+    from lib.show.messages import Messages
 
     result = compared(tmp_path)
     document = handin.Document(result.port.records, result.port.root, ["my_port"], Messages("zh"))

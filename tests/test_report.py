@@ -18,10 +18,10 @@ from lib import record, report
 from lib.alignment import questions, rosetta
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
-from lib.report import messages, pdf, pictures, verify
+from lib.report import pdf, pictures, verify
 from lib.report.bound import SHARED, records
 from lib.report.page import THEMES, Model, Section, grouped
-from lib.show import figures, figures_alignment, tables
+from lib.show import figures, figures_alignment, messages, tables
 from notebooks.probes import PROBES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ from lib.alignment import questions
 from lib.record import measure
 from lib.report import beside, handin, pdf, pictures, verify
 from lib.report.bound import SHARED, records
-from lib.report.messages import LANGUAGES, Messages
 from lib.report.page import worst
+from lib.show.messages import LANGUAGES, Messages
 from lib.training import runs as starts
 
 FOUR = {

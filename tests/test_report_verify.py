@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import synthetic_records as synthetic
-from babel.messages.pofile import read_po
 
 from lib import __main__ as command_line
 from lib import record, report
 from lib.alignment import questions
 from lib.errors import UserError
-from lib.report import messages, pdf, pictures, verify
-from lib.report.messages import LANGUAGES, Messages
+from lib.report import pdf, pictures, verify
 from lib.report.verify import DIGITS
+from lib.show import messages
+from lib.show.messages import LANGUAGES, Messages
 
 COMPARE = "synthetic/none/compare.json"
 
@@ -247,8 +247,7 @@ def test_the_catalogues_have_the_same_keys_and_placeholders():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_text_is_translated_and_an_unknown_key_is_an_error(language):
-    with (messages.TEXTS / f"{language}.po").open("rb") as file:
-        catalogue = [one for one in read_po(file, abort_invalid=True) if one.id]
+    catalogue = [one for path in (messages.TEXTS / language).glob("*.po") for one in messages.entries(path)]
     assert not [one.id for one in catalogue if not one.string or one.fuzzy]
     words = Messages(language)
     assert len(catalogue) == len(words.texts) + len(words.terms), "a text has an unknown context, or stands there twice"
@@ -256,6 +255,13 @@ def test_every_text_is_translated_and_an_unknown_key_is_an_error(language):
         words("question.nobody_asks")
     with pytest.raises(KeyError):
         words.say("headline.pass", others=1)
+
+
+def test_the_shell_says_the_language():
+    assert messages.spoken({"LANG": "zh_CN.UTF-8"}) == messages.spoken({"LANG": "de_DE", "LC_ALL": "zh"}) == "zh"
+    assert (
+        messages.spoken({}) == messages.spoken({"LANG": "C"}) == messages.spoken({"LANG": "zh", "LC_ALL": "C"}) == "en"
+    )
 
 
 def test_chinese_texts_have_chinese_letters_and_signs():

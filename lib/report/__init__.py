@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from lib.record import atomic
 from lib.report import beside, pdf
 from lib.report.bound import anchor, badge_class
-from lib.report.messages import Messages
 from lib.report.page import Page
+from lib.show.messages import Messages
 
 ORIGIN = (
     "started",

@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 from lib.families import FAMILIES
 from lib.machine.notebook import BOTH
 from lib.report.bound import Held, Records, not_run
-from lib.report.messages import Messages
+from lib.show.messages import Messages
 
 STARTS = ("fresh weights", "ImageNet start", "fine-tuned")  # as lib.training.runs names them
 REPORTED = ("AP", "AP50")

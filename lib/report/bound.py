@@ -19,8 +19,8 @@ from markupsafe import Markup
 from lib.alignment.evidence import pointer
 from lib.errors import UserError
 from lib.record import Record, read
-from lib.report.messages import Messages
 from lib.show import tables
+from lib.show.messages import Messages
 
 ABSENT = "–"
 COMMIT = 12  # characters of a commit that are shown

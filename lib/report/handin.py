@@ -17,7 +17,7 @@ from lib.errors import UserError
 from lib.machine.notebook import BOTH
 from lib.report import Rendered, beside, pictures, write
 from lib.report.bound import SHARED, Records, count, not_run, records, slug
-from lib.report.messages import Messages
+from lib.show.messages import Messages
 
 NO_SIDE = ("none",)  # records that no framework wrote
 READERS = ("train", "evaluate")  # stages that read the data set

@@ -15,7 +15,7 @@ from lib.machine.notebook import BOTH
 from lib.record import ROOT
 from lib.report import beside, pictures
 from lib.report.bound import SHARED, SIDES, Held, Records, bound, count, counted, not_run, records, slug
-from lib.report.messages import Messages
+from lib.show.messages import Messages
 
 THEMES = {  # what belongs together, in the order of the report
     "parts": ("structure", "conversion", "initialisation", "data"),

@@ -15,8 +15,8 @@ from lib.alignment.evidence import Evidence, pointer
 from lib.errors import UserError
 from lib.record import load_arrays, sha256
 from lib.report import bound, pictures
-from lib.report.messages import LANGUAGES, Messages
 from lib.report.page import COUNTED
+from lib.show.messages import LANGUAGES, Messages
 
 PAGES = ("index.html", "handin.html")
 VOID = {"meta", "img", "br", "hr", "input", "link", "col", "wbr"}

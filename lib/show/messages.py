@@ -1,21 +1,24 @@
-"""Every word the report prints, from the gettext catalogue of a language. Numbers are filled in by the page, bound to
-their records.
+"""Every word that the report, a table or a figure prints, from the gettext catalogues of a language, one for each kind
+of reader in `texts/<language>`. Numbers are filled in by the page, bound to their records.
 
 A text has a key as its msgid. What records say in English stands under the context `record`: a text, or a form whose
 placeholders are parts of it (`_FORMS`), each of which is a text again.
 """
 
+import os
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from babel.messages.catalog import Message
 from babel.messages.pofile import read_po
 from markupsafe import Markup, escape
 
 from lib.errors import UserError
 
 TEXTS = Path(__file__).parent / "texts"
-LANGUAGES = tuple(sorted(path.stem for path in TEXTS.glob("*.po")))
+LANGUAGES = tuple(sorted(path.name for path in TEXTS.iterdir()))
 _NUMBER = r"\d+"
 _FORMS = {  # what placeholders of the records' texts stand for; any other name: a whole number
     "text": ".+",
@@ -28,14 +31,13 @@ _FORMS = {  # what placeholders of the records' texts stand for; any other name:
 
 
 class Messages:
-    """The catalogue of one language; an unknown key is a programming error and raises KeyError."""
+    """The catalogues of one language; an unknown key is a programming error and raises KeyError."""
 
     def __init__(self, language: str):
         if language not in LANGUAGES:
             raise UserError(f"language '{language}' has no catalogue in {TEXTS}: choose from {', '.join(LANGUAGES)}")
         self.language = language
-        with (TEXTS / f"{language}.po").open("rb") as file:
-            messages = [one for one in read_po(file, abort_invalid=True) if one.id]
+        messages = [one for path in sorted((TEXTS / language).glob("*.po")) for one in entries(path)]
         self.texts = {one.id: one.string for one in messages if not one.context}  # by key, placeholders included
         self.terms = {one.id: one.string for one in messages if one.context == "record"}
         self._forms = [(_pattern(text), form) for text, form in self.terms.items() if "{" in text]
@@ -64,6 +66,24 @@ class Messages:
             if found := pattern.fullmatch(text):
                 return form.format(**{name: self.term(part) for name, part in found.groupdict().items()})
         return text
+
+
+def entries(path: Path) -> list[Message]:
+    """What a catalogue's file holds, its header left out."""
+    with path.open("rb") as file:
+        return [one for one in read_po(file, abort_invalid=True) if one.id]
+
+
+def spoken(variables: Mapping[str, str] = os.environ) -> str:
+    """The language of the shell, where there are texts in it, else English; POSIX says which variable counts first."""
+    said = next((text for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (text := variables.get(name))), "")
+    return next((language for language in LANGUAGES if said.startswith(language)), "en")
+
+
+@lru_cache(maxsize=1)
+def words() -> Messages:
+    """The texts in the language of the shell: what notebooks, tables and figures speak where nobody chose another."""
+    return Messages(spoken())
 
 
 def _pattern(text: str) -> re.Pattern:
