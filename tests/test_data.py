@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from lib.data import coco, scenes
+from lib.data import coco, formats, scenes
 from lib.errors import UserError
 
 GOOD = {
@@ -55,7 +55,7 @@ def drawn(tmp_path_factory):
 def test_a_good_file_is_read_as_published(write):
     path = write()
     dataset = coco.load(path)
-    assert coco.verify(path) == []
+    assert formats.verify(path) == []
     assert (dataset.classes, dataset.category_ids) == (("cat", "dog"), (2, 9))
     empty, full = dataset.images
     assert (empty.id, len(empty.boxes), empty.boxes.shape, empty.labels.dtype) == (3, 0, (0, 4), np.int64)
@@ -111,7 +111,7 @@ def test_a_fault_is_one_line_with_file_entry_and_remedy(write, name):
     message = str(caught.value)
     assert "\n" not in message and "; " in message
     assert all(part in message for part in [str(path), *named]), message
-    assert any(all(part in fault for part in named) for fault in coco.verify(path))
+    assert any(all(part in fault for part in named) for fault in formats.verify(path))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_the_first_of_several_faults_tells_how_many_more(write):
     path = write(lambda document: [edit("annotations", n, image_id=99)(document) for n in (0, 1, 2)])
     with pytest.raises(UserError, match=r"annotation 1 .*2 more"):
         coco.load(path)
-    assert len(coco.verify(path)) == 3
+    assert len(formats.verify(path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_first_of_several_faults_tells_how_many_more(write):
 def test_what_published_training_skips_is_skipped_and_reported(write, values, reason):
     path = write(edit("annotations", 0, **values))
     assert coco.load(path).images[1].labels.tolist() == [0]
-    (fault,) = coco.verify(path)
+    (fault,) = formats.verify(path)
     assert "annotation 1" in fault and reason in fault
 
 
@@ -165,7 +165,7 @@ def test_an_ignored_empty_box_and_a_box_across_the_border_load(write):
     assert len(coco.load(write(edit("annotations", 0, bbox=[1, 1, 0, 0], ignore=1))).images[1].boxes) == 1
     path = write(edit("annotations", 0, bbox=[30, 2, 20, 5]))
     np.testing.assert_array_equal(coco.load(path).images[1].boxes[0], [30, 2, 50, 7])
-    assert "10 pixels beyond" in coco.verify(path)[0]
+    assert "10 pixels beyond" in formats.verify(path)[0]
 
 
 @pytest.mark.parametrize("name", ["b.png", "a.jpg"])
@@ -187,7 +187,7 @@ def test_a_damaged_image_is_one_line(write, name, damage, named, capfd):
     with pytest.raises(UserError, match=named) as caught:
         coco.read_image(entry)
     assert str(file) in str(caught.value) and f"image {entry.id}" in str(caught.value)
-    assert coco.verify(path) == [str(caught.value)]
+    assert formats.verify(path) == [str(caught.value)]
     assert capfd.readouterr().err == ""
 
 
@@ -220,7 +220,7 @@ def test_where_images_and_splits_are_found(write, tmp_path):
 
 def test_real_coco_is_clean(shared):
     path = shared / "real/coco_val_64/instances.json"
-    assert coco.verify(path) == []
+    assert formats.verify(path) == []
     dataset = coco.load(path)
     document = json.loads(path.read_text())
     crowd = sum(annotation["iscrowd"] for annotation in document["annotations"])
@@ -255,7 +255,7 @@ def test_scenes_are_these_bytes(drawn):
 
 def test_scenes_hold_what_they_promise(drawn):
     document = json.loads(drawn["train"].read_text())
-    assert coco.verify(drawn["train"]) == coco.verify(drawn["val"]) == []
+    assert formats.verify(drawn["train"]) == formats.verify(drawn["val"]) == []
     assert [category["name"] for category in document["categories"]] == list(scenes.CLASSES)
     assert len(scenes.CLASSES) == 10
     dataset = coco.load(drawn["train"])

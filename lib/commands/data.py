@@ -155,7 +155,7 @@ def _subset(chosen: argparse.Namespace) -> None:
 def _verify(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
-    faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers)
+    faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers, tell=print)
     print("\n".join(faults or [f"{chosen.source}: no fault"]))
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"

@@ -5,9 +5,10 @@ height). A format's reader gives a `Collection` from the annotation files alone;
 which brings the true sizes, boxes in pixels, and the faults that only pixels show.
 """
 
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ from lib.data import images
 from lib.errors import UserError
 
 DECIMALS = 9  # of a pixel: float64 keeps as many up to images of a million pixels a side, so no step adds an error
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # and what folders call them
 OVERHANG = 1.0  # pixels a box may stick out of its image before it is reported: annotation tools round
 
 Box = tuple[float, float, float, float]
@@ -57,6 +59,7 @@ class Fault:
 
     message: str
     loses: bool = True
+    of_set: bool = False  # of the set as a whole: every command that makes numbers of it says so
 
 
 class Faults(list[Fault]):
@@ -116,6 +119,21 @@ def text_lines(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
+def read_json(path: Path, parse_constant: Callable[[str], float] | None = None) -> Any:
+    """The content of a JSON file. UserError if it has none; `parse_constant` may raise ValueError for NaN."""
+    try:
+        return json.loads(path.read_bytes(), parse_constant=parse_constant)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a COCO JSON file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "the file may be cut short: write or download it again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no valid JSON ({error}); write or download it again") from error
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

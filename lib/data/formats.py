@@ -19,6 +19,7 @@ import contextlib
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from lib.errors import UserError
 
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
 IMAGES = {"voc": "JPEGImages", "coco": "images", "yolo": "images"}  # folder of the images in a written set
+SHOWN = 10  # class names that a description lists
 PIXELS = "pixels: VOC's boxes count pixels from 1 and include the last, the others' are edges from 0"
 
 
@@ -66,15 +68,32 @@ def read(source: Path, images_dir: Path | None = None, kind: str | None = None) 
 
 
 def verify(
-    source: Path, images_dir: Path | None = None, kind: str | None = None, workers: int | None = None
+    source: Path,
+    images_dir: Path | None = None,
+    kind: str | None = None,
+    workers: int | None = None,
+    tell: Callable[[str], None] = lambda said: None,
 ) -> list[str]:
-    """One line per fault, with file, entry and remedy; every annotation is read and every image decoded."""
+    """One line per fault, with file, entry and remedy; every annotation is read and every image decoded.
+
+    `tell` gets what the set is before its images are decoded.
+    """
     try:
-        if (kind or detect(source)) == "coco":
-            return [fault for path in coco.files(source).values() for fault in coco.verify(path, images_dir, workers)]
-        return [fault.message for fault in measured(read(source, images_dir, kind), workers).faults]
+        held = read(source, images_dir, kind)
+        tell(described(held))
+        return [fault.message for fault in measured(held, workers).faults]
     except UserError as error:
         return [str(error)]
+
+
+def described(collection: Collection) -> str:
+    """Its format, and how many images, objects and classes it has, in one line."""
+    counts = {split: (len(of), sum(len(one.annotations) for one in of)) for split, of in collection.splits.items()}
+    said = [
+        f"{split + ': ' if split else ''}{images} images, {boxes} objects" for split, (images, boxes) in counts.items()
+    ]
+    names = ", ".join(collection.classes[:SHOWN]) + (", …" if len(collection.classes) > SHOWN else "")
+    return f"{collection.path}: {collection.format}; {'; '.join(said)}; {len(collection.classes)} classes ({names})"
 
 
 def convert(
@@ -102,7 +121,7 @@ def convert(
     with whole_folder(target) as temporary:
         held = read(source, images_dir, kind)
         collection = measured(_joined(held) if trainval else held, workers)
-        faults = [*collection.faults, *(_turned(collection) if to == "yolo" else ())]
+        faults = [*collection.faults, *_flat(collection), *(_turned(collection) if to == "yolo" else ())]
         losing = [fault.message for fault in faults if fault.loses]
         if losing and not skip_faults:
             more = f"{len(losing) - 1} more: python -m lib data verify; " if len(losing) > 1 else ""
@@ -112,7 +131,7 @@ def convert(
         if not collection.classes:
             remedy = "annotate something, or name the classes in classes.txt"
             raise UserError(f"{source}: has no box, so no class; {remedy}")
-        splits = _named_apart(collection)
+        splits = _named_apart(_with_extent(collection))
         if to == "yolo":
             splits = {split: _held_by_yolo(pictures, keep_difficult) for split, pictures in splits.items()}
         if to != "coco":
@@ -170,6 +189,25 @@ def _lost_of(annotation: Annotation, to: str, keep_difficult: bool) -> list[str]
         lost[f"difficult: {difficult}"] = annotation.difficult and not annotation.crowd
         lost |= {f"{flag}: lost": getattr(annotation, flag) for flag in ("truncated", "occluded", "pose")}
     return [what for what, is_lost in lost.items() if is_lost]
+
+
+def _is_flat(annotation: Annotation) -> bool:
+    x1, y1, x2, y2 = annotation.box
+    return x2 <= x1 or y2 <= y1
+
+
+def _flat(collection: Collection) -> list[Fault]:
+    """COCO's boxes without extent, which training skips."""
+    said = "has no extent, which other formats can't say; remove it"
+    found = ((picture.source, one) for picture in collection.pictures() for one in picture.annotations if _is_flat(one))
+    return [Fault(f"{source}: {one.where} {said}") for source, one in found]
+
+
+def _with_extent(collection: Collection) -> Collection:
+    def held(picture: Picture) -> Picture:
+        return replace(picture, annotations=tuple(one for one in picture.annotations if not _is_flat(one)))
+
+    return replace(collection, splits={split: tuple(map(held, of)) for split, of in collection.splits.items()})
 
 
 def _turned(collection: Collection) -> list[Fault]:

@@ -58,6 +58,7 @@ PREFIXES = ("module.", "model.", "avg_model.")  # DataParallel's and Lightning's
 COMPILED = "_orig_mod."  # torch.compile's, around the model or a part of it
 AVERAGE = "avg_model."
 SAFE = {code: dtype for dtype, code in TYPES.items() if dtype in RAW} | {"BF16": "bfloat16"}
+SHOWN = 8  # names that a message lists
 METADATA = "classes"  # of a safetensors file: the names in the order of the labels, as JSON
 
 
@@ -81,6 +82,21 @@ class Weights:
             said += ", not the averaged ones, which the published code evaluates"
         more = f"passed over: {some(self.passed_over)}, no arrays" if self.passed_over else ""
         return "; ".join(filter(None, (said, more)))
+
+    def other_classes(self, classes: tuple[str, ...], where: str | os.PathLike) -> str:
+        """What to say where the file's class names are not `classes`, those of `where`; empty where they are.
+
+        UserError where they are the same in another order, which would give each class another's numbers.
+        """
+        if not self.classes or self.classes == classes:
+            return ""
+        mine, given = (
+            ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "") for names in (self.classes, classes)
+        )
+        said = f"the weights' classes are {mine}, those of {where} {given}"
+        if sorted(self.classes) == sorted(classes):
+            raise UserError(f"{said}: the same in another order; number them as the weights do")
+        return f"{said}: they are taken for the same, label by label"
 
 
 Numbers = Callable[[Storage], np.ndarray]  # what a storage holds
@@ -185,11 +201,11 @@ def _stripped(entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return entries
 
 
-def some(names: Iterable[str], shown: int = 6) -> str:
+def some(names: Iterable[str]) -> str:
     """The names, or the first few where they are many."""
     names = list(names)
-    rest = len(names) - shown
-    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:shown])} and {rest} more"
+    rest = len(names) - SHOWN
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:SHOWN])} and {rest} more"
 
 
 # ----------------------------------------------------------------------------------------------------- formats, in

@@ -23,10 +23,10 @@ class Origin:
     loaded: int  # entries
     first_values: tuple[str, ...]  # what keeps its first values: entries that depend on the classes, or parts
     left_over: tuple[str, ...]  # entries of the file that are no part of the backbone
-    taken: str  # which weights of a checkpoint that holds several
+    weights: checkpoints.Weights  # what the file holds
 
     def __str__(self) -> str:
-        taken = f", {self.taken}" if self.taken else ""
+        taken = f", {self.weights}" if str(self.weights) else ""
         kept = f"; first values stay in {checkpoints.some(self.first_values)}" if self.first_values else ""
         left = f"; not used: {checkpoints.some(self.left_over)}" if self.left_over else ""
         return f"{self.path}: {self.loaded} entries loaded{taken}{kept}{left}"
@@ -48,7 +48,7 @@ def load_weights(model: nn.Module, name: str, classes: int, path: str | Path, ab
     lacking = [entry for entry in coverage.absent if entry not in fresh]
     parts = tuple(part for part in absent if any(entry.startswith(part) or entry.endswith(part) for entry in lacking))
     first = (*(entry for entry in fresh if not entry.startswith(parts)), *parts)
-    return Origin("weights", str(path), sha256(path), len(coverage.loaded), first, (), str(read))
+    return Origin("weights", str(path), sha256(path), len(coverage.loaded), first, (), read)
 
 
 def class_entries(name: str, classes: int) -> tuple[str, ...]:
@@ -80,4 +80,4 @@ def load_backbone(model: nn.Module, path: str | Path) -> Origin:
         )
     coverage = convert.load(model, found, absent=(*rest, *uncounted), source=path)
     left = tuple(name.removeprefix(BACKBONE) for name in outside)
-    return Origin("backbone", str(path), sha256(path), len(coverage.loaded), rest, left, str(read))
+    return Origin("backbone", str(path), sha256(path), len(coverage.loaded), rest, left, read)
