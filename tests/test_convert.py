@@ -166,6 +166,67 @@ def test_averaged_weights_of_a_lightning_checkpoint_win(tmp_path):
     same(checkpoints.read(tmp_path / "w.ckpt.pth").arrays, {"a": np.ones(1), "b": np.zeros(2)})
 
 
+def test_weights_carry_their_class_names(tmp_path):
+    checkpoints.write(tmp_path / "w.safetensors", {"w": np.ones(1)}, ("cat", "狗"))
+    weights = checkpoints.read(tmp_path / "w.safetensors")
+    assert weights.classes == ("cat", "狗") and weights.other_classes(("cat", "狗"), "val.json") == ""
+    with pytest.raises(
+        UserError, match="weights' classes are cat, 狗, those of val.json 狗, cat: the same in another order"
+    ):
+        weights.other_classes(("狗", "cat"), "val.json")
+    assert "taken for the same, label by label" in weights.other_classes(("cat", "dog"), "val.json")
+    checkpoints.write(tmp_path / "w.pth", {"w": np.ones(1)}, ("cat", "狗"))
+    assert checkpoints.read(tmp_path / "w.pth").other_classes(("a",), "val.json") == ""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("module.a", "module.b.c"),
+        ("_orig_mod.module.model.a", "_orig_mod.module.model.b.c"),
+        ("model._orig_mod.a", "model._orig_mod.b.c"),
+        ("module.model.module.a", "module.model.module.b._orig_mod.c"),
+        ("avg_model.module.a", "avg_model.module.b.c"),
+        ("n_averaged", "module.a", "module.b.c"),
+        ("module.model.a", "module.model.b.c", "module.avg_model.a", "module.avg_model.b.c"),
+    ],
+)
+def test_what_wrappers_put_before_names_goes_in_any_order(tmp_path, names):
+    checkpoints.write(tmp_path / "w.npz", {name: np.full(1, "avg" in name, float) for name in names})
+    read = checkpoints.read(tmp_path / "w.npz")
+    assert set(read.arrays) == {"a", "b.c"} and read.others == (len(names) == 4)
+    assert all(array == ("avg_model" in names[-1]) for array in read.arrays.values())
+    if read.others:
+        assert not checkpoints.read(tmp_path / "w.npz", "model").arrays["a"].any()
+
+
+CONTENTS = {  # what people save: (content, the keys that lead to the averaged weights, those to the last step's)
+    "torchvision's references": (
+        lambda last, averaged: {"model": last, "model_ema": averaged, "epoch": 3},
+        "model_ema",
+        "model",
+    ),
+    "timm's": (lambda last, averaged: {"state_dict": last, "state_dict_ema": averaged}, "state_dict_ema", "state_dict"),
+    "a dict in a dict": (
+        lambda last, averaged: {"state": {}, "ema": {"state_dict": averaged}, "net": {"module": last}},
+        "ema.state_dict",
+        "net.module",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_other_layouts_of_averaged_weights(tmp_path, name):
+    make, averaged, last = CONTENTS[name]
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(make({"w": np.zeros(1)}, {"w": np.ones(1)}), 4))
+    for take, part, value in ((None, averaged, 1), ("ema", averaged, 1), ("model", last, 0)):
+        read = checkpoints.read(tmp_path / "w.pkl", take)
+        assert (read.part, read.arrays["w"][0], read.others) == (part, value, True)
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"w": np.zeros(1)}, 4))
+    with pytest.raises(UserError, match="no averaged weights beside others; leave --take ema out"):
+        checkpoints.read(tmp_path / "w.pkl", "ema")
+
+
 def test_prefixes_go_only_when_all_names_have_them(tmp_path):
     for names, expected in ((("module.model.a", "module.model.b"), {"a", "b"}), (("model.a", "b"), {"model.a", "b"})):
         checkpoints.write(tmp_path / "w.npz", {name: np.ones(1) for name in names})
