@@ -90,10 +90,7 @@ class Weights:
         """
         if not self.classes or self.classes == classes:
             return ""
-        mine, given = (
-            ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "") for names in (self.classes, classes)
-        )
-        said = f"the weights' classes are {mine}, those of {where} {given}"
+        said = f"the weights' classes are {some(self.classes)}, those of {where} {some(classes)}"
         if sorted(self.classes) == sorted(classes):
             raise UserError(f"{said}: the same in another order; number them as the weights do")
         return f"{said}: they are taken for the same, label by label"
@@ -195,6 +192,8 @@ def _published(entries: dict[str, np.ndarray], path: Path, take: str | None) -> 
 
 def _stripped(entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without what wrappers put before every name, and torch.compile before some."""
+    if len({name.replace(COMPILED, "") for name in entries}) < len(entries):
+        raise ValueError(f"two entries whose names differ in {COMPILED} alone")
     entries = {name.replace(COMPILED, ""): array for name, array in entries.items()}
     while prefix := next((p for p in PREFIXES if entries and all(name.startswith(p) for name in entries)), None):
         entries = {name.removeprefix(prefix): array for name, array in entries.items()}
