@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 
 from lib.data import annotated, images
-from lib.data.annotated import OVERHANG, SPLITS, Annotation, Collection, Faults, Picture, is_readable, tidy
+from lib.data.annotated import FLAGS, SPLITS, Annotation, Collection, Faults, Picture, is_readable, tidy
 from lib.errors import UserError
 
 SHOWN = 80  # characters of a faulty entry that a message quotes
-FLAGS = ("difficult", "truncated", "occluded")
 FEW = 9  # a folder with more JSON files has one an image
 SAMPLE = 100  # names that are looked for in each place
 PLACES = ("{}.json", "annotations/instances_{}*.json", "annotations/{}.json", "instances_{}*.json", "{}/*.json")
@@ -258,7 +257,7 @@ def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bo
         takes_part, fault = _box_fault(annotation, image)
         if fault:
             where = f"annotation {id_} (image {image['id']}, {image['file_name']})"
-            message = f"{path}: {where} has bbox {_quote(annotation['bbox'])}, {fault.message}"
+            message = f"{path}: {where} has bbox {_quote(annotation['bbox'])}{fault.message}"
             faults.append(annotated.Fault(message, fault.loses))
         if not (fault and fault.loses):
             marked[image["id"]].append((annotation, takes_part))
@@ -389,22 +388,14 @@ def _annotation_fault(annotation: dict) -> str | None:
 def _box_fault(annotation: dict, image: dict) -> tuple[bool, annotated.Fault | None]:
     """(whether training sees it, what is wrong and what to do)."""
     x, y, width, height = annotation["bbox"]
-    beyond = max(-x, -y, x + width - image["width"], y + height - image["height"])
-    size = f"the image of {image['width']}x{image['height']}"
-    empty = width <= 0 or height <= 0
-    admitted = min(width, height) == 0 and annotation.get("area", 1) <= 0
+    area, empty = annotation.get("area", 1), width <= 0 or height <= 0
+    admitted = min(width, height) == 0 and area <= 0
     if empty and not admitted and not _ignored(annotation):
-        said = 'of zero or negative size; correct it, remove it or mark it "ignore": 1'
-        return False, annotated.Fault(said)
-    if empty or width < 1 or height < 1 or annotation.get("area", 1) <= 0:
-        said = "less than a pixel wide or high, or of no area: skipped as published; correct or remove it"
-        return False, annotated.Fault(said, False)
-    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return False, annotated.Fault(f"outside {size}; correct or remove it")
-    if beyond > OVERHANG:
-        said = f"{beyond:g} pixels beyond {size}: training clips it; correct it or leave it"
-        return True, annotated.Fault(said, False)
-    return True, None
+        return False, annotated.Fault(', of zero or negative size; correct it, remove it or mark it "ignore": 1')
+    if empty or area <= 0:
+        return False, annotated.Fault(", of no area: skipped as published; correct or remove it", False)
+    fault = annotated.box_fault((x, y, x + width, y + height), (image["width"], image["height"]))
+    return min(width, height) >= 1 and not (fault and fault.loses), fault
 
 
 def _ignored(annotation: dict) -> bool:

@@ -29,10 +29,9 @@ import defusedxml
 from defusedxml.ElementTree import fromstring
 
 from lib.data import annotated, images
-from lib.data.annotated import Annotation, Collection, Faults, Picture, stem, text_lines, tidy, write_lines
+from lib.data.annotated import FLAGS, Annotation, Collection, Faults, Picture, stem, text_lines, tidy, write_lines
 from lib.errors import UserError
 
-FLAGS = ("difficult", "truncated", "occluded")
 KNOWN = {"folder", "filename", "size", "segmented", "object"}  # root entries that are read, or written again
 KNOWN_OF_OBJECT = {"name", "pose", "bndbox", *FLAGS}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
