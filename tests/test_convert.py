@@ -414,6 +414,17 @@ FORBIDDEN = {
 }
 
 
+@pytest.mark.parametrize("suffix", checkpoints.WRITERS)
+def test_reading_takes_about_twice_the_file(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    checkpoints.write(path, {f"layer{number}": np.full((500, 1000), number, np.float32) for number in range(10)})
+    tracemalloc.start()
+    read = checkpoints.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read.arrays) == 10 and peak < 2.2 * path.stat().st_size
+
+
 def test_five_hundred_mutations_run_nothing_and_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran, watching = [], True
