@@ -134,3 +134,13 @@ def test_a_cut_tiff_is_refused_instead_of_turning_grey(tmp_path, compression):
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cut short|damaged"):
         images.pixels(file)
+
+
+def test_what_systems_leave_among_images_is_none_of_them(tmp_path):
+    hidden = [".ipynb_checkpoints/a.png", ".thumbnails/a.png", "@eaDir/a.png", "__MACOSX/a.png", "sub/._a.png"]
+    for name in ["sub/a.png", "B.PNG", "notes.txt", *hidden]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert images.files(tmp_path) == [tmp_path / "B.PNG", tmp_path / "sub/a.png"]
+    inside = tmp_path / ".ipynb_checkpoints"  # who names it means it
+    assert images.files(inside) == [inside / "a.png"]

@@ -72,6 +72,9 @@ class Faults(list[Fault]):
     def kept(self, message: str) -> None:
         self.append(Fault(message, loses=False))
 
+    def of_set(self, message: str) -> None:
+        self.append(Fault(message, loses=False, of_set=True))
+
 
 @dataclass(frozen=True)
 class Collection:

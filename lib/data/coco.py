@@ -135,11 +135,9 @@ def _fitting(source: Path, place: str) -> list[Path]:
     held = sorted(path for path in source.glob(place) if path.is_file() and not path.name.startswith("."))
     if not place.endswith("*.json") or "instances_" in place:
         return held
-    return (
-        []
-        if len(held) > FEW
-        else [path for path in held if all(word in path.read_bytes() for word in (b'"images"', b'"annotations"'))]
-    )
+    if len(held) > FEW:
+        return []
+    return [path for path in held if all(word in path.read_bytes() for word in (b'"images"', b'"annotations"'))]
 
 
 def splits(data: str | Path) -> tuple[Path, Path]:
@@ -263,9 +261,7 @@ def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bo
             marked[image["id"]].append((annotation, takes_part))
     pictures, categories = dict(sorted(pictures.items())), dict(sorted(categories.items()))
     if not any(marked.values()) and not faults:
-        faults.append(
-            annotated.Fault(f"{path}: has no object: nothing to learn or to find; annotate some", False, True)
-        )
+        faults.of_set(f"{path}: has no object: nothing to learn or to find; annotate some")
     return Parsed(document, folder, categories, pictures, marked, faults)
 
 
@@ -304,8 +300,7 @@ def _judge_names(categories: dict[int, dict], annotations: list, path: Path, fau
     for id_, entry in categories.items():
         if not used[id_] and _quote(entry["name"]) in above:
             said = "is only what others name as their supercategory, no annotation uses it, yet it counts as a class"
-            message = f"{path}: category {id_} ({entry['name']}) {said}; remove it from the categories"
-            faults.append(annotated.Fault(message, False, True))
+            faults.of_set(f"{path}: category {id_} ({entry['name']}) {said}; remove it from the categories")
 
 
 def _images_place(
