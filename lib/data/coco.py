@@ -29,6 +29,7 @@ from lib.data.annotated import FLAGS, SPLITS, Annotation, Collection, Faults, Pi
 from lib.errors import UserError
 
 SHOWN = 80  # characters of a faulty entry that a message quotes
+LONGEST = 10**6  # pixels of a side
 FEW = 9  # a folder with more JSON files has one an image
 SAMPLE = 100  # names that are looked for in each place
 PLACES = ("{}.json", "annotations/instances_{}*.json", "annotations/{}.json", "instances_{}*.json", "{}/*.json")
@@ -363,7 +364,7 @@ def _image_fault(image: dict) -> str | None:
     if path.is_absolute() or ".." in path.parts or ":" in name:
         return f"file_name {_quote(name)}, which leaves the images' folder; give a path inside it"
     sides = [image.get(side) for side in ("width", "height")]
-    if not all(_is_int(side) and side > 0 for side in sides):
+    if not all(_is_int(side) and 0 < side < LONGEST for side in sides):
         return f"width {_quote(sides[0])} and height {_quote(sides[1])}; give the file's size in pixels"
     return None
 
@@ -375,7 +376,7 @@ def _annotation_fault(annotation: dict) -> str | None:
     if "area" in annotation and not _is_finite(annotation["area"]):
         return f"area {_quote(annotation['area'])}; give its object's area in square pixels"
     for flag in ("iscrowd", "ignore"):
-        if isinstance(annotation.get(flag), str):  # "0" would count as 1
+        if annotation.get(flag, 0) not in (0, 1):  # "0" would count as 1
             return f"{flag} {_quote(annotation[flag])}; give the number 0 or 1"
     return None
 
