@@ -29,6 +29,7 @@ from lib.data.annotated import FLAGS, SPLITS, Annotation, Collection, Faults, Pi
 from lib.errors import UserError
 
 SHOWN = 80  # characters of a faulty entry that a message quotes
+FLAT = annotated.Fault(", so has no extent: skipped as published, other formats can't say it; correct or remove it")
 LONGEST = 10**6  # pixels of a side
 FEW = 9  # a folder with more JSON files has one an image
 SAMPLE = 100  # names that are looked for in each place
@@ -88,6 +89,7 @@ class Parsed:
     images: dict[int, dict]
     annotations: dict[int, list[tuple[dict, bool]]]  # by image: the entry, and whether training sees it
     faults: Faults  # those that lose something are fatal for `load`
+    flat: Faults  # of boxes without extent, which training skips as published and no other format can say
 
 
 def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset:
@@ -190,7 +192,7 @@ def read(source: Path, images_dir: Path | None = None) -> Collection:
         if splits and names != classes:
             raise UserError(f"{path}: its categories are not those of the other splits; convert the files one by one")
         classes, numbers = names, list(parsed.categories)
-        faults += parsed.faults
+        faults += [*parsed.faults, *parsed.flat]
         marked = [annotation for entries in parsed.annotations.values() for annotation, _ in entries]
         levels = zip(KNOWN, ([parsed.document], parsed.images.values(), parsed.categories.values(), marked))
         for level, entries in levels:
@@ -236,7 +238,7 @@ def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bo
     UserError if there is no COCO file to speak of.
     """
     document = _document(path)
-    faults = Faults()
+    faults, flat = Faults(), Faults()
     categories = _sound(document["categories"], "category", _category_fault, path, faults)
     _judge_names(categories, document["annotations"], path, faults)
     pictures = _sound(document["images"], "image", _image_fault, path, faults)
@@ -257,13 +259,13 @@ def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bo
         if fault:
             where = f"annotation {id_} (image {image['id']}, {image['file_name']})"
             message = f"{path}: {where} has bbox {_quote(annotation['bbox'])}{fault.message}"
-            faults.append(annotated.Fault(message, fault.loses))
-        if not (fault and fault.loses):
+            (flat if fault is FLAT else faults).append(annotated.Fault(message, fault.loses))
+        if not (fault and (fault.loses or fault is FLAT)):
             marked[image["id"]].append((annotation, takes_part))
     pictures, categories = dict(sorted(pictures.items())), dict(sorted(categories.items()))
     if not any(marked.values()) and not faults:
         faults.of_set(f"{path}: has no object: nothing to learn or to find; annotate some")
-    return Parsed(document, folder, categories, pictures, marked, faults)
+    return Parsed(document, folder, categories, pictures, marked, faults, flat)
 
 
 def _document(path: Path) -> dict:
@@ -388,7 +390,9 @@ def _box_fault(annotation: dict, image: dict) -> tuple[bool, annotated.Fault | N
     admitted = min(width, height) == 0 and area <= 0
     if empty and not admitted and not _ignored(annotation):
         return False, annotated.Fault(', of zero or negative size; correct it, remove it or mark it "ignore": 1')
-    if empty or area <= 0:
+    if empty:
+        return False, FLAT
+    if area <= 0:
         return False, annotated.Fault(", of no area: skipped as published; correct or remove it", False)
     fault = annotated.box_fault((x, y, x + width, y + height), (image["width"], image["height"]))
     return min(width, height) >= 1 and not (fault and fault.loses), fault

@@ -121,7 +121,7 @@ def convert(
     with whole_folder(target) as temporary:
         held = read(source, images_dir, kind)
         collection = measured(_joined(held) if trainval else held, workers)
-        faults = [*collection.faults, *_flat(collection), *(_turned(collection) if to == "yolo" else ())]
+        faults = [*collection.faults, *(_turned(collection) if to == "yolo" else ())]
         losing = [fault.message for fault in faults if fault.loses]
         if losing and not skip_faults:
             more = f"{len(losing) - 1} more: python -m lib data verify; " if len(losing) > 1 else ""
@@ -131,7 +131,7 @@ def convert(
         if not collection.classes:
             remedy = "annotate something, or name the classes in classes.txt"
             raise UserError(f"{source}: has no box, so no class; {remedy}")
-        splits = _named_apart(_with_extent(collection))
+        splits = _named_apart(collection)
         if to == "yolo":
             splits = {split: _held_by_yolo(pictures, keep_difficult) for split, pictures in splits.items()}
         if to != "coco":
@@ -189,25 +189,6 @@ def _lost_of(annotation: Annotation, to: str, keep_difficult: bool) -> list[str]
         lost[f"difficult: {difficult}"] = annotation.difficult and not annotation.crowd
         lost |= {f"{flag}: lost": getattr(annotation, flag) for flag in ("truncated", "occluded", "pose")}
     return [what for what, is_lost in lost.items() if is_lost]
-
-
-def _is_flat(annotation: Annotation) -> bool:
-    x1, y1, x2, y2 = annotation.box
-    return x2 <= x1 or y2 <= y1
-
-
-def _flat(collection: Collection) -> list[Fault]:
-    """COCO's boxes without extent, which training skips."""
-    said = "has no extent, which other formats can't say; remove it"
-    found = ((picture.source, one) for picture in collection.pictures() for one in picture.annotations if _is_flat(one))
-    return [Fault(f"{source}: {one.where} {said}") for source, one in found]
-
-
-def _with_extent(collection: Collection) -> Collection:
-    def held(picture: Picture) -> Picture:
-        return replace(picture, annotations=tuple(one for one in picture.annotations if not _is_flat(one)))
-
-    return replace(collection, splits={split: tuple(map(held, of)) for split, of in collection.splits.items()})
 
 
 def _turned(collection: Collection) -> list[Fault]:
