@@ -192,7 +192,7 @@ def test_difficult_boxes_can_be_kept_in_yolo(make, tmp_path):
 
 
 def test_one_name_in_two_splits_stays_two_files(make, tmp_path):
-    folder = make("yolo", {"train": {"a.png": PLAIN["a.png"]}, "val": {"a.png": []}})
+    folder = make("yolo", {"train": {"a.png": PLAIN["a.png"]}, "val": {"a.png": PLAIN["a.png"][:1]}})
     for to in ("voc", "coco"):
         formats.convert(folder, tmp_path / to, to)
         assert contents(tmp_path / to, to)[1].keys() == {"train", "val"}

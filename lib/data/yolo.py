@@ -196,7 +196,7 @@ def _usual(folder: Path, pool: Path, stated: dict[str, tuple[Path, ...]]) -> dic
     """images/train, train/images and the like, of the splits that are not stated."""
     taken, found = {place for places in stated.values() for place in places}, {}
     for split, names in SPLITS.items():
-        usual = (place for name in names for place in (pool / name, folder / name / "images"))
+        usual = (place for name in names for place in (folder / name / "images", pool / name))
         place = next((place for place in usual if place.is_dir() and place not in taken), None)
         if place and split not in stated:
             found[split] = (place,)
