@@ -58,7 +58,7 @@ PREFIXES = ("module.", "model.", "avg_model.")  # DataParallel's and Lightning's
 COMPILED = "_orig_mod."  # torch.compile's, around the model or a part of it
 AVERAGE = "avg_model."
 SAFE = {code: dtype for dtype, code in TYPES.items() if dtype in RAW} | {"BF16": "bfloat16"}
-SHOWN = 8  # names that a message lists
+SHOWN = 6  # names that a message lists
 METADATA = "classes"  # of a safetensors file: the names in the order of the labels, as JSON
 
 
