@@ -24,7 +24,8 @@ class Coverage:
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
     misshapen: tuple[str, ...]  # another shape, or integers for real numbers
-    not_finite: tuple[str, ...]  # NaN or infinity inside
+    not_finite: tuple[str, ...]  # NaN or infinity inside, or numbers that the model's type can't hold
+    taken: str = ""  # which weights of a checkpoint that holds several; see checkpoints.Weights
 
 
 def state(model: nn.Module) -> dict[str, np.ndarray]:
@@ -47,13 +48,15 @@ def load(
     the error calls a mapping.
     """
     given = isinstance(mapping_or_path, Mapping)
-    values = mapping_or_path if given else checkpoints.read(mapping_or_path)
+    read = None if given else checkpoints.read(mapping_or_path)
+    values = read.arrays if read else mapping_or_path
     own = state(model)
     may_lack = {name for part in absent for name in _whole(part, own, values)}
     present = [name for name in own if name in values]
     misshapen = tuple(name for name in present if not _fits(np.asarray(values[name]), own[name]))
     sound = [name for name in present if name not in misshapen]
-    not_finite = tuple(name for name in sound if not np.isfinite(values[name]).all())
+    cast = {name: _cast(np.asarray(values[name]), own[name].dtype) for name in sound}
+    not_finite = tuple(name for name in sound if cast[name] is None)
     coverage = Coverage(
         loaded=tuple(name for name in sound if name not in not_finite),
         absent=tuple(name for name in own if name in may_lack),
@@ -61,6 +64,7 @@ def load(
         left_over=tuple(name for name in values if name not in own),
         misshapen=misshapen,
         not_finite=not_finite,
+        taken=str(read or ""),
     )
     if strict and (faults := _faults(coverage, own, values)):
         parts = dict.fromkeys(name.split(".")[0] + "." for name in coverage.missing)
@@ -73,7 +77,7 @@ def load(
         ):
             remedy = " (all but shapes fit: they may be of another number of classes)"
         raise UserError(f"{source if given else mapping_or_path}: {'; '.join(faults)}; nothing was loaded{remedy}")
-    backend.load_state(model, {name: np.asarray(values[name]).astype(own[name].dtype) for name in coverage.loaded})
+    backend.load_state(model, {name: cast[name] for name in coverage.loaded})
     return coverage
 
 
@@ -88,6 +92,13 @@ def _fits(value: np.ndarray, own: np.ndarray) -> bool:
     return value.shape == own.shape and (value.dtype.kind == "f") == (own.dtype.kind == "f")
 
 
+def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """In the model's type; None where that is not finite, or not the same whole numbers."""
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
+    return cast if np.isfinite(cast).all() and (dtype.kind == "f" or (cast == value).all()) else None
+
+
 def _faults(coverage: Coverage, own: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> list[str]:
     """One phrase per kind of fault, with the count and the first three names."""
 
@@ -99,7 +110,7 @@ def _faults(coverage: Coverage, own: Mapping[str, np.ndarray], values: Mapping[s
         "missing": coverage.missing,
         "left over": coverage.left_over,
         "of the wrong shape or kind": tuple(described(name) for name in coverage.misshapen),
-        "with NaN or infinity": coverage.not_finite,
+        "with NaN, infinity or too large a number": coverage.not_finite,
     }
     return [
         f"{len(names)} {kind}: {', '.join([*names[:3], *['…'] * (len(names) > 3)])}"

@@ -34,6 +34,11 @@ def of_a_user(error: Exception) -> UserError | None:
     return UserError(f"{where}{error.strerror}: {remedy}")
 
 
+def visible(text: str) -> str:
+    """With what a terminal would obey, in a file's name for example, written out."""
+    return "".join(part if part.isprintable() or part == "\n" else repr(part)[1:-1] for part in text)
+
+
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted; what was complete is kept") -> int:
     """Do a command's work. Its own exit code, or 1 with one line on stderr for what a user can mend, 130 after Ctrl-C,
     141 when nobody reads on."""
@@ -55,5 +60,5 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted; w
         said = of_a_user(error)
         if said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {visible(str(said))}", file=sys.stderr)
         return 1

@@ -51,7 +51,7 @@ def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
 def test_convert_between_formats(capsys, tmp_path, weights):
     assert main(["convert", str(weights), str(tmp_path / "out.pth")]) == 0
     assert "2 entries" in capsys.readouterr().out
-    assert set(checkpoints.read(tmp_path / "out.pth")) == {"a", "b"}
+    assert set(checkpoints.read(tmp_path / "out.pth").arrays) == {"a", "b"}
 
 
 def test_convert_reports_what_does_not_fit_and_leaves_the_target(capsys, tmp_path, weights):

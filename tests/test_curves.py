@@ -75,6 +75,17 @@ def read(tmp_path, text, name="log.txt"):
     return curves.read(tmp_path / name)
 
 
+def test_a_console_of_windows_and_a_ports_own_field_at_the_end(tmp_path):
+    (tmp_path / "utf-16.txt").write_bytes(NANODET.replace("\n", "\r\n").encode("utf-16"))
+    expected = read(tmp_path, NANODET, "logs.txt").curves
+    assert curves.read(tmp_path / "utf-16.txt").curves == expected and expected.losses
+    line = (
+        "Train|Epoch1/5|Iter300(300/600)| lr:5.98e-04| loss_qfl:0.0518| loss_bbox:0.0522| loss_dfl:0.0528| time:2.0s\n"
+    )
+    losses = read(tmp_path, line, "port.txt").curves.losses
+    assert losses["loss_qfl"] == [(0.5, 0.0518)] and "time" not in losses
+
+
 def test_nanodet(tmp_path):
     found = read(tmp_path, NANODET, "logs.txt")
     assert (found.kind, found.name) == ("NanoDet", tmp_path.name)

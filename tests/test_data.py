@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from lib.data import coco, scenes
+from lib.data import coco, formats, scenes
 from lib.errors import UserError
+from lib.evaluation import evaluate
 
 GOOD = {
     "images": [
@@ -55,7 +57,7 @@ def drawn(tmp_path_factory):
 def test_a_good_file_is_read_as_published(write):
     path = write()
     dataset = coco.load(path)
-    assert coco.verify(path) == []
+    assert formats.verify(path) == []
     assert (dataset.classes, dataset.category_ids) == (("cat", "dog"), (2, 9))
     empty, full = dataset.images
     assert (empty.id, len(empty.boxes), empty.boxes.shape, empty.labels.dtype) == (3, 0, (0, 4), np.int64)
@@ -111,7 +113,7 @@ def test_a_fault_is_one_line_with_file_entry_and_remedy(write, name):
     message = str(caught.value)
     assert "\n" not in message and "; " in message
     assert all(part in message for part in [str(path), *named]), message
-    assert any(all(part in fault for part in named) for fault in coco.verify(path))
+    assert any(all(part in fault for part in named) for fault in formats.verify(path))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_the_first_of_several_faults_tells_how_many_more(write):
     path = write(lambda document: [edit("annotations", n, image_id=99)(document) for n in (0, 1, 2)])
     with pytest.raises(UserError, match=r"annotation 1 .*2 more"):
         coco.load(path)
-    assert len(coco.verify(path)) == 3
+    assert len(formats.verify(path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_the_first_of_several_faults_tells_how_many_more(write):
 def test_what_published_training_skips_is_skipped_and_reported(write, values, reason):
     path = write(edit("annotations", 0, **values))
     assert coco.load(path).images[1].labels.tolist() == [0]
-    (fault,) = coco.verify(path)
+    (fault,) = formats.verify(path)
     assert "annotation 1" in fault and reason in fault
 
 
@@ -165,7 +167,7 @@ def test_an_ignored_empty_box_and_a_box_across_the_border_load(write):
     assert len(coco.load(write(edit("annotations", 0, bbox=[1, 1, 0, 0], ignore=1))).images[1].boxes) == 1
     path = write(edit("annotations", 0, bbox=[30, 2, 20, 5]))
     np.testing.assert_array_equal(coco.load(path).images[1].boxes[0], [30, 2, 50, 7])
-    assert "10 pixels beyond" in coco.verify(path)[0]
+    assert "10 pixels beyond" in formats.verify(path)[0]
 
 
 @pytest.mark.parametrize("name", ["b.png", "a.jpg"])
@@ -187,7 +189,7 @@ def test_a_damaged_image_is_one_line(write, name, damage, named, capfd):
     with pytest.raises(UserError, match=named) as caught:
         coco.read_image(entry)
     assert str(file) in str(caught.value) and f"image {entry.id}" in str(caught.value)
-    assert coco.verify(path) == [str(caught.value)]
+    assert formats.verify(path) == [str(caught.value)]
     assert capfd.readouterr().err == ""
 
 
@@ -218,9 +220,103 @@ def test_where_images_and_splits_are_found(write, tmp_path):
         coco.splits(tmp_path / "nowhere")
 
 
+EXPORTS = {  # name: (JSON files, where the images lie, what stands before their names)
+    "a labelling tool's": (["result.json"], "images", "images/"),
+    "the same from Windows": (["result.json"], "images", "images\\"),
+    "images of both splits below one folder": (
+        ["annotations/instances_train2017.json", "annotations/instances_val2017.json"],
+        "images/{}2017",
+        "",
+    ),
+    "a folder for each split, the JSON inside": (
+        ["train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"],
+        "{}",
+        "",
+    ),
+    "another tool's": (["annotations/instances_default.json"], "images/default", ""),
+    "a folder of images beside each JSON": (["train.json", "val.json"], "{}", ""),
+    "names with the split's folder": (["train.json", "val.json"], "images/{}", "{}/"),
+    "all in one folder": (["labels.json"], ".", "./"),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_what_tools_export_needs_no_option(write, tmp_path, name):
+    files, place, before = EXPORTS[name]
+    folder, good = tmp_path / "export", write()
+    for file in files:
+        (path := folder / file).parent.mkdir(parents=True, exist_ok=True)
+        split = next((split for split in ("train", "valid", "val", "test") if split in file), "")
+        (folder / place.format(split)).mkdir(parents=True, exist_ok=True)
+        document = json.loads(good.read_text())
+        for entry in document["images"]:
+            shutil.copy(tmp_path / "images" / entry["file_name"], folder / place.format(split))
+            entry["file_name"] = before.format(split) + entry["file_name"]
+        path.write_text(json.dumps(document))
+    assert formats.detect(folder) == "coco" and formats.verify(folder) == []
+    assert coco.splits(folder) == (folder / files[0], folder / files[min(1, len(files) - 1)])
+    dataset = coco.load(coco.splits(folder)[1])
+    assert [entry.file.name for entry in dataset.images] == ["a.jpg", "b.png"]
+    formats.convert(folder, tmp_path / "yolo", "yolo")
+    assert len(list((tmp_path / "yolo/labels").rglob("*.txt"))) == 2 * len(files)
+
+
+def test_images_that_lie_nowhere_are_told_with_where_was_looked(write, tmp_path):
+    path = write()
+    shutil.move(tmp_path / "images", tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="its 2 images are missing, such as b.png; looked in .*; restore them, or name"):
+        coco.load(path)
+    assert coco.load(path, tmp_path / "elsewhere").images
+
+
+def test_a_folder_of_other_json_files_is_no_coco_set(write, tmp_path):
+    (tmp_path / "yolo/labels").mkdir(parents=True)
+    (tmp_path / "yolo/notes.json").write_text('{"categories": []}')
+    assert formats.detect(tmp_path / "yolo") == "yolo"
+
+
+def test_a_root_category_and_two_of_one_name_are_pointed_out(write):
+    def root(document):
+        document["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+        for entry in document["categories"][1:]:
+            entry["supercategory"] = "pets"
+
+    (fault,) = formats.verify(path := write(root))
+    assert "category 0 (pets) is only what others name as their supercategory" in fault
+    assert coco.load(path).notes == (fault,)
+    twins = write(lambda document: document["categories"].insert(0, {"id": 0, "name": "cat"}))
+    assert "categories 2 and 0 have one name, 'cat'" in formats.verify(twins)[0]
+    with pytest.raises(UserError, match="remove category 0"):
+        coco.load(twins)
+
+
+def test_a_set_without_any_object_and_a_panoptic_one(write):
+    (fault,) = formats.verify(write(lambda document: document["annotations"].clear()))
+    assert "has no object: nothing to learn or to find" in fault
+    with pytest.raises(UserError, match="panoptic form; give the file of instances"):
+        coco.load(write(lambda document: document["annotations"][0].update(segments_info=[])))
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
+def test_a_changed_ground_truth_is_refused_or_gives_numbers(write, kind):
+    """No traceback: whatever a field is, the truth is judged before anything is computed from it."""
+    values = [None, True, -1, 0, 1.5, 10**400, "1", "", [], [1], {}, {"a": 1}, "\ud800", "a\nb", [1, 2, 3, "4"]]
+    done = 0
+    for key in {key for entry in GOOD[kind] for key in entry}:
+        for value in values:
+            path = write(edit(kind, 0, **{key: value}))
+            try:
+                truth, _ = coco.truth(path)
+                evaluate(truth, [])
+                done += 1
+            except UserError as error:
+                assert "\n" not in str(error)
+    assert done
+
+
 def test_real_coco_is_clean(shared):
     path = shared / "real/coco_val_64/instances.json"
-    assert coco.verify(path) == []
+    assert formats.verify(path) == []
     dataset = coco.load(path)
     document = json.loads(path.read_text())
     crowd = sum(annotation["iscrowd"] for annotation in document["annotations"])
@@ -255,7 +351,7 @@ def test_scenes_are_these_bytes(drawn):
 
 def test_scenes_hold_what_they_promise(drawn):
     document = json.loads(drawn["train"].read_text())
-    assert coco.verify(drawn["train"]) == coco.verify(drawn["val"]) == []
+    assert formats.verify(drawn["train"]) == formats.verify(drawn["val"]) == []
     assert [category["name"] for category in document["categories"]] == list(scenes.CLASSES)
     assert len(scenes.CLASSES) == 10
     dataset = coco.load(drawn["train"])

@@ -1,6 +1,7 @@
 """python -m lib data: every kind explains itself by example, and does what it says with one line for a mistake."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,8 +88,17 @@ def test_verify_lists_each_fault_in_each_format(capsys, scenes, tmp_path, kind):
     for file in files:
         file.write_bytes(b"no image")
     out, line = fails(capsys, "verify", folder)
-    assert all(str(file) in row for file, row in zip(files, out.splitlines())) and len(out.splitlines()) == 2
+    assert all(str(file) in row for file, row in zip(files, out.splitlines()[1:])) and len(out.splitlines()) == 3
     assert "2 faults" in line
+
+
+def test_verify_says_what_a_set_is_and_a_name_commands_no_terminal(capsys, scenes, tmp_path):
+    run(capsys, "convert", scenes, tmp_path / "yolo", "--to", "yolo")
+    shown = run(capsys, "verify", tmp_path / "yolo")
+    assert re.search(r"yolo: yolo; train: 6 images, \d+ objects; val: 3 images, \d+ objects; 10 classes \(", shown)
+    (tmp_path / "yolo/images/train/red\x1b[31m.png").write_bytes(b"")
+    out, _ = fails(capsys, "verify", tmp_path / "yolo")
+    assert "\x1b" not in out and "red\\x1b[31m" in out
 
 
 def test_verify_of_nothing_and_of_an_unclear_folder(capsys, scenes, tmp_path):

@@ -76,10 +76,10 @@ def test_detections_of_something_else_are_one_line(detection, message):
 
 def test_a_ground_truth_that_cannot_be_used_is_one_line(tmp_path):
     path = tmp_path / "truth.json"
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         evaluation.evaluate(path, [])
     path.write_text(json.dumps(TRUTH)[:-5])
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="no valid JSON"):
         evaluation.evaluate(path, [])
     path.write_text("{}")
     with pytest.raises(UserError, match="has no 'images'"):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lib.__main__ import main
 from lib.errors import UserError
 from lib.evaluation import found
 
@@ -59,6 +60,8 @@ def test_images_and_classes_go_by_name(tmp_path):
         ([{**ROW, "score": None}], "detection 0 has bbox"),
         ([{key: value for key, value in ROW.items() if key != "score"}], "detection 0 has no score"),
         ([3], "detection 0 has no image_id nor category_id"),
+        ([{**ROW, "image_id": [1]}], r"detection 0 has image_id \[1\] and category_id 2; give numbers"),
+        (detected("a.png", images=[3]), "an image or a category without id and name"),
         ([ROW, {**ROW, "bbox": [1, 2, 3]}], "detection 1 has bbox"),
         ([{**ROW, "score": float("nan")}], "detection 0 has NaN"),
         ([{**ROW, "bbox": [float("inf"), float("-inf"), 1, 1]}], "detection 0 has NaN"),
@@ -72,3 +75,19 @@ def test_what_can_not_be_evaluated_is_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as raised:
         read(tmp_path, content)
     assert "found.json: " in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_more_objects_than_the_numbers_can_see_are_said(tmp_path, capsys, count):
+    truth = {
+        "images": [{"id": 7, "file_name": "a.png", "width": 500, "height": 500}],
+        "categories": TRUTH["categories"],
+        "annotations": [
+            {"id": at, "image_id": 7, "category_id": 3, "bbox": [at, at, 9, 9], "area": 81} for at in range(count)
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text("[]")
+    assert main(["evaluate", "-", str(tmp_path / "found.json"), str(tmp_path / "truth.json")]) == 0
+    shown = capsys.readouterr().out
+    assert ("note: image 7 has 101 objects of category 3" in shown) == (count > 100)

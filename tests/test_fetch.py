@@ -70,6 +70,13 @@ OUTSIDE = ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "a\\..\\..\\evil.
 
 
 @pytest.mark.parametrize("make", [tar, zipped])
+@pytest.mark.parametrize("name", ["a/" * 1500 + "b.txt", "n" * 300, "浣" * 90])
+def test_names_that_no_disk_holds_are_refused(tmp_path, make, name):
+    with pytest.raises(UserError, match="too long or too deep"):
+        fetch.extract(make(tmp_path / "archive", (name, b"x")), tmp_path)
+
+
+@pytest.mark.parametrize("make", [tar, zipped])
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_path_leaves_the_folder(tmp_path, make, name):
     target = tmp_path / "deep" / "out"

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -111,3 +112,35 @@ def test_images_that_would_be_wrong_are_one_line(tmp_path, capfd, name):
 def test_upright_webp_is_read(tmp_path):
     (tmp_path / "a.webp").write_bytes(webp(1))
     np.testing.assert_array_equal(images.pixels(tmp_path / "a.webp")[0], pattern())
+
+
+def test_a_picture_that_claims_more_than_any_memory_is_refused_by_its_header(tmp_path):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunks = (header, b"IDAT" + zlib.compress(bytes(9)), b"IEND")
+    content = b"".join(struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in chunks)
+    (tmp_path / "bomb.png").write_bytes(images.PNG + content)
+    with pytest.raises(UserError, match="claims 30000x30000 pixels, more than 250 million; cut it into tiles"):
+        images.pixels(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_cut_tiff_is_refused_instead_of_turning_grey(tmp_path, compression):
+    file = tmp_path / "a.tif"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)).save(
+        file, compression=compression
+    )
+    assert images.pixels(file)[0].shape == (60, 80, 3)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cut short|damaged"):
+        images.pixels(file)
+
+
+def test_what_systems_leave_among_images_is_none_of_them(tmp_path):
+    hidden = [".ipynb_checkpoints/a.png", ".thumbnails/a.png", "@eaDir/a.png", "__MACOSX/a.png", "sub/._a.png"]
+    for name in ["sub/a.png", "B.PNG", "notes.txt", *hidden]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert images.files(tmp_path) == [tmp_path / "B.PNG", tmp_path / "sub/a.png"]
+    inside = tmp_path / ".ipynb_checkpoints"  # who names it means it
+    assert images.files(inside) == [inside / "a.png"]

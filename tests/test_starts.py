@@ -11,7 +11,7 @@ from lib import convert, models
 from lib.alignment import runs as judged
 from lib.errors import UserError
 from lib.show import figures, tables
-from lib.training import pretrained, runs
+from lib.training import checkpoints, pretrained, runs
 
 NAME = "nanodet-plus-m_320"
 PLAN = runs.Training(NAME, "data", "run")
@@ -110,7 +110,7 @@ def test_many_names_are_counted_not_listed(held):
     origin = pretrained.load_backbone(models.build(NAME, 3), held[1])
     assert (
         len(origin.left_over) > 100
-        and f"and {len(origin.left_over) - pretrained.SHOWN} more" in str(origin)
+        and f"and {len(origin.left_over) - checkpoints.SHOWN} more" in str(origin)
         and len(str(origin)) < 600
     )
 

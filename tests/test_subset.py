@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from lib.data import coco, scenes, sets
+from lib.data import coco, formats, scenes, sets
 from lib.errors import UserError
 
 
@@ -42,7 +42,7 @@ def test_a_subset_is_a_sound_data_set_of_images_that_stay_in_place(source, tmp_p
     assert (len(train.images), len(val.images)) == (16, 4)
     assert not {entry.id for entry in train.images} & {entry.id for entry in val.images}
     assert train.classes == val.classes == whole.classes and train.category_ids == tuple(range(1, 11))
-    assert coco.verify(paths["train"]) == []
+    assert formats.verify(paths["train"]) == []
     by_id = {entry.id: entry for entry in whole.images}
     for entry in (*train.images, *val.images):
         original = by_id[entry.id]

@@ -222,6 +222,19 @@ def test_trainval_alone_is_the_training_split(write):
     assert voc.read(write({"a.xml": GOOD}, sets={"trainval": "a\n"})).splits.keys() == {"train"}
 
 
+def test_a_single_list_of_an_exporters_name_is_the_set(write):
+    folder = write({"a.xml": GOOD, "b.xml": GOOD}, ["a.png", "b.png"], {"default": "a\n"})
+    assert [picture.name for picture in voc.read(folder).splits[""]] == ["a.png"]
+
+
+def test_what_notebooks_and_thumbnails_leave_is_no_part_of_a_set(write):
+    folder = write({"a.xml": GOOD})
+    for name in ("Annotations/.ipynb_checkpoints/a-checkpoint.xml", "Annotations/._a.xml", "JPEGImages/@eaDir/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((folder / "Annotations/a.xml").read_bytes())
+    assert faults(folder) == [] and len(list(voc.read(folder).pictures())) == 1
+
+
 def test_a_class_list_orders_and_bounds_the_classes(write):
     folder = write({"a.xml": GOOD.replace(OBJECT, OBJECT + OBJECT.replace("cat", "dog"))})
     (folder / "classes.txt").write_text("zebra\ncat\n")

@@ -88,6 +88,34 @@ def test_files_that_lack_each_other(write):
     assert names(folder) == {"": ["a.png", "b c.png"]}
 
 
+def only(folder: Path) -> str:
+    """The one fault of a set, which loses objects."""
+    (fault,) = yolo.read(folder).faults
+    assert fault.loses and "; " in fault.message
+    return fault.message
+
+
+def test_objects_never_become_background_in_silence(write):
+    box = "0 0.5 0.5 1 1"
+    both = write({**CLASSES, "labels/a.txt": box, "images/a.txt": "1 0.5 0.5 1 1"})
+    assert "as " in only(both) and "does in another way" in only(both)
+    (both / "images/a.txt").write_text(box)
+    assert yolo.read(both).faults == () and len(boxes(both)) == 1
+    shared = write({}, ["images/a.png", "images/a.jpg"])
+    assert "annotates a.jpg and a.png" in only(shared)
+    (shared / "images/a.jpg").unlink()
+    for text in shared.rglob("a.txt"):
+        text.unlink()
+    assert "none of the 1 images" in only(shared) and names(shared) == {}
+
+
+def test_text_files_that_no_image_has_are_named_wherever_they_lie(write):
+    folder = write(
+        {**GOOD, "images/b.txt": "0 0.5 0.5 1 1", "images/.ipynb_checkpoints/a-checkpoint.txt": "x", "notes.txt": "x"}
+    )
+    assert "images/b.txt: annotates no image" in only(folder)
+
+
 def test_labels_of_another_encoding_are_one_line(write):
     folder = write(GOOD)
     (folder / "labels/a.txt").write_bytes(b"0 0.5\xff")
@@ -121,6 +149,50 @@ LAYOUTS = {  # name: (texts, images, expected names)
         ["train/images/a.png", "valid/images/b.png"],
         {"train": ["a.png"], "val": ["b.png"]},
     ),
+    "partly beside": (
+        {**CLASSES, "labels/a.txt": "", "images/b.txt": "0 0.5 0.5 1 1"},
+        ["images/a.png", "images/b.png"],
+        {"": ["a.png", "b.png"]},
+    ),
+    "in capitals": ({**CLASSES, "labels/a.TXT": "0 0.5 0.5 1 1"}, ["images/a.PNG"], {"": ["a.PNG"]}),
+    "class list among the labels": (
+        {"labels/classes.txt": "cat\n", "labels/a.txt": "0 0.5 0.5 1 1"},
+        ["images/a.png"],
+        {"": ["a.png"]},
+    ),
+    "class lists in each split": (
+        {
+            "data.yaml": "train: images/train\nval: images/val\nnames: [cat]",
+            "labels/train/classes.txt": "cat",
+            "labels/val/classes.txt": "cat\n\n",
+            "labels/train/a.txt": "0 0.5 0.5 1 1",
+            "labels/val/b.txt": "",
+        },
+        ["images/train/a.png", "images/val/b.png"],
+        {"train": ["a.png"], "val": ["b.png"]},
+    ),
+    "what notebooks and thumbnails leave": (
+        {**CLASSES, "labels/a.txt": "0 0.5 0.5 1 1", "labels/.ipynb_checkpoints/a-checkpoint.txt": "0 0.5 0.5 1 1"},
+        ["images/a.png", "images/.thumbnails/a.png", "images/@eaDir/a.png", "__MACOSX/images/a.png", "images/._a.png"],
+        {"": ["a.png"]},
+    ),
+    "dataset.yaml of another machine, with lists": (
+        {
+            "dataset.yaml": "path: /home/me/set\ntrain: [images/one, images/two]\nval: /home/me/set/images/v\n"
+            "test: images/test\nnames: [cat]",
+            "labels/one/a.txt": "0 0.5 0.5 1 1",
+            "labels/two/a.txt": "",
+            "labels/v/b.txt": "",
+            "labels/test/c.txt": "",
+        },
+        ["images/one/a.png", "images/two/a.png", "images/v/b.png", "images/test/c.png"],
+        {"train": ["one/a.png", "two/a.png"], "val": ["b.png"], "test": ["c.png"]},
+    ),
+    "train and valid folders alone": (
+        {**CLASSES, "train/labels/a.txt": "0 0.5 0.5 1 1", "valid/labels/b.txt": ""},
+        ["train/images/a.png", "valid/images/b.png"],
+        {"train": ["a.png"], "val": ["b.png"]},
+    ),
     "one set twice": (
         {"data.yaml": "train: images\nval: images\nnames: [cat]", "labels/a.txt": "0 0.5 0.5 1 1"},
         ["images/a.png"],
@@ -146,6 +218,12 @@ def test_layouts(write, name):
     folder = write(texts, images)
     assert yolo.is_yolo(folder) and names(folder) == expected
     assert boxes(folder) == [("cat", (0, 0, 40, 30))] and yolo.read(folder).faults == ()
+
+
+def test_a_test_split_that_is_not_there_is_passed_over_and_said(write):
+    settings = "train: images\nval: images\ntest: images/test\nnames: [cat]"
+    (fault,) = yolo.read(write({"data.yaml": settings, "labels/a.txt": ""})).faults
+    assert "test is 'images/test', which is not inside" in fault.message and not fault.loses
 
 
 def test_images_and_lines_outside_the_splits_are_named(write):
@@ -176,7 +254,8 @@ REFUSED = {
     "a bomb": ({"data.yaml": "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nnames: [*c, *c]"}, "no list or table"),
     "a place outside": ({"data.yaml": "names: [cat]\ntrain: /etc\n"}, "not inside"),
     "a place that is nowhere": ({"data.yaml": "names: [cat]\ntrain: images/gone\n"}, "not inside"),
-    "a list of places": ({"data.yaml": "names: [cat]\ntrain: [images]\n"}, "give one folder"),
+    "a table of places": ({"data.yaml": "names: [cat]\ntrain: [{a: images}]\n"}, "give a folder"),
+    "two lists apart": ({"classes.txt": "cat\n", "labels/classes.txt": "dog\n"}, "not those of classes.txt"),
 }
 
 

@@ -1,8 +1,14 @@
 """What the parsers of several verbs have in common."""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lib.errors import UserError
+
+if TYPE_CHECKING:
+    from lib.backend.nn import Module
+    from lib.training.checkpoints import Weights
 
 AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
@@ -40,6 +46,18 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, metavar=("H", "W"), help="network input, multiples of 32; the published by default"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+
+
+def load(
+    model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
+) -> None:
+    """Load what was read of `chosen.weights`; say which they are, and where their classes are not those of `where`."""
+    from lib import convert
+
+    note = weights.other_classes(classes, where)
+    convert.load(model, weights.arrays, absent=tuple(chosen.absent), source=chosen.weights)
+    for said in filter(None, (str(weights), note)):
+        print(f"note: {chosen.weights}: {said}")
 
 
 def use(chosen: argparse.Namespace) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lib.commands.arguments import verb
-from lib.errors import UserError
+from lib.errors import UserError, visible
 
 PURPOSE = "get, make, convert, check and show data sets"
 FORMATS = ("voc", "coco", "yolo")
@@ -155,8 +155,8 @@ def _subset(chosen: argparse.Namespace) -> None:
 def _verify(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
-    faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers)
-    print("\n".join(faults or [f"{chosen.source}: no fault"]))
+    faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers, tell=print)
+    print(visible("\n".join(faults or [f"{chosen.source}: no fault"])))
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise UserError(f"{chosen.source}: {count}, listed above; mend the annotations or the images")

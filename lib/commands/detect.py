@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="picture, folder, video, or a webcam's number")
     parser.add_argument("-o", "--output", type=Path, help="where to draw: a picture, a folder, or a video (.avi)")
     parser.add_argument("--json", type=Path, help="COCO file to write")
-    names = "COCO file, or a text file with a name per line; COCO's 80 by default"
+    names = "COCO file, or a text file with a name per line; those that the weights carry by default, or COCO's 80"
     parser.add_argument("--classes", type=Path, help=names)
     parser.add_argument("--threshold", type=float, default=0.35, help="lowest score that is shown (%(default)s)")
     parser.add_argument("--limit", type=int, help="stop after so many images or frames")
@@ -45,14 +45,18 @@ def run(chosen: argparse.Namespace) -> None:
         raise UserError(f"detect: --limit is {limit}; give at least 1, or leave it out")
     from tqdm import tqdm
 
-    from lib import convert, models
+    from lib import models
     from lib.evaluation import detection, inference
     from lib.show.drawing import Painter
+    from lib.training import checkpoints
 
     size = arguments.use(chosen)
-    classes = detection.read_classes(chosen.classes) if chosen.classes else detection.coco_classes()
+    weights = checkpoints.read(chosen.weights)
+    named = detection.Classes(weights.classes, tuple(range(1, len(weights.classes) + 1)))
+    usual = named if weights.classes and weights.classes != detection.coco_classes().names else detection.coco_classes()
+    classes = detection.read_classes(chosen.classes) if chosen.classes else usual
     model = models.build(chosen.model, len(classes.names))
-    convert.load(model, chosen.weights, absent=tuple(chosen.absent))
+    arguments.load(model, chosen, weights, classes.names, chosen.classes)
     painter = Painter(classes)
 
     def found(image):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]  # COCO's result form
 
+MOST = 100  # detections of a class in an image that COCO's numbers look at
 LARGEST = 10  # confusions that are printed
 NO_MODEL = "-"
 PURPOSE = "COCO numbers of trained weights, or of detections"
@@ -54,13 +56,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Print COCO's numbers and what else was asked for."""
-    from lib.evaluation import evaluate, found, read_truth
+    from lib.data import coco
+    from lib.evaluation import evaluate, found
     from lib.record import atomic
 
-    truth = read_truth(chosen.data)
+    if chosen.data.is_dir():
+        chosen.data = coco.splits(chosen.data)[1]
+    truth, notes = coco.truth(chosen.data)
     if chosen.model == NO_MODEL:
         rows, others = found.read(chosen.weights, truth)
-        result = evaluate(chosen.data, rows)
+        result = evaluate(truth, rows)
         if others:
             those = f"{len(others)} images of {chosen.weights}"
             print(f"note: {those} are not the ground truth's and left out, such as {others[0]}")
@@ -72,6 +77,8 @@ def run(chosen: argparse.Namespace) -> None:
     for name, value in [*result.numbers.items(), *(result.per_class.items() if chosen.per_class else ())]:
         print(f"{name:<12} {value:.4f}")
     _show_more(chosen, truth, rows, result)
+    for note in notes + _crowded(truth):
+        print(f"note: {note}")
     if aside := sum(bool(a.get("ignore") or a.get("difficult")) and not a.get("iscrowd") for a in truth["annotations"]):
         print(
             f"note: {aside} boxes are difficult or to be ignored; COCO's numbers and curves count them as boxes to "
@@ -79,16 +86,27 @@ def run(chosen: argparse.Namespace) -> None:
         )
 
 
+def _crowded(truth: Mapping[str, Any]) -> list[str]:
+    """What COCO's numbers can't see where an image has more objects of a class than they look at."""
+    objects = (entry for entry in truth["annotations"] if not entry.get("iscrowd"))
+    most = Counter((entry["image_id"], entry["category_id"]) for entry in objects).most_common(1)
+    seen = f"COCO's numbers look at the {MOST} best detections of a class in an image, the rest are missed"
+    return [
+        f"image {image} has {count} objects of category {of}; {seen}" for (image, of), count in most if count > MOST
+    ]
+
+
 def _detected(chosen: argparse.Namespace) -> tuple[Rows, "Evaluation"]:
     """What the model finds on the data set, and its numbers."""
-    from lib import convert, models
+    from lib import models
     from lib.data import coco
     from lib.evaluation import inference, published_form
+    from lib.training import checkpoints
 
     dataset = coco.load(chosen.data, chosen.images)
     size = arguments.use(chosen)
     model = models.build(chosen.model, len(dataset.classes))
-    convert.load(model, chosen.weights, absent=tuple(chosen.absent))
+    arguments.load(model, chosen, checkpoints.read(chosen.weights), dataset.classes, chosen.data)
     result, boxes = inference.evaluate_model(model, chosen.model, dataset, size, chosen.batch, chosen.workers)
     return published_form([image.id for image in dataset.images], boxes, dataset.category_ids), result
 

@@ -5,6 +5,7 @@ what a detection is worth (`lib.evaluation`), nor what shows a picture to a pers
 """
 
 import os
+import warnings
 import zlib
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 
 cv2.setNumThreads(1)  # the loader's threads share out the work; OpenCV's own would compete with them and the framework
 cv2.setLogLevel(0)  # a damaged image is reported in one line of ours
+warnings.filterwarnings("ignore", module=r"PIL\.")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # and so is a damaged video
 
 

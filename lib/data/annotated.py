@@ -5,9 +5,10 @@ height). A format's reader gives a `Collection` from the annotation files alone;
 which brings the true sizes, boxes in pixels, and the faults that only pixels show.
 """
 
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from lib.data import images
 from lib.errors import UserError
 
+FLAGS = ("difficult", "truncated", "occluded")
 DECIMALS = 9  # of a pixel: float64 keeps as many up to images of a million pixels a side, so no step adds an error
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # and what folders call them
 OVERHANG = 1.0  # pixels a box may stick out of its image before it is reported: annotation tools round
 
 Box = tuple[float, float, float, float]
@@ -57,6 +60,7 @@ class Fault:
 
     message: str
     loses: bool = True
+    of_set: bool = False  # of the set as a whole: every command that makes numbers of it says so
 
 
 class Faults(list[Fault]):
@@ -67,6 +71,9 @@ class Faults(list[Fault]):
 
     def kept(self, message: str) -> None:
         self.append(Fault(message, loses=False))
+
+    def of_set(self, message: str) -> None:
+        self.append(Fault(message, loses=False, of_set=True))
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,21 @@ def text_lines(path: Path) -> list[str]:
         raise UserError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
+def read_json(path: Path, parse_constant: Callable[[str], float] | None = None) -> Any:
+    """The content of a JSON file. UserError if it has none; `parse_constant` may raise ValueError for NaN."""
+    try:
+        return json.loads(path.read_bytes(), parse_constant=parse_constant)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a COCO JSON file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "the file may be cut short: write or download it again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no valid JSON ({error}); write or download it again") from error
+
+
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """A UTF-8 file of these lines, in a folder made for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +182,7 @@ def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, Faults]:
     for annotation in picture.annotations:
         if picture.relative:
             annotation = _in_pixels(annotation, size)
-        fault = None if judged else _box_fault(annotation, size, kept)
+        fault = None if judged else box_fault(annotation.box, size) or _twice(annotation, kept)
         if fault:
             shown = f"has the box {[tidy(value) for value in annotation.box]} in pixels"
             message = f"{picture.source}: {annotation.where} ({annotation.name}) {shown}{fault.message}"
@@ -178,15 +200,21 @@ def _in_pixels(annotation: Annotation, size: tuple[int, int]) -> Annotation:
     return replace(annotation, box=tuple(scaled(annotation.box)), outline=outline)
 
 
-def _box_fault(annotation: Annotation, size: tuple[int, int], before: list[Annotation]) -> Fault | None:
-    (width, height), (x1, y1, x2, y2) = size, annotation.box
+def box_fault(box: Box, size: tuple[int, int]) -> Fault | None:
+    """What is wrong with a box that has an extent, in an image of `size` (width, height)."""
+    (width, height), (x1, y1, x2, y2) = size, box
+    if x2 - x1 < 1 or y2 - y1 < 1:
+        return Fault(", less than a pixel wide or high: training skips it; correct or remove it", False)
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
         return Fault(f", outside the image of {width}x{height}; correct or remove it")
     beyond = tidy(max(-x1, -y1, x2 - width, y2 - height))
     if beyond > OVERHANG:
-        return Fault(f", {beyond} pixels beyond the image of {width}x{height}; correct it or leave it", False)
-    if x2 - x1 < 1 or y2 - y1 < 1:
-        return Fault(", less than a pixel wide or high: training skips it; correct or remove it", False)
+        said = f", {beyond} pixels beyond the image of {width}x{height}: training clips it; correct it or leave it"
+        return Fault(said, False)
+    return None
+
+
+def _twice(annotation: Annotation, before: list[Annotation]) -> Fault | None:
     if any((other.name, other.box) == (annotation.name, annotation.box) for other in before):
         return Fault(" as another of its class has; remove one of them", False)
     return None

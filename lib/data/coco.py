@@ -25,11 +25,16 @@ from typing import Any
 import numpy as np
 
 from lib.data import annotated, images
-from lib.data.annotated import OVERHANG, Annotation, Collection, Faults, Picture, is_readable, tidy
+from lib.data.annotated import FLAGS, SPLITS, Annotation, Collection, Faults, Picture, is_readable, tidy
 from lib.errors import UserError
 
 SHOWN = 80  # characters of a faulty entry that a message quotes
-FLAGS = ("difficult", "truncated", "occluded")
+FLAT = annotated.Fault(", so has no extent: skipped as published, other formats can't say it; correct or remove it")
+LONGEST = 10**6  # pixels of a side
+FEW = 9  # a folder with more JSON files has one an image
+SAMPLE = 100  # names that are looked for in each place
+PLACES = ("{}.json", "annotations/instances_{}*.json", "annotations/{}.json", "instances_{}*.json", "{}/*.json")
+ALONE = ("instances.json", "annotations/instances_*.json", "*.json", "annotations/*.json")  # where there are no splits
 KNOWN = {  # keys that another format has a place for, or that say nothing more
     "": {"images", "annotations", "categories"},
     "image": {"id", "file_name", "width", "height"},
@@ -70,6 +75,8 @@ class Dataset:
     classes: tuple[str, ...]  # by label
     category_ids: tuple[int, ...]  # by label, ascending
     images: tuple[ImageEntry, ...]  # by id, ascending
+    folder: Path  # of the images
+    notes: tuple[str, ...]  # what whoever reads a number of it should know
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +89,17 @@ class Parsed:
     images: dict[int, dict]
     annotations: dict[int, list[tuple[dict, bool]]]  # by image: the entry, and whether training sees it
     faults: Faults  # those that lose something are fatal for `load`
+    flat: Faults  # of boxes without extent, which training skips as published and no other format can say
 
 
 def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset:
-    """The data set of `json_path`; every image file is there, none is decoded yet.
+    """The data set of `json_path`; every image file is there, none is decoded yet. UserError names the first fault.
 
-    `images_dir` defaults to `images` beside the JSON file, then to COCO's own layout (annotations/instances_X.json
-    with X/ beside annotations/), then to the JSON file's folder. UserError names the first fault.
+    `images_dir` is where they lie; without it they are looked for where exports have them, see `_images_place`.
     """
     path = Path(json_path)
     parsed = _parsed(path, images_dir)
-    fatal = [fault.message for fault in parsed.faults if fault.loses]
-    if fatal:
-        more = f" ({len(fatal) - 1} more: python -m lib data verify)" if len(fatal) > 1 else ""
-        raise UserError(fatal[0] + more)
+    _refuse(parsed.faults)
     label_of = {category: label for label, category in enumerate(parsed.categories)}
     entries = []
     for image, entry in parsed.images.items():
@@ -106,62 +110,72 @@ def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset
         file = parsed.folder / entry["file_name"]
         entries.append(ImageEntry(image, file, entry["width"], entry["height"], _corners(targets), labels, aside))
     names = tuple(category["name"] for category in parsed.categories.values())
-    return Dataset(path, names, tuple(parsed.categories), tuple(entries))
-
-
-def verify(json_path: str | Path, images_dir: str | Path | None = None, workers: int | None = None) -> list[str]:
-    """One line per fault: what `load` refuses, what it skips, boxes that stick out, images that do not decode."""
-    try:
-        parsed = _parsed(Path(json_path), images_dir)
-    except UserError as error:
-        return [str(error)]
-
-    def fault(entry: dict) -> str | None:
-        file = parsed.folder / entry["file_name"]
-        try:
-            _, stored = images.pixels(file, f"image {entry['id']}", (entry["height"], entry["width"]))
-        except UserError as error:
-            return str(error)
-        return images.UNTURNED.format(file) if stored else None
-
-    there = [entry for entry in parsed.images.values() if os.path.isfile(parsed.folder / entry["file_name"])]
-    return [*(fault.message for fault in parsed.faults), *filter(None, images.each(fault, there, workers))]
+    return Dataset(path, names, tuple(parsed.categories), tuple(entries), parsed.folder, tuple(_notes(parsed.faults)))
 
 
 def files(source: Path) -> dict[str, Path]:
-    """split -> JSON file of a folder, or the one file as split ""; empty where there is none."""
+    """split -> JSON file of a folder, in the order train, val, test; one file, or a folder's only one, as split "".
+
+    Empty where there is none. UserError where one split has several.
+    """
     if source.is_file():
         return {"": source}
     found = {}
-    for split in ("train", "val", "test"):
-        fitting = sorted(source.glob(f"{split}.json")) or sorted(source.glob(f"annotations/instances_{split}*.json"))
+    for split, names in SPLITS.items():
+        fitting = next(filter(None, (_fitting(source, place.format(name)) for name in names for place in PLACES)), ())
         if len(fitting) > 1:
             raise UserError(f"{source}: holds {fitting[0].name} and {fitting[1].name}; give one of them")
         if fitting:
             found[split] = fitting[0]
-    alone = source / "instances.json"
-    return found or ({"": alone} if alone.is_file() else {})
+    if found:
+        return found
+    alone = next((held for place in ALONE if len(held := _fitting(source, place)) == 1), ())
+    return dict(zip(("",), alone))
+
+
+def _fitting(source: Path, place: str) -> list[Path]:
+    """The files of a pattern; where it leaves the name open, those of a few that are COCO files by their lists."""
+    held = sorted(path for path in source.glob(place) if path.is_file() and not path.name.startswith("."))
+    if not place.endswith("*.json") or "instances_" in place:
+        return held
+    if len(held) > FEW:
+        return []
+    return [path for path in held if all(word in path.read_bytes() for word in (b'"images"', b'"annotations"'))]
 
 
 def splits(data: str | Path) -> tuple[Path, Path]:
-    """(training JSON, validation JSON) of a folder, or the one COCO file twice.
-
-    A folder has train.json and val.json, or COCO's annotations/instances_train*.json and instances_val*.json.
-    """
-    data = Path(data)
-    if data.is_file():
-        return data, data
-    found = [
-        sorted(data.glob(f"{split}.json")) or sorted(data.glob(f"annotations/instances_{split}*.json"))
-        for split in ("train", "val")
-    ]
-    if not all(found):
+    """(training JSON, validation JSON) of a folder, or the one COCO file twice. UserError says what was looked for."""
+    found = files(Path(data))
+    if len(found) == 1:
+        return (*found.values(), *found.values())
+    if not found.keys() >= {"train", "val"}:
+        held = f"only {', '.join(path.name for path in found.values())}" if found else "none of them"
         raise UserError(
-            f"{data}: neither a COCO JSON file nor a folder with train.json and val.json "
-            "(or annotations/instances_train*.json and instances_val*.json); give one of these, or split one file "
-            "with python -m lib data subset, after data convert --to coco where it is VOC or YOLO"
+            f"{data}: neither a COCO JSON file nor a folder with one or with train.json and val.json (or "
+            f"annotations/instances_train*.json, train/*.json, valid/*.json and the like), but {held}; give one of "
+            "these, or split one file with python -m lib data subset, after data convert --to coco where it is VOC or "
+            "YOLO"
         )
-    return found[0][-1], found[1][-1]
+    return found["train"], found["val"]
+
+
+def truth(path: Path) -> tuple[dict, list[str]]:
+    """(the content of a COCO file, notes on it as a whole); its images may be absent. UserError names the first fault
+    that `verify` would: a number from a faulty truth is none."""
+    parsed = _parsed(path, without_images=True)
+    _refuse(parsed.faults)
+    return parsed.document, _notes(parsed.faults)
+
+
+def _refuse(faults: Faults) -> None:
+    fatal = [fault.message for fault in faults if fault.loses]
+    if fatal:
+        more = f" ({len(fatal) - 1} more: python -m lib data verify)" if len(fatal) > 1 else ""
+        raise UserError(fatal[0] + more)
+
+
+def _notes(faults: Faults) -> list[str]:
+    return [fault.message for fault in faults if fault.of_set]
 
 
 def read_image(entry: ImageEntry) -> np.ndarray:
@@ -177,18 +191,15 @@ def read(source: Path, images_dir: Path | None = None) -> Collection:
         names = tuple(category["name"] for category in parsed.categories.values())
         if splits and names != classes:
             raise UserError(f"{path}: its categories are not those of the other splits; convert the files one by one")
-        if len(set(names)) < len(names):
-            said = "two categories have the same name; rename one, other formats know classes by name"
-            raise UserError(f"{path}: {said}")
         classes, numbers = names, list(parsed.categories)
-        faults += parsed.faults
+        faults += [*parsed.faults, *parsed.flat]
         marked = [annotation for entries in parsed.annotations.values() for annotation, _ in entries]
         levels = zip(KNOWN, ([parsed.document], parsed.images.values(), parsed.categories.values(), marked))
         for level, entries in levels:
             keys = (key for entry in entries for key in entry if key not in KNOWN[level])
             others.update(f"{level} {key!r}".strip() for key in keys)
         there = (image for image, one in parsed.images.items() if os.path.isfile(parsed.folder / one["file_name"]))
-        splits[split] = tuple(_picture(path, parsed, image, faults) for image in there)
+        splits[split] = tuple(_picture(path, parsed, image) for image in there)
     faults += annotated.class_faults(source, classes)
     renumbered = numbers != list(range(1, len(numbers) + 1))
     return Collection(source, "coco", classes, splits, tuple(faults), others, renumbered)
@@ -221,13 +232,19 @@ def image_ids(pictures: list[Picture]) -> dict[str, int]:
 # --- what a file holds
 
 
-def _parsed(path: Path, images_dir: str | Path | None = None) -> Parsed:
-    """The file's entries sorted into good ones and faults. UserError if there is no COCO file to speak of."""
+def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bool = False) -> Parsed:
+    """The file's entries sorted into good ones and faults, file names as they are below the images' folder.
+
+    UserError if there is no COCO file to speak of.
+    """
     document = _document(path)
-    folder = Path(images_dir) if images_dir is not None else images_folder(path)
-    faults = Faults()
+    faults, flat = Faults(), Faults()
     categories = _sound(document["categories"], "category", _category_fault, path, faults)
+    _judge_names(categories, document["annotations"], path, faults)
     pictures = _sound(document["images"], "image", _image_fault, path, faults)
+    folder = path.parent
+    if not without_images:
+        folder, pictures = _images_place(path, pictures, images_dir, faults)
     annotations = _sound(document["annotations"], "annotation", _annotation_fault, path, faults)
     marked: dict[int, list[tuple[dict, bool]]] = {image: [] for image in pictures}
     known = {"image_id": pictures, "category_id": categories}
@@ -241,36 +258,26 @@ def _parsed(path: Path, images_dir: str | Path | None = None) -> Parsed:
         takes_part, fault = _box_fault(annotation, image)
         if fault:
             where = f"annotation {id_} (image {image['id']}, {image['file_name']})"
-            message = f"{path}: {where} has bbox {_quote(annotation['bbox'])}, {fault.message}"
-            faults.append(annotated.Fault(message, fault.loses))
-        if not (fault and fault.loses):
+            message = f"{path}: {where} has bbox {_quote(annotation['bbox'])}{fault.message}"
+            (flat if fault is FLAT else faults).append(annotated.Fault(message, fault.loses))
+        if not (fault and (fault.loses or fault is FLAT)):
             marked[image["id"]].append((annotation, takes_part))
     pictures, categories = dict(sorted(pictures.items())), dict(sorted(categories.items()))
-    for image, entry in pictures.items():
-        if not os.path.isfile(folder / entry["file_name"]):
-            where = f"{folder / entry['file_name']}: image {image} of {path}"
-            faults.lost(f"{where} is missing; restore the file, or name the images' folder")
-    return Parsed(document, folder, categories, pictures, marked, faults)
+    if not any(marked.values()) and not faults:
+        faults.of_set(f"{path}: has no object: nothing to learn or to find; annotate some")
+    return Parsed(document, folder, categories, pictures, marked, faults, flat)
 
 
 def _document(path: Path) -> dict:
     """The parsed JSON with its three lists, none of them but the annotations empty."""
-    try:
-        document = json.loads(path.read_bytes(), parse_constant=_no_constant)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a COCO JSON file") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
-            "the file may be cut short: write or download it again"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no valid JSON ({error}); write or download it again") from error
+    document = annotated.read_json(path, _no_constant)
     for name in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(name), list):
             raise UserError(f"{path}: has no list {name!r}; give a COCO detection file")
         if not document[name] and name != "annotations":
             raise UserError(f"{path}: its list {name!r} is empty; give a COCO detection file with {name}")
+    if isinstance(first := next(iter(document["annotations"]), None), dict) and "segments_info" in first:
+        raise UserError(f"{path}: is COCO's panoptic form; give the file of instances, instances_*.json")
     return document
 
 
@@ -278,11 +285,55 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def images_folder(path: Path) -> Path:
-    """Where the images of a COCO file lie, as `load` says."""
-    layout = path.parent.parent / path.stem.rpartition("_")[2]
-    candidates = [path.parent / "images", *([layout] if path.parent.name == "annotations" else [])]
-    return next((folder for folder in candidates if folder.is_dir()), path.parent)
+def _judge_names(categories: dict[int, dict], annotations: list, path: Path, faults: Faults) -> None:
+    """Leaves out what shares a name, the less annotated, for classes go by name; names a root that is no class."""
+    used = Counter(
+        entry["category_id"] for entry in annotations if isinstance(entry, dict) and _is_int(entry.get("category_id"))
+    )
+    named: dict[str, int] = {}
+    for id_ in sorted(categories, key=lambda id_: (-used[id_], id_)):
+        name = categories[id_]["name"]
+        if (other := named.setdefault(name, id_)) != id_:
+            said = f"have one name, {name!r}, and classes go by name; rename one, or remove category {id_}"
+            faults.lost(f"{path}: categories {other} and {id_} {said}")
+            del categories[id_]
+    above = {
+        name for entry in categories.values() if (name := _quote(entry.get("supercategory"))) != _quote(entry["name"])
+    }
+    for id_, entry in categories.items():
+        if not used[id_] and _quote(entry["name"]) in above:
+            said = "is only what others name as their supercategory, no annotation uses it, yet it counts as a class"
+            faults.of_set(f"{path}: category {id_} ({entry['name']}) {said}; remove it from the categories")
+
+
+def _images_place(
+    path: Path, pictures: dict[int, dict], images_dir: str | Path | None, faults: Faults
+) -> tuple[Path, dict[int, dict]]:
+    """(the folder in which the images of a COCO file lie, the entries with names below it, with "/").
+
+    Of the places where exports have them the one that holds most of the first names; what is missing there is a fault.
+    """
+    names = {id_: str(PurePosixPath(entry["file_name"].replace("\\", "/"))) for id_, entry in pictures.items()}
+    here, split = path.parent, path.stem.rpartition("_")[2]
+    above = [here.parent / split, here.parent / "images" / split, here.parent / "images", here.parent]
+    own = [here / "images", here / "images" / split, here / split, here]
+    places = [own[0], *(above if here.name == "annotations" else ()), *own[1:]]
+    if images_dir is not None:
+        places = [Path(images_dir), Path(images_dir).parent]
+    places = [place for place in dict.fromkeys(places) if place.is_dir()] or [here]
+    first = list(names.values())[:SAMPLE]
+    folder = max(places, key=lambda place: sum(os.path.isfile(place / name) for name in first))
+    missing = {id_: name for id_, name in names.items() if not os.path.isfile(folder / name)}
+    if len(missing) == len(names) > 1:
+        said = f"its {len(names)} images are missing, such as {first[0]:.80}; looked in {', '.join(map(str, places))}"
+        faults.lost(f"{path}: {said}; restore them, or name their folder")
+    else:
+        for id_, name in missing.items():
+            said = f"image {id_} of {path} is missing; restore the file, or name the images' folder"
+            faults.lost(f"{folder / name}: {said}")
+    if (folder / "images").is_dir() and all(name.startswith("images/") for name in names.values()):
+        folder, names = folder / "images", {id_: name.removeprefix("images/") for id_, name in names.items()}
+    return folder, {id_: pictures[id_] | {"file_name": name} for id_, name in names.items()}
 
 
 def _sound(
@@ -315,7 +366,7 @@ def _image_fault(image: dict) -> str | None:
     if path.is_absolute() or ".." in path.parts or ":" in name:
         return f"file_name {_quote(name)}, which leaves the images' folder; give a path inside it"
     sides = [image.get(side) for side in ("width", "height")]
-    if not all(_is_int(side) and side > 0 for side in sides):
+    if not all(_is_int(side) and 0 < side < LONGEST for side in sides):
         return f"width {_quote(sides[0])} and height {_quote(sides[1])}; give the file's size in pixels"
     return None
 
@@ -327,7 +378,7 @@ def _annotation_fault(annotation: dict) -> str | None:
     if "area" in annotation and not _is_finite(annotation["area"]):
         return f"area {_quote(annotation['area'])}; give its object's area in square pixels"
     for flag in ("iscrowd", "ignore"):
-        if isinstance(annotation.get(flag), str):  # "0" would count as 1
+        if annotation.get(flag, 0) not in (0, 1):  # "0" would count as 1
             return f"{flag} {_quote(annotation[flag])}; give the number 0 or 1"
     return None
 
@@ -335,22 +386,16 @@ def _annotation_fault(annotation: dict) -> str | None:
 def _box_fault(annotation: dict, image: dict) -> tuple[bool, annotated.Fault | None]:
     """(whether training sees it, what is wrong and what to do)."""
     x, y, width, height = annotation["bbox"]
-    beyond = max(-x, -y, x + width - image["width"], y + height - image["height"])
-    size = f"the image of {image['width']}x{image['height']}"
-    empty = width <= 0 or height <= 0
-    admitted = min(width, height) == 0 and annotation.get("area", 1) <= 0
+    area, empty = annotation.get("area", 1), width <= 0 or height <= 0
+    admitted = min(width, height) == 0 and area <= 0
     if empty and not admitted and not _ignored(annotation):
-        said = 'of zero or negative size; correct it, remove it or mark it "ignore": 1'
-        return False, annotated.Fault(said)
-    if empty or width < 1 or height < 1 or annotation.get("area", 1) <= 0:
-        said = "less than a pixel wide or high, or of no area: skipped as published; correct or remove it"
-        return False, annotated.Fault(said, False)
-    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return False, annotated.Fault(f"outside {size}; correct or remove it")
-    if beyond > OVERHANG:
-        said = f"{beyond:g} pixels beyond {size}: training clips it; correct it or leave it"
-        return True, annotated.Fault(said, False)
-    return True, None
+        return False, annotated.Fault(', of zero or negative size; correct it, remove it or mark it "ignore": 1')
+    if empty:
+        return False, FLAT
+    if area <= 0:
+        return False, annotated.Fault(", of no area: skipped as published; correct or remove it", False)
+    fault = annotated.box_fault((x, y, x + width, y + height), (image["width"], image["height"]))
+    return min(width, height) >= 1 and not (fault and fault.loses), fault
 
 
 def _ignored(annotation: dict) -> bool:
@@ -380,13 +425,10 @@ def _quote(value: object) -> str:
 # --- to and from the form between formats
 
 
-def _picture(path: Path, parsed: Parsed, image: int, faults: Faults) -> Picture:
+def _picture(path: Path, parsed: Parsed, image: int) -> Picture:
     entry, annotations = parsed.images[image], []
     for annotation, _ in parsed.annotations[image]:
         (x, y, width, height), where = annotation["bbox"], f"annotation {annotation['id']}"
-        if min(width, height) <= 0:
-            faults.lost(f"{path}: {where} has no extent, which other formats can't say; remove it")
-            continue
         area, pose = annotation.get("area"), annotation.get("pose", "")
         flags = {flag: bool(annotation.get(flag)) for flag in FLAGS}
         annotations.append(
@@ -401,9 +443,8 @@ def _picture(path: Path, parsed: Parsed, image: int, faults: Faults) -> Picture:
                 where=where,
             )
         )
-    name = str(PurePosixPath(entry["file_name"].replace("\\", "/")))
     size = (entry["width"], entry["height"])
-    return Picture(name, parsed.folder / entry["file_name"], path, size, tuple(annotations), image)
+    return Picture(entry["file_name"], parsed.folder / entry["file_name"], path, size, tuple(annotations), image)
 
 
 def _entry(annotation: Annotation, category: dict[str, int], image: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from lib.record import FULL
 
 RECEIPT = "fetched.json"
 CHUNK = 1 << 16  # bytes at a time: what a broken connection may lose of them
+DEPTH, LONGEST = 50, 250  # of a path in an archive: folders, bytes; published ones have 5 and 60
 SECONDS = (10, 60)  # to connect, to wait for the next bytes
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
@@ -180,6 +181,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary = target.absolute().with_name(f".{uuid.uuid4().hex[:8]}.{target.absolute().name}")
     try:
         temporary.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritten(target, error) from error
+    try:
         yield temporary
         os.rename(temporary, target)  # over an empty folder too
     except OSError as error:
@@ -246,5 +250,9 @@ def _refuse(archive: Path, name: str, special: bool) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable() or not name:
         raise UserError(f"{archive}: {name!r} leads out of the folder; get the archive from its publisher")
+    if len(path.parts) > DEPTH or len(name.encode()) > LONGEST:
+        raise UserError(
+            f"{archive}: {name[:60]!r}… is no name in a data set, too long or too deep; get another archive"
+        )
     if special:
         raise UserError(f"{archive}: {name!r} is a link or a device; unpack it by hand if you trust it")

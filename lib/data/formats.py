@@ -19,6 +19,7 @@ import contextlib
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from lib.errors import UserError
 
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
 IMAGES = {"voc": "JPEGImages", "coco": "images", "yolo": "images"}  # folder of the images in a written set
+SHOWN = 10  # class names that a description lists
 PIXELS = "pixels: VOC's boxes count pixels from 1 and include the last, the others' are edges from 0"
 
 
@@ -66,15 +68,32 @@ def read(source: Path, images_dir: Path | None = None, kind: str | None = None) 
 
 
 def verify(
-    source: Path, images_dir: Path | None = None, kind: str | None = None, workers: int | None = None
+    source: Path,
+    images_dir: Path | None = None,
+    kind: str | None = None,
+    workers: int | None = None,
+    tell: Callable[[str], None] = lambda said: None,
 ) -> list[str]:
-    """One line per fault, with file, entry and remedy; every annotation is read and every image decoded."""
+    """One line per fault, with file, entry and remedy; every annotation is read and every image decoded.
+
+    `tell` gets what the set is before its images are decoded.
+    """
     try:
-        if (kind or detect(source)) == "coco":
-            return [fault for path in coco.files(source).values() for fault in coco.verify(path, images_dir, workers)]
-        return [fault.message for fault in measured(read(source, images_dir, kind), workers).faults]
+        held = read(source, images_dir, kind)
+        tell(described(held))
+        return [fault.message for fault in measured(held, workers).faults]
     except UserError as error:
         return [str(error)]
+
+
+def described(collection: Collection) -> str:
+    """Its format, and how many images, objects and classes it has, in one line."""
+    counts = {split: (len(of), sum(len(one.annotations) for one in of)) for split, of in collection.splits.items()}
+    said = [
+        f"{split + ': ' if split else ''}{images} images, {boxes} objects" for split, (images, boxes) in counts.items()
+    ]
+    names = ", ".join(collection.classes[:SHOWN]) + (", …" if len(collection.classes) > SHOWN else "")
+    return f"{collection.path}: {collection.format}; {'; '.join(said)}; {len(collection.classes)} classes ({names})"
 
 
 def convert(

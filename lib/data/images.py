@@ -3,8 +3,8 @@
 * Always (h, w, 3) uint8 BGR: grey is repeated, CMYK converted, 16 bit cut to its upper 8, alpha and palettes resolved.
 * An EXIF orientation is applied, as viewers do. Where the annotated size fits the stored pixels only, whoever annotated
   saw those, so they are given unrotated and the boxes stay on their objects.
-* Refused: what ends early, has wrong checksums, is no image or one of floating point, and WebP files with an EXIF
-  orientation, which OpenCV would leave out. Bytes that are wrong within a complete JPEG can't be told from a picture.
+* Refused: what ends early, has wrong checksums or more than LARGEST pixels, is no image or one of floating point, and
+  WebP files with an EXIF orientation, which OpenCV would leave out. Wrong bytes within a complete JPEG can't be told.
 """
 
 import contextlib
@@ -18,11 +18,13 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lib.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".ppm", ".pgm"}
+LARGEST = 250_000_000  # pixels: 750 MB decoded; a few bytes may claim more than any memory holds
+NO_DATA = ("__MACOSX",)  # folders that a system leaves in copies; names with a dot or an @ before them are such too
 PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*")
 STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -31,6 +33,8 @@ UNTURNED = (
     "{}: its EXIF orientation is left out, because its annotated size is that of the stored pixels; "
     "remove the orientation from the file, or correct the entry"
 )
+
+Image.MAX_IMAGE_PIXELS = None  # LARGEST is asked here, before anything is decoded
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -46,6 +50,7 @@ def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = N
         raise UserError(f"{file}: {what} cannot be read ({error.strerror}); restore the file") from error
     if not _complete(data):
         raise UserError(f"{file}: {what} is cut short or damaged ({len(data)} bytes); copy or download it again")
+    _refuse_large(data, file, what)
     _refuse_untrue(data, file, what)
     image = _decode(data, cv2.IMREAD_COLOR, file, what)
     if size is None or image.shape[:2] == size:
@@ -60,9 +65,20 @@ def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = N
     )
 
 
-def files(folder: Path) -> list[Path]:
-    """The image files below a folder, by name."""
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+def files(folder: Path, suffixes: Iterable[str] = SUFFIXES) -> list[Path]:
+    """The image files below a folder, by name, or those of other suffixes (in small letters).
+
+    Hidden ones are none of a data set's: checkpoints of notebooks, thumbnails, what other systems leave behind.
+    """
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if _is_data(name)]
+        found += [Path(place, name) for name in names if _is_data(name) and Path(name).suffix.lower() in suffixes]
+    return sorted(file for file in found if file.is_file())
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith((".", "@")) and name not in NO_DATA
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> list[Result]:
@@ -108,9 +124,24 @@ def _complete(data: bytes) -> bool:
     return False
 
 
+def _refuse_large(data: bytes, file: Path, what: str) -> None:
+    """UserError for what would decode to more than LARGEST pixels, by the header."""
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # what is no image is refused by `_decode`
+        width, height = Image.open(io.BytesIO(data)).size
+        if width * height > LARGEST:
+            said = f"claims {width}x{height} pixels, more than {LARGEST // 10**6} million; cut it into tiles"
+            raise UserError(f"{file}: {what} {said}")
+
+
 def _refuse_untrue(data: bytes, file: Path, what: str) -> None:
     """UserError for files that OpenCV decodes without a complaint, but not to what they show."""
     if data.startswith(TIFF):
+        try:
+            Image.open(io.BytesIO(data)).load()
+        except UnidentifiedImageError:
+            pass  # a kind that OpenCV alone knows
+        except (OSError, SyntaxError, ValueError) as error:  # OpenCV would leave grey what is missing
+            raise UserError(f"{file}: {what} is cut short or damaged ({error}); copy or download it again") from error
         raw = _decode(data, cv2.IMREAD_UNCHANGED, file, what)
         if raw.dtype not in (np.uint8, np.uint16):
             raise UserError(f"{file}: {what} has pixels of {raw.dtype}; convert it to 8 or 16 bits")

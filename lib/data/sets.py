@@ -126,6 +126,9 @@ def subset(
     ids = _drawn(candidates, "image", seed)
     splits = {"val": ids[:val], "train": ids[val : val + train]}
     document = json.loads(dataset.path.read_bytes())
+    places = {entry.id: entry.file.relative_to(dataset.folder).as_posix() for entry in dataset.images}
+    for entry in document["images"]:
+        entry["file_name"] = places[entry["id"]]  # below the folder that is linked
     contents = {
         split: _document(document, sorted(members), chosen, f"{split} split, seed {seed}, of {dataset.path.name}")
         for split, members in splits.items()
@@ -135,7 +138,7 @@ def subset(
         path = folder / f"{split}.json"
         if path.exists() and path.read_text() != content:
             raise UserError(f"{path}: is another data set or another choice; choose another folder or remove it")
-    _link(folder / "images", Path(images_dir or coco.images_folder(dataset.path)).resolve())
+    _link(folder / "images", dataset.folder.resolve())
     for split, content in contents.items():
         with atomic(folder / f"{split}.json") as temporary:
             temporary.write_text(content)
@@ -143,14 +146,9 @@ def subset(
 
 
 def source_file(data: str | Path) -> Path:
-    """The COCO file to choose from: the file itself, a folder's for training, else its only one. UserError if none."""
-    folder = Path(data)
-    if folder.is_file():
-        return folder
-    for pattern in ("train.json", "annotations/instances_train*.json", "annotations/instances_*.json", "*.json"):
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1 or (found and "train" in pattern):
-            return found[-1]
+    """The COCO file to choose from: the file itself, a folder's for training, else its first. UserError if none."""
+    if found := coco.files(Path(data)):
+        return next(iter(found.values()))
     raise UserError(
         f"{data}: neither a COCO JSON file nor a folder with train.json, annotations/instances_*.json or one JSON "
         "file; give the file to choose from, after python -m lib data convert --to coco where it is VOC or YOLO"

@@ -12,7 +12,8 @@ Real files are untidy; the rules:
 * Coordinates may have decimals and are kept. Names lose the spaces around them, not those inside.
 * xmax < xmin can't be meant; xmax = xmin is one pixel, reported, for tools exist that count from 0.
 * A class list in classes.txt, one name a line, orders the classes; without it they are in alphabetical order.
-* With ImageSets/Main its train, val and test are the set; trainval is its train where neither train nor val is there.
+* With ImageSets/Main its train, val and test are the set; trainval is its train where neither train nor val is there. A
+  single list of any other name is the set.
 XML comes from strangers: a document type declaration is refused, no entity is ever expanded, no other file opened.
 """
 
@@ -28,10 +29,9 @@ import defusedxml
 from defusedxml.ElementTree import fromstring
 
 from lib.data import annotated, images
-from lib.data.annotated import Annotation, Collection, Faults, Picture, stem, text_lines, tidy, write_lines
+from lib.data.annotated import FLAGS, Annotation, Collection, Faults, Picture, stem, text_lines, tidy, write_lines
 from lib.errors import UserError
 
-FLAGS = ("difficult", "truncated", "occluded")
 KNOWN = {"folder", "filename", "size", "segmented", "object"}  # root entries that are read, or written again
 KNOWN_OF_OBJECT = {"name", "pose", "bndbox", *FLAGS}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -51,7 +51,7 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
     documents = root / "Annotations" if (root / "Annotations").is_dir() else root
     pool = _Pool(images_dir or next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), root))
     faults, others, pictures = Faults(), Counter(), {}
-    for path in sorted(path for path in documents.rglob("*") if path.suffix.lower() == ".xml"):
+    for path in images.files(documents, (".xml",)):
         own = stem(path.relative_to(documents).as_posix())
         try:
             pictures[own] = _picture(path, own, pool, faults, others)
@@ -239,8 +239,11 @@ def _size(path: Path, root: ElementTree.Element, faults: Faults) -> tuple[int, i
 def _splits(
     root: Path, pictures: dict[str, Picture], pool: _Pool, faults: Faults, others: Counter[str]
 ) -> dict[str, tuple[Picture, ...]]:
-    places = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
-    lists = {name: path for name, path in places.items() if path.is_file()}
+    places = (root / "ImageSets", root / "ImageSets" / "Main")
+    found = {path.stem: path for place in places for path in place.glob("*.txt")}
+    lists = {name: found[name] for name in ("train", "val", "test", "trainval") if name in found}
+    if len(found) == 1 and not lists:  # by a name of the exporter's
+        lists = dict(zip(("",), found.values()))
     whole = lists.pop("trainval", None)
     if whole and not lists.keys() & {"train", "val"}:
         lists["train"] = whole

@@ -8,7 +8,6 @@ of mistakes), both on the arrays of `table`; they take a fraction of the time th
 
 import contextlib
 import io
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from lib.data.annotated import read_json
 from lib.errors import UserError
 from lib.evaluation.curves import Curves
 
@@ -56,7 +56,7 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     """
     held = isinstance(ground_truth, Mapping)
     where = "the ground truth" if held else ground_truth
-    truth = _complete(ground_truth if held else read(ground_truth), where)
+    truth = _complete(ground_truth if held else read_json(Path(ground_truth)), where)
     _check(truth, detections, where)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every phase
         run = COCOeval(_indexed(truth, truth["annotations"]), _indexed(truth, detections), "bbox")
@@ -70,21 +70,6 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     counted = [precision[:, :, index][precision[:, :, index] > -1] for index in range(len(classes))]
     per_class = {name: float(of.mean()) if of.size else -1.0 for name, of in zip(classes, counted)}
     return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class, curves)
-
-
-def read_truth(path: str | os.PathLike) -> Mapping[str, Any]:
-    """The content of a COCO file with its three lists. UserError if it is none."""
-    return _complete(read(path), path)
-
-
-def read(path: str | os.PathLike) -> Any:
-    """The content of a JSON file. UserError if it has none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch or make it again") from error
 
 
 def _complete(truth: Any, where: Any) -> Mapping[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lib.data.annotated import read_json
 from lib.errors import UserError
-from lib.evaluation import read as read_json
 
 KEYS = ("image_id", "category_id", "bbox", "score")
 
@@ -32,6 +32,8 @@ def _fault(row: Any) -> str | None:
     missing = [key for key in KEYS if key not in row] if isinstance(row, dict) else list(KEYS)
     if missing:
         return f"has no {' nor '.join(missing)}; an annotation is no detection, which needs {', '.join(KEYS)}"
+    if not all(isinstance(row[key], (int, float)) for key in ("image_id", "category_id")):
+        return f"has image_id {row['image_id']!r:.20} and category_id {row['category_id']!r:.20}; give numbers"
     box = row["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in (*box, row["score"])):
         return f"has bbox {box!r:.60} and score {row['score']!r:.20}; give x, y, width, height and a number"
@@ -44,8 +46,11 @@ def _matched(path: Path, content: Mapping, truth: Mapping) -> tuple[list[dict[st
     """The detections of a file of detect in the truth's ids, and the names of images that are not the truth's."""
     ids = _by_ends(truth["images"])
     kinds = {category["name"]: category["id"] for category in truth["categories"]}
-    images = {image["id"]: image["file_name"] for image in content.get("images", ())}
-    classes = {category["id"]: category["name"] for category in content.get("categories", ())}
+    try:
+        images = {image["id"]: str(image["file_name"]) for image in content.get("images", ())}
+        classes = {category["id"]: str(category["name"]) for category in content.get("categories", ())}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: has an image or a category without id and name; write it again") from error
     others = [name for name in images.values() if name not in ids]
     if len(others) == len(images):
         raise UserError(f"{path}: none of its {len(images)} images is one of the ground truth's; detect on those")

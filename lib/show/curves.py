@@ -9,6 +9,7 @@ Read are
 A line that is cut off says nothing. Where a run was resumed, what it repeats replaces what was there.
 """
 
+import codecs
 import json
 import math
 import re
@@ -28,8 +29,10 @@ ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 KNOWN = "this suite's log.jsonl, NanoDet's logs.txt, Gold-YOLO's console output, RT-DETR's log.txt or console output"
 Point = tuple[float, float]  # (epochs done, value)
 
-FIELD = re.compile(r"(\w+):([^|\s]+)\|")  # NanoDet's; a line that does not end in its bar is cut off
-NANODET = re.compile(r"(Train|Val)\|Epoch:?(\d+)/\d+\|Iter:?(\d+)\((\d+)(?:/(\d+))?\)\|(.*\|)\s*$")
+FIELD = re.compile(
+    r"(\w+):([^|\s]+)\|"
+)  # NanoDet's; a line that ends neither in its bar nor in a port's time is cut off
+NANODET = re.compile(r"(Train|Val)\|Epoch:?(\d+)/\d+\|Iter:?(\d+)\((\d+)(?:/(\d+))?\)\|(.*\|)\s*(?:time:[\d.]+s\s*)?$")
 NANODET_METRICS = re.compile(r"Val_metrics: \{(.*)\}")
 METRIC = re.compile(r"'(\w+)': (?:np\.float\d+\()?([-+.\w]+)")
 NANODET_NAMES = {"mAP": "AP", "AP_50": "AP50", "AP_75": "AP75", "AP_small": "APs", "AP_m": "APm", "AP_l": "APl"}
@@ -220,9 +223,11 @@ def read(path: str | Path, name: str | None = None) -> Progress:
     path = Path(path)
     file = path / "log.jsonl" if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: can't be read ({error.strerror}); give {KNOWN}") from error
+    utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as consoles of Windows write what > gets
+    text = content.decode("utf-16" if utf_16 else "utf-8", errors="replace")
     # Lines that have their end; a progress bar's carriage returns end lines too.
     lines = ANSI.sub("", text.replace("\r", "\n")).split("\n")[:-1]
     common = file.name in ("log.jsonl", "log.txt", "logs.txt")

@@ -230,6 +230,7 @@ def train(
     evaluate_before: bool = False,
     checkpoint_every: int = 0,
     identity: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
     precision: str = "float32",
     teacher: backend.nn.Module | None = None,
     replace: bool = True,
@@ -245,6 +246,7 @@ def train(
         end. teacher: see Trainer; `identity` must name its weights.
     identity: plain values that tell this run from another (data, seed, size). An unfinished run of the same recipe and
         identity in `folder` continues where its checkpoint stands, bit for bit.
+    classes: names by label, which the weights' files carry.
     replace: any other run there is replaced, a finished one too; else it is a UserError.
     """
     check_available(precision)
@@ -252,7 +254,7 @@ def train(
     trainer = Trainer(model, criterion, recipe, len(loader), groups, seed, precision, teacher)
     known = {**(identity or {}), "precision": precision}
     facts = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": known}
-    run = _Run(trainer, folder, facts, replace)
+    run = _Run(trainer, folder, facts, replace, classes)
     due = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
     with (
         _memory_named(recipe.batch, folder),
@@ -279,8 +281,8 @@ class _Run:
     log: Log
     bar: tqdm
 
-    def __init__(self, trainer: Trainer, folder: Path, facts: Mapping[str, Any], replace: bool):
-        self.trainer, self.folder = trainer, folder
+    def __init__(self, trainer: Trainer, folder: Path, facts: Mapping[str, Any], replace: bool, classes: Sequence[str]):
+        self.trainer, self.folder, self.classes = trainer, folder, classes
         self._facts = json.loads(json.dumps(facts))  # as a checkpoint gives them back
         held = self._resume(replace)
         self.best, self.pending, self.resumed_at = held.get("best"), held.get("pending", False), trainer.step
@@ -346,7 +348,7 @@ class _Run:
     def keep(self, *names: str) -> None:
         """Write the averaged weights."""
         for name in names:
-            checkpoints.write(self.folder / name, self.trainer.average.state())
+            checkpoints.write(self.folder / name, self.trainer.average.state(), self.classes)
 
     def save(self, pending: bool = False) -> None:
         """Write the checkpoint, after what the log holds."""

@@ -10,7 +10,6 @@ from lib.record import sha256
 from lib.training import checkpoints
 
 BACKBONE = "backbone."
-SHOWN = 6  # names that a message lists
 COUNTER = ".num_batches_tracked"  # of a norm; only some formats keep it, and nothing here depends on its value
 
 
@@ -24,17 +23,13 @@ class Origin:
     loaded: int  # entries
     first_values: tuple[str, ...]  # what keeps its first values: entries that depend on the classes, or parts
     left_over: tuple[str, ...]  # entries of the file that are no part of the backbone
+    weights: checkpoints.Weights  # what the file holds
 
     def __str__(self) -> str:
-        kept = f"; first values stay in {_some(self.first_values)}" if self.first_values else ""
-        left = f"; not used: {_some(self.left_over)}" if self.left_over else ""
-        return f"{self.path}: {self.loaded} entries loaded{kept}{left}"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    """The names, or the first few where they are many."""
-    rest = len(names) - SHOWN
-    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:SHOWN])} and {rest} more"
+        taken = f", {self.weights}" if str(self.weights) else ""
+        kept = f"; first values stay in {checkpoints.some(self.first_values)}" if self.first_values else ""
+        left = f"; not used: {checkpoints.some(self.left_over)}" if self.left_over else ""
+        return f"{self.path}: {self.loaded} entries loaded{taken}{kept}{left}"
 
 
 def load_weights(model: nn.Module, name: str, classes: int, path: str | Path, absent: tuple[str, ...] = ()) -> Origin:
@@ -44,8 +39,8 @@ def load_weights(model: nn.Module, name: str, classes: int, path: str | Path, ab
     these entries keep the model's first values, as do the `absent` parts (see convert.load); nothing else may be
     missing, left over or misshapen.
     """
-    values = checkpoints.read(path)
-    own = convert.state(model)
+    read = checkpoints.read(path)
+    values, own = read.arrays, convert.state(model)
     others = class_entries(name, classes)
     fresh = others if any(entry in values and values[entry].shape != own[entry].shape for entry in others) else ()
     found = {entry: value for entry, value in values.items() if entry not in fresh}
@@ -53,7 +48,7 @@ def load_weights(model: nn.Module, name: str, classes: int, path: str | Path, ab
     lacking = [entry for entry in coverage.absent if entry not in fresh]
     parts = tuple(part for part in absent if any(entry.startswith(part) or entry.endswith(part) for entry in lacking))
     first = (*(entry for entry in fresh if not entry.startswith(parts)), *parts)
-    return Origin("weights", str(path), sha256(path), len(coverage.loaded), first, ())
+    return Origin("weights", str(path), sha256(path), len(coverage.loaded), first, (), read)
 
 
 def class_entries(name: str, classes: int) -> tuple[str, ...]:
@@ -68,7 +63,8 @@ def load_backbone(model: nn.Module, path: str | Path) -> Origin:
     Every entry of the backbone must be there. What the file has beside it may only be other parts, as a classifier, or
     counters of norms; one more block of a stage means another backbone.
     """
-    values = checkpoints.read(path)
+    read = checkpoints.read(path)
+    values = read.arrays
     if not any(name.startswith(BACKBONE) for name in values):
         values = {BACKBONE + name: value for name, value in values.items()}
     own = convert.state(model)
@@ -84,4 +80,4 @@ def load_backbone(model: nn.Module, path: str | Path) -> Origin:
         )
     coverage = convert.load(model, found, absent=(*rest, *uncounted), source=path)
     left = tuple(name.removeprefix(BACKBONE) for name in outside)
-    return Origin("backbone", str(path), sha256(path), len(coverage.loaded), rest, left)
+    return Origin("backbone", str(path), sha256(path), len(coverage.loaded), rest, left, read)

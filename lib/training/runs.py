@@ -105,7 +105,7 @@ def distillation(plan: Training, batches: Loader) -> tuple[backend.nn.Module | N
     name, classes = losses.teacher(plan.model), len(batches.dataset.classes)
     model = models.build(name, classes, plan.seed)
     origin = pretrained.load_weights(model, name, classes, plan.teacher)
-    if origin.first_values:
+    if origin.first_values or origin.weights.classes not in ((), batches.dataset.classes):
         raise UserError(
             f"{plan.teacher}: a teacher must know the {classes} classes of {batches.dataset.path}; train one on them, "
             f"as model {name}"
@@ -121,6 +121,11 @@ def train(plan: Training, replace: bool = True) -> loop.Outcome:
         raise UserError(f"{val.path}: its classes are not those of {batches.dataset.path}; make both from one data set")
     model, origin = network(plan, batches)
     say_start(plan, model, origin)
+    notes = [*batches.dataset.notes, *(note for note in val.notes if note not in batches.dataset.notes)]
+    if origin and len(origin.weights.classes) == len(val.classes) and origin.weights.classes != val.classes:
+        notes.append(f"{plan.weights}: its classes are {', '.join(origin.weights.classes)}, in this order")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     teacher, taught = distillation(plan, batches)
 
     def numbers(averaged: backend.nn.Module) -> dict[str, float]:
@@ -146,6 +151,7 @@ def train(plan: Training, replace: bool = True) -> loop.Outcome:
         evaluate_every=plan.evaluate_every,
         evaluate_before=origin is not None,
         identity=identity,
+        classes=batches.dataset.classes,
         precision=plan.precision,
         teacher=teacher,
         replace=replace,

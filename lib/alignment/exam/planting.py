@@ -134,7 +134,7 @@ def loaded(edit: Callable[[State], None]) -> Change:
         def load(
             model: nn.Module, source: Mapping[str, np.ndarray] | Path, strict: bool = True, absent: tuple[str, ...] = ()
         ) -> convert.Coverage:
-            values = dict(source) if isinstance(source, Mapping) else checkpoints.read(source)
+            values = dict(source) if isinstance(source, Mapping) else checkpoints.read(source).arrays
             edit(values)
             return original(model, values, strict=False, absent=absent)
 
