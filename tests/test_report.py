@@ -208,7 +208,7 @@ def test_a_flipped_decision_is_listed_with_its_margin(judged, tmp_path, monkeypa
     assert flips["decision"].tolist() == [f"{synthetic.CHOICES[0]} at (1, 7)"] * 2 and flips["legal"].all()
     assert tables.nearness(compared)["flipped"].max() == 1
     in_process.patch(monkeypatch)
-    monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
+    monkeypatch.setattr(pictures, "draw", lambda *_: ())
     page = in_process.made(tmp_path / "out", [synthetic.MODEL], language, records=folder).read_text()
     assert f"{synthetic.CHOICES[0]} at (1, 7)" in page.replace("<wbr>", "") and said in page
     assert not [
@@ -253,7 +253,7 @@ def test_three_models_stand_beside_each_other(judged, tmp_path, monkeypatch):
             path.write_text(path.read_text().replace(f'"{synthetic.MODEL}', f'"{name}'))
     (folder / "second" / "jittor" / "train.json").unlink()
     questions.judge_records(folder, ["second"])
-    monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
+    monkeypatch.setattr(pictures, "draw", lambda *_: ())
     page = rendered(folder, tmp_path / "out", monkeypatch, [synthetic.MODEL, *names])
     first = page.split("</header>")[0]
     assert [table.count('scope="colgroup"') for table in first.split('<table class="matrix">')[1:]] == [3, 1]
@@ -264,7 +264,7 @@ def test_three_models_stand_beside_each_other(judged, tmp_path, monkeypatch):
 
 def test_probes_of_the_operators_are_counted(judged, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
-    monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
+    monkeypatch.setattr(pictures, "draw", lambda *_: ())
     assert "No record of the probes" in rendered(folder, tmp_path / "out", monkeypatch)
     native = [probe for probe in PROBES if probe.backend is None and np.asarray(probe.reference()).dtype.kind == "f"][
         :2

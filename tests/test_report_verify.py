@@ -41,10 +41,11 @@ def drawn_once():
     draw = pictures.draw
     kept = {}
 
-    def drawn(evidence, question):
-        if question not in kept:
-            kept[question] = draw(evidence, question)
-        return kept[question]
+    def drawn(evidence, question, words):
+        key = question, words.language
+        if key not in kept:
+            kept[key] = draw(evidence, question, words)
+        return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw", drawn)

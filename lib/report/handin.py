@@ -132,7 +132,7 @@ class Port:
         item is that question's figures."""
         done, tables = told(self)
         others = beside.tables(question, self.name, self.records, self._held, self.words) if not drawn else []
-        figures = pictures.draw(self._evidence, question) if drawn else ()
+        figures = pictures.draw(self._evidence, question, self.words) if drawn else ()
         tables = [*tables, *(table.rows for table in others if table.rows)]
         links = self._notebooks.of(question, self.name) if question else []
         return Item(self.title, f"{self.anchor}-{key}", done or bool(figures), tables, figures, links)

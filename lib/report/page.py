@@ -249,7 +249,7 @@ class Section:
         shown = [column for column in COLUMNS if column != "target" or self.answers[0].held["target"]]
         self.header = [self.words(f"column.{column}") for column in shown]
         self.groups = [(one.counted, rows) for one in self.answers if (rows := one.rows(shown))]
-        self.pictures = pictures.draw(model.evidence, question)
+        self.pictures = pictures.draw(model.evidence, question, self.words)
         self.beside = beside.tables(question, model.evidence.model, model.records, model.shared, self.words)
 
     @cached_property
@@ -308,6 +308,7 @@ class Page:
         self.files = os.path.relpath(folder, out)
         self.shared = records(self.folder, SHARED, self.words)
         self.models = [Model(self.folder, name, self.shared, self.words) for name in models]
+        self.k = self.models[0].compared("fields", "k")
         self.notebooks = Notebooks(Path(out), self.words)
         self.records = [*self.shared.values(), *(one for model in self.models for one in model.records.values())]
         self._summarise([verdict for model in self.models for found in model.lists.values() for verdict in found])
@@ -323,8 +324,8 @@ class Page:
         return fragment("contents.html.j2", page=self, t=self.words)
 
     def reading(self) -> Fragment:
-        """A picture of what is judged by what."""
-        return fragment("reading.html.j2", t=self.words)
+        """A picture of what is judged by what, and the rules in full."""
+        return fragment("reading.html.j2", page=self, t=self.words)
 
     def theme(self, theme: str) -> Fragment:
         """The questions of a theme with their verdicts; nothing where none of them was asked."""

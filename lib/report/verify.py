@@ -88,7 +88,7 @@ def _page(path: Path) -> Checked:
     ids = sorted({ref.partition("#")[0] for element in content.bound for ref in refs(element)})
     bare = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"]]
     bare = [one for one in bare if not fields.arrays(one).is_file()]
-    drawn, not_drawn = _figures(content, fields, bare)
+    drawn, not_drawn = _figures(content, fields, words, bare)
     faults = [
         *(fault for element in content.bound for fault in _element(element, fields, words)),
         *_unbound(content, words, path),
@@ -156,9 +156,9 @@ def _disguised(content: Content, words: Messages) -> Iterator[str]:
     for element in content.page.select("style, script"):
         if (element.string or "").strip() not in own or element.name == "script" and element.attrs:
             yield f"the page runs a {element.name} of its own, which may change what it shows"
-    reading = Content(fragments.fill("reading.html.j2", t=words)).page.svg
+    reading = str(Content(fragments.fill("axis.html.j2", t=words)).page.svg)
     for element in content.page.select("svg"):
-        if str(element) != str(reading):
+        if str(element) != reading:
             yield f"{where(element)}: the picture is not the project's own"
     for element in content.page.find_all(True):
         if any(name in ("style", "hidden") or name.startswith("on") for name in element.attrs):
@@ -196,7 +196,7 @@ def _uncounted(content: Content, fields: bound.Fields) -> Iterator[str]:
             yield f"{where(elements[0])}: the page counts verdicts and leaves out {kind}"
 
 
-def _figures(content: Content, fields: bound.Fields, bare: Sequence[str]) -> tuple[list[str], int]:
+def _figures(content: Content, fields: bound.Fields, words: Messages, bare: Sequence[str]) -> tuple[list[str], int]:
     """Figures that are not what the records draw; and how many need arrays that are not there."""
     faults, without = [], 0
     drawn: dict[str, list[str]] = {}
@@ -207,7 +207,7 @@ def _figures(content: Content, fields: bound.Fields, bare: Sequence[str]) -> tup
         model, _, question = key.rpartition("/")[0].rpartition("/")
         try:
             if key not in drawn and model:
-                found = pictures.draw(Evidence(fields.folder, model), question)
+                found = pictures.draw(Evidence(fields.folder, model), question, words)
                 drawn |= {one.key: _parts(Content(f"<p>{one.picture.html()}</p>").page.p) for one in found}
         except (UserError, OSError) as error:
             if any(str(fields.arrays(one)) in str(error) for one in bare):
@@ -216,7 +216,7 @@ def _figures(content: Content, fields: bound.Fields, bare: Sequence[str]) -> tup
                 faults.append(f"{where(figure)}: the figure can't be drawn again: {error}")
             continue
         if drawn.get(key) != _parts(figure):
-            said = "is not what the records draw (edited, or drawn by another version of lib/show/figures.py)"
+            said = "is not what the records draw (edited, or drawn by another version of lib/show or with other fonts)"
             faults.append(f"{where(figure)}: the figure '{key}' {said}")
     return faults, without
 
