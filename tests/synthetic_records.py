@@ -57,12 +57,6 @@ def write(folder: Path, side: str, stage: str, fields: dict, arrays: dict) -> No
         out.arrays |= arrays
 
 
-def printed(source: Path, target: Path) -> str:
-    """Stands for `pdf.write`, which takes seconds."""
-    target.write_bytes(b"%PDF-")
-    return "nothing"
-
-
 def edit(folder: Path, side: str, stage: str, change) -> None:
     """Rewrite a record after change(fields, arrays) altered it: how tests plant a fault."""
     path = folder / MODEL / side / f"{stage}.json"

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import in_process
 import numpy as np
 import pytest
 
@@ -207,11 +208,9 @@ def test_a_fault_that_mixes_images_does_not_show_in_one(tmp_path):
 def test_records_are_a_hand_in_like_any_other(tmp_path):
     pytest.importorskip("jinja2", reason="reports are rendered in the torch environment")
     from lib.report import handin
-    from lib.show.messages import Messages
 
     result = compared(tmp_path)
-    document = handin.Document(result.port.records, result.port.root, ["my_port"], Messages("zh"))
-    items = {item.anchor.rpartition("-")[2]: item for item in document.ports[0].items}
+    items = handin.Document(result.port.records, result.port.root, ["my_port"], "zh").ports[0].items
     assert items["environment"].done and not items["results"].done
 
 
@@ -357,10 +356,8 @@ def both():
 
 @pytest.mark.slow
 def test_the_example_in_both_frameworks(both, tmp_path, monkeypatch, capsys):
-    from lib.report import pdf
-
     monkeypatch.chdir(Path(__file__).resolve().parent.parent)
-    monkeypatch.setattr(pdf, "write", lambda html, target: target.write_text("PDF") and "none")  # a browser takes long
+    in_process.patch(monkeypatch)
     arguments = ["compare", "--torch", "notebooks.ports.original:build", "--input", "2,3,32,32", "--out", str(tmp_path)]
     assert main([*arguments, "--jittor", "notebooks.ports.port:build"]) == 1
     said = capsys.readouterr()

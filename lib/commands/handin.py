@@ -19,7 +19,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Write the document and print its files."""
+    from lib import report
     from lib.report import handin
+    from lib.show.messages import Messages
 
-    written = handin.render(chosen.report, chosen.models, chosen.language)
+    Messages(chosen.language)  # a mistake is told before a kernel starts
+    folder = chosen.report.resolve()
+    models = list(handin.known(folder / "records", chosen.models))
+    values = {"records": str(folder / "records"), "report": str(folder), "profile": folder.name}
+    written = report.make("95_handin", {**values, "models": models, "language": chosen.language})
     print(f"{written.html}\n{written.pdf}")
+    if written.failure:
+        raise written.failure

@@ -28,6 +28,8 @@ def run(chosen: argparse.Namespace) -> None:
         print(f"{one.page}: {seen}")
         if count := one.without_arrays:
             print(f"  the arrays of {count} records are not here: their numbers in JSON were checked, the arrays not")
+        if one.not_drawn:
+            print(f"  {one.not_drawn} figures need them and were not drawn again")
         print("\n".join(f"  {fault}" for fault in one.faults) or "  all as recorded")
     for one in checked:
         if one.faults:

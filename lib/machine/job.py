@@ -84,7 +84,14 @@ def run_twice(job: Description, title: str) -> list[str]:
 
 def run_once(job: Description) -> None:
     if "notebook" in job:
-        execute(Path(job["notebook"]), Path(job["output"]), job["kernel"], job["parameters"])
+        notebook = Path(job["notebook"])
+        if job["is_report"]:
+            from lib import report  # the other jobs have no need of it
+
+            if failure := report.make(notebook.stem, job["parameters"]).failure:
+                raise failure
+        else:
+            execute(notebook, Path(job["output"]), job["kernel"], job["parameters"])
         return
     side, log = environment.named(job["kernel"]), failure(job)
     folder = environment.location(side)

@@ -26,11 +26,12 @@ from typing import Any
 import yaml
 
 from lib import record
+from lib import report as pages
 from lib.errors import UserError, exit_code
 from lib.families import FAMILIES, family
 from lib.machine import environment
 from lib.machine.job import digest, left, name_of, open_mark, read_mark, write_mark
-from lib.machine.notebook import BOTH, execute, parameters, sources
+from lib.machine.notebook import BOTH, parameters, sources
 from lib.record import atomic
 
 
@@ -243,7 +244,7 @@ def make_job(
         notebook = Path("notebooks", f"{name}.ipynb")
         output = str(report / "notebooks" / place / notebook.name)
         used = parameters(notebook, chosen, offered, f"profiles/{request.profile}.yaml: {stage.name}")
-        runs = {"notebook": str(notebook), "output": output, "parameters": used}
+        runs = {"notebook": str(notebook), "output": output, "parameters": used, "is_report": last}
         results = [output, *results, *([str(report / "index.html")] if last else [])]
         inputs = [str(notebook), *sources(notebook, side, models, display=last), *(report_files() if last else ())]
         inputs += annotations(request.data) if ("source" if subset else "data") in used else []
@@ -331,6 +332,7 @@ def report(request: Request, extra: list[str]) -> int:
         command = [sys.executable, "-m", "snakemake", "--config", f"plan={plan_file}", *options, *forced, *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             code = wait(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()]))
+        pages.render_notebooks(target, request.language)
         open_jobs = stale(jobs)
         names = ", ".join(job.name for job in open_jobs)
         if code:
@@ -428,8 +430,7 @@ def report_with_gaps(jobs: Sequence[Job], open_jobs: Sequence[Job]) -> None:
                 link.with_suffix(suffix).symlink_to(result.with_suffix(suffix).resolve())
     with record.measure("gaps", "all", view) as measured:
         measured.fields["gaps"] = gaps(open_jobs, page.parent)
-    output, kernel = Path(description["output"]), description["kernel"]
-    execute(Path(description["notebook"]), output, kernel, {**values, "records": str(view)})
+    pages.make(Path(description["notebook"]).stem, {**values, "records": str(view)})
     print(f"[report] a report with gaps: {page}", flush=True)
 
 

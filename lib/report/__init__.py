@@ -1,74 +1,89 @@
 """The report: records and their verdicts as one self-contained HTML file and a PDF. It computes nothing.
 
-Here belongs what ties a page to the records and checks that it says what they say; not what measures, judges or draws.
+A notebook is executed, its cells show parts of a page bound to records, and nbconvert makes the page of it. Here
+belongs what ties a page to the records and checks that it says what they say; not what measures, judges or draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from lib.errors import UserError
+from lib.machine import notebook
+from lib.record import ROOT, atomic
+from lib.report import pdf
 
-from lib.record import atomic
-from lib.report import beside, pdf
-from lib.report.bound import anchor, badge_class
-from lib.report.page import Page
-from lib.show.messages import Messages
+if TYPE_CHECKING:
+    from nbconvert.exporters import HTMLExporter
 
-ORIGIN = (
-    "started",
-    "wall_seconds",
-    "peak_rss_mib",
-    "threads",
-    "wait_policy",
-    "seed",
-    "device",
-    "git_commit",
-    "command",
-)
 TEMPLATES = Path(__file__).parent / "templates"
+PAGES = {"90_compare": ("index.html", "report.pdf"), "95_handin": ("handin.html", "handin.pdf")}
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The files that were written, and what made the PDF."""
+    """The files that were written, what made the PDF, and what the notebook's last cell raised: a verdict FAIL."""
 
     html: Path
     pdf: Path
     printer: str
+    failure: UserError | None
 
 
-def render(
-    records_folder: str | Path, out_folder: str | Path, profile: str, models: Sequence[str], language: str = "en"
-) -> Rendered:
-    """Write index.html and report.pdf of these models' verdicts (`questions.judge_records`) into `out_folder`.
+def make(name: str, values: Mapping[str, Any]) -> Rendered:
+    """Execute 90_compare or 95_handin with these parameters; write the page that it is, and its PDF.
 
-    The HTML is complete even where no PDF can be made, which is a UserError that says how to get one.
+    A verdict FAIL stops the notebook at its last cell, not the page. The HTML is complete even where no PDF can be
+    made, which is a UserError that says how to get one.
     """
-    page = Page(records_folder, out_folder, models, profile, Messages(language))
-    return write(Path(out_folder), "index.html", "report.pdf", "report.html.j2", page)
+    folder = Path(values["report"])
+    executed, failure = folder / "notebooks" / "all" / "none" / f"{name}.ipynb", None
+    notebook.failed_copy(executed).unlink(missing_ok=True)
+    try:
+        notebook.execute(ROOT / "notebooks" / f"{name}.ipynb", executed, "torch", values)
+    except UserError as error:
+        executed, failure = notebook.failed_copy(executed), error
+        if isinstance(error, notebook.ProcessDied) or not complete(executed):
+            raise
+    page, printed = (folder / file for file in PAGES[name])
+    render(executed, page, "report", values["language"])
+    with atomic(printed) as temporary:
+        printer = pdf.write(page, temporary)
+    return Rendered(page, printed, printer, failure)
 
 
-def fill(template: str, **values: Any) -> str:
-    """A template of this room with its values; one that is missing is an error, not an empty place in the report."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"badge_class": badge_class, "anchor": anchor}
-    return environment.get_template(template).render(values)
+def complete(executed: Path) -> bool:
+    """Whether every code cell before the last one has run."""
+    return executed.is_file() and notebook.cells(executed)[-1]["execution_count"] is not None
 
 
-def write(out: Path, html: str, printed: str, template: str, page: Any) -> Rendered:
-    """Fill a template with a page, which has its `words`, and print it."""
-    css, software = (TEMPLATES / "report.css").read_text(), beside.software(page.records, page.words)
-    text = fill(template, page=page, t=page.words, css=css, origin=ORIGIN, software=software)
-    with atomic(out / html) as temporary:
+def render_notebooks(folder: Path, language: str) -> None:
+    """Write a page beside every other notebook that a report executed; what is there already costs nothing."""
+    for executed in sorted(folder.glob("notebooks/*/*/[0-9]*.ipynb")):
+        if executed.stem not in PAGES and not executed.stem.endswith(".failed"):
+            render(executed, executed.with_suffix(".html"), "notebook", language)
+
+
+def render(executed: Path, page: Path, template: str, language: str) -> None:
+    """What `jupyter nbconvert --to html --template lib/report/templates/<template>` makes of a notebook, in this
+    language where the notebook was executed in none; nothing to do where that is there already."""
+    sources = [executed, *TEMPLATES.glob("notebook/*"), *TEMPLATES.glob("report/*")]
+    if page.is_file() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources):
+        with page.open(encoding="utf-8") as file:
+            if f'lang="{language}"' in file.read(100):
+                return
+    from nbformat import v4
+
+    held = v4.reads(executed.read_text(encoding="utf-8"))  # unchecked: papermill wrote it
+    text, _ = _exporter(template).from_notebook_node(held, {"language": language, "home": "../../../index.html"})
+    with atomic(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    with atomic(out / printed) as temporary:
-        printer = pdf.write(out / html, temporary)
-    return Rendered(out / html, out / printed, printer)
+
+
+@cache
+def _exporter(template: str) -> "HTMLExporter":
+    from nbconvert.exporters import HTMLExporter
+
+    return HTMLExporter(template_name=template, extra_template_basedirs=[str(TEMPLATES)])

@@ -14,16 +14,17 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lib.alignment.evidence import pointer
 from lib.errors import UserError
 from lib.record import Record, read
-from lib.show import tables
 from lib.show.messages import Messages
 
 ABSENT = "–"
 COMMIT = 12  # characters of a commit that are shown
+RATIO = 5  # the column of a verdict's rows that holds error over gate
+WHOLE = 1000  # from here on decimals say nothing
 STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss")
 STAGES += ("train", "lockstep", "evaluate", "speed", "compare", "gaps")
 SIDES = ("published", "torch", "jittor", "none")
@@ -43,24 +44,57 @@ def anchor(ref: str) -> str:
 
 
 def shown(value: Any, ref: str, words: Messages) -> str:
-    """The text that stands for the value of a field; the field's name says which values are moments and commits."""
-    key = ref.rpartition("/")[2]
+    """The text that stands for the value of a field; the place of the field says what kind of number it is."""
+    keys = ref.split("/")
     if value is None:
         return ABSENT
-    if key == "started":
+    if keys[-1] == "started":
         return value.replace("T", " ").removesuffix("+00:00")
-    if key in ("git_commit", "published"):
+    if keys[-1] in ("git_commit", "published"):
         return value[:COMMIT]
-    return words.term(value) if isinstance(value, str) else tables.text(value)
+    if isinstance(value, bool):
+        return str(value)
+    return words.term(value) if isinstance(value, str) else number(value, keys)
 
 
-def bound(value: Any, ref: str, words: Messages) -> Markup:
-    """The element for a value that stands at `ref`; a number leads to the line of its record."""
+def number(value: float, keys: Sequence[str]) -> str:
+    """A number in the notation of its kind, so that those of a column stand below each other."""
+    place = [key for key in keys[-2:] if not key.isdigit()][-1:]
+    if place in (["epoch"], ["step"]):
+        return whole(value + 1)  # records count from zero, readers from one
+    if isinstance(value, int) or value == 0:
+        return whole(value)
+    if keys[-3:-2] == ["rows"]:  # of a verdict: error, floor and gate span ten decades, their ratio does not
+        return f"{value:.2e}" if int(keys[-1]) < RATIO else f"{value:.3f}"
+    if keys[-1].startswith(("AP", "AR")):
+        return f"{value:.4f}"
+    return whole(value) if abs(value) >= WHOLE else f"{value:.4g}"
+
+
+def whole(value: float) -> str:
+    """A whole number, its thousands apart by a thin space."""
+    return f"{value:,.0f}".replace(",", "\u2009")
+
+
+class Bound(Markup):
+    """An element that `verify` reads back."""
+
+    @property
+    def is_number(self) -> bool:
+        return self.startswith("<a ")
+
+
+def bound(value: Any, ref: str, words: Messages) -> Bound:
+    """The element for a value that stands at `ref`; a number leads to the line of its record, and a name may be broken
+    at its dots."""
     text = shown(value, ref, words)
     if isinstance(value, str):
-        return Markup('<span data-ref="{}">{}</span>').format(ref, text)
-    return Markup('<a class="ref" href="#{}" title="{}"><data value="{}" data-ref="{}">{}</data></a>').format(
-        anchor(ref), ref, value, ref, text
+        broken = re.sub(r"(?<=[./])(?=[^\W\d])", "<wbr>", str(escape(text)))
+        return Bound(Markup('<span data-ref="{}">{}</span>').format(ref, Markup(broken)))
+    return Bound(
+        Markup('<a class="ref" href="#{}" title="{}"><data value="{}" data-ref="{}">{}</data></a>').format(
+            anchor(ref), ref, value, ref, text
+        )
     )
 
 
@@ -83,10 +117,10 @@ class Held:
     def ref(self, *keys: str | int) -> str:
         return pointer(self.record.run_id, *keys)
 
-    def __call__(self, *keys: str | int) -> Markup:
+    def __call__(self, *keys: str | int) -> Bound:
         return bound(self.value(*keys), self.ref(*keys), self.words)
 
-    def find(self, *keys: str | int) -> Markup | None:
+    def find(self, *keys: str | int) -> Bound | None:
         """The element, or None where the record has no such field, or nothing in it."""
         try:
             return None if self.value(*keys) is None else self(*keys)

@@ -1,11 +1,11 @@
-"""The document that the author of a port hands in, each item filled from the records or marked NOT RUN.
+"""What the author of a port hands in, as notebook 95_handin shows it: each item from the records, or marked NOT RUN.
 
 Environment, data preparation, training script, test script, alignment log, performance log, training log, loss curves,
 visual results, and the checklist of reproducible machine learning. A port brought by a user is a folder of records.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,10 @@ from markupsafe import Markup, escape
 from lib.alignment.evidence import PAIRS, Evidence
 from lib.errors import UserError
 from lib.machine.notebook import BOTH
-from lib.report import Rendered, beside, pictures, write
+from lib.report import beside, pictures
 from lib.report.bound import SHARED, Records, count, not_run, records, slug
+from lib.report.fragments import Fragment, fragment
+from lib.report.page import Notebooks, provenance
 from lib.show.messages import Messages
 
 NO_SIDE = ("none",)  # records that no framework wrote
@@ -104,51 +106,36 @@ CURVES = ("step", "loss", "learning_rate")  # of a training's log
 class Item:
     """One thing to hand in; `done` False: not all of it has a record."""
 
-    title: str
+    model: Markup
     anchor: str
     done: bool
     tables: Sequence[beside.Rows]
-    figures: Sequence[pictures.Figure]
-    note: str
+    figures: Sequence[pictures.Figure] = ()
+    notebooks: Sequence[Markup] = ()  # links
 
 
 class Port:
     """What the document says of one model; `shared`: records of no one model."""
 
-    def __init__(self, folder: Path, name: str, shared: Records, words: Messages):
-        self.name, self.anchor, self.words = name, slug(name), words
+    def __init__(self, folder: Path, name: str, shared: Records, notebooks: Notebooks, words: Messages):
+        self.name, self.anchor, self.words, self._notebooks = name, slug(name), words, notebooks
         self.records = self._held = records(folder, name, words)
         self.title = next(iter(self.records.values()))("model")
         if any(stage in READERS for _, stage in self.records):  # else the port has not seen the report's data set
             self._held = self.records | dict(shared)
-        evidence = Evidence(folder, name)
-        curves, results = (pictures.draw(evidence, question) for question in ("training", "evaluation"))
-        self.items = (
-            self._item("environment", *self._asked(ENVIRONMENT)),
-            self._item("data", *self._asked(DATA)),
-            self._item("training_script", *self._asked(TRAINING), more="training"),
-            self._item("test_script", *self._asked(TESTING)),
-            self._item("alignment", *self._alignment()),
-            self._item("performance", *self._performance(), more="speed"),
-            self._item("training_log", *self._log()),
-            self._item("curves", bool(curves), figures=curves),
-            self._item("results", bool(results), figures=results),
-        )
+        self._evidence = Evidence(folder, name)
+        self.items = {key: self._item(key, *what) for key, what in ITEMS.items()}
         self.checklist = [(words(f"checklist.{key}"), self._answer(key, asks)) for key, asks in CHECKLIST.items()]
 
-    def _item(
-        self,
-        key: str,
-        done: bool,
-        tables: Sequence[beside.Rows] = (),
-        figures: Sequence[pictures.Figure] = (),
-        more: str = "",
-    ) -> Item:
-        """more: a question with whose verdicts tables stand; the item has them too, and is done, or not, as it was."""
-        others = beside.tables(more, self.name, self.records, self._held, self.words)
-        every = [*tables, *(table.rows for table in others if table.rows)]
-        title, note = self.words(f"handin.{key}"), self.words(f"handin.{key}.note")
-        return Item(title, f"{self.anchor}-{key}", done, every, figures, note)
+    def _item(self, key: str, told: "Telling", question: str = "", drawn: bool = False) -> Item:
+        """question: with whose verdicts tables stand, which the item has too; it is done, or not, as it was. drawn: the
+        item is that question's figures."""
+        done, tables = told(self)
+        others = beside.tables(question, self.name, self.records, self._held, self.words) if not drawn else []
+        figures = pictures.draw(self._evidence, question, self.words) if drawn else ()
+        tables = [*tables, *(table.rows for table in others if table.rows)]
+        links = self._notebooks.of(question, self.name) if question else []
+        return Item(self.title, f"{self.anchor}-{key}", done or bool(figures), tables, figures, links)
 
     def _header(self, *keys: str) -> list[Markup]:
         return [escape(self.words(key) if key else "") for key in keys]
@@ -158,7 +145,7 @@ class Port:
         held = next((self._held[side, stage] for stage in ask.stages if (side, stage) in self._held), None)
         return held.find(*(side if key == "SIDE" else key for key in ask.keys)) if held else None
 
-    def _asked(self, asks: Sequence[Ask]) -> tuple[bool, list[beside.Rows]]:
+    def asked(self, asks: Sequence[Ask]) -> tuple[bool, list[beside.Rows]]:
         """Whether all are told, and the table; so of each kind of item."""
         sides = asks[0].sides
         titles = ("column.quantity", *(f"side.{side}" for side in sides)) if sides == BOTH else ("", "handin.all")
@@ -168,7 +155,7 @@ class Port:
         ]
         return all(one for line in cells for one in line), [[self._header(*titles), *rows]]
 
-    def _alignment(self) -> tuple[bool, list[beside.Rows]]:
+    def alignment(self) -> tuple[bool, list[beside.Rows]]:
         """A row per question, a column per pair; and how many verdicts there are of each kind."""
         compared = self.records.get(("none", "compare"))
         if compared is None:
@@ -187,7 +174,7 @@ class Port:
         tables = [[header, *rows], [self._header("verdicts", "handin.number"), *total]]
         return all(one["verdict"] != "NOT RUN" for one in verdicts), tables
 
-    def _performance(self) -> tuple[bool, list[beside.Rows]]:
+    def performance(self) -> tuple[bool, list[beside.Rows]]:
         """Times and memory, a row per case and side."""
         held = {side: self._held[side, "speed"] for side in BOTH if (side, "speed") in self._held}
         rows = [
@@ -201,7 +188,7 @@ class Port:
         header = self._header("column.quantity", *(f"handin.line.{label}" for label in PERFORMANCE))
         return len(held) == len(BOTH), [[header, *rows]] if rows else []
 
-    def _log(self) -> tuple[bool, list[beside.Rows]]:
+    def log(self) -> tuple[bool, list[beside.Rows]]:
         """The loss at the first and last step, and every evaluation, of each framework."""
         tables = []
         held = {side: self._held[side, "train"] for side in BOTH if (side, "train") in self._held}
@@ -239,23 +226,64 @@ class Port:
         return Markup("<br>").join(parts) or gap
 
 
-class Document:
-    """Everything the template asks for. `folder`: of the records; `out`: of the page."""
+Telling = Callable[[Port], tuple[bool, list[beside.Rows]]]
 
-    def __init__(self, folder: Path, out: Path, models: Sequence[str], words: Messages):
-        self.words, self.profile, self.files = words, out.name, os.path.relpath(folder, out)
-        shared = records(folder, SHARED, words)
-        self.ports = [Port(folder, model, shared, words) for model in models]
+
+def _of(asks: Sequence[Ask]) -> Telling:
+    return lambda port: port.asked(asks)
+
+
+# What is handed in: how its tables are filled, the question that belongs to it, whether it is that question's figures.
+ITEMS: dict[str, tuple[Telling, str, bool]] = {
+    "environment": (_of(ENVIRONMENT), "", False),
+    "data": (_of(DATA), "data", False),
+    "training_script": (_of(TRAINING), "training", False),
+    "test_script": (_of(TESTING), "evaluation", False),
+    "alignment": (Port.alignment, "", False),
+    "performance": (Port.performance, "speed", False),
+    "training_log": (Port.log, "", False),
+    "curves": (lambda port: (False, []), "training", True),
+    "results": (lambda port: (False, []), "evaluation", True),
+}
+
+
+class Document:
+    """The hand-in of some models (none named: of all that have records). Each method is one of its parts, for a cell.
+
+    folder: of the records; out: where the page will lie.
+    """
+
+    items = tuple(ITEMS)
+
+    def __init__(self, folder: str | Path, out: str | Path, models: Sequence[str] = (), language: str = "en"):
+        models = known(Path(folder), models)
+        self.words, self.files = Messages(language), os.path.relpath(folder, out)
+        shared = records(Path(folder), SHARED, self.words)
+        notebooks = Notebooks(Path(out), self.words)
+        self.ports = [Port(Path(folder), model, shared, notebooks, self.words) for model in models]
         self.records = [*shared.values(), *(one for port in self.ports for one in port.records.values())]
 
+    def summary(self) -> Fragment:
+        """The first page: what is filled and what is not."""
+        return fragment("items.html.j2", page=self, t=self.words)
 
-def render(report: Path, models: Sequence[str] = (), language: str = "en") -> Rendered:
-    """Write handin.html and handin.pdf of these models (none named: all with records) into the report's folder."""
-    folder = report / "records"
-    known = sorted(path.name for path in folder.glob("*") if path.name != SHARED and any(path.glob("*/*.json")))
-    if not known:
+    def item(self, key: str) -> Fragment:
+        """One thing to hand in, model by model."""
+        items = [port.items[key] for port in self.ports]
+        return fragment("item.html.j2", items=items, several=len(items) > 1, t=self.words)
+
+    def checklist(self) -> Fragment:
+        return fragment("checklist.html.j2", page=self, t=self.words)
+
+    def provenance(self) -> Fragment:
+        return provenance(self.records, self.files, self.words)
+
+
+def known(folder: Path, models: Sequence[str]) -> Sequence[str]:
+    """The models asked for, by default all that have records; UserError for one that has none."""
+    found = sorted(path.name for path in folder.glob("*") if path.name != SHARED and any(path.glob("*/*.json")))
+    if not found:
         raise UserError(f"{folder}: holds no records; run `make report`, or bring the records of your port")
-    if unknown := [model for model in models if model not in known]:
-        raise UserError(f"{folder}: {unknown[0]} has no records; there are {', '.join(known)}")
-    document = Document(folder, report, models or known, Messages(language))
-    return write(report, "handin.html", "handin.pdf", "handin.html.j2", document)
+    if unknown := [model for model in models if model not in found]:
+        raise UserError(f"{folder}: {unknown[0]} has no records; there are {', '.join(found)}")
+    return models or found

@@ -1,7 +1,7 @@
-"""The content of the report, taken from records: what stands where, each number bound to the field that holds it."""
+"""The report, part by part, as notebook 90_compare shows it: each number bound to the field of its record."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import PAIRS, Evidence
 from lib.errors import UserError
 from lib.machine.notebook import BOTH
-from lib.record import ROOT
 from lib.report import beside, pictures
 from lib.report.bound import SHARED, SIDES, Held, Records, bound, count, counted, not_run, records, slug
+from lib.report.fragments import Fragment, fragment
 from lib.show.messages import Messages
 
 THEMES = {  # what belongs together, in the order of the report
@@ -33,7 +33,22 @@ COUNTED = ("FAIL", "PASS", "UNDERPOWERED", "NOT RUN")  # what is shown only is n
 LEGEND = ("PASS", "FAIL", "UNDERPOWERED", "SHOWN", "NOT RUN")
 ABREAST = 3  # models beside each other in one table, as many as A4 holds
 LISTED = 6  # verdicts that fail, or were not run, that the first page names
-NOTEBOOK = ROOT / "notebooks" / "30_migration.ipynb"
+WORST = ("FAIL", "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # of a question's verdicts the first stands for all
+STAGES = {  # the notebooks whose records answer a question
+    **dict.fromkeys(("structure", "conversion"), ("40_convert",)),
+    "initialisation": ("61_lockstep",),
+    "data": ("10_data", "61_lockstep"),
+    "forward": ("50_forward",),
+    "divergence": ("52_divergence",),
+    **dict.fromkeys(("losses", "assignment", "gradients", "step", "batch_norm"), ("51_loss_and_gradient",)),
+    **dict.fromkeys(("lockstep", "trajectory"), ("61_lockstep",)),
+    "training": ("60_train",),
+    **dict.fromkeys(("evaluation", "equivalence"), ("70_evaluate",)),
+    "speed": ("80_speed",),
+    "rosetta": ("30_migration",),
+}
+ORIGIN = ("started", "wall_seconds", "peak_rss_mib", "threads", "wait_policy")
+ORIGIN += ("seed", "device", "git_commit", "command")  # what is told of each record
 
 
 def grouped(questions: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -69,7 +84,19 @@ class Answer:
             name: self.ratios if name == "ratios" else "" if value == "" else self("values", name)
             for name, value in self.held["values"].items()
         }
+        values |= {name: _marked(values[name]) for name in self._apart}
         return self.words.say(f"reason.{self.held['reason']}", **{**dict(sides), **values})
+
+    @property
+    def _apart(self) -> list[str]:
+        """Which of the outcomes, judged or not, say that the sides differ."""
+        return [name for name in ("outcome", "own") if self.held["values"].get(name) == "DIFFERENT"]
+
+    @property
+    def apart(self) -> Markup | None:
+        """What is not judged and yet not as one would wish: a quoted tolerance that is missed, another mAP."""
+        missed = (self.held["targets"] or {}).get("missed")
+        return self.reason if self._apart else self.targets if missed else None
 
     @property
     def ratios(self) -> Markup:
@@ -90,6 +117,7 @@ class Answer:
         if not self.held["target"] or not self.held["targets"]:
             return None
         counts = [self.words.say(f"targets.{status}", number=self("targets", status)) for status in found]
+        counts = [_marked(one) if status == "missed" else one for status, one in zip(found, counts)]
         return self.words.say("targets", target=self("target"), counts=self.words.joined(counts))
 
     @property
@@ -112,6 +140,10 @@ class Answer:
         if column == "target":
             return escape(self.words(f"target.{value}") if value else "")
         return Markup("") if column in TEXTS and not value else self("rows", row, place)
+
+
+def _marked(text: Markup) -> Markup:
+    return Markup('<b class="apart">{}</b>').format(text)
 
 
 def worst(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[tuple[int, Mapping[str, Any]]]:
@@ -150,6 +182,9 @@ class Model:
         self.cells = {(one.question, one.held["pair"]): self._linked(one.question, one.badge) for one in self.answers}
         self.counts = counts(self.lists, words)
 
+    def asked(self, question: str) -> list[Answer]:
+        return [one for one in self.answers if one.question == question]
+
     def _linked(self, question: str, text: Markup | str) -> Markup:
         return Markup('<a href="#{}-{}">{}</a>').format(self.anchor, question, text)
 
@@ -161,49 +196,60 @@ class Model:
     @property
     def highlights(self) -> dict[str, Markup]:
         """What is shown on the first page though it is not judged."""
-        ends = [(self.words(f"side.{side}"), self.records.get((side, "train"))) for side in BOTH]
+        trained = {side: self.records.get((side, "train")) for side in BOTH}
         times = (
             one.ratios for one in self.answers if one.held["reason"] == "ratios" and one.held["pair"] == "torch-jittor"
         )
-        precision = [
-            Markup("{} {}").format(name, held("fields", "final", "AP") if held else not_run(self.words))
-            for name, held in ends
-        ]
-        return {"final_map": self.words.joined(precision), "time_ratio": next(times, not_run(self.words))}
+        precision = self.words.joined(
+            [
+                Markup("{} {}").format(
+                    self.words(f"side.{side}"), held("fields", "final", "AP") if held else not_run(self.words)
+                )
+                for side, held in trained.items()
+            ]
+        )
+        if of := self._trained_on(next(filter(None, trained.values()), None)):
+            precision = self.words.say("join.brackets", text=precision, more=of)
+        return {"final_map": precision, "time_ratio": next(times, not_run(self.words))}
 
-    def named(self, kind: str) -> list[Markup]:
-        """The verdicts of a kind, each with its reason. Of one question the first pair stands for all."""
-        found: dict[str, Answer] = {}
-        for one in self.answers:
-            if one.verdict == kind:
-                found.setdefault(one.question, one)
+    def _trained_on(self, train: Held | None) -> Markup | None:
+        """What an AP is of: data set, epochs, size of the images."""
+        data = self.shared.get(("none", "data"))
+        if not train or not data:
+            return None
+        epochs = train.find("fields", "epochs", len(train.value("fields", "epochs")) - 1, "epoch")
+        size = train.find("fields", "input_size")
+        told = {"data": data("fields", "name"), "epochs": epochs, "size": size}
+        return self.words.joined([self.words.say(f"trained.{key}", value=one) for key, one in told.items() if one])
+
+    def named(self, answers: Iterable[Answer], said: str) -> list[Markup]:
+        """These verdicts, each with what is `said` of it. Of one question the first pair stands for all."""
+        first: dict[str, Answer] = {}
+        for one in answers:
+            first.setdefault(one.question, one)
         return [
             self.words.say(
                 "summary.named",
                 model=self.name,
                 question=self._linked(question, self.words(f"question.{question}")),
                 pair=one.pair,
-                reason=one.reason,
+                reason=getattr(one, said),
             )
-            for question, one in found.items()
+            for question, one in first.items()
         ]
-
-    @cached_property
-    def themes(self) -> dict[str, list["Section"]]:
-        asked = grouped(dict.fromkeys(one.question for one in self.answers))
-        return {theme: [Section(self, question) for question in questions] for theme, questions in asked.items()}
 
 
 class Section:
     """A question: the verdict of each pair, the numbers behind them (a group of rows per pair), figures, tables."""
 
-    def __init__(self, model: Model, question: str):
+    def __init__(self, model: Model, question: str, notebooks: "Notebooks"):
         self.question, self.anchor, self.words = question, f"{model.anchor}-{question}", model.words
-        self.answers = [one for one in model.answers if one.question == question]
+        self.name, self.answers = model.name, model.asked(question)
+        self.notebooks = notebooks.of(question, model.evidence.model)
         shown = [column for column in COLUMNS if column != "target" or self.answers[0].held["target"]]
         self.header = [self.words(f"column.{column}") for column in shown]
         self.groups = [(one.counted, rows) for one in self.answers if (rows := one.rows(shown))]
-        self.pictures = pictures.draw(model.evidence, question)
+        self.pictures = pictures.draw(model.evidence, question, self.words)
         self.beside = beside.tables(question, model.evidence.model, model.records, model.shared, self.words)
 
     @cached_property
@@ -233,20 +279,90 @@ def counts(lists: Mapping[str, Sequence[Mapping]], words: Messages) -> Markup:
     )
 
 
-class Page:
-    """Everything the template asks for. `folder`: of the records; `out`: of the page."""
+class Notebooks:
+    """The executed notebooks of a report, as links from its page; each is rendered beside itself."""
 
-    def __init__(self, folder: str | Path, out: str | Path, models: Sequence[str], profile: str, words: Messages):
-        self.words, self.profile, self.folder = words, profile, Path(folder)
+    def __init__(self, report: Path, words: Messages):
+        self.folder, self._words = report / "notebooks", words
+
+    def of(self, question: str, model: str) -> list[Markup]:
+        """A link per notebook and kernel that made the records of this question."""
+        found = [path for stem in STAGES[question] for path in sorted(self.folder.glob(f"*/*/{stem}.ipynb"))]
+        return [self._link(path) for path in found if path.parts[-3] in (model, SHARED)]
+
+    def _link(self, path: Path) -> Markup:
+        side = path.parts[-2]
+        kernel = self._words("notebook.both" if side == "none" else f"side.{side}")
+        target = path.relative_to(self.folder.parent).with_suffix(".html")
+        return Markup('<a href="{}">{}: {}</a>').format(target.as_posix(), path.stem, kernel)
+
+
+class Page:
+    """The report of some models. Each method is one of its parts, for a cell of the notebook.
+
+    folder: of the records, after `questions.judge_records`; out: where the page will lie.
+    """
+
+    def __init__(self, folder: str | Path, out: str | Path, models: Sequence[str], profile: str, language: str = "en"):
+        self.words, self.profile, self.folder = Messages(language), profile, Path(folder)
         self.files = os.path.relpath(folder, out)
-        self.shared = records(self.folder, SHARED, words)
-        self.models = [Model(self.folder, name, self.shared, words) for name in models]
+        self.shared = records(self.folder, SHARED, self.words)
+        self.models = [Model(self.folder, name, self.shared, self.words) for name in models]
         self.k = self.models[0].compared("fields", "k")
-        self.gaps = gaps(self.shared.get(("none", "gaps")), words)
-        self.rosetta = rosetta(self.shared.get(("none", "rosetta")), words)
-        self.notebook = os.path.relpath(NOTEBOOK, out)
+        self.notebooks = Notebooks(Path(out), self.words)
         self.records = [*self.shared.values(), *(one for model in self.models for one in model.records.values())]
         self._summarise([verdict for model in self.models for found in model.lists.values() for verdict in found])
+
+    def summary(self) -> Fragment:
+        """The first page: the verdict, a word for each question and pair, what fails, what it was measured on."""
+        return fragment(
+            "summary.html.j2", page=self, t=self.words, gaps=gaps(self.shared.get(("none", "gaps")), self.words)
+        )
+
+    def contents(self) -> Fragment:
+        """Links to all parts; of each question the worst verdict."""
+        return fragment("contents.html.j2", page=self, t=self.words)
+
+    def reading(self) -> Fragment:
+        """A picture of what is judged by what, and the rules in full."""
+        return fragment("reading.html.j2", page=self, t=self.words)
+
+    def theme(self, theme: str) -> Fragment:
+        """The questions of a theme with their verdicts; nothing where none of them was asked."""
+        asked = self.themes.get(theme, ())
+        return fragment("theme.html.j2", page=self, theme=theme, asked=asked, t=self.words) if asked else Fragment("")
+
+    def question(self, question: str) -> Fragment:
+        """What the records say to one question, model by model; nothing where no model was asked."""
+        if question not in STAGES:
+            raise UserError(f"{question}: no such question: choose from {', '.join(STAGES)}")
+        asked = [Section(model, question, self.notebooks) for model in self.models if model.asked(question)]
+        return fragment("question.html.j2", sections=asked, several=len(self.models) > 1, t=self.words)
+
+    def rosetta(self) -> Fragment:
+        """How Jittor's own operators answer beside PyTorch's."""
+        told = rosetta(self.shared.get(("none", "rosetta")), self.words)
+        links = self.notebooks.of("rosetta", SHARED)
+        return fragment("rosetta.html.j2", told=told, notebooks=links, t=self.words)
+
+    def provenance(self) -> Fragment:
+        """A line per record: what made it; and the versions of what ran."""
+        return provenance(self.records, self.files, self.words)
+
+    @property
+    def failures(self) -> list[str]:
+        """ "model: question (pair)" of every FAIL."""
+        found = ((model, one.held) for model in self.models for one in model.answers if one.verdict == "FAIL")
+        return [f"{model.evidence.model}: {held['question']} ({held['pair']})" for model, held in found]
+
+    def anchor(self, question: str) -> str:
+        """Where a question is answered first."""
+        return next(f"{model.anchor}-{question}" for model in self.models if model.asked(question))
+
+    def worst(self, question: str) -> Markup:
+        """The badge that stands for a question."""
+        answers = [one for model in self.models for one in model.asked(question)]
+        return min(answers, key=lambda one: WORST.index(one.verdict)).badge
 
     def _summarise(self, verdicts: Sequence[Mapping[str, Any]]) -> None:
         """The first page: `verdict` is the worst, `kinds` are explained, `pairs` those that were asked."""
@@ -262,11 +378,19 @@ class Page:
         self.pairs = [(pair, words.pair(pair)) for pair in pairs if pair in asked]
         self.tables = [self.models[i : i + ABREAST] for i in range(0, len(self.models), ABREAST)]
         self.facts = facts(self.models, self.shared, words)
-        self.failing, self.missing = (self._named(kind) for kind in ("FAIL", "NOT RUN"))
+        self.failing = self._named(lambda one: one.verdict == "FAIL", "reason")
+        self.missing = self._named(lambda one: one.verdict == "NOT RUN", "reason")
+        self.apart = self._named(lambda one: one.verdict in ("PASS", "SHOWN") and one.apart, "apart")
 
-    def _named(self, kind: str) -> list[Markup]:
-        found = [one for model in self.models for one in model.named(kind)]
+    def _named(self, chosen: Callable[[Answer], Any], said: str) -> list[Markup]:
+        found = [one for model in self.models for one in model.named(filter(chosen, model.answers), said)]
         return [*found[:LISTED], *([escape(self.words("summary.more"))] if len(found) > LISTED else [])]
+
+
+def provenance(records: Sequence[Held], files: str, words: Messages) -> Fragment:
+    """files: the folder of the records, seen from the page."""
+    software = beside.software(records, words)
+    return fragment("provenance.html.j2", records=records, files=files, origin=ORIGIN, software=software, t=words)
 
 
 def gaps(held: Held | None, words: Messages) -> list[Markup]:

@@ -7,6 +7,7 @@ from lib.alignment.evidence import Evidence
 from lib.machine.notebook import BOTH
 from lib.show import figures, figures_alignment, tables
 from lib.show.figures import Picture
+from lib.show.messages import Messages
 
 SAMPLES = 3  # images with detections that are shown: they are the largest part of a page
 
@@ -20,7 +21,7 @@ class Figure(NamedTuple):
 Drawn = Iterator[tuple[Picture, str]]
 
 
-def draw(evidence: Evidence, question: str) -> tuple[Figure, ...]:
+def draw(evidence: Evidence, question: str, words: Messages | None = None) -> tuple[Figure, ...]:
     """The figures of a question, as far as the records hold what they show."""
     drawn = _DRAWN[question](evidence) if question in _DRAWN else ()
     return tuple(

@@ -1,9 +1,10 @@
 """What git keeps of a report: the measured block of README.md, and one page as an example.
 
 python -m lib.report.readme reports/quick                     writes the block
-python -m lib.report.readme reports/quick reports/example     copies the page
+python -m lib.report.readme reports/quick reports/example     copies the page and its records, without their arrays
 """
 
+import re
 import shutil
 import sys
 import tempfile
@@ -12,7 +13,8 @@ from pathlib import Path
 from lib.alignment.evidence import PAIRS
 from lib.errors import UserError
 from lib.record import ROOT, atomic, read
-from lib.report import fill, verify
+from lib.report import verify
+from lib.report.fragments import fill
 
 START, END = "<!-- measured: python -m lib.report.readme reports/quick -->", "<!-- /measured -->"
 PAGE = "index.html"
@@ -47,9 +49,9 @@ def write(report: Path, readme: Path = ROOT / "README.md") -> None:
 
 
 def copy(report: Path, target: Path) -> None:
-    """Replace `target` by the page of `report`, once its records say that it is theirs.
+    """Replace `target` by the page of `report` and the records behind it, once they say that the page is theirs.
 
-    The records, of tens of megabytes, stay behind: who wants to verify makes the report anew.
+    Arrays, of hundreds of megabytes, stay behind, and so do the executed notebooks with the links to them.
     """
     if wrong := [fault for one in verify.verify(report) for fault in one.faults]:
         raise UserError(f"{report}: not as recorded: {wrong[0]}; render it again")
@@ -59,8 +61,9 @@ def copy(report: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         fresh = Path(temporary) / target.name
-        fresh.mkdir()
-        shutil.copy(page, fresh)
+        shutil.copytree(report / "records", fresh / "records", ignore=shutil.ignore_patterns("*.safetensors"))
+        text = re.sub(r'<p class="quiet links">.*?</p>', "", page.read_text(encoding="utf-8"), flags=re.S)
+        (fresh / PAGE).write_text(text, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
 

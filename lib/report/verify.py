@@ -1,93 +1,58 @@
 """Does a report say what the records say? Reads the pages as they lie there, and the records again.
 
-A page passes when each number, name, verdict and figure in it is what its record holds, no digit stands outside of
-these, no verdict of a model is left out, and the records are those that were compared. Arrays must be those of their
-record where they are there; a report may travel without the large ones, and is then told to.
+A page passes when each number, name, verdict, figure and table in it is what its records hold, no digit stands outside
+of these, no verdict of a model is left out, and the records are those that were compared. Style, script and the picture
+of how to read it must be the project's own, and nothing may be hidden: they could change what is seen. Arrays must be
+those of their record where they are there; a report may travel without the large ones, and is then told to.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
+from dataclasses import dataclass
 from pathlib import Path
+
+from bs4 import BeautifulSoup, Tag
 
 from lib.alignment.evidence import Evidence, pointer
 from lib.errors import UserError
-from lib.record import load_arrays, sha256
-from lib.report import bound, pictures
+from lib.record import ROOT, load_arrays, sha256
+from lib.report import bound, fragments, pictures
 from lib.report.page import COUNTED
 from lib.show.messages import LANGUAGES, Messages
 
 PAGES = ("index.html", "handin.html")
-VOID = {"meta", "img", "br", "hr", "input", "link", "col", "wbr"}
-UNSEEN = {"style", "title", "script"}
+UNSEEN = ("style", "title", "script", "data")
 DIGITS = re.compile(r"\S*\d\S*")
+OWN = (fragments.STYLE, *(fragments.TEMPLATES / name for name in ("notebook/page.css", "report/report.js")))
 
 
-@dataclass
-class Element:
-    """An element that says where its text comes from."""
+class Content:
+    """What a page holds."""
 
-    tag: str
-    attributes: dict[str, str]
-    place: str  # the last anchor before it
-    link: dict[str, str] | None = None  # attributes of the reference around it
-    text: str = ""
+    def __init__(self, text: str):
+        self.page = BeautifulSoup(text, "html.parser")
+        self.bound: list[Tag] = self.page.select("[data-ref], data")
+        self.figures: list[Tag] = self.page.select("figure, img")
+        self.language = str((self.page.html or {}).get("lang", ""))
+        self.records = next((str(one["data-records"]) for one in self.page.select("[data-records]")), None)
 
-    def __getitem__(self, name: str) -> str:
-        """An attribute; nothing where it has none of that name."""
-        return self.attributes.get(name, "")
-
-    @property
-    def refs(self) -> list[str]:
-        """What it refers to: a count refers to several lists."""
-        return self["data-ref"].split(" ") if self["data-count"] else [self["data-ref"]] if self["data-ref"] else []
+    def free(self) -> Iterator[tuple[Tag, str]]:
+        """The text that is bound to nothing."""
+        for text in self.page.find_all(string=True):
+            if not any(one.name in UNSEEN or one.has_attr("data-ref") for one in text.parents):
+                yield text, str(text)
 
 
-@dataclass
-class Content(HTMLParser):
-    """What a page holds: bound elements, figures, and the text outside of them."""
+def where(element: Tag) -> str:
+    """The last anchor before an element."""
+    found = element if element.name and element.has_attr("id") else element.find_previous(id=True)
+    return f"#{found['id']}" if found else "#"
 
-    elements: list[Element] = field(default_factory=list)
-    figures: list[tuple[str, str, str]] = field(default_factory=list)  # place, key, image element
-    free: list[tuple[str, str]] = field(default_factory=list)  # place, text
-    meta: dict[str, str] = field(default_factory=dict)
-    scripts: int = 0
 
-    def __post_init__(self) -> None:
-        super().__init__()
-        self._open: list[Element] = []
-        self._place = ""
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        held = {name: value or "" for name, value in attributes}
-        self._place = held.get("id") or self._place
-        element = Element(tag, held, self._place)
-        if tag == "html":
-            self.meta["lang"] = element["lang"]
-        if tag == "meta" and "name" in held:
-            self.meta[held["name"]] = element["content"]
-        self.scripts += tag == "script"
-        if tag == "img":
-            key = next((one["data-figure"] for one in self._open if one.tag == "figure"), "")
-            self.figures.append((self._place, key, self.get_starttag_text() or ""))
-        if "data-ref" in held or tag == "data":
-            links = (one for one in reversed(self._open) if one.tag == "a" and one["class"] == "ref")
-            element.link = next((one.attributes for one in links), None)
-            self.elements.append(element)
-        if tag not in VOID:
-            self._open.append(element)
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._open and self._open.pop().tag != tag:
-            pass
-
-    def handle_data(self, text: str) -> None:
-        holder = next((one for one in self._open if "data-ref" in one.attributes or one.tag == "data"), None)
-        if holder:
-            holder.text += text
-        elif not any(one.tag in UNSEEN for one in self._open):
-            self.free.append((self._place, text))
+def refs(element: Tag) -> list[str]:
+    """What an element refers to: a count refers to several lists."""
+    ref = str(element.get("data-ref", ""))
+    return ref.split(" ") if element.has_attr("data-count") else [ref] if ref else []
 
 
 @dataclass(frozen=True)
@@ -100,6 +65,7 @@ class Checked:
     figures: int
     records: int
     without_arrays: int  # records whose arrays don't lie beside them: only their JSON could be checked
+    not_drawn: int  # figures that could not be drawn again for want of these arrays
     faults: tuple[str, ...]
 
 
@@ -112,77 +78,99 @@ def verify(report: Path) -> list[Checked]:
 
 
 def _page(path: Path) -> Checked:
-    content = Content()
-    content.feed(path.read_text(encoding="utf-8"))
-    if content.meta.get("lang") not in LANGUAGES or "records" not in content.meta:
+    content = Content(path.read_text(encoding="utf-8"))
+    if content.language not in LANGUAGES or content.records is None:
         raise UserError(f"{path}: does not say its language and where its records lie; render it again")
-    words, fields = Messages(content.meta["lang"]), bound.Fields(path.parent / content.meta["records"])
-    ids = sorted({ref.partition("#")[0] for element in content.elements for ref in element.refs})
+    folder = path.parent / content.records
+    if not any(folder.glob("*/*/*.json")):
+        raise UserError(f"{folder}: holds no records to hold {path.name} against: bring them, or make it again")
+    words, fields = Messages(content.language), bound.Fields(folder)
+    ids = sorted({ref.partition("#")[0] for element in content.bound for ref in refs(element)})
+    bare = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"]]
+    bare = [one for one in bare if not fields.arrays(one).is_file()]
+    drawn, not_drawn = _figures(content, fields, words, bare)
     faults = [
-        *(fault for element in content.elements for fault in _element(element, fields, words)),
+        *(fault for element in content.bound for fault in _element(element, fields, words)),
         *_unbound(content, words, path),
+        *_disguised(content, words),
         *_omitted(content, ids, fields),
         *_uncounted(content, fields),
-        *_figures(content, fields),
+        *drawn,
         *_records(ids, fields),
     ]
-    numbers = sum(element.tag == "data" for element in content.elements)
-    held = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"]]
-    bare = sum(not fields.arrays(one).is_file() for one in held)
-    names, figures = len(content.elements) - numbers, len(content.figures)
-    return Checked(path, numbers, names, figures, len(ids), bare, tuple(dict.fromkeys(faults)))
+    numbers = sum(element.name == "data" for element in content.bound)
+    names, figures = len(content.bound) - numbers, sum(one.name == "figure" for one in content.figures)
+    return Checked(path, numbers, names, figures, len(ids), len(bare), not_drawn, tuple(dict.fromkeys(faults)))
 
 
-def _element(element: Element, fields: bound.Fields, words: Messages) -> Iterator[str]:
+def _element(element: Tag, fields: bound.Fields, words: Messages) -> Iterator[str]:
     """What is wrong with a bound element: text, value and record must say the same."""
-    where, ref = f"#{element.place}", element["data-ref"]
+    ref, said, look = str(element.get("data-ref", "")), element.get_text(), element.get("class", [])
     if not ref:
-        yield f"{where}: '{element.text}' is bound to no record"
+        yield f"{where(element)}: '{said}' is bound to no record"
         return
     try:
         value, text = _expected(element, ref, fields, words)
     except UserError as error:
-        yield f"{where}: '{element.text}': {error}"
+        yield f"{where(element)}: '{said}': {error}"
         return
-    if element.text != text:
-        yield f"{where}: the page says '{element.text}', {ref} says '{text}'"
-    if element.tag == "data" and element["value"] != str(value):
-        yield f"{where}: the value of '{element.text}' is {element['value']}, {ref} holds {value}"
-    link = element.link
-    if link is not None and (link.get("title"), link.get("href")) != (ref, f"#{bound.anchor(ref)}"):
-        yield f"{where}: '{element.text}' leads to {link.get('href')}, not to the record of {ref}"
-    if "badge" in element["class"] and element["class"] != f"badge {bound.badge_class(value)}":
-        yield f"{where}: '{element.text}' looks like another verdict ({element['class']})"
+    if said != text:
+        yield f"{where(element)}: the page says '{said}', {ref} says '{text}'"
+    if element.name == "data" and element.get("value") != str(value):
+        yield f"{where(element)}: the value of '{said}' is {element.get('value')}, {ref} holds {value}"
+    link = element.find_parent("a", class_="ref")
+    if link and (link.get("title"), link.get("href")) != (ref, f"#{bound.anchor(ref)}"):
+        yield f"{where(element)}: '{said}' leads to {link.get('href')}, not to the record of {ref}"
+    if "badge" in look and look != ["badge", bound.badge_class(value)]:
+        yield f"{where(element)}: '{said}' looks like another verdict ({' '.join(look)})"
 
 
-def _expected(element: Element, ref: str, fields: bound.Fields, words: Messages) -> tuple[object, str]:
+def _expected(element: Tag, ref: str, fields: bound.Fields, words: Messages) -> tuple[object, str]:
     """What the records say should stand in the element: the value, and its text."""
-    if kinds := element["data-count"]:
-        lists = [fields[one] for one in element.refs]
-        number = bound.counted([kind.replace("_", " ") for kind in kinds.split(" ")], lists)
+    if kinds := element.get("data-count"):
+        lists = [fields[one] for one in refs(element)]
+        number = bound.counted([kind.replace("_", " ") for kind in str(kinds).split(" ")], lists)
         return number, str(number)
     value = fields[ref]
-    return value, words(f"verdict.{value}") if "badge" in element["class"] else bound.shown(value, ref, words)
+    return value, words(f"verdict.{value}") if "badge" in element.get("class", []) else bound.shown(value, ref, words)
 
 
 def _unbound(content: Content, words: Messages, path: Path) -> Iterator[str]:
-    """Digits outside of bound elements: only the catalogue's words (float64, …) and the folder's name may have some."""
+    """Digits outside of bound elements: only words of the catalogue (float64, …), the names of notebooks and of the
+    folder may have some."""
     allowed = {token for text in words.texts.values() for token in _tokens(text)} | {path.parent.name}
-    for place, text in content.free:
-        for token in _tokens(text):
+    allowed |= {name for file in (ROOT / "notebooks").glob("*.ipynb") for name in (file.stem, f"notebooks/{file.name}")}
+    for text, said in content.free():
+        for token in _tokens(said):
             if token not in allowed:
-                yield f"#{place}: '{token}' is bound to no record"
-    if content.scripts:
-        yield "the page runs a script, which may change what it shows"
+                yield f"{where(text)}: '{token}' is bound to no record"
 
 
 def _tokens(text: str) -> list[str]:
     return [token.strip(".,;:()。，；：（）") for token in DIGITS.findall(text)]
 
 
+def _disguised(content: Content, words: Messages) -> Iterator[str]:
+    """What could make the page look other than it says."""
+    own = {path.read_text(encoding="utf-8").strip() for path in OWN}
+    for element in content.page.select("style, script"):
+        if (element.string or "").strip() not in own or element.name == "script" and element.attrs:
+            yield f"the page runs a {element.name} of its own, which may change what it shows"
+    reading = str(Content(fragments.fill("axis.html.j2", t=words)).page.svg)
+    for element in content.page.select("svg"):
+        if str(element) != reading:
+            yield f"{where(element)}: the picture is not the project's own"
+    for element in content.page.find_all(True):
+        if any(name in ("style", "hidden") or name.startswith("on") for name in element.attrs):
+            yield f"{where(element)}: <{element.name}> has a style or script of its own, which may change what it shows"
+    for link in content.page.select("a.csv"):
+        if link.get("href") != fragments.sheet(str(link.find_previous("table"))):
+            yield f"{where(link)}: the CSV file does not hold the table above it"
+
+
 def _omitted(content: Content, ids: Sequence[str], fields: bound.Fields) -> Iterator[str]:
     """Verdicts of the page's models that no badge shows."""
-    shown = {element["data-ref"] for element in content.elements}
+    shown = {element.get("data-ref") for element in content.bound}
     for run_id in (one for one in ids if one.endswith("/compare")):
         try:
             verdicts = fields[pointer(run_id, "fields", "verdicts")]
@@ -195,35 +183,46 @@ def _omitted(content: Content, ids: Sequence[str], fields: bound.Fields) -> Iter
 
 def _uncounted(content: Content, fields: bound.Fields) -> Iterator[str]:
     """Counts of verdicts beside which a kind that occurs is not counted."""
-    shown: dict[str, list[Element]] = {}
-    for element in content.elements:
-        if element["data-count"]:
-            shown.setdefault(element["data-ref"], []).append(element)
+    shown: dict[str, list[Tag]] = {}
+    for element in content.page.select("[data-count]"):
+        shown.setdefault(str(element["data-ref"]), []).append(element)
     for elements in shown.values():
         try:
-            lists = [fields[ref] for ref in elements[0].refs]
+            lists = [fields[ref] for ref in refs(elements[0])]
         except UserError:
             continue  # said already, of the elements themselves
-        kinds = {element["data-count"].replace("_", " ") for element in elements}
+        kinds = {str(element["data-count"]).replace("_", " ") for element in elements}
         for kind in (kind for kind in COUNTED if kind not in kinds and bound.counted((kind,), lists)):
-            yield f"#{elements[0].place}: the page counts verdicts and leaves out {kind}"
+            yield f"{where(elements[0])}: the page counts verdicts and leaves out {kind}"
 
 
-def _figures(content: Content, fields: bound.Fields) -> Iterator[str]:
-    """Figures that are not what the records draw."""
-    drawn: dict[str, str] = {}
-    for place, key, image in content.figures:
+def _figures(content: Content, fields: bound.Fields, words: Messages, bare: Sequence[str]) -> tuple[list[str], int]:
+    """Figures that are not what the records draw; and how many need arrays that are not there."""
+    faults, without = [], 0
+    drawn: dict[str, list[str]] = {}
+    for figure in content.figures:
+        if figure.name == "img" and figure.find_parent("figure"):
+            continue
+        key = str(figure.get("data-figure", ""))
         model, _, question = key.rpartition("/")[0].rpartition("/")
         try:
             if key not in drawn and model:
-                found = pictures.draw(Evidence(fields.folder, model), question)
-                drawn |= {figure.key: figure.picture.html() for figure in found}
-        except UserError as error:
-            yield f"#{place}: the figure can't be drawn again: {error}"
+                found = pictures.draw(Evidence(fields.folder, model), question, words)
+                drawn |= {one.key: _parts(Content(f"<p>{one.picture.html()}</p>").page.p) for one in found}
+        except (UserError, OSError) as error:
+            if any(str(fields.arrays(one)) in str(error) for one in bare):
+                without += 1
+            else:
+                faults.append(f"{where(figure)}: the figure can't be drawn again: {error}")
             continue
-        if drawn.get(key) != image:
-            said = "is not what the records draw (edited, or drawn by another version of lib/show/figures.py)"
-            yield f"#{place}: the figure '{key}' {said}"
+        if drawn.get(key) != _parts(figure):
+            said = "is not what the records draw (edited, or drawn by another version of lib/show or with other fonts)"
+            faults.append(f"{where(figure)}: the figure '{key}' {said}")
+    return faults, without
+
+
+def _parts(figure: Tag) -> list[str]:
+    return [str(part) for part in figure.children if part.name != "figcaption"]
 
 
 def _records(ids: Sequence[str], fields: bound.Fields) -> Iterator[str]:

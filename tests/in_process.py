@@ -1,0 +1,66 @@
+"""Executes a notebook of the report in the process of the test: what papermill does, without the kernel's seconds."""
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from lib import report
+from lib.errors import UserError
+from lib.machine import notebook
+from lib.report import pdf
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def execute(source: Path, output: Path, kernel: str, values: Mapping[str, Any]) -> None:
+    """Stands for `notebook.execute`."""
+    held = nbformat.read(source, as_version=4)
+    names: dict[str, Any] = {}
+    problem, target = None, output
+    held.metadata.papermill = {"parameters": dict(values)}
+    for cell in (cell for cell in held.cells if cell.cell_type == "code"):
+        cell.execution_count = 1
+        try:
+            cell.outputs = _run(cell.source, names)
+        except AssertionError as error:
+            problem, target = UserError(f"raised AssertionError: {error}"), notebook.failed_copy(output)
+            cell.outputs = [nbformat.v4.new_output("error", ename="AssertionError", evalue=str(error), traceback=["3"])]
+            break
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= values
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(held, target)
+    if problem:
+        raise problem
+
+
+def _run(source: str, names: dict[str, Any]) -> list[Any]:
+    """The outputs of a cell: the value of its last expression."""
+    *body, last = ast.parse(source).body
+    exec(compile(ast.Module([*body, *([] if isinstance(last, ast.Expr) else [last])], []), "cell", "exec"), names)
+    shown = eval(compile(ast.Expression(last.value), "cell", "eval"), names) if isinstance(last, ast.Expr) else None
+    data = {"text/html": shown._repr_html_()} if hasattr(shown, "_repr_html_") else {}
+    return [nbformat.v4.new_output("execute_result", data=data, execution_count=1)] if data else []
+
+
+def printed(source: Path, target: Path) -> str:
+    """Stands for `pdf.write`, which takes seconds."""
+    target.write_bytes(b"%PDF-")
+    return "nothing"
+
+
+def patch(monkeypatch) -> None:
+    """Reports are made in this process, and not printed."""
+    monkeypatch.setattr(notebook, "execute", execute)
+    monkeypatch.setattr(pdf, "write", printed)
+
+
+def made(
+    folder: Path, models: list[str], language: str = "en", name: str = "90_compare", records: Path | None = None
+) -> Path:
+    """The page of a report folder, whose records lie in it unless told otherwise."""
+    values = {"models": models, "report": str(folder), "records": str(records or folder / "records")}
+    return report.make(name, {**values, "profile": "quick", "language": language}).html
