@@ -160,14 +160,15 @@ def tar_checkpoint(path):
     def text(value):
         return b"X" + struct.pack("<I", len(value)) + value.encode()
 
-    def described(*values):  # a tuple whose last is a class of torch
-        return b"\x80\x02(" + b"".join(map(text, values[:-1])) + b"ctorch\n" + values[-1].encode() + b"\nt."
+    def described(number, of, made_by):  # of a storage its device, of a tensor its storage
+        middle = text(of) if isinstance(of, str) else bytes([ord("K"), of])
+        return b"\x80\x02(K" + bytes([number]) + middle + b"ctorch\n" + made_by.encode() + b"\nt."
 
     numbers = np.arange(6, dtype="<f4")
-    storages = pickle.dumps(1, 2) + described("7", "cpu", "FloatStorage") + struct.pack("<q", 6) + numbers.tobytes()
-    storages += pickle.dumps([("8", "7", 2, 4)], 2)
-    tensors = pickle.dumps(2, 2) + described("1", "7", "FloatTensor") + struct.pack("<i4x5q", 2, 2, 3, 3, 1, 0)
-    tensors += described("2", "8", "FloatTensor") + struct.pack("<i4x3q", 1, 2, 2, 1)
+    storages = pickle.dumps(1, 2) + described(7, "cpu", "FloatStorage") + struct.pack("<q", 6) + numbers.tobytes()
+    storages += pickle.dumps([(8, 7, 2, 4)], 2)
+    tensors = pickle.dumps(2, 2) + described(1, 7, "FloatTensor") + struct.pack("<i4x5q", 2, 2, 3, 3, 1, 0)
+    tensors += described(2, 8, "FloatTensor") + struct.pack("<i4x3q", 1, 2, 2, 1)
     entries = b"".join(text(name) + text(key) + b"Qs" for name, key in (("whole", "1"), ("every.other", "2")))
     body = b"\x80\x02}" + entries + b"."
     with tarfile.open(path, "w") as archive:
