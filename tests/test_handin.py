@@ -14,8 +14,10 @@ from lib.errors import UserError
 from lib.record import measure, read
 from lib.report import handin, verify
 from lib.report.beside import REPORTED
-from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, ITEMS, TESTING, TRAINING, Told
+from lib.report.handin import CHECKLIST, DATA, ENVIRONMENT, TESTING, TRAINING, Told
 from lib.show.messages import LANGUAGES, Messages
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "95_handin.ipynb"
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +62,10 @@ def part(page: str, anchor: str) -> str:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_item_is_there_and_believed(folder, language):
     page = rendered(folder, language=language)
+    items = list(handin.Document(folder / "records", folder).ports[0].items)
+    assert re.findall(r'document.item\(\\"(\w+)', NOTEBOOK.read_text()) == items and len(items) == 9
     for port in ("my-port", "synthetic"):
-        assert all(part(page, f"{port}-{item}") for item in (*ITEMS, "checklist"))
+        assert all(part(page, f"{port}-{item}") for item in (*items, "checklist"))
     (checked,) = verify.verify(folder)
     assert checked.faults == () and checked.numbers > 60 and checked.figures == 3
 

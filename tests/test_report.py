@@ -24,7 +24,7 @@ from lib.alignment import questions, rosetta
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
 from lib.report import fragments, pdf, pictures, verify
-from lib.report.page import STAGES, THEMES, Page, grouped
+from lib.report.page import MEASURED_IN, THEMES, Page, grouped
 from lib.show import figures, figures_alignment, messages, tables
 from notebooks.probes import PROBES
 
@@ -149,8 +149,10 @@ def test_questions_link_to_the_notebooks_that_measured_them(judged, tmp_path):
 def test_the_notebook_asks_every_question():
     source = NOTEBOOK.read_text()
     assert not [question for question in questions.QUESTIONS if f'page.question(\\"{question}\\")' not in source]
-    assert set(questions.QUESTIONS) | {"rosetta"} == set(STAGES)
-    assert {stem for stems in STAGES.values() for stem in stems} <= {path.stem for path in NOTEBOOK.parent.iterdir()}
+    assert set(questions.QUESTIONS) | {"rosetta"} == set(MEASURED_IN)
+    assert {stem for stems in MEASURED_IN.values() for stem in stems} <= {
+        path.stem for path in NOTEBOOK.parent.iterdir()
+    }
 
 
 def test_a_table_is_also_a_file(page):

@@ -5,7 +5,7 @@ visual results, and the checklist of reproducible machine learning. A port broug
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -110,32 +110,47 @@ class Item:
     anchor: str
     done: bool
     tables: Sequence[beside.Rows]
-    figures: Sequence[pictures.Figure] = ()
-    notebooks: Sequence[Markup] = ()  # links
+    figures: Sequence[pictures.Figure]
+    notebooks: Sequence[Markup]  # links
 
 
 class Port:
     """What the document says of one model; `shared`: records of no one model."""
 
     def __init__(self, folder: Path, name: str, shared: Records, notebooks: Notebooks, words: Messages):
-        self.name, self.anchor, self.words, self._notebooks = name, slug(name), words, notebooks
+        self.name, self.anchor, self.words = name, slug(name), words
         self.records = self._held = records(folder, name, words)
         self.title = next(iter(self.records.values()))("model")
         if any(stage in READERS for _, stage in self.records):  # else the port has not seen the report's data set
             self._held = self.records | dict(shared)
-        self._evidence = Evidence(folder, name)
-        self.items = {key: self._item(key, *what) for key, what in ITEMS.items()}
+        curves, results = (pictures.draw(Evidence(folder, name), one, words) for one in ("training", "evaluation"))
+        self._notebooks = notebooks
+        self.items = {
+            "environment": self._item("environment", *self._asked(ENVIRONMENT)),
+            "data": self._item("data", *self._asked(DATA), question="data"),
+            "training_script": self._item("training_script", *self._asked(TRAINING), question="training"),
+            "test_script": self._item("test_script", *self._asked(TESTING), question="evaluation"),
+            "alignment": self._item("alignment", *self._alignment()),
+            "performance": self._item("performance", *self._performance(), question="speed"),
+            "training_log": self._item("training_log", *self._log()),
+            "curves": self._item("curves", bool(curves), figures=curves),
+            "results": self._item("results", bool(results), figures=results),
+        }
         self.checklist = [(words(f"checklist.{key}"), self._answer(key, asks)) for key, asks in CHECKLIST.items()]
 
-    def _item(self, key: str, told: "Telling", question: str = "", drawn: bool = False) -> Item:
-        """question: with whose verdicts tables stand, which the item has too; it is done, or not, as it was. drawn: the
-        item is that question's figures."""
-        done, tables = told(self)
-        others = beside.tables(question, self.name, self.records, self._held, self.words) if not drawn else []
-        figures = pictures.draw(self._evidence, question, self.words) if drawn else ()
-        tables = [*tables, *(table.rows for table in others if table.rows)]
+    def _item(
+        self,
+        key: str,
+        done: bool,
+        tables: Sequence[beside.Rows] = (),
+        figures: Sequence[pictures.Figure] = (),
+        question: str = "",
+    ) -> Item:
+        """question: its notebooks measured this, and the tables beside its verdicts are the item's too."""
+        others = beside.tables(question, self.name, self.records, self._held, self.words)
+        every = [*tables, *(table.rows for table in others if table.rows)]
         links = self._notebooks.of(question, self.name) if question else []
-        return Item(self.title, f"{self.anchor}-{key}", done or bool(figures), tables, figures, links)
+        return Item(self.title, f"{self.anchor}-{key}", done, every, figures, links)
 
     def _header(self, *keys: str) -> list[Markup]:
         return [escape(self.words(key) if key else "") for key in keys]
@@ -145,7 +160,7 @@ class Port:
         held = next((self._held[side, stage] for stage in ask.stages if (side, stage) in self._held), None)
         return held.find(*(side if key == "SIDE" else key for key in ask.keys)) if held else None
 
-    def asked(self, asks: Sequence[Ask]) -> tuple[bool, list[beside.Rows]]:
+    def _asked(self, asks: Sequence[Ask]) -> tuple[bool, list[beside.Rows]]:
         """Whether all are told, and the table; so of each kind of item."""
         sides = asks[0].sides
         titles = ("column.quantity", *(f"side.{side}" for side in sides)) if sides == BOTH else ("", "handin.all")
@@ -155,7 +170,7 @@ class Port:
         ]
         return all(one for line in cells for one in line), [[self._header(*titles), *rows]]
 
-    def alignment(self) -> tuple[bool, list[beside.Rows]]:
+    def _alignment(self) -> tuple[bool, list[beside.Rows]]:
         """A row per question, a column per pair; and how many verdicts there are of each kind."""
         compared = self.records.get(("none", "compare"))
         if compared is None:
@@ -174,7 +189,7 @@ class Port:
         tables = [[header, *rows], [self._header("verdicts", "handin.number"), *total]]
         return all(one["verdict"] != "NOT RUN" for one in verdicts), tables
 
-    def performance(self) -> tuple[bool, list[beside.Rows]]:
+    def _performance(self) -> tuple[bool, list[beside.Rows]]:
         """Times and memory, a row per case and side."""
         held = {side: self._held[side, "speed"] for side in BOTH if (side, "speed") in self._held}
         rows = [
@@ -188,7 +203,7 @@ class Port:
         header = self._header("column.quantity", *(f"handin.line.{label}" for label in PERFORMANCE))
         return len(held) == len(BOTH), [[header, *rows]] if rows else []
 
-    def log(self) -> tuple[bool, list[beside.Rows]]:
+    def _log(self) -> tuple[bool, list[beside.Rows]]:
         """The loss at the first and last step, and every evaluation, of each framework."""
         tables = []
         held = {side: self._held[side, "train"] for side in BOTH if (side, "train") in self._held}
@@ -226,34 +241,11 @@ class Port:
         return Markup("<br>").join(parts) or gap
 
 
-Telling = Callable[[Port], tuple[bool, list[beside.Rows]]]
-
-
-def _of(asks: Sequence[Ask]) -> Telling:
-    return lambda port: port.asked(asks)
-
-
-# What is handed in: how its tables are filled, the question that belongs to it, whether it is that question's figures.
-ITEMS: dict[str, tuple[Telling, str, bool]] = {
-    "environment": (_of(ENVIRONMENT), "", False),
-    "data": (_of(DATA), "data", False),
-    "training_script": (_of(TRAINING), "training", False),
-    "test_script": (_of(TESTING), "evaluation", False),
-    "alignment": (Port.alignment, "", False),
-    "performance": (Port.performance, "speed", False),
-    "training_log": (Port.log, "", False),
-    "curves": (lambda port: (False, []), "training", True),
-    "results": (lambda port: (False, []), "evaluation", True),
-}
-
-
 class Document:
     """The hand-in of some models (none named: of all that have records). Each method is one of its parts, for a cell.
 
     folder: of the records; out: where the page will lie.
     """
-
-    items = tuple(ITEMS)
 
     def __init__(self, folder: str | Path, out: str | Path, models: Sequence[str] = (), language: str = "en"):
         models = known(Path(folder), models)

@@ -30,11 +30,10 @@ FAILING_ROWS = 5  # of each kind that are shown; of those that pass the one clos
 FLIPS = 100  # flipped decisions that are shown, legal or not; a record lists them all
 STATUSES = ("met", "missed", "below rounding")  # of a quoted target
 COUNTED = ("FAIL", "PASS", "UNDERPOWERED", "NOT RUN")  # what is shown only is no answer to count
-LEGEND = ("PASS", "FAIL", "UNDERPOWERED", "SHOWN", "NOT RUN")
 ABREAST = 3  # models beside each other in one table, as many as A4 holds
 LISTED = 6  # verdicts that fail, or were not run, that the first page names
-WORST = ("FAIL", "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # of a question's verdicts the first stands for all
-STAGES = {  # the notebooks whose records answer a question
+WORST = ("FAIL", "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # the first of these stands for a question
+MEASURED_IN = {  # the notebooks whose records answer a question
     **dict.fromkeys(("structure", "conversion"), ("40_convert",)),
     "initialisation": ("61_lockstep",),
     "data": ("10_data", "61_lockstep"),
@@ -287,7 +286,7 @@ class Notebooks:
 
     def of(self, question: str, model: str) -> list[Markup]:
         """A link per notebook and kernel that made the records of this question."""
-        found = [path for stem in STAGES[question] for path in sorted(self.folder.glob(f"*/*/{stem}.ipynb"))]
+        found = [path for stem in MEASURED_IN[question] for path in sorted(self.folder.glob(f"*/*/{stem}.ipynb"))]
         return [self._link(path) for path in found if path.parts[-3] in (model, SHARED)]
 
     def _link(self, path: Path) -> Markup:
@@ -334,8 +333,8 @@ class Page:
 
     def question(self, question: str) -> Fragment:
         """What the records say to one question, model by model; nothing where no model was asked."""
-        if question not in STAGES:
-            raise UserError(f"{question}: no such question: choose from {', '.join(STAGES)}")
+        if question not in MEASURED_IN:
+            raise UserError(f"{question}: no such question: choose from {', '.join(MEASURED_IN)}")
         asked = [Section(model, question, self.notebooks) for model in self.models if model.asked(question)]
         return fragment("question.html.j2", sections=asked, several=len(self.models) > 1, t=self.words)
 
@@ -372,7 +371,7 @@ class Page:
         headline = "fail" if failed else "none" if not judged else "gaps" if not_run else "pass"
         lists = {ref: found for model in self.models for ref, found in model.lists.items()}
         self.headline = words.say(f"headline.{headline}", counts=counts(lists, words))
-        self.kinds = [kind for kind in LEGEND if kind in kinds]
+        self.kinds = [kind for kind in WORST if kind in kinds]
         self.themes = grouped(dict.fromkeys(verdict["question"] for verdict in verdicts))
         asked, pairs = {verdict["pair"] for verdict in verdicts}, [f"{a}-{b}" for a, b in PAIRS]
         self.pairs = [(pair, words.pair(pair)) for pair in pairs if pair in asked]

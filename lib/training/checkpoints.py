@@ -275,12 +275,10 @@ def _torch_legacy(stream: mmap.mmap, path: Path, take: str | None) -> Weights:
     return _chosen(loaded, lambda storage: found[storage.key], path, take)
 
 
-def _run(stream: mmap.mmap, dtype: str) -> np.ndarray:
+def _run(stream: BinaryIO, dtype: str) -> np.ndarray:
     """A storage at the stream's position: an int64 count, then the numbers."""
     (count,) = struct.unpack("<q", stream.read(8))
-    numbers = np.frombuffer(stream, RAW[dtype], count, offset=stream.tell())
-    stream.seek(numbers.nbytes, os.SEEK_CUR)
-    return numbers
+    return np.frombuffer(stream.read(count * RAW[dtype].itemsize), RAW[dtype], count)
 
 
 def _torch_tar(content: mmap.mmap, path: Path, take: str | None) -> Weights:
@@ -301,7 +299,7 @@ def _torch_tar(content: mmap.mmap, path: Path, take: str | None) -> Weights:
     held = {}
     for _ in range(plain(tensors)):
         key, storage, _ = plain(tensors)
-        (ndim,) = struct.unpack("<q", tensors.read(8))
+        (ndim,) = struct.unpack("<i4x", tensors.read(8))
         numbers = struct.unpack(f"<{2 * ndim + 1}q", tensors.read(8 * (2 * ndim + 1)))
         held[str(key)] = Tensor(found[str(storage)][0], numbers[-1], numbers[:ndim], numbers[ndim:-1])
 
