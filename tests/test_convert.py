@@ -180,6 +180,11 @@ CONTENTS = {  # what people save: (content, the keys that lead to the averaged w
         "model",
     ),
     "timm's": (lambda last, averaged: {"state_dict": last, "state_dict_ema": averaged}, "state_dict_ema", "state_dict"),
+    "arrays beside": (
+        lambda last, averaged: {"mean": np.ones(3), "epoch": np.array(3), "model": last, "ema": averaged},
+        "ema",
+        "model",
+    ),
     "a dict in a dict": (
         lambda last, averaged: {"state": {}, "ema": {"state_dict": averaged}, "net": {"module": last}},
         "ema.state_dict",

@@ -266,13 +266,13 @@ def test_classes(tmp_path):
     assert detection.read_classes(tmp_path / "coco.json") == detection.Classes(("cup", "egg"), (3, 7))
     for name, text, message in (
         ("empty.txt", " \n", "names no class"),
-        ("broken.json", "[1", "has no categories"),
+        ("broken.json", "[1", "no valid JSON"),
         ("other.json", "{}", "has no categories"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=message):
             detection.read_classes(tmp_path / name)
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         detection.read_classes(tmp_path / "nowhere.txt")
 
 

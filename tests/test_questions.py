@@ -12,6 +12,7 @@ import synthetic_records as synthetic
 
 from lib.alignment import questions
 from lib.alignment.evidence import Evidence
+from lib.alignment.measure import entries
 from lib.alignment.verdict import Verdict
 
 
@@ -54,6 +55,29 @@ def planted(folder, question, change, side="jittor"):
 def test_sound_records_pass(sound, question, reason):
     found = answer(sound, question)
     assert found.verdict is Verdict.PASS and found.reason == reason, found.values
+
+
+# ---------------------------------------------------------------------------------------------------------- entries
+def test_integers_of_a_narrower_type_are_a_named_difference(records):
+    """Jittor has no int64 by default, so no port can keep one."""
+    for side in ("torch", "jittor"):
+        synthetic.write(records, side, "convert", *synthetic.STAGES["convert"](side))
+
+    def narrow(fields, _):
+        row = next(row for row in fields["state"] if row[2] == "int64")
+        row[2] = "int32"
+
+    found = planted(records, "structure", narrow)
+    assert found.verdict is Verdict.PASS
+    (row,) = [row for row in found.rows if "integers of another type" in row.name]
+    assert row.passed and "int32 where the reference has int64" in row.note
+    found = planted(records, "structure", lambda fields, _: fields["state"][0].__setitem__(2, "int32"))
+    assert found.verdict is Verdict.FAIL
+
+    def entry(values, kind):
+        return entries({"index": np.array(values, kind)}, ())[0]
+
+    assert entry([0, 3], "int32")[4] == entry([0, 3], "int64")[4] != entry([0, 2**31 + 3], "int64")[4]
 
 
 # ----------------------------------------------------------------------------------------------------------- layers

@@ -40,14 +40,17 @@ def arrays(tensors: Mapping[str, Any]) -> Arrays:
 
 
 def entries(state: Mapping[str, np.ndarray], trained: Collection[str]) -> list[list[Any]]:
-    """Of each entry of a state: name, shape, type, "param" or "buffer", SHA-256 of its bytes."""
+    """Of each entry of a state: name, shape, type, "param" or "buffer", SHA-256 of its bytes.
+
+    Integers count as int64, which Jittor does not have by default: equal values have equal digests.
+    """
     return [
         [
             name,
             list(array.shape),
             str(array.dtype),
             "param" if name in trained else "buffer",
-            hashlib.sha256(array.tobytes()).hexdigest(),
+            hashlib.sha256((array.astype(np.int64) if array.dtype.kind == "i" else array).tobytes()).hexdigest(),
         ]
         for name, array in state.items()
     ]

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from lib.data import images
+from lib.data.annotated import read_json, text_lines
 from lib.errors import UserError
 from lib.evaluation import published_form
 from lib.record import atomic
@@ -75,18 +76,14 @@ def coco_classes() -> Classes:
 
 def read_classes(path: Path) -> Classes:
     """From a COCO file (by category id, as training sorts them), or a text file with one name per line (ids from 1)."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read ({error}); give a COCO file or one class name per line") from error
     if path.suffix == ".json":
         try:
-            pairs = sorted((int(category["id"]), str(category["name"])) for category in json.loads(text)["categories"])
+            pairs = sorted((int(category["id"]), str(category["name"])) for category in read_json(path)["categories"])
             ids, names = zip(*pairs, strict=True)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: has no categories with id and name ({error!r}); give a COCO file") from error
         return Classes(names, ids)
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    names = tuple(line.strip() for line in text_lines(path) if line.strip())
     if not names:
         raise UserError(f"{path}: names no class; write one per line")
     return Classes(names, tuple(range(1, len(names) + 1)))

@@ -142,19 +142,17 @@ def _weights(root: Any, keys: tuple[str, ...], size: int, depth: int = 3) -> tup
     if entries := pickles.module(root, size):
         return "", entries
     held = pickles.mapping(root)
-    if any(pickles.array(entry) for entry in held.values()):
-        return "", held
     for key in keys if depth else ():
         if found := key in held and _weights(held[key], INSIDE, size, depth - 1):
             return f"{key}.{found[0]}".rstrip("."), found[1]
-    return None
+    return ("", held) if any(pickles.array(entry) for entry in held.values()) else None
 
 
 def _chosen(root: Any, numbers: Numbers, path: Path, take: str | None) -> Weights:
     """The weights in a pickle's content; `numbers` fetches a storage."""
     size = path.stat().st_size
-    last = _weights(root, LAST, size)
-    averaged = None if last and not last[0] else _weights(root, AVERAGED, size)
+    last, averaged = _weights(root, LAST, size), _weights(root, AVERAGED, size)
+    averaged = averaged if averaged and averaged[0] else None  # the root itself is no average
     found = last if take == "model" else averaged or last
     if found is None and averaged:
         raise UserError(f"{path}: holds averaged weights only; leave --take model out")

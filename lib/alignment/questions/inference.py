@@ -18,7 +18,11 @@ from lib.alignment.verdict import Answer, K, Number, Row, Verdict, decisions, fa
 def structure(pair: Pair) -> Answer:
     """Entries by name, shape, type and kind, their order; parameter count; normalisation layers."""
     theirs, ours = ({row[0]: row[1:4] for row in state} for state in pair.fields("state"))
-    rows = [mapping("state entries (shape, type, kind)", theirs, ours)]
+    other = [x for x in theirs if x in ours and theirs[x] != ours[x] and _wide(theirs[x]) == _wide(ours[x])]
+    rows = [mapping("state entries (shape, type, kind)", theirs, ours | {name: theirs[name] for name in other})]
+    if other:
+        said = f"{other[0]}: {ours[other[0]][1]} where the reference has {theirs[other[0]][1]}"
+        rows.append(decisions("integers of another type, whose values conversion compares", 0, len(other), said))
     swapped = [x for x, y in zip(theirs, ours) if x != y]
     if pair.holds("order"):
         first = f"first: {swapped[0]}" if swapped else ""
@@ -27,6 +31,11 @@ def structure(pair: Pair) -> Answer:
         x, y = pair.fields(name)
         rows.append(decisions(name.replace("_", " "), int(x != y), 1, f"{x} and {y}"))
     return pair.conclude(rows, pair.numbers("parameters", "parameters"))
+
+
+def _wide(entry: list) -> list:
+    """Shape, type and kind of an entry, any type of integers as int64."""
+    return [entry[0], "int64" if entry[1].startswith("int") else entry[1], entry[2]]
 
 
 def conversion(pair: Pair) -> Answer:
