@@ -67,19 +67,21 @@ def test_differences(other, alone):
 def test_records_alone_are_enough(records):
     shown = panel.from_records(records)
     choice = shown.choice()
-    assert (choice.model, choice.weights, choice.left, choice.right, choice.image) == (
+    assert (choice.model, choice.left, choice.right, choice.image) == (
         "synthetic",
-        "own",
-        "jittor",
-        "torch",
+        ("own", "jittor"),
+        ("own", "torch"),
         0,
     )
-    assert shown.choice(weights="common", left="torch", image=1).left == "torch" and shown.offered("synthetic", "own")[
-        "image"
-    ] == [0, 1]
+    assert shown.choice("common", image=1).left == ("common", "jittor") and shown.offered("synthetic")["image"] == [
+        0,
+        1,
+    ]
     picture = shown.picture(shown.choice(threshold=0.0))
     assert picture.kind == "image/png"
-    assert re.search(r"Jittor: \d+ boxes, 0 without counterpart; PyTorch: \d+ boxes, 0", picture.alt)
+    assert re.search(
+        r"Jittor, own weights: \d+ boxes, 0 without counterpart; PyTorch, own weights: \d+ boxes, 0", picture.alt
+    )
 
 
 def test_a_planted_difference_is_marked(records):
@@ -93,7 +95,7 @@ def test_a_planted_difference_is_marked(records):
     after = panel.from_records(records)
     choice = after.choice(weights="own", image=0, threshold=0.0)
     assert (
-        "Jittor: " in after.picture(choice).alt
+        "Jittor, own weights: " in after.picture(choice).alt
         and len(re.findall(" 1 without counterpart", after.picture(choice).alt)) == 2
     )
     assert (
@@ -144,10 +146,11 @@ def test_a_data_set_and_result_files(tmp_path, data):
     for name, content in (("list.json", [entry]), ("coco.json", {"annotations": [entry]})):
         (tmp_path / name).write_text(json.dumps(content))
         shown.add_file("mine", name, "torch", tmp_path / name)
-        assert shown.found["mine", name]["torch"].tolist() == [[image, 5, 6, 25, 16, 0.8, 2]]
+        assert shown.found["mine"][name, "torch"].tolist() == [[image, 5, 6, 25, 16, 0.8, 2]]
     shown.add("mine", "list.json", "jittor", panel.with_ids([image], [np.array([[5, 6, 25, 16, 0.7, 2.0]])]))
-    alt = shown.picture(shown.choice(weights="list.json", image=image)).alt
-    assert "PyTorch: 1 boxes, 1 without counterpart; Jittor: 1 boxes, 1 without" in alt
+    alt = shown.picture(shown.choice("list.json", threshold=0.3, image=image)).alt
+    said = (f"{side}, list.json: 1 boxes, 1 without counterpart" for side in ("PyTorch", "Jittor"))
+    assert "; ".join(said) in alt
     for text in ("[", json.dumps([entry | {"category_id": 99}]), json.dumps([{"bbox": [1, 2, 3, 4]}])):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match="no COCO result file of this data set"):
@@ -163,25 +166,55 @@ def test_records_of_other_classes_and_no_records(tmp_path, records, data):
         panel.from_records(tmp_path / "nowhere")
 
 
+def test_what_is_shown_by_default_shows_boxes(records):
+    """As many boxes as are annotated, on an image that has one: the scores of a short training are far below 0.3."""
+
+    def low(fields, arrays):
+        rows = arrays["float32/own/detections"]
+        rows[:, 5] *= 0.1
+        rows[rows[:, 0] == 0, 0] = 1  # nothing is found on the first image
+
+    synthetic.edit(records, "jittor", "evaluate", low)
+    shown = panel.from_records(records)
+    choice, rows = shown.choice(), shown.found["synthetic"]["own", "jittor"]
+    annotated = sum(len(boxes) for _, boxes in shown.samples.values())
+    on_these = rows[np.isin(rows[:, 0], shown.offered("synthetic")["image"]), 5]
+    assert choice.threshold < 0.1 and choice.image == 1
+    assert (on_these >= choice.threshold).sum() >= min(annotated, len(on_these)) > 0
+    first, other = (shown.picture(shown.choice(threshold=lowest, image=1)).alt for lowest in (None, 0.3))
+    assert "Jittor, own weights: 0 boxes" not in first and "Jittor, own weights: 0 boxes" in other
+
+
+def test_long_paths_and_dollars_in_names_stay_text(records):
+    shown, path = panel.from_records(records), "/a/$b$/" + "long/" * 30 + "<img src=x onerror=alert(1)>.json"
+    shown.add("synthetic", path, "torch", shown.found["synthetic"]["own", "torch"])
+    name = panel.named((path, "torch"))
+    assert len(name) < 45 and name.endswith(path[-10:])
+    picture = shown.picture(shown.choice(right=(path, "torch"), threshold=0.0))
+    assert "onerror" in picture.alt and "<img src=x" not in picture.html()
+
+
 def test_the_controls_change_the_figure(records):
     widgets = pytest.importorskip("ipywidgets")
     from lib.show.panel_live import controls
 
     shown = panel.from_records(records)
-    shown.add("second", "file", "torch", shown.found["synthetic", "own"]["torch"][:1])
+    shown.add("second", "file", "torch", shown.found["synthetic"]["own", "torch"][:1])
     box = controls(shown, shown.choice(threshold=0.0))
     menus, sliders = ({control.description: control for control in row.children} for row in box.children[:2])
     figure = box.children[2]
     assert isinstance(figure, widgets.HTML) and decoded(figure.value).ndim == 3
     first = figure.value
     sliders["score from"].value = 1.0
-    assert figure.value != first and "0 boxes" in figure.value
+    assert figure.value != first and " 0 boxes" in figure.value
     menus["model"].value = "second"  # the other menus follow what it has
-    assert menus["weights"].options == ("file",) and menus["left"].value == menus["right"].value == "torch"
+    assert menus["left"].options == (("PyTorch, file", ("file", "torch")),)
+    assert menus["left"].value == menus["right"].value == ("file", "torch")
     menus["model"].value = "synthetic"
-    menus["left"].value = "torch"
-    menus["right"].value = "jittor"
-    assert menus["weights"].options == ("own", "common") and "PyTorch: " in figure.value and "Jittor: " in figure.value
+    assert len(menus["right"].options) == 4, "each side with each weights"
+    menus["left"].value = ("own", "torch")
+    menus["right"].value = ("common", "jittor")
+    assert "PyTorch, own weights: " in figure.value and "Jittor, common weights: " in figure.value
 
 
 def test_the_notebook_runs(records, monkeypatch):
@@ -196,4 +229,6 @@ def test_the_notebook_runs(records, monkeypatch):
         if "parameters" in cell["metadata"].get("tags", []):
             assert set(values) <= set(scope)
             scope |= values
-    assert scope["choice"].weights == "common" and record.read(records / synthetic.MODEL / "torch" / "evaluate.json")
+    assert scope["choice"].left == ("common", "jittor") and record.read(
+        records / synthetic.MODEL / "torch" / "evaluate.json"
+    )

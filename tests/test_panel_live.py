@@ -43,11 +43,14 @@ def test_models_with_weights_come_first(trained):
 
 def test_common_weights_run_here_find_what_the_record_says(trained):
     shown, live = trained
-    joined = live.join(shown, NAME, live.weights(NAME)[1])
-    assert joined == {"model": NAME, "weights": "common", "right": SIDE}
-    for image in shown.offered(NAME, "common")["image"]:
-        alt = shown.picture(shown.choice(**joined, left="torch", image=image, threshold=0.0, pixels=0.1)).alt
-        assert re.search(rf"PyTorch: (\d+) boxes, 0 without counterpart; {SIDE}: \1 boxes, 0 without", alt), alt
+    """Recorded and live stand side by side."""
+    path = live.weights(NAME)[1]
+    joined = live.join(shown, NAME, path)
+    assert joined == {"model": NAME, "right": (path, SIDE)}
+    for image in shown.offered(NAME)["image"]:
+        choice = shown.choice(**joined, left=("common", "torch"), image=image, threshold=0.0, pixels=0.1)
+        said = rf"common weights: (\d+) boxes, 0 without counterpart; {SIDE}, .*: \1 boxes, 0 without"
+        assert re.search(said, shown.picture(choice).alt), shown.picture(choice).alt
 
 
 def test_an_image_is_asked_for_once(trained):
@@ -55,9 +58,9 @@ def test_an_image_is_asked_for_once(trained):
     calls = []
     shown.add("mine", "file", "here", lambda image: calls.append(image.shape) or np.array([[1, 2, 9, 9, 0.9, 0]]))
     for threshold in (0.1, 0.5):
-        assert "here: 1 boxes" in shown.picture(shown.choice(model="mine", threshold=threshold)).alt
+        assert "here, file: 1 boxes" in shown.picture(shown.choice(model="mine", threshold=threshold)).alt
     assert len(calls) == 1 and calls[0][2] == 3
-    del shown.found["mine", "file"]
+    del shown.found["mine"]
 
 
 @pytest.mark.parametrize(
@@ -76,16 +79,20 @@ def test_what_can_not_be_run_is_named(trained, model, path, message):
 def test_the_button_brings_the_model_into_the_menus(trained):
     pytest.importorskip("ipywidgets")
     shown, live = trained
-    for side in [side for side in shown.found[NAME, "common"] if side == SIDE]:
-        del shown.found[NAME, "common"][side]
+    for source in [source for source in shown.found[NAME] if source[1] == SIDE]:
+        del shown.found[NAME][source]
     box = controls(shown, shown.choice(threshold=0.01), live)
     row, menus, _ = ({control.description: control for control in row.children} for row in box.children[:3])
     figure = box.children[3]
-    assert row["run"].value == NAME and len(row["weights"].options) == 2 and SIDE not in menus["right"].options
+    assert row["run"].value == NAME and len(row["weights"].options) == 2 and len(menus["right"].options) == 1
     row["detect"].click()  # the first file has three classes, the data ten
     assert "<b>" in figure.value and "shape" in figure.value and len(shown.found) == 1
-    row["weights"].value = row["weights"].options[1]
+    path = row["weights"].value = row["weights"].options[1]
     row["detect"].click()
-    assert menus["right"].value == SIDE and menus["left"].value == "torch" and f"{SIDE}: " in figure.value
+    assert menus["right"].value == (path, SIDE) and menus["left"].value == ("common", "torch")
+    assert f"{SIDE}, " in figure.value
+    row["weights"].value = "<img src=x onerror=alert(1)>.pth"
+    row["detect"].click()
+    assert "&lt;img src=x" in figure.value and "<img" not in figure.value, "a file's name is text, never markup"
     row["run"].value = "gold-yolo-n"
     assert row["weights"].options == () and row["weights"].value == ""

@@ -6,6 +6,7 @@ this kernel's own model join by `lib.show.panel_live`. Without a browser the pan
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,13 @@ from lib.errors import UserError
 from lib.evaluation.detection import Classes
 from lib.show.drawing import Painter
 from lib.show.figures import NAMES, Picture, canvas, picture, show_image, styled
+from lib.show.messages import words
 
 WEIGHTS = ("own", "common")  # of an evaluation record: trained by that side, and those of PyTorch that all sides run
+FEW = 0.3  # the lowest score shown where nothing recorded says a better one
+LONGEST = 28  # characters of a path that a menu or a title shows: its end
 Detector = Callable[[np.ndarray], np.ndarray]  # image (h, w, 3) uint8 BGR -> (m, 6)
+Source = tuple[str, str]  # which weights, and which side runs them
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,10 @@ class Choice:
     """What is shown. `pixels` and `scores`: how far apart two detections of one class may be and be the same."""
 
     model: str
-    weights: str
-    left: str  # side
-    right: str
+    left: Source
+    right: Source
     image: int  # id in the COCO file
-    threshold: float = 0.3
+    threshold: float  # lowest score
     pixels: float = 2.0
     scores: float = 0.05
 
@@ -55,17 +59,17 @@ class Asked:
 
 @dataclass
 class Panel:
-    """Detections (m, 7), image id, x1, y1, x2, y2, score, label, by (model, weights) and side; and their images."""
+    """Detections (m, 7), image id, x1, y1, x2, y2, score, label, by model and source; and their images."""
 
     dataset: coco.Dataset | None = None
     classes: Classes | None = None
-    found: dict[tuple[str, str], dict[str, np.ndarray | Asked]] = field(default_factory=dict)
-    images: dict[int, np.ndarray] = field(default_factory=dict)  # (h, w, 3) uint8 RGB that records hold
+    found: dict[str, dict[Source, np.ndarray | Asked]] = field(default_factory=dict)
+    samples: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # of records: as `image` gives them
 
     def add(self, model: str, weights: str, side: str, rows: np.ndarray | Detector) -> None:
         """Detections (m, 7) of a side, or what detects when asked; what was there under these names is replaced."""
         asked = Asked(rows) if callable(rows) else np.asarray(rows, np.float64).reshape(-1, 7)
-        self.found.setdefault((model, weights), {})[side] = asked
+        self.found.setdefault(model, {})[weights, side] = asked
 
     def names(self) -> tuple[str, ...]:
         """The classes by label."""
@@ -89,64 +93,83 @@ class Panel:
             ) from error
         self.add(model, weights, side, np.array(rows))
 
-    def offered(self, model: str, weights: str) -> dict[str, list]:
-        """What there is to choose from, by field of a choice, once model and weights are chosen."""
-        sides = list(self.found[model, weights])
-        ids = sorted(self.images) if self.dataset is None else [entry.id for entry in self.dataset.images]
+    def offered(self, model: str) -> dict[str, list]:
+        """What there is to choose from, by field of a choice, once the model is chosen."""
+        ids = sorted(self.samples) if self.dataset is None else [entry.id for entry in self.dataset.images]
         if not ids:
             raise UserError("71_detect: no image to show; give the panel the data set's COCO file")
-        return {
-            "model": list(dict.fromkeys(name for name, _ in self.found)),
-            "weights": [which for name, which in self.found if name == model],
-            "left": sides,
-            "right": sides,
-            "image": ids,
-        }
+        sources = list(self.found[model])
+        return {"model": list(self.found), "left": sources, "right": sources, "image": ids}
 
-    def choice(self, **chosen: Any) -> Choice:
-        """A choice that can be shown: what is not given, or not offered, is the first that is; `right` the last."""
+    def choice(self, weights: str | None = None, threshold: float | None = None, **chosen: Any) -> Choice:
+        """A choice that can be shown. What is not given, or not offered: the first and the last side that runs these
+        weights, the score at which as many boxes are found as are annotated, and the first image that then has one.
+        """
         if not self.found:
             raise UserError("71_detect: nothing to show; run 70_evaluate, or add detections to the panel")
-        model = chosen.pop("model", next(iter(self.found))[0])
-        weights = [which for name, which in self.found if name == model]
-        if not weights:
-            known = ", ".join({name for name, _ in self.found})
-            raise UserError(f"model: '{model}' has no detections here; there are {known}")
-        which = chosen.pop("weights", None)
-        which = which if which in weights else weights[0]
-        offered = self.offered(model, which)
-        for name, default in (("left", 0), ("right", -1), ("image", 0)):
+        model = chosen.pop("model", next(iter(self.found)))
+        if model not in self.found:
+            raise UserError(f"model: '{model}' has no detections here; there are {', '.join(self.found)}")
+        offered = self.offered(model)
+        which = weights if any(weights == of for of, _ in offered["left"]) else offered["left"][0][0]
+        sides = [source for source in offered["left"] if source[0] == which]
+        for name, default in (("left", sides[0]), ("right", sides[-1])):
             if chosen.get(name) not in offered[name]:
-                chosen[name] = offered[name][default]
-        return Choice(model, which, **chosen)
+                chosen[name] = default
+        rows = self.found[model][chosen["left"]]
+        known = np.zeros((0, 7)) if isinstance(rows, Asked) else rows[np.isin(rows[:, 0], offered["image"])]
+        if threshold is None:
+            threshold = self._break_even(known, offered["image"])
+        if chosen.get("image") not in offered["image"]:
+            shown = set(known[known[:, 5] >= threshold, 0].astype(int).tolist())
+            chosen["image"] = next((id_ for id_ in offered["image"] if id_ in shown), offered["image"][0])
+        return Choice(model, threshold=threshold, **chosen)
+
+    def _break_even(self, rows: np.ndarray, ids: Sequence[int]) -> float:
+        """The score, in hundredths, from which on the rows (m, 7) are as many as the boxes annotated on these images:
+        there precision and recall are equal."""
+        entries = [] if self.dataset is None else [len(entry.boxes) for entry in self.dataset.images]
+        annotated = sum(entries or (len(self.samples[id_][1]) for id_ in ids))
+        if not annotated or not len(rows):
+            return FEW
+        return math.floor(100 * float(np.sort(rows[:, 5])[-min(annotated, len(rows))])) / 100
+
+    def rows(self, model: str, source: Source, id_: int) -> np.ndarray:
+        """Detections (m, 7) of a source on an image."""
+        found = self.found[model][source]
+        if isinstance(found, Asked):
+            return found.rows(id_, np.ascontiguousarray(self.image(id_)[0][:, :, ::-1]))
+        return found[found[:, 0] == id_]
+
+    def image(self, id_: int) -> tuple[np.ndarray, np.ndarray]:
+        """((h, w, 3) uint8 RGB, annotated boxes (k, 4))."""
+        if self.dataset is None:
+            return self.samples[id_]
+        entry = next(entry for entry in self.dataset.images if entry.id == id_)
+        return coco.read_image(entry)[:, :, ::-1], entry.boxes
 
     def picture(self, choice: Choice) -> Picture:
         """Both sides' detections from `choice.threshold` on; those without a counterpart are marked with ≠."""
         self.names()
-        image, truth = self._image(choice.image)
+        image, truth = self.image(choice.image)
         painter, sides = Painter(self.classes), (choice.left, choice.right)
-        rows = [self._rows(choice, side, image) for side in sides]
+        rows = [self.rows(choice.model, source, choice.image) for source in sides]
         shown = []
-        for side, own, marks in zip(sides, rows, differences(*rows, choice.pixels, choice.scores)):
+        for source, own, marks in zip(sides, rows, differences(*rows, choice.pixels, choice.scores)):
             from_on = own[:, 5] >= choice.threshold
-            alone = int((from_on & marks).sum())
-            title = f"{NAMES.get(side, side)}: {int(from_on.sum())} boxes, {alone} without counterpart"
+            counts = {"boxes": int(from_on.sum()), "alone": int((from_on & marks).sum())}
+            title = words()("panel.counts").format(name=named(source), **counts)
             shown.append((title, painter.readable(image, own[from_on, 1:], marks[from_on], truth)))
-        about = f"image {choice.image}, {choice.model}, {choice.weights} weights, score from {choice.threshold}"
-        return _side_by_side(shown, about)
+        about = {"image": choice.image, "model": choice.model, "threshold": f"{choice.threshold:g}"}
+        return _side_by_side(shown, words()("panel.alt").format(**about))
 
-    def _rows(self, choice: Choice, side: str, image: np.ndarray) -> np.ndarray:
-        rows = self.found[choice.model, choice.weights][side]
-        if isinstance(rows, Asked):
-            return rows.rows(choice.image, np.ascontiguousarray(image[:, :, ::-1]))
-        return rows[rows[:, 0] == choice.image]
 
-    def _image(self, id_: int) -> tuple[np.ndarray, np.ndarray]:
-        """((h, w, 3) uint8 RGB, annotated boxes (k, 4))."""
-        if self.dataset is None:
-            return self.images[id_], np.zeros((0, 4))
-        entry = next(entry for entry in self.dataset.images if entry.id == id_)
-        return coco.read_image(entry)[:, :, ::-1], entry.boxes
+def named(source: Source) -> str:
+    """What menus and titles call a source: the side, and whose weights it runs."""
+    weights, side = source
+    known = words()(f"panel.{weights}") if weights in WEIGHTS else weights
+    short = known if len(known) <= LONGEST else f"…{known[-LONGEST:]}"
+    return words()("panel.source").format(side=NAMES.get(side, side), weights=short)
 
 
 def from_records(folder: str | Path, data: str | Path | None = None) -> Panel:
@@ -157,7 +180,8 @@ def from_records(folder: str | Path, data: str | Path | None = None) -> Panel:
     """
     paths = sorted(Path(folder).glob("*/*/evaluate.json"))
     if not paths:
-        raise UserError(f"{folder}: holds no evaluation record; run 70_evaluate or make report first")
+        remedy = "run 70_evaluate, or name the records of a report, such as reports/quick/records"
+        raise UserError(f"{folder}: holds no evaluation record; {remedy}")
     panel = Panel()
     if data is not None:
         panel.dataset = coco.load(coco.splits(data)[1])
@@ -171,7 +195,8 @@ def from_records(folder: str | Path, data: str | Path | None = None) -> Panel:
             raise UserError(f"{path}: its classes are not those of {data or paths[0]}; show one data set at a time")
         for weights in WEIGHTS:
             panel.add(held.model, weights, held.side, arrays[f"float32/{weights}/detections"])
-        panel.images |= {id_: arrays[f"sample/{id_}/image"] for id_ in held.fields["samples"]}
+        for id_ in held.fields["samples"]:
+            panel.samples[id_] = arrays[f"sample/{id_}/image"], arrays[f"sample/{id_}/boxes"]
     return panel
 
 
@@ -208,5 +233,5 @@ def _side_by_side(panels: Sequence[tuple[str, np.ndarray]], about: str) -> Pictu
     figure, axes = canvas(1, len(panels), (10.0, 10.0 / len(panels) * height / width + 0.4))
     for axis, (title, image) in zip(axes[0], panels):
         show_image(axis, image)
-        axis.set_title(title)
-    return picture(figure, f"Detections side by side: {about}. {'; '.join(title for title, _ in panels)}.", dense=True)
+        axis.set_title(title, parse_math=False)  # a path may hold a dollar
+    return picture(figure, f"{about} {'; '.join(title for title, _ in panels)}.", dense=True)

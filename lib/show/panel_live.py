@@ -1,5 +1,7 @@
 """The panel's controls: menus and sliders that change what is shown; a model of this kernel's framework can join."""
 
+import html
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ import ipywidgets as widgets
 from lib import backend, convert, models
 from lib.errors import UserError
 from lib.evaluation import inference
-from lib.show.panel import Choice, Detector, Panel
+from lib.show.figures import NAMES
+from lib.show.messages import words
+from lib.show.panel import Choice, Detector, Panel, Source, named
 
-FILE = "weights.safetensors"  # what a training leaves; those of PyTorch are the "common" ones of evaluation records
-SIDE = f"{backend.NAME}, live"
+FILE = "weights.safetensors"  # what a training leaves
+SIDE = words()("panel.live").format(side=NAMES[backend.NAME])
+FITTING = "<style>.detections img { max-width: 100%; height: auto; }</style>"  # a picture is no wider than the page
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,14 @@ class Live:
         """Files that trainings of the model left."""
         return [str(path) for path in sorted(Path(self.runs, model).glob(f"*/{FILE}"))]
 
-    def join(self, panel: Panel, model: str, path: str) -> dict[str, str]:
-        """Load the weights, let the panel ask them, return what of its choice shows them. UserError if they don't fit.
-
-        Under "common" where they are, so that they stand beside what the records say of them, else under their path.
-        """
+    def join(self, panel: Panel, model: str, path: str) -> dict[str, str | Source]:
+        """Load the weights, let the panel ask them; what of its choice shows them. UserError if they don't fit."""
         if model not in models.NAMES:
             raise UserError(f"model: '{model}' is unknown; choose one of {', '.join(models.NAMES)}")
         if not Path(path).is_file():
             raise UserError(f"{path or 'weights'}: no such file; choose weights of {model}")
-        common = Path(path).resolve() == Path(self.runs, model, "torch", FILE).resolve()
-        weights = "common" if common and (model, "common") in panel.found else str(path)
-        panel.add(model, weights, SIDE, self.detector(model, path, len(panel.names())))
-        return {"model": model, "weights": weights, "right": SIDE}
+        panel.add(model, path, SIDE, self.detector(model, path, len(panel.names())))
+        return {"model": model, "right": (path, SIDE)}
 
     def detector(self, model: str, path: str | Path, classes: int) -> Detector:
         network = models.build(model, classes)
@@ -51,26 +51,26 @@ class Live:
 
 
 class Controls:
-    """Menus for model, weights, both sides and the image, sliders for thresholds; the figure follows each change.
+    """Menus for the model, what stands left and right, and the image, sliders for thresholds; the figure follows.
 
     live: a row more, to run a model with weights of one's choice; it joins the menus.
     """
 
     def __init__(self, panel: Panel, choice: Choice, live: Live | None = None):
         self.panel, self.live, self.figure = panel, live, widgets.HTML()
-        names, wide = ("model", "weights", "left", "right", "image"), widgets.Layout(width="auto")
-        self.menus = {name: widgets.Dropdown(description=name, layout=wide) for name in names}
+        self.figure.add_class("detections")
+        self.menus = {name: _narrow(widgets.Dropdown, f"panel.{name}") for name in ("model", "left", "right", "image")}
         share, pixels = {"min": 0, "max": 1, "step": 0.01}, {"min": -3, "max": 2, "readout_format": ".3g"}
         self.sliders = {
-            "threshold": widgets.FloatSlider(choice.threshold, description="score from", **share),
-            "pixels": widgets.FloatLogSlider(choice.pixels, description="same within", **pixels),
-            "scores": widgets.FloatSlider(choice.scores, description="and score", **share),
+            "threshold": widgets.FloatSlider(choice.threshold, description=words()("panel.threshold"), **share),
+            "pixels": widgets.FloatLogSlider(choice.pixels, description=words()("panel.pixels"), **pixels),
+            "scores": widgets.FloatSlider(choice.scores, description=words()("panel.scores"), **share),
         }
         self._busy = False
         self._show(**asdict(choice))
         for control in (*self.menus.values(), *self.sliders.values()):
             control.observe(self._changed, "value")
-        rows = [widgets.HBox(list(self.menus.values())), widgets.HBox(list(self.sliders.values())), self.figure]
+        rows = [_row(self.menus.values()), _row(self.sliders.values()), self.figure]
         self.box = widgets.VBox([*([self._live_row(choice.model)] if live else []), *rows])
 
     def _changed(self, _: dict[str, Any]) -> None:
@@ -82,20 +82,26 @@ class Controls:
         self._busy = True
         try:
             choice = self.panel.choice(**chosen)
-            for name, options in self.panel.offered(choice.model, choice.weights).items():
-                self.menus[name].options, self.menus[name].value = options, getattr(choice, name)
-            self.figure.value = self.panel.picture(choice).html()
+            for name, options in self.panel.offered(choice.model).items():
+                sources = name in ("left", "right")
+                self.menus[name].options = [(named(one), one) for one in options] if sources else options
+                self.menus[name].value = getattr(choice, name)
+            self.figure.value = FITTING + self.panel.picture(choice).html()
         except UserError as error:
-            self.figure.value = f"<b>{error}</b>"
+            self._say(error)
         finally:
             self._busy = False
+
+    def _say(self, text: object) -> None:
+        """Show a text in the figure's place; a file's name in it is no markup."""
+        self.figure.value = f"<b>{html.escape(str(text))}</b>"
 
     def _live_row(self, model: str) -> widgets.HBox:
         """Which model to run with which weights, and a button; a file that no menu offers is typed in."""
         names = self.live.models()
-        which = widgets.Dropdown(options=names, value=model if model in names else names[0], description="run")
-        file = widgets.Combobox(description="weights", placeholder="path of a weights file", ensure_option=False)
-        button = widgets.Button(description="detect")
+        which = _narrow(widgets.Dropdown, "panel.run", options=names, value=model if model in names else names[0])
+        file = _narrow(widgets.Combobox, "panel.file", placeholder=words()("panel.path"), ensure_option=False)
+        button = widgets.Button(description=words()("panel.detect"))
 
         def offer(_: dict[str, Any] | None = None) -> None:
             file.options = tuple(self.live.weights(which.value))
@@ -104,14 +110,14 @@ class Controls:
         which.observe(offer, "value")
         button.on_click(lambda _: self._detect(which.value, file.value))
         offer()
-        return widgets.HBox([which, file, button])
+        return _row([which, file, button])
 
     def _detect(self, model: str, path: str) -> None:
-        self.figure.value = f"{model} detects …"
+        self._say(words()("panel.detecting").format(model=model))
         try:
             joined = self.live.join(self.panel, model, path)
         except UserError as error:
-            self.figure.value = f"<b>{error}</b>"
+            self._say(error)
         else:
             kept = {name: self.menus[name].value for name in ("left", "image")}
             self._show(**kept, **{name: slider.value for name, slider in self.sliders.items()}, **joined)
@@ -120,3 +126,13 @@ class Controls:
 def controls(panel: Panel, choice: Choice, live: Live | None = None) -> widgets.VBox:
     """The panel as ipywidgets: what to choose above, the figure below."""
     return Controls(panel, choice, live).box
+
+
+def _narrow(kind: type[widgets.Widget], word: str, **options: Any) -> widgets.Widget:
+    """A control that stays narrow, however long its entries are."""
+    return kind(description=words()(word), layout=widgets.Layout(width="auto", max_width="360px"), **options)
+
+
+def _row(controls: Iterable[widgets.Widget]) -> widgets.HBox:
+    """Controls beside each other, on further lines where the window is narrow."""
+    return widgets.HBox(list(controls), layout=widgets.Layout(flex_flow="row wrap"))

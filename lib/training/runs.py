@@ -5,13 +5,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lib import backend, losses, models
 from lib.data import coco, transforms
 from lib.data.loader import Loader
 from lib.errors import UserError
 from lib.evaluation import inference
+from lib.record import sha256
 from lib.training import loop, pretrained, schedule
+from lib.training.log import curves, read_log
 
 IMAGENET, FINE_TUNED, FRESH = "ImageNet start", "fine-tuned", "fresh weights"  # how a training starts
 
@@ -185,3 +188,31 @@ def plans(plan: Training, weights: str = "", backbone: str = "") -> dict[str, Tr
     if weights and backbone:
         return {IMAGENET: replace(imagenet, folder=str(Path(plan.folder, "imagenet"))), FINE_TUNED: fine_tuned}
     return {FINE_TUNED: fine_tuned} if weights else {IMAGENET: imagenet} if backbone else {FRESH: plan}
+
+
+def left(outcome: loop.Outcome, batch: int) -> dict[str, Any]:
+    """What a run of so many images a step left, as the train record holds it: curves, COCO's numbers, cost, weights."""
+    lines = read_log(outcome.log)
+    columns, evaluations = curves(lines)
+    seconds, waited = sum(columns["step_seconds"]), sum(columns["wait_seconds"])
+    return {
+        "curves": columns,
+        "before": next((line["evaluation"] for line in lines if line["epoch"] < 0), None),
+        "epochs": [numbers for numbers in evaluations if numbers["epoch"] >= 0],
+        "final": outcome.best["evaluation"],
+        "steps": outcome.steps,
+        "seconds": seconds,
+        "waiting_seconds": waited,
+        "waiting_share": waited / seconds,
+        "images_per_second": outcome.steps * batch / seconds,
+        "cost": [{"epoch": line["epoch"], **line["cost"]} for line in lines if "cost" in line],
+        "checkpoint": {"path": str(outcome.weights), "sha256": sha256(outcome.weights)},
+        "last": {"path": str(outcome.last), "sha256": sha256(outcome.last)},
+    }
+
+
+def before_and_after(outcome: loop.Outcome) -> dict[str, Any]:
+    """COCO's numbers before the first step (None from fresh weights), of the best epoch, and of every evaluation."""
+    evaluations, best = curves(read_log(outcome.log))[1], outcome.best
+    before = next((numbers for numbers in evaluations if numbers["epoch"] < 0), None)
+    return {"before": before, "after": {**best["evaluation"], "epoch": best["epoch"]}, "evaluations": evaluations}
