@@ -60,8 +60,11 @@ test-jt test-torch: test-%:
 test-cluster: envs
 	@$(ALIGN) run torch -m pytest -p no:cacheprovider tests/cluster
 
+# Of the two languages of a notebook's texts the shell's is shown (custom.css); the user's own settings stay as they are.
 lab: envs
-	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+	    --LabApp.custom_css=True --ServerApp.tornado_settings="{'static_custom_path': ['lib/show/texts/$(SPOKEN)']}" \
+	    $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 envs:
 	@$(ALIGN) envs

@@ -79,12 +79,3 @@ def test_network_input_shown_as_a_picture_is_the_picture(family):
     prepared, _ = recipe.preprocess(picture, (32, 32))
     shown = recipe.as_picture(prepared)
     assert np.abs(shown[16, 16].astype(int) - picture[16, 16, ::-1]).max() <= 1
-
-
-def test_inputs_are_shown_for_one_model_of_each_family(tmp_path):
-    train, _ = sets.prepare(str(tmp_path / "scenes"), seed=0, train_images=4, val_images=2)
-    batches = sets.loaders(train, ["gold-yolo-n", "nanodet-plus-m_320", "gold-yolo-s"], 64, 0)
-    assert list(batches) == ["gold_yolo", "nanodet_plus"]
-    assert batches["gold_yolo"].recipe == transforms.recipe("gold-yolo-n")
-    pictures, boxes = sets.first_inputs(batches)
-    assert len(pictures) == len(boxes) == 8 and pictures[0].shape == (64, 64, 3)

@@ -1,5 +1,6 @@
-"""JupyterLab in a real browser: every notebook opens by a double click in its kernel; one is run through in each kernel
-without an error; widgets and progress bars are drawn. (Papermill runs the others through: tests/test_pipeline.py.)
+"""`make lab` in a real browser: every notebook opens by a double click in its kernel, in the shell's language; one is
+run through in each kernel without an error; widgets and progress bars are drawn. (Papermill runs the others through:
+tests/test_pipeline.py.)
 
 Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of
 the page is kept in reports/lab when a test fails.
@@ -7,8 +8,10 @@ the page is kept in reports/lab when a test fails.
 
 import json
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -17,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.machine import environment
 from lib.report.pdf import BROWSERS
+from lib.show import messages
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
@@ -52,20 +55,17 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(8)
-    python = environment.interpreter(environment.TORCH)
-    environ = environment.process_environment(environment.TORCH, python.parents[1])
-    command = [str(python), "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    options = f"--no-browser --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token}"
+    command = ["make", "lab", f"LAB={options} --ServerApp.root_dir={folder}"]
     places = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings)}
+    environ = {**os.environ, **places, "LANG": "zh_CN.UTF-8"}
     with open(settings / "server.log", "w") as log:
-        server = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environ, **places}, stdout=log, stderr=subprocess.STDOUT
-        )
+        server = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, settings / "server.log")
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset", folder
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
 
 
@@ -160,6 +160,22 @@ def test_a_notebook_opens_takes_a_kernel_and_runs_through(lab, opened, kernel):
     assert json.loads((lab[1] / "00_start_here.ipynb").read_text())["metadata"]["kernelspec"]["name"] == kernel
 
 
+def test_of_two_languages_the_shell_s_is_shown(opened):
+    """`make lab` was started in a Chinese shell."""
+    page = opened("00_start_here.ipynb")
+    page.locator("h1").get_by_text("从这里开始").wait_for()
+    assert page.locator(".jp-RenderedMarkdown div[lang=zh]").count() > 3
+    assert not [one for one in page.locator(".jp-RenderedMarkdown div[lang=en]").all() if one.is_visible()]
+
+
+def test_each_language_hides_the_others_and_the_makefile_names_its_folder():
+    for language in messages.LANGUAGES:
+        hidden = re.findall(r'\[lang="(\w+)"\]', (messages.TEXTS / language / "custom.css").read_text(encoding="utf-8"))
+        assert sorted([language, *hidden]) == list(messages.LANGUAGES)
+        said = ["make", "--dry-run", "lab", f"LANG={language}_X.UTF-8"]
+        assert f"lib/show/texts/{language}'" in subprocess.run(said, cwd=ROOT, text=True, capture_output=True).stdout
+
+
 def test_sliders_and_progress_bars_are_drawn(lab, opened):
     page = opened("widgets.ipynb")
     cells = _run_all(page, lab[1] / "widgets.ipynb")
@@ -202,7 +218,7 @@ def test_every_notebook_opens_by_a_double_click_in_its_kernel(lab, page):
             has=page.locator(".jp-RenderedMarkdown h1")
         )
         held = json.loads(path.read_text())
-        title = "".join(held["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+        title = re.findall(r"^# (.+)$", "".join(held["cells"][0]["source"]), re.MULTILINE)[-1]  # the Chinese one
         panel.locator("h1").get_by_text(title).first.wait_for()
         panel.locator(".jp-KernelName").get_by_text(NAMES[held["metadata"]["kernelspec"]["name"]]).wait_for()
         assert not page.locator(".jp-Dialog").count(), path.name

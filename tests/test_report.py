@@ -23,6 +23,7 @@ from lib import record, report
 from lib.alignment import questions, rosetta
 from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
+from lib.machine.locks import requirements
 from lib.report import fragments, pdf, pictures, verify
 from lib.report.page import MEASURED_IN, THEMES, Page, grouped
 from lib.show import figures, figures_alignment, messages, tables
@@ -390,9 +391,6 @@ def test_a_framework_has_its_colour_in_every_figure():
 
 
 def test_tables_against_numpy():
-    arrays = {"p/one/body.a": np.array([3.0]), "p/one/body.b": np.array([4.0]), "p/two/head.a": np.array([2.0])}
-    norms = tables.gradient_norms(arrays, "p/")
-    assert norms.loc["body", "one"] == 5.0 and norms.loc["head", "two"] == 2.0 and np.isnan(norms.loc["head", "one"])
     held = {"assignment/joint/box": np.array([0, 0, 2, 2, 0, 1]), "option/joint/box": np.arange(3), "bn/x": np.zeros(3)}
     held["margin/joint/box"] = np.where(
         held["assignment/joint/box"][:, None] == np.arange(3), 0, np.array([40, 3, 40.0])
@@ -406,20 +404,29 @@ def test_tables_against_numpy():
         "below the gate": 5,
         "floors of": "cost 1e-06",
     }
-    fields = {
-        "state": [
-            ["body.w", [2, 3], "float32", "param", ""],
-            ["body.m", [3], "float32", "buffer", ""],
-            ["head.w", [], "float32", "param", ""],
-        ]
-    }
-    assert tables.state(fields).loc["body", ["entries", "param", "buffer"]].tolist() == [2, 6, 3]
-    assert tables.state(fields).loc["head", ["entries", "param", "buffer"]].tolist() == [1, 1, 0]
     assert tables.text(4330904) == "4\u2009330\u2009904" and tables.text(0.000123456) == "0.0001235"
 
 
+@pytest.mark.parametrize("language, words", [("en", ("noise floor", "yes", "PASS")), ("zh", ("噪声底", "是", "通过"))])
+def test_a_notebook_s_table_speaks_the_reader_s_language_in_one_notation(monkeypatch, language, words):
+    monkeypatch.setattr(tables, "words", lambda: messages.Messages(language))
+    held = {
+        "floor": [1.23456e-7, np.nan],
+        "values": np.array([4330904, 2]),
+        "what": ["a<b", "PASS"],
+        "same": [True, None],
+    }
+    frame = tables.Frame(held, index=["torch", "body.0"])
+    shown = frame.head(2).join(tables.values({"torch": 1}, "own"))._repr_html_()
+    assert all(
+        f">{text}<" in shown for text in (*words, "1.235e-07", "4\u2009330\u2009904", "PyTorch", "body.0", "a&lt;b")
+    )
+    assert "nan" not in shown and "None" not in shown and shown.count("text-align: left") == 2, "names and one column"
+
+
 def test_both_environments_pin_the_same_numpy():
-    assert len(set(tables.environments().loc["numpy"])) == 1
+    pins = [set(requirements(record.ROOT / f"environment-{name}.yml")) for name in ("torch", "jt")]
+    assert len([pin for pin in pins[0] & pins[1] if pin.startswith("numpy==")]) == 1
 
 
 # --------------------------------------------------------------------------------------------------------- notebook

@@ -12,7 +12,9 @@ from lib.alignment import probe as asking
 from lib.alignment.rosetta import Sheet, Verdict, agree, judge, texts, values
 from lib.machine import notebook
 from lib.record import ROOT
+from lib.show.messages import Messages
 from notebooks import probes
+from notebooks.faults import FAULTS
 from notebooks.probes.process import child
 
 PROBES = {probe.name: probe for probe in probes.PROBES}
@@ -192,8 +194,8 @@ def test_one_side_is_recorded_and_shown(tmp_path):
     html = sheet.answers("Gradients")._repr_html_()
     assert "NOT RUN" in html and few[1].advice in html.replace("&gt;", ">").replace("&lt;", "<")
     assert "jt.abs(x)" in sheet.code("Gradients")._repr_html_()
-    assert sheet.counts().frame.loc["all"].tolist() == [0, 0, 0, 4]
-    assert len(sheet.reasons().frame) == 4
+    assert sheet.counts().loc["all"].tolist() == [0, 0, 0, 4]
+    assert len(sheet.reasons()) == 4
 
 
 def test_records_depend_on_the_probes():
@@ -215,6 +217,12 @@ def test_the_code_shown_is_the_code_that_runs():
             assert bool(probe.code(side)) == (getattr(probe, side) is not None), probe.name
     assert len({probe.digest() for probe in probes.PROBES}) == len(probes.PROBES)
     assert PROBES["argmax"].code("torch") == "kind(torch.argmax(x, 1))"
+
+
+def test_every_probe_and_every_fault_speaks_chinese():
+    spoken = Messages("zh").terms
+    said = {text for probe in probes.PROBES for text in (probe.question, probe.advice)} | {f.people for f in FAULTS}
+    assert not said - spoken.keys()
 
 
 def test_answers_are_shown_with_the_digits_that_tell_them_apart():

@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = '<img alt="a" src="data:image/png;base64,iVBORw0KGgo=">'
 
 
+def spoken(english: str, chinese: str) -> str:
+    """A markdown cell's source in both languages."""
+    return f'<div lang="en">\n\n{english}\n\n</div>\n<div lang="zh">\n\n{chinese}\n\n</div>'
+
+
 def notebook():
     """A small lecture as a run leaves it."""
     new = nbformat.v4
@@ -30,7 +35,7 @@ def notebook():
     said = new.new_output("stream", name="stdout", text="forty-two </script> & more\n")
     return new.new_notebook(
         cells=[
-            new.new_markdown_cell("# What is a kernel?\n\n**Question.** Which?"),
+            new.new_markdown_cell(spoken("# What is a kernel?\n\n**Question.** Which?", "# 什么是卷积核？")),
             new.new_code_cell("classes = 80", metadata={"tags": ["parameters"]}, execution_count=1),
             new.new_code_cell("import hidden_module", execution_count=2),
             new.new_markdown_cell("**Predict first.** How many? 有几个？"),
@@ -59,6 +64,24 @@ def test_questions_come_before_results_and_the_machinery_is_left_out(deck):
     question, result = body.index("Predict first"), body.index("data:image/png")
     assert "</section><section" in re.sub(r"\s", "", body[question:result]), "the result shows with its question"
     assert body.index('<aside class="notes">') > result and "有几个" in body
+
+
+def test_a_deck_speaks_one_language(deck):
+    chinese = slides.deck(notebook(), "zh")
+    assert '<html lang="en">' in deck and "什么是卷积核" not in deck
+    assert (
+        '<html lang="zh">' in chinese
+        and "What is a kernel" not in chinese
+        and "<title>什么是卷积核？</title>" in chinese
+    )
+
+
+def test_what_long_code_gives_has_a_slide_of_its_own():
+    held = notebook()
+    held.cells[4].source = "a = 1\nb = 2\nc = 3\nshown(a + b + c)"
+    body = slides.deck(held).partition('<div class="slides">')[2]
+    code, result = body.index("shown"), body.index("data:image/png")
+    assert "</section><section" in re.sub(r"\s", "", body[code:result]) and body.count("shown") == 1
 
 
 def test_a_cell_s_own_type_wins():
@@ -134,26 +157,58 @@ def test_a_lecture_that_reads_both_kernels_records_has_both(tmp_path, monkeypatc
     assert ran == [("torch", {})]
 
 
-def test_a_text_taller_than_its_slide_gets_smaller(tmp_path):
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """opened(notebook, script) -> what the script finds in the notebook's deck, in a window of a deck's own size."""
     playwright = pytest.importorskip("playwright.sync_api")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no Chromium on this machine")
-    long = notebook()
-    long.cells[0].source += "\n\n" + "\n\n".join(
-        ["Many words that go on for longer than a line of a slide is wide, and then on."] * 9
-    )
-    page = tmp_path / "deck.html"
-    page.write_text(slides.deck(long))
+    page = tmp_path_factory.mktemp("deck") / "deck.html"
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        shown = chromium.new_page(viewport={"width": 1120, "height": 700})
-        shown.goto(page.as_uri())
-        shown.wait_for_selector(".reveal.ready")
-        bottom = shown.evaluate("Reveal.getCurrentSlide().getBoundingClientRect().bottom")
-        zoom = shown.evaluate("Reveal.getCurrentSlide().querySelector('.jp-MarkdownCell').style.zoom")
+
+        def ask(held, script: str):
+            page.write_text(slides.deck(held))
+            shown = chromium.new_page(viewport={"width": 1120, "height": 700})
+            shown.goto(page.as_uri())
+            shown.wait_for_selector(".reveal.ready")
+            return shown.evaluate(script)
+
+        yield ask
         chromium.close()
-    assert 0.4 < float(zoom) < 1 and bottom <= 700
+
+
+def test_a_text_taller_than_its_slide_gets_smaller(opened):
+    long = notebook()
+    words = "Many words that go on for longer than a line of a slide is wide, and then on."
+    long.cells[0].source = spoken("\n\n".join(["# Title", *[words] * 25]), "# 标题")
+    zoom, bottom = opened(
+        long,
+        "[Reveal.getCurrentSlide().querySelector('.jp-Cell').style.zoom,"
+        " Reveal.getCurrentSlide().getBoundingClientRect().bottom]",
+    )
+    assert 0.4 <= float(zoom) < 1 and bottom <= 700
+
+
+def test_no_row_of_a_long_table_is_cut(opened):
+    """It goes on, under the same head, on slides of its own; every row is on one of them, whole."""
+    long = notebook()
+    rows = "".join(f"<tr><td>{row}</td></tr>" for row in range(70))
+    table = f"<table><thead><tr><th>number</th></tr></thead><tbody>{rows}</tbody></table>"
+    long.cells[4].outputs = [nbformat.v4.new_output("display_data", data={"text/html": table})]
+    pages = opened(
+        long,
+        """Array.from({length: Reveal.getTotalSlides()}, (_, step) => {
+            if (step) Reveal.next();
+            const slide = Reveal.getCurrentSlide();
+            return [[...slide.querySelectorAll('td')].map(cell => Number(cell.textContent)),
+                    slide.querySelectorAll('th').length, slide.getBoundingClientRect().bottom];
+        })""",
+    )
+    tables = [page for page in pages if page[0]]
+    assert sum((shown for shown, _, _ in tables), []) == list(range(70)) and len(tables) > 2
+    assert all(heads == 1 and bottom <= 700 for _, heads, bottom in tables)
 
 
 def test_without_reveal_there_is_one_line(monkeypatch, capsys, tmp_path):

@@ -1,5 +1,8 @@
-"""What the tours show is what the modules did; runs in both environments."""
+"""What the tours show is what the modules did, and what they compute by hand is what the library computes; runs in both
+environments."""
 
+import ast
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +11,9 @@ import pytest
 from lib import backend, models
 from lib.alignment import capture, references
 from lib.backend import nn
-from lib.models import gold_yolo as model_file
 from lib.models.gold_yolo import VARIANTS, build_variant
-from lib.models.rt_detr import DeformableAttention, Denoising
+from lib.models.rt_detr import DeformableAttention
+from lib.record import ROOT
 from notebooks import tours
 from notebooks.tours import gold_yolo, rt_detr
 
@@ -61,6 +64,40 @@ def test_wiring_follows_doubling_and_tokens(images):
     assert set(found["pan_blocks.1"]) == {"downsample_convs.1", "lateral_convs.0"}
 
 
+@pytest.mark.parametrize("name", ["nanodet-plus-m_320", N, R18])
+def test_a_scene_is_what_its_boxes_say(name):
+    """The boxes went along with the pixels: they are proper ones, inside the input."""
+    view = tours.scene(name, (96, 96))
+    assert (
+        view.input.shape == (1, 3, 96, 96) and view.picture.shape == (96, 96, 3) and len(view.boxes) == len(view.labels)
+    )
+    assert (view.boxes[:, 2:] > view.boxes[:, :2]).all() and view.boxes.min() >= 0 and view.boxes.max() <= 96
+
+
+def by_hand(stem: str, change: tuple[str, str] = ("", "")) -> None:
+    """Run a tour's statements and what it prints, one text replaced by another; what is only shown is left out."""
+    names: dict = {}
+    for cell in json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]).replace(*change))
+            shown = (node for node in tree.body if isinstance(node, ast.Expr))
+            left_out = [node for node in shown if not ast.unparse(node).startswith("print(")]
+            tree.body = [node for node in tree.body if node not in left_out]
+            exec(compile(tree, stem, "exec"), names)
+
+
+@pytest.mark.parametrize("stem, claims", [("20_nanodet_plus", 2), ("21_gold_yolo", 1), ("22_rt_detr", 3)])
+def test_what_is_computed_by_hand_is_what_the_library_computes(stem, claims, capsys):
+    by_hand(stem)
+    said = capsys.readouterr().out
+    assert said.count("True") == claims and "False" not in said, said
+
+
+def test_another_rule_by_hand_is_seen(capsys):
+    by_hand("20_nanodet_plus", ("top_k=13", "top_k=5"))
+    assert "as the library assigns: False" in capsys.readouterr().out
+
+
 def test_hooks_go(images):
     model = nn.Sequential(nn.ReLU())
     with tours.calls(model, "0") as found:
@@ -78,36 +115,6 @@ def test_shares_are_those_that_the_attention_used(seeded, images):
     value = found[f"{ATTENTION}.to_v"].output[0]
     mixed = value.reshape(len(shares), -1, shares.shape[1]) @ shares.transpose(0, 2, 1)
     assert np.allclose(np.clip(mixed.reshape(value.shape), 0, 6), found[f"{ATTENTION}.proj.0"].output[0], atol=1e-5)
-
-
-def test_branches_add_up_to_the_merged_kernel():
-    model = capture.seeded_model(N, references.case(N, "forward")).eval()
-    path = gold_yolo.branching(model)
-    branches = gold_yolo.responses(model, path)
-    merged = gold_yolo.responses(model.deploy(), path)["merged"]
-    assert list(branches) == ["3 × 3", "1 × 1", "identity"]
-    assert np.allclose(sum(branches.values()), merged, atol=1e-6)
-    kept = dict(model.named_modules())[path].rbr_reparam
-    assert np.allclose(merged, backend.numpy(kept.weight), atol=1e-6)
-    off = ~np.eye(len(merged), dtype=bool)
-    assert (
-        not branches["identity"][off].any()
-        and not np.delete(branches["1 × 1"].reshape(*merged.shape[:2], 9), 4, 2).any()
-    )
-    assert gold_yolo.branching(nn.ReLU()) is None and gold_yolo.responses(model, None) == {}
-
-
-def test_merging_differs_by_rounding_alone():
-    found = gold_yolo.merging(N, replace(references.case(N, "forward"), size=(96, 96)))
-    assert list(found) == ["float32", "float64"] and "neck.Rep_p4" in found["float32"]
-    assert max(found["float64"].values()) < 1e-10 < max(found["float32"].values()) < 1e-2
-
-
-def test_merging_shows_a_fault_in_every_precision(monkeypatch):
-    folded = model_file._fold
-    monkeypatch.setattr(model_file, "_fold", lambda *branch: (folded(*branch)[0], 1.001 * folded(*branch)[1]))
-    found = gold_yolo.merging(N, replace(references.case(N, "forward"), size=(96, 96)))
-    assert min(found["float64"].values()) > 1e-6
 
 
 def test_residuals_are_dropped_as_drawn(seeded):
@@ -150,7 +157,7 @@ def test_places_are_those_that_the_module_reads():
 def test_sampling_of_the_first_weights_is_a_star_around_the_box():
     model = models.build(R18, 3).train()
     with backend.no_grad(), tours.calls(model, r"decoder\.decoder\.layers\.\d\.cross_attn(\.\w+)?") as found:
-        model(backend.tensor(rt_detr.scene(96)[0]))
+        model(backend.tensor(tours.scene(R18, (96, 96)).input))
     layers = rt_detr.sampling(found, rt_detr.central(found))
     assert list(layers) == ["layer 0", "layer 1", "layer 2"]
     first = layers["layer 0"]
@@ -161,21 +168,3 @@ def test_sampling_of_the_first_weights_is_a_star_around_the_box():
     )  # heads 0 and 2, the farthest points: the middles of two sides
     assert np.allclose(right, [[first.box[0] + first.box[2] / 2, first.box[1]]] * 3, atol=1e-5)
     assert np.allclose(low, [[first.box[0], first.box[1] + first.box[3] / 2]] * 3, atol=1e-5)
-
-
-def test_noised_boxes_by_sign():
-    logits = np.zeros((1, 8, 4))  # two groups of two positives, two negatives: all cover the middle half
-    logits[0, [2, 3, 6, 7], 2:] = np.log(3)  # the negatives three quarters
-    noised = Denoising(np.zeros((1, 8), np.int64), logits, (np.array([0, 1, 4, 5]),), 2)
-    found = rt_detr.noised_boxes(noised, 0, (40, 80), 1)
-    assert found["positive"].tolist() == [[20, 10, 60, 30]] * 2
-    assert np.allclose(found["negative"], [[10, 5, 70, 35]] * 2)
-
-
-def test_denoising_queries_fill_about_two_hundred_places():
-    assert [rt_detr.denoising_queries(count) for count in (0, 1, 40, 150)] == [0, 200, 160, 300]
-
-
-def test_losses_by_prediction():
-    found = rt_detr.by_prediction({"loss_vfl": 1.0, "loss_giou": 2.0, "loss_vfl_aux_0": 3.0, "loss_giou_dn_1": 4.0})
-    assert found == {"vfl": {"final": 1.0, "aux_0": 3.0}, "giou": {"final": 2.0, "dn_1": 4.0}}

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lib.show import tables
+from lib.show.messages import Messages
 from notebooks.tours import figures
 
 RANDOM = np.random.default_rng(0)
@@ -25,6 +27,7 @@ READ = SimpleNamespace(
 SIDES = RANDOM.standard_normal((2, 4 * 17))
 MAPS = {"square": RANDOM.random((4, 4, 8)), "wide": RANDOM.random((4, 6, 8))}
 SCORES = RANDOM.random(30)
+DRAWN = figures.attention({"as published": SHARES, "divided": SHARES})
 COST = np.array([[1.0, 5.0], [2.0, 0.5], [3.0, 4.0], [9.0, 9.0]])
 
 
@@ -33,12 +36,11 @@ COST = np.array([[1.0, 5.0], [2.0, 0.5], [3.0, 4.0], [9.0, 9.0]])
     [
         lambda: figures.wiring(NODES),
         lambda: figures.kernels(KERNELS),
-        lambda: figures.kernels({}),
         lambda: figures.attention({"as published": SHARES, "divided": SHARES}),
         lambda: figures.sides(SIDES),
-        lambda: figures.sides(np.array([[1.0, 2.0, 3.0, 4.0]])),
+        lambda: figures.boxes_of_cells(np.array([[1.0, 2.0, 3.0, 4.0], [-0.5, 2.0, 3.0, 4.0]])),
         lambda: figures.assignments({"ATSS": np.array([1, 0, 2]), "TAL": np.array([0, 0, 0])}, BOXES, CELLS, (64, 96)),
-        lambda: figures.assignments({"DSLA": np.array([1, 0, 2])}, BOXES, CELLS, (64, 96), centre=0),
+        lambda: figures.assignments({"DSLA": np.array([1, 0, 2])}, BOXES, CELLS, (64, 96), centre=0, image=IMAGE),
         lambda: figures.residuals({"attention": np.array([1.0, 0.0]), "perceptron": np.array([1.1, 1.1])}),
         lambda: figures.reach({"pooled": np.ones((4, 4), bool), "strided": np.eye(4, dtype=bool)}),
         lambda: figures.positions(MAPS, (1, 2)),
@@ -63,10 +65,17 @@ def test_tokens_stand_where_their_cells_are():
     assert places[4].tolist() == [0.125, 0.75] and places[9].tolist() == [0.75, 0.5]
 
 
+def test_figures_speak_the_shell_s_language(monkeypatch):
+    monkeypatch.setattr(figures, "words", lambda: Messages("zh"))
+    monkeypatch.setattr(tables, "words", lambda: Messages("zh"))
+    drawn = figures.attention({"as published": SHARES, "divided": SHARES})
+    assert "注意力" in drawn.alt and drawn.data != DRAWN.data
+
+
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda turned: figures.sides(np.array([[1.0, 2.0, 3.0, 5.0 if turned else 4.0]])),
+        lambda turned: figures.boxes_of_cells(np.array([[1.0, 2.0, 3.0, 5.0 if turned else 4.0]])),
         lambda turned: figures.assignments({"TAL": np.array([1, 0, 1 if turned else 2])}, BOXES, CELLS, (64, 96)),
         lambda turned: figures.assignments({"TAL": np.array([1, 0, 2])}, BOXES, CELLS, (64, 96), 0.5 * turned),
         lambda turned: figures.mask(np.eye(6)[:: -1 if turned else 1], 2),

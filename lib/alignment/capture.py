@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from lib import backend, convert, losses, models, postprocess
-from lib.alignment import by_family, divergence, layers, reproduction
-from lib.alignment.evidence import SIDES, is_reference
+from lib.alignment import by_family
+from lib.alignment.evidence import is_reference
 from lib.alignment.margins import Margins
 from lib.alignment.measure import Arrays, entries, features, gradients, moved, precisions
 from lib.alignment.references.case import Case, Phase
@@ -103,31 +103,6 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     return fields, arrays
 
 
-# ------------------------------------------------------------------------------------------------- layer by layer
-def layer_by_layer(name: str, case: Case, folder: Path, side: str) -> Fields:
-    """The layers in evaluation mode: the reference's side captures them into `folder`, the other records its errors
-    there.
-
-    Where a layer diverges, a script that runs the first one alone is left in `folder` ("reproduction").
-    """
-
-    def build(precision: str) -> nn.Module:
-        return seeded_model(name, case, precision).eval()
-
-    fields: Fields = {"case": case.name, "size": list(case.size), "batch": case.batch}
-    if is_reference(side):
-        return fields | layers.reference(build, [case.input()], folder)
-    fields |= layers.candidate(build, [case.input()], folder)
-    call, script = divergence.first_alone(fields), None
-    if call:
-        builders = {side: ("lib.models:build", call["path"]) for side in SIDES if side != "published"}
-        model = (name, case.num_classes)
-        script = reproduction.write(
-            folder, call["path"], folder / "reproduction", builders, call["call"], arguments=model
-        )
-    return fields | {"reproduction": script and str(script)}
-
-
 # ---------------------------------------------------------------------------------------------- loss and gradient
 def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
     """Training mode on a seeded batch: losses and gradients of every phase, one optimiser step, batch-norm statistics
@@ -145,7 +120,7 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
     for phase in case.phases:
         runs = {precision: _phase(name, case, phase, precision, fields, arrays) for precision in precisions()}
         if "float64" in runs:
-            criterion = _criterion(name, case, case.phases[phase])
+            criterion = criterion_in(name, case, case.phases[phase])
             _margins(
                 by_family.margins(name, criterion, runs["float64"], runs["float32"], case.targets, case.size),
                 f"{phase}/",
@@ -165,7 +140,7 @@ def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, ar
     Returns the outputs, without their graph: it is many times the model, and the other precision's comes beside it.
     """
     backend.give_back()
-    criterion = _criterion(name, case, case.phases[phase])
+    criterion = criterion_in(name, case, case.phases[phase])
     model = seeded_model(name, case, precision).train()
     outputs, parts, found = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
     fields["losses"][phase][precision] = _values(parts)
@@ -193,7 +168,7 @@ def _without_graph(outputs: Any) -> Any:
     return outputs.detach() if hasattr(outputs, "detach") else outputs
 
 
-def _criterion(name: str, case: Case, phase: Phase) -> Any:
+def criterion_in(name: str, case: Case, phase: Phase) -> Any:
     """The criterion as it is in a phase of training."""
     criterion = losses.build(name, case.num_classes)
     for attribute, value in phase.criterion.items():
@@ -244,7 +219,7 @@ def _repeats(name: str, case: Case, phase: Phase) -> list[dict[str, float]]:
         images = perturbed({"images": case.input()}, draw)["images"]
         with backend.no_grad():
             outputs = model(backend.tensor(images))
-            found.append(_values(_criterion(name, case, phase)(outputs, case.targets, image_size=images.shape[2:])))
+            found.append(_values(criterion_in(name, case, phase)(outputs, case.targets, image_size=images.shape[2:])))
     return found
 
 
@@ -269,7 +244,7 @@ def _moved(name: str, case: Case, label: str, draw: int, roundings: float) -> Ar
     """Float64 gradients from weights and input moved by so many roundings, and their update; names as in `arrays`."""
     model, phase = moved(seeded_model(name, case, "float64").train(), draw, roundings), case.phases[label]
     images = perturbed({"images": case.input().astype(np.float64)}, draw, roundings)["images"]
-    found = _backward(model, _criterion(name, case, phase), phase, images, case)[2]
+    found = _backward(model, criterion_in(name, case, phase), phase, images, case)[2]
     kept = {f"float64/gradient/{label}/{entry}": backend.numpy(gradient) for entry, gradient in found.items()}
     if case.update and case.update.phase == label:
         _step(name, case, found, "float64", {"optimiser": {}}, kept)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from lib.alignment.probe import MODEL, STAGE, Probe
 from lib.record import Record, measure, read
+from lib.show.messages import words
+from lib.show.tables import Frame, said
 
 NAMES = {"torch": "PyTorch", "jittor": "Jittor"}
 NON_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}  # as lib.record.plain writes them
@@ -120,17 +121,6 @@ def _paths(folder: str | PathLike) -> dict[str, Path]:
 
 
 # ---------------------------------------------------------------------------------------------- what the notebook shows
-@dataclass(frozen=True)
-class Whole:
-    """A data frame whose texts are shown whole."""
-
-    frame: pd.DataFrame
-
-    def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
-            return self.frame.to_html()
-
-
 class Sheet:
     """Verdicts on probes from the records under a folder; a side without a record was not run."""
 
@@ -140,27 +130,28 @@ class Sheet:
         self.findings = {probe.name: judge(probe, self.records, probe.digest()) for probe in probes}
 
     def sides(self) -> str:
-        """Which sides have run, and how long it took, in one line."""
-        said = {
-            side: f"{len(found)} probes in {sum(entry['seconds'] for entry in found.values()):.0f} s"
-            for side, found in self.records.items()
-        }
-        absent = "NOT RUN, every verdict is unknown until this notebook has run in its kernel"
-        return "; ".join(f"{name}: {said.get(side, absent)}" for side, name in NAMES.items())
+        """Which sides have run, and how long it took, a line each."""
+        say, lines = words(), []
+        for side, name in NAMES.items():
+            held = self.records.get(side, {}).values()
+            spent = f"{sum(entry['seconds'] for entry in held):.0f}"
+            key = "probes.ran" if held else "probes.absent"
+            lines.append(say(key).format(side=name, count=len(held), seconds=spent))
+        return "\n".join(lines)
 
-    def answers(self, topic: str) -> Whole:
+    def answers(self, topic: str) -> Frame:
         """Probes of a topic: question, what each side answers, verdict, advice."""
         return _rows({probe.name: self._row(probe) for probe in self._of(topic)})
 
-    def code(self, topic: str) -> Whole:
+    def code(self, topic: str) -> Frame:
         """Probes of a topic: what runs on each side; a name stands for a function of the topic's module."""
         columns = {"PyTorch": "torch", "Jittor": "jittor", "backend": "backend"}
         return _rows({p.name: {title: p.code(side) for title, side in columns.items()} for p in self._of(topic)})
 
-    def counts(self) -> Whole:
+    def counts(self) -> Frame:
         """How many probes of each topic (rows) have each verdict (columns)."""
         rows = {topic: self.counted(topic) for topic in self.topics} | {"all": self.counted()}
-        return Whole(_rows(rows).frame.rename(columns={kind.name.lower(): kind.value for kind in Verdict}))
+        return _rows(rows).rename(columns={kind.name.lower(): kind.value for kind in Verdict})
 
     def counted(self, topic: str | None = None) -> dict[str, int]:
         """How many verdicts are of each kind, by its name in lower case; of one topic, or of all."""
@@ -169,9 +160,10 @@ class Sheet:
 
     def summary(self) -> str:
         """How many verdicts are of each kind, in one line."""
-        return ", ".join(f"{kind.value} {number}" for kind, number in zip(Verdict, self.counted().values()))
+        counts = zip(Verdict, self.counted().values())
+        return words()("join.list").join(f"{said(kind.value)} {number}" for kind, number in counts)
 
-    def reasons(self) -> Whole:
+    def reasons(self) -> Frame:
         """Why a verdict is unknown, or what else there is to say about it."""
         said = {name: asdict(found) for name, found in self.findings.items() if found.reason}
         return _rows(said, columns=["verdict", "reason"])
@@ -194,8 +186,8 @@ class Sheet:
         }
 
 
-def _rows(rows: Mapping[str, Mapping[str, Any]], columns: Iterable[str] | None = None) -> Whole:
-    return Whole(pd.DataFrame.from_dict(rows, orient="index", columns=columns))
+def _rows(rows: Mapping[str, Mapping[str, Any]], columns: Iterable[str] | None = None) -> Frame:
+    return Frame.from_dict(rows, orient="index", columns=columns)
 
 
 def texts(answers: Sequence[Mapping[str, Any] | None], apart: bool) -> list[str]:

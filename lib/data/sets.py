@@ -8,16 +8,14 @@ images. Its images are left where they are.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lib.data import coco, scenes, transforms
-from lib.data.loader import Loader
+from lib.data import coco, scenes
 from lib.errors import UserError
-from lib.families import family
 from lib.record import atomic, sha256
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
@@ -65,31 +63,6 @@ def describe(train: coco.Dataset, val: coco.Dataset) -> tuple[Fields, Arrays]:
         fields["class_histogram"][split] = np.bincount(labels, minlength=len(dataset.classes)).tolist()
         arrays[f"box_sizes/{split}"] = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)).astype(np.float32)
     return fields, arrays
-
-
-def samples(dataset: coco.Dataset, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The first `count` images, (h, w, 3) uint8 RGB, and their boxes."""
-    chosen = dataset.images[:count]
-    return [coco.read_image(image)[:, :, ::-1] for image in chosen], [image.boxes for image in chosen]
-
-
-def loaders(dataset: coco.Dataset, models: Sequence[str], size: int, seed: int) -> dict[str, Loader]:
-    """By the family's name: training batches of at most eight images as the first of its models gets them."""
-    batch = min(8, len(dataset.images))
-    chosen = {family(model): model for model in reversed(models)}
-    return {
-        name: Loader(dataset, transforms.recipe(model), (size, size), batch, seed) for name, model in chosen.items()
-    }
-
-
-def first_inputs(batches: Mapping[str, Loader]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The first batch of each loader as the pictures (h, w, 3) uint8 RGB that a person sees, and their boxes."""
-    pictures, boxes = [], []
-    for loader in batches.values():
-        batch = next(iter(loader.iter_epoch(0)))
-        pictures += [loader.recipe.as_picture(image) for image in batch.images]
-        boxes += [target["boxes"] for target in batch.targets]
-    return pictures, boxes
 
 
 def subset(

@@ -1,18 +1,23 @@
-"""Lectures from notebooks: reveal.js decks, each one file that works without a network.
+"""Lectures from notebooks: reveal.js decks, each one file that works without a network, in the shell's language.
 
 A markdown cell is a slide; the code below it, with what it gives, lies one step down, so that a prediction comes before
-the result. Cells before the second text (parameters, imports) are left out. A cell's own slide metadata wins.
+the result. What code of more than a few lines gives has a slide of its own, where it can be large; the page splits a
+table that is taller than its slide (templates/align). Cells before the second text (parameters, imports) are left out.
+A cell's own slide metadata wins.
 """
 
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbconvert.exporters import SlidesExporter
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 from lib.errors import UserError
 from lib.machine import environment
@@ -25,6 +30,8 @@ LECTURES = ("20_nanodet_plus", "21_gold_yolo", "22_rt_detr", "30_migration")
 FIRST = {"30_migration": "jittor"}  # lectures that read what the other kernel recorded: it runs before
 KERNEL = "torch"  # whose outputs are shown
 PACKAGE = "sphinx-revealjs"  # the pinned package that brings reveal.js
+SHORT = 3  # lines of code that stay on one slide with what they give
+RESULT = "result"  # tag of a slide that shows what the code on the slide before gave
 
 
 def reveal() -> Path:
@@ -37,18 +44,34 @@ def reveal() -> Path:
 
 def typed(notebook: NotebookNode) -> NotebookNode:
     """The notebook with a slide type in every cell; those that have one keep it."""
-    texts = 0
+    texts, cells = 0, []
     for cell in notebook.cells:
         texts += cell.cell_type == "markdown"
         kind = "slide" if cell.cell_type == "markdown" else "skip" if texts < 2 else "subslide"
         held = cell.metadata.setdefault("slideshow", {})
         held.setdefault("slide_type", kind)
+        cells += _apart(cell)
+    notebook.cells = cells
     return notebook
+
+
+def _apart(cell: NotebookNode) -> list[NotebookNode]:
+    """The cell, or its code and what it gave as two cells."""
+    if cell.cell_type != "code" or not cell.outputs or len(cell.source.splitlines()) <= SHORT:
+        return [cell]
+    given = deepcopy(cell)
+    cell.outputs, given.id = [], f"{cell.id}-{RESULT}"
+    given.metadata["tags"] = [*given.metadata.get("tags", []), RESULT]
+    if given.metadata["slideshow"]["slide_type"] == "slide":
+        given.metadata["slideshow"]["slide_type"] = "subslide"
+    return [cell, given]
 
 
 def deck(notebook: NotebookNode, language: str = "en") -> str:
     """The HTML of a notebook's deck."""
+    hidden = {"enabled": True, "remove_input_tags": {RESULT}}
     exporter = SlidesExporter(
+        config=Config(TagRemovePreprocessor=hidden),
         template_name="align",
         extra_template_basedirs=[str(TEMPLATES)],
         extra_template_paths=[str(TEMPLATES / "notebook")],
@@ -73,24 +96,33 @@ def _inline(path: Path) -> str:
 def make(names: Mapping[str, Path] | None, out: Path, profile: str) -> list[Path]:
     """Write a deck per lecture into `out`; `names`: name -> notebook, by default LECTURES.
 
-    An executed copy that `make report` left under reports/<profile>/notebooks serves; else the notebook is run.
+    An executed copy that `make report` left under reports/<profile>/notebooks serves, where it speaks the shell's
+    language; else the notebook is run.
     """
     reveal()  # its absence is said before a notebook has run for minutes
     chosen = names or {name: ROOT / "notebooks" / f"{name}.ipynb" for name in LECTURES}
-    written = []
+    written, language = [], spoken()
     for name, source in chosen.items():
-        executed = _executed(name, source, profile) or _run(source, out)
+        executed = _executed(name, source, profile, language) or _run(source, out)
         with atomic(out / f"{name}.html") as temporary:
-            temporary.write_text(deck(nbformat.read(executed, as_version=4), spoken()), encoding="utf-8")
+            temporary.write_text(deck(nbformat.read(executed, as_version=4), language), encoding="utf-8")
         written.append(out / f"{name}.html")
     return written
 
 
-def _executed(name: str, source: Path, profile: str) -> Path | None:
-    """The newest executed copy with the cells that the notebook has now; KERNEL's, where it reads another's record."""
+def _executed(name: str, source: Path, profile: str, language: str) -> Path | None:
+    """The newest executed copy in the language, with the cells that the notebook has now; KERNEL's, where it reads
+    another's record."""
     copies = (ROOT / "reports" / profile / "notebooks").glob(f"*/{KERNEL if name in FIRST else '*'}/{name}.ipynb")
     newest = sorted(copies, key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in newest if _sources(path) == _sources(source)), None)
+    wanted = _sources(source), language
+    return next((path for path in newest if (_sources(path), _language(path)) == wanted), None)
+
+
+def _language(path: Path) -> str:
+    """What the outputs of an executed notebook speak: tables and figures have Chinese letters, or none."""
+    outputs = [cell["outputs"] for cell in nbformat.read(path, as_version=4).cells if cell["cell_type"] == "code"]
+    return "zh" if re.search(r"[\u4e00-\u9fff]", json.dumps(outputs, ensure_ascii=False)) else "en"
 
 
 def _sources(path: Path) -> list[str]:

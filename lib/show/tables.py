@@ -1,53 +1,83 @@
-"""Tables of the notebooks and the report: data frames from records, numbers as text."""
+"""Tables of the notebooks: data frames that show themselves in the report's notation and in the reader's language."""
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lib.alignment.compare import norm
+from lib.alignment import evidence
 from lib.alignment.decisions import FLIP, judge, restored
-from lib.alignment.divergence import localise
-from lib.machine.locks import requirements
-from lib.record import ROOT, Record
+from lib.record import Record
+from lib.show.messages import words
 
 NEARNESS = ("decisions", "flipped", "within", "nearest", "nearest_name")  # what an answer about decisions says
+ROWS = 60  # that a notebook shows of a frame
+KINDS = ("table", "column", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
+PAIRS = tuple(map("-".join, evidence.PAIRS))
+TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, and of its heading
+NUMBERS = [
+    {"selector": "td, .col_heading", "props": "text-align: right; font-variant-numeric: tabular-nums"},
+    {"selector": ".row_heading, .index_name", "props": "text-align: left"},
+]
 
 
-def losses(fields: Mapping[str, Any]) -> pd.DataFrame:
-    """Loss components (rows) in each phase and precision (columns) of a loss record's `losses`."""
-    frame = {(phase, run): values for phase, runs in fields.items() for run, values in runs.items()}
-    return pd.DataFrame(frame)
+class Frame(pd.DataFrame):
+    """A data frame that a notebook shows in the report's notation: words to the left, numbers rounded, to the right."""
+
+    @property
+    def _constructor(self) -> type["Frame"]:
+        return Frame
+
+    def _repr_html_(self) -> str:
+        shown = self.style.format(shown_as, escape="html").set_table_styles(NUMBERS)
+        for axis in (0, 1):
+            shown = shown.format_index(said, axis=axis, escape="html").format_index_names(said, axis=axis)
+        words_alone = [column for column in self if all(isinstance(value, str) for value in self[column])]
+        shown = shown.set_table_styles({column: [TEXTS] for column in words_alone}, axis=0, overwrite=False)
+        return shown.to_html(max_rows=ROWS)
 
 
-def coco(records: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+def shown_as(value: Any) -> str:
+    """A cell: a number in the one notation, a word in the reader's language, nothing where there is nothing."""
+    if value is None or value != value:
+        return ""
+    return text(value) if isinstance(value, Number) and not isinstance(value, bool | np.bool_) else said(value)
+
+
+def said(value: Any) -> str:
+    """A heading or a word in the reader's language, where a catalogue has it; a name as it is."""
+    if value in PAIRS:
+        return words().pair(value)
+    keys = (f"{kind}.{value}" for kind in KINDS)
+    return next((words()(key) for key in keys if key in words().texts), words().term(str(value)))
+
+
+def coco(records: Mapping[str, Mapping[str, float]]) -> Frame:
     """The twelve COCO numbers (columns) of each run (rows)."""
-    return pd.DataFrame(records).T
+    return Frame(records).T
 
 
-def starts(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def starts(found: Mapping[str, Mapping[str, Any]]) -> Frame:
     """COCO's numbers before (epoch 0) and after each training of a train record's `starts`, as far as there are any."""
     rows = {
         (name, when): numbers[when] for name, numbers in found.items() for when in ("before", "after") if numbers[when]
     }
-    frame = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows)).drop(columns="step", errors="ignore")
+    frame = Frame(list(rows.values()), pd.MultiIndex.from_tuples(rows)).drop(columns="step", errors="ignore")
     return frame.assign(epoch=frame["epoch"] + 1)
 
 
-def costs(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def costs(epochs: Iterable[Mapping[str, Any]]) -> Frame:
     """What each epoch of a train record's `cost` took; waiting is the share of its time spent waiting for images."""
-    frame = pd.DataFrame(list(epochs)).assign(epoch=lambda one: one["epoch"] + 1).set_index("epoch")
+    frame = Frame(list(epochs)).assign(epoch=lambda one: one["epoch"] + 1).set_index("epoch")
     memory = {"peak_rss_mib": "peak MiB", "peak_device_mib": "device peak MiB"}
     return frame.rename(columns={"images_per_second": "images/s", "waiting_share": "waiting", **memory})
 
 
-def speed(records: Iterable[Record]) -> pd.DataFrame:
+def speed(records: Iterable[Record]) -> Frame:
     """One row per work, batch and side from speed records: milliseconds, spread, images per second, memory."""
     rows = [
         {
@@ -65,61 +95,52 @@ def speed(records: Iterable[Record]) -> pd.DataFrame:
         for held in records
         for case in held.fields["cases"]
     ]
-    return pd.DataFrame(rows).sort_values(["work", "batch", "side"], ignore_index=True)
+    return Frame(rows).sort_values(["work", "batch", "side"], ignore_index=True)
 
 
-def operators(records: Iterable[Record], operation: str = "train") -> pd.DataFrame:
+def operators(records: Iterable[Record], operation: str = "train") -> Frame:
     """The slowest operators of the largest case of `operation`, milliseconds and calls, per side of speed records."""
     rows = []
     for held in records:
         cases = [case for case in held.fields["cases"] if case["operation"] == operation]
         slowest = max(cases, key=lambda case: case["batch"])["slowest_operators"]
         rows += [(held.side, *operator) for operator in slowest]
-    return pd.DataFrame(rows, columns=["side", "operator", "ms", "calls"])
+    return Frame(rows, columns=["side", "operator", "ms", "calls"])
 
 
-def state(fields: Mapping[str, Any]) -> pd.DataFrame:
-    """Entries, parameters and buffers of each part of a model (the name up to the first dot), from a convert record."""
-    frame = pd.DataFrame(fields["state"], columns=["name", "shape", "type", "kind", "sha256"])
-    frame["part"] = frame["name"].str.split(".").str[0]
-    frame["scalars"] = [math.prod(shape) for shape in frame["shape"]]
-    scalars = frame.pivot_table(index="part", columns="kind", values="scalars", aggfunc="sum", sort=False, fill_value=0)
-    return pd.DataFrame({"entries": frame.groupby("part", sort=False).size(), **scalars})
-
-
-def parts(network: Any) -> pd.DataFrame:
+def parts(network: Any) -> Frame:
     """Tensors and scalars trained in each part (the name up to the first dot) of a module with `named_parameters`."""
     sizes = [(name.split(".")[0], math.prod(parameter.shape)) for name, parameter in network.named_parameters()]
     frame = pd.DataFrame(sizes, columns=["part", "parameters"])
-    return frame.groupby("part", sort=False)["parameters"].agg(tensors="size", parameters="sum")
+    return Frame(frame.groupby("part", sort=False)["parameters"].agg(tensors="size", parameters="sum"))
 
 
-def tensors(arrays: Mapping[str, Any], prefix: str = "") -> pd.DataFrame:
+def tensors(arrays: Mapping[str, Any], prefix: str = "") -> Frame:
     """Shape, type, mean, deviation and largest size of each array whose name starts with `prefix`."""
     held = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     rows = {
         name: (str(array.shape), array.dtype.name, array.mean(), array.std(), abs(array).max())
         for name, array in held.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["shape", "type", "mean", "std", "max |x|"])
+    return Frame.from_dict(rows, orient="index", columns=["shape", "type", "mean", "std", "max |x|"])
 
 
-def values(named: Mapping[str, Any], title: str) -> pd.DataFrame:
+def values(named: Mapping[str, Any], title: str) -> Frame:
     """Named values as one column."""
     return side_by_side({title: named})
 
 
-def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Frame:
     """Named values, one column for each set of them."""
-    return pd.DataFrame({title: pd.Series(dict(named)) for title, named in columns.items()})
+    return Frame({title: pd.Series(dict(named)) for title, named in columns.items()})
 
 
-def overfit(check: Mapping[str, Any] | None) -> pd.DataFrame:
+def overfit(check: Mapping[str, Any] | None) -> Frame:
     """AP50 after each look of the overfit self-check; empty where it was not run."""
-    return pd.DataFrame(check["looks"] if check else [], columns=["step", "AP50"]).set_index("step")
+    return Frame(check["looks"] if check else [], columns=["step", "AP50"]).set_index("step")
 
 
-def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str, float]]) -> Frame:
     """Per discrete choice "assignment/<phase>/<name>": places, how many leave the commonest value, how many values.
 
     Where there are exact scores: the smallest margin in floors, how many lie below the gate, each score's largest one.
@@ -137,10 +158,10 @@ def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str,
             "below the gate": judged.within if margins else None,
             "floors of": ", ".join(f"{score} {text(floor)}" for score, floor in noise.get(name, {}).items()),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["phase", "decision"])
+    return Frame.from_dict(rows, orient="index").rename_axis(index=["phase", "decision"])
 
 
-def flips(records: Iterable[Record]) -> pd.DataFrame:
+def flips(records: Iterable[Record]) -> Frame:
     """Every discrete decision that flipped, from compare records, with its margin in floors; illegal ones first."""
     margin = "margin, floors"
     columns = ["model", "question", "pair", "decision", "chosen", margin, "gate, floors", "legal"]
@@ -159,27 +180,27 @@ def flips(records: Iterable[Record]) -> pd.DataFrame:
         for row in verdict["rows"]
         if row["what"] == FLIP
     ]
-    frame = pd.DataFrame(found, columns=columns)
+    frame = Frame(found, columns=columns)
     return frame.sort_values(["legal", margin], ascending=[True, False], ignore_index=True)
 
 
-def nearness(records: Iterable[Record]) -> pd.DataFrame:
+def nearness(records: Iterable[Record]) -> Frame:
     """How near to a toss-up each model's decisions were: how many there are, flipped, below the gate; the nearest."""
     rows = {
         (model, verdict["question"], verdict["pair"]): {name: verdict["values"][name] for name in NEARNESS}
         for model, verdict in _verdicts(records)
         if "nearest_name" in verdict["values"]
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(NEARNESS))
+    return Frame.from_dict(rows, orient="index", columns=list(NEARNESS))
 
 
-def verdict_matrix(records: Iterable[Record]) -> pd.DataFrame:
+def verdict_matrix(records: Iterable[Record]) -> Frame:
     """Verdicts by model and question (rows) and pair of sides (columns) of compare records; "" where none is asked."""
     cells = {(model, one["question"], one["pair"]): one["verdict"] for model, one in _verdicts(records)}
-    return pd.Series(cells).unstack(sort=False).fillna("").rename_axis(index=["model", "question"])
+    return Frame(pd.Series(cells).unstack(sort=False).fillna("").rename_axis(index=["model", "question"]))
 
 
-def closest_rows(records: Iterable[Record]) -> pd.DataFrame:
+def closest_rows(records: Iterable[Record]) -> Frame:
     """Of each verdict of compare records the judged number closest to its gate, or farthest beyond it."""
     found = [
         verdict | max(verdict["rows"], key=lambda row: float(row["ratio"]))  # "Infinity" is a fault
@@ -187,7 +208,7 @@ def closest_rows(records: Iterable[Record]) -> pd.DataFrame:
         if verdict["rows"]
     ]
     columns = ["question", "pair", "verdict", "name", "what", "error", "floor", "gate", "ratio", "note"]
-    return pd.DataFrame(found)[columns]
+    return Frame(found)[columns]
 
 
 def failures(records: Iterable[Record]) -> list[str]:
@@ -209,27 +230,6 @@ def _verdicts(records: Iterable[Record]) -> Iterator[tuple[str, dict[str, Any]]]
             yield held.model, verdict | {"rows": [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]}
 
 
-def gradient_norms(arrays: Mapping[str, np.ndarray], prefix: str) -> pd.DataFrame:
-    """L2 norm by part (rows) and phase or variant (columns) of arrays "<prefix><phase>/<parameter>"."""
-    squares: Counter = Counter()
-    for name in (name for name in arrays if name.startswith(prefix)):
-        phase, parameter = name.removeprefix(prefix).split("/", 1)
-        squares[parameter.split(".")[0], phase] += norm(arrays[name]) ** 2
-    return pd.Series({key: value**0.5 for key, value in squares.items()}).unstack(sort=False)
-
-
-def live(found: Mapping[str, Any] | None) -> pd.DataFrame:
-    """Each output of a live reference: its error beside our own, and the output's size; empty where none was run."""
-    outputs = found["outputs"] if found else {}
-    frame = pd.DataFrame.from_dict(outputs, orient="index", columns=["error", "floor", "scale"])
-    return frame.rename_axis(f"{found['name']} {found['version']}" if found else "no live reference here")
-
-
-def detections(rows: np.ndarray) -> pd.DataFrame:
-    """Detections (m, 6) with their columns named."""
-    return pd.DataFrame(rows, columns=["x1", "y1", "x2", "y2", "score", "label"]).astype({"label": int})
-
-
 def samples(
     sides: Mapping[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]], weights: str = "own"
 ) -> list[dict[str, Any]]:
@@ -246,30 +246,9 @@ def samples(
     ]
 
 
-def environments() -> pd.DataFrame:
-    """Every pinned package with its version in the two environments; a blank where one does without it."""
-    names = {"torch": "torch", "jittor": "jt"}
-    pins = {side: requirements(ROOT / f"environment-{name}.yml") for side, name in names.items()}
-    return (
-        pd.DataFrame({side: dict(pin.split("==") for pin in held) for side, held in pins.items()})
-        .sort_index()
-        .fillna("")
-    )
-
-
-def notebooks(folder: str | Path) -> pd.DataFrame:
-    """Each notebook's question and time, as its first cell states them."""
-    stated = {"question": r"\*\*Question\.\*\* (.+)", "time": r"Time: ([^.]+)", "kernel": r"Kernel: ([^.]+)"}
-    rows = {}
-    for path in sorted(Path(folder).glob("[0-9]*.ipynb")):
-        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        found = {name: re.search(pattern, first) for name, pattern in stated.items()}
-        rows[path.stem] = {name: one[1] if one else "" for name, one in found.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
 def text(value: Any) -> str:
     """A number as the report shows it: integers whole, others with four significant digits."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return str(value)
     if isinstance(value, int):
@@ -277,16 +256,8 @@ def text(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def closest_layers(fields: Mapping[str, Any], count: int = 8) -> pd.DataFrame:
-    """Of a divergence record the layers' own errors closest to their gates; empty for the reference's."""
-    rows = [row for row in localise(fields).rows() if row.passed is not None] if "layers" in fields else []
-    chosen = sorted(rows, key=lambda row: -row.ratio)[:count]
-    rows = [(row.name, row.what, row.error, row.gate, row.ratio) for row in chosen]
-    return pd.DataFrame(rows, columns=["layer", "what", "error", "gate", "ratio"])
-
-
-def stages(data: Iterable[tuple[str, Mapping[str, str]]]) -> pd.DataFrame:
+def stages(data: Iterable[tuple[str, Mapping[str, str]]]) -> Frame:
     """What a batch went through, with the beginning of each array's hash, from a lock-step record's `data`."""
-    return pd.DataFrame(
+    return Frame(
         [{"stage": name, "array": key, "SHA-256": digest[:12]} for name, held in data for key, digest in held.items()]
     )

@@ -4,18 +4,19 @@ Whoever wants to find it should stop reading here. A fault is in the weights or 
 kernel stored the other way round, a deviation where a variance belongs, a constant of another framework.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from lib import backend, convert, models
 from lib.alignment.exam.planting import Change, attribute, entry, planted
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.backend import nn
 from lib.errors import UserError
+from lib.show.messages import words
+from lib.show.tables import Frame
 
 MODEL, CLASSES, SIZE = "nanodet-plus-m_320", 10, 64
 BEYOND = 50  # times the noise: no rounding is that large, and a fault is larger
@@ -63,16 +64,19 @@ def _model(number: int | None, precision: str = "float32") -> nn.Module:
     return (backend.float64(model) if precision == "float64" else model).eval()
 
 
-def _outputs(model: nn.Module, names: Sequence[str], precision: str) -> dict[str, np.ndarray]:
-    """What each of the modules gives, all its tensors in one row, in order of execution."""
-    found: dict[str, np.ndarray] = {}
+def outputs(number: int | None, inside: str = "", precision: str = "float32") -> dict[str, np.ndarray]:
+    """What each part of a module gives, all its tensors in one row, in order of execution.
+
+    number: of the fault; None: the sound model. inside: the path of a module; empty: the whole model.
+    """
+    model = _model(number, precision)
+    found, modules = {}, dict(model.named_modules())
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         found.pop(name, None)  # an activation shared by two layers stands where it ran last
         found[name] = _flat(output)
 
-    modules = dict(model.named_modules())
-    for name in names:
+    for name in _parts(modules, inside):
         modules[name].register_forward_hook(partial(keep, name))
     with backend.no_grad():
         model(backend.tensor(seeded_input("image", (1, 3, SIZE, SIZE)).astype(precision)))
@@ -85,30 +89,28 @@ def _flat(output: Any) -> np.ndarray:
     return backend.numpy(output).astype(np.float64).ravel()
 
 
-def errors(number: int, inside: str = "") -> pd.DataFrame:
+def errors(number: int, inside: str = "") -> Frame:
     """How far each part of a module lies from the sound model's, in order of execution, beside what rounding does.
 
     inside: the path of a module; empty: the whole model. A part without parts of its own is a layer.
     """
-    modules = dict(_model(None).named_modules())
-    if inside not in modules:
-        raise UserError(f"inside: the model has no module '{inside}'")
-    runs = {"sound": (None, "float32"), "planted": (number, "float32"), "exact": (None, "float64")}
-    names = _parts(modules, inside)
-    found = {run: _outputs(_model(which, precision), names, precision) for run, (which, precision) in runs.items()}
+    sound, exact = outputs(None, inside), outputs(None, inside, "float64")
+    planted, modules = outputs(number, inside), dict(_model(None).named_modules())
     rows = {
         name: {
-            "error": _relative(found["planted"][name], sound),
-            "rounding": _relative(sound, found["exact"][name]),
+            "error": _relative(planted[name], values),
+            "rounding": _relative(values, exact[name]),
             "parts": sum(other.startswith(f"{name}.") for other in modules),
         }
-        for name, sound in found["sound"].items()
+        for name, values in sound.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["error", "rounding", "parts"])
+    return Frame.from_dict(rows, orient="index", columns=["error", "rounding", "parts"])
 
 
 def _parts(modules: Mapping[str, nn.Module], inside: str) -> list[str]:
     """The modules right inside one; for a list of modules, which is never called itself, those in it."""
+    if inside not in modules:
+        raise UserError(f"inside: the model has no module '{inside}'")
     prefix, found = f"{inside}." if inside else "", []
     for name in modules:
         if name.startswith(prefix) and name != inside and "." not in name[len(prefix) :]:
@@ -120,7 +122,7 @@ def _relative(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
-def wrong(table: pd.DataFrame) -> list[str]:
+def wrong(table: Frame) -> list[str]:
     """The parts of an `errors` table that are beyond rounding, the first one first."""
     return list(table.index[table["error"] > BEYOND * table["rounding"].clip(lower=1e-8)])
 
@@ -129,11 +131,11 @@ def check(number: int, answer: str) -> str:
     """Whether `answer` is the path of the wrong layer, and if not, where to look."""
     layer, modules = _fault(number).layer, dict(_model(None).named_modules())
     if not answer:
-        return "NOT YET: no answer; write the layer's path into the cell of parameters"
+        return words()("exercise.empty")
     if answer == layer:
-        return f"RIGHT: {layer}; {_fault(number).lesson}"
+        return words()("exercise.right").format(layer=layer, lesson=words().term(_fault(number).lesson))
     if answer not in modules:
-        return f"NOT YET: the model has no module '{answer}'"
+        return words()("exercise.absent").format(answer=answer)
     if layer.startswith(f"{answer}."):
-        return "NOT YET: it lies inside this one; go deeper"
-    return "NOT YET: this one only passes on what reaches it, or is sound"
+        return words()("exercise.deeper")
+    return words()("exercise.passes")

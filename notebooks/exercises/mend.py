@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import expit, softmax
 
 from lib import backend
 from lib.alignment.seeded import seeded_input
 from lib.errors import UserError
+from lib.show.messages import words
+from lib.show.tables import Frame
 
 CHANNELS, BINS, EPS, MOMENTUM = 4, 5, 1e-5, 0.1
 INPUT = (2, CHANNELS, 3, 3)
@@ -65,13 +66,14 @@ def found(path: Path) -> dict[str, Any]:
     }
 
 
-def check(path: str | Path) -> pd.DataFrame:
+def check(path: str | Path) -> Frame:
     """A row per property: what was found, what is expected, and RIGHT or NOT YET."""
     rows, mine = {}, found(Path(path))
     for name, value in expected().items():
-        error, verdict = float("nan"), f"NOT YET: shape {np.shape(mine[name])}, expected {np.shape(value)}"
+        shapes = {"found": np.shape(mine[name]), "expected": np.shape(value)}
+        error, verdict = float("nan"), words()("exercise.shape").format(**shapes)
         if np.shape(mine[name]) == np.shape(value):
             error = float(np.linalg.norm(np.asarray(mine[name], np.float64) - value) / np.linalg.norm(value))
             verdict = "RIGHT" if error <= GATE else "NOT YET"
         rows[name] = {"error": error, "verdict": verdict}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return Frame.from_dict(rows, orient="index")

@@ -17,6 +17,28 @@ import numpy as np
 
 from lib import backend
 from lib.backend import nn
+from lib.data import scenes, transforms
+
+INDEX = 3  # of the drawn scene: one with large and small things
+
+
+@dataclass(frozen=True)
+class View:
+    """A drawn scene of the built-in data set as a model sees it."""
+
+    input: np.ndarray  # (1, 3, h, w) float32
+    picture: np.ndarray  # (h, w, 3) uint8 RGB: the input as a person sees it
+    boxes: np.ndarray  # (k, 4) float32 xyxy, in pixels of the input
+    labels: np.ndarray  # (k,) int64
+
+
+def scene(model: str, size: tuple[int, int], index: int = INDEX) -> View:
+    """Scene number `index` as `model`, one of lib.models.NAMES, takes it at `size` (height, width)."""
+    drawn, recipe = scenes.draw(0, "tour", index, max(size)), transforms.recipe(model)
+    prepared, matrix = recipe.preprocess(drawn.image, size)
+    corners = np.concatenate([drawn.boxes[:, :2], drawn.boxes[:, :2] + drawn.boxes[:, 2:]], 1)
+    image = transforms.stack([prepared])
+    return View(image, recipe.as_picture(image[0]), transforms.warp_boxes(corners, matrix, size), drawn.labels)
 
 
 @dataclass(frozen=True)

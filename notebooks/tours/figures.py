@@ -1,6 +1,6 @@
-"""Figures of the tours through the models, in the style of lib.show.figures."""
+"""Figures of the tours through the models, in the style of lib.show.figures; their words are in texts/*/tours.po."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -8,11 +8,23 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from lib.show.figures import Picture, canvas, numbers, panels, picture, show_image, single, styled
+from lib.show.messages import words
+from lib.show.tables import said
 
 MARKS = "osD^vP*X"  # of boxes, levels and heads: told apart without colour
 DARK, LIGHT = "black", "#8a8a8a"
-SIDES = ("left", "top", "right", "bottom")
+SIDES = ("left", "top", "right", "bottom")  # keys of their words
 GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of a text on lines
+
+
+def _say(key: str, **values: object) -> str:
+    """A text of the tours in the shell's language, its placeholders filled in."""
+    return words()(f"tour.{key}").format(**values)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names of panels or rows in the shell's language, as one text."""
+    return words()("join.list").join(map(said, names))
 
 
 def _colour(index: int):
@@ -27,7 +39,7 @@ def _outline(axis: Axes, box: np.ndarray, colour, line: str = "-", width: float 
 def _pixels(axis: Axes, size: tuple[int, int]) -> None:
     """A frame for an image (height, width) without the image."""
     height, width = size
-    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="x (pixels)")
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel=_say("x"))
     axis.grid(False)
 
 
@@ -46,11 +58,11 @@ def _matrix(axis: Axes, values: np.ndarray, **options):
 @styled
 def wiring(nodes: Sequence) -> Picture:
     """Modules (notebooks.tours.Node) from top to bottom in order of execution, left to right by stride; arrows to what
-    reads them."""
+    reads them. Letters are as large as the rows: it is also looked at from the back of a room."""
     strides = sorted({node.stride for node in nodes})
     at = {node.name: (strides.index(node.stride), row) for row, node in enumerate(nodes)}
-    figure, axis = single(0.6 + 0.27 * len(nodes))
-    look = {"arrowstyle": "-|>", "mutation_scale": 7, "shrinkA": 3, "shrinkB": 4, "linewidth": 0.9, "color": LIGHT}
+    figure, axis = single(0.7 + 0.24 * len(nodes), 10.0)
+    look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 4, "shrinkB": 5, "linewidth": 1.2, "color": LIGHT}
     for node in nodes:
         for source in node.reads:
             (x, y), (u, v) = at[source], at[node.name]
@@ -58,26 +70,21 @@ def wiring(nodes: Sequence) -> Picture:
             axis.add_patch(FancyArrowPatch((x, y), (u, v), connectionstyle=f"arc3,rad={bend}", **look))
     for node in nodes:
         x, y = at[node.name]
-        axis.plot(x, y, "s", color=DARK if len(node.reads) != 1 else "white", markeredgecolor=DARK, markersize=5)
+        axis.plot(x, y, "s", color=DARK if len(node.reads) != 1 else "white", markeredgecolor=DARK, markersize=8)
         name = f"{node.name.partition('.')[2]}  {node.channels}"
-        axis.text(x + 0.07, y, name, fontsize=7, va="center", bbox=GROUND)
-    axis.set(xlim=(-0.4, len(strides) - 0.25), ylim=(len(nodes) - 0.4, -0.6), ylabel="order of execution")
-    axis.set(xlabel="stride (pixels); name and channels of each output")
-    axis.set_xticks(range(len(strides)), list(map(str, strides)))
+        axis.text(x + 0.08, y, name, fontsize=12, va="center", bbox=GROUND)
+    axis.set(xlim=(-0.3, len(strides) - 0.1), ylim=(len(nodes) - 0.4, -0.6))
+    axis.set_xlabel(_say("wiring.x"), fontsize=12)
+    axis.set_ylabel(_say("wiring.y"), fontsize=12)
+    axis.set_xticks(range(len(strides)), list(map(str, strides)), fontsize=12)
     axis.set_yticks([])
-    said = "Which module reads which: arrows lead from a module to its readers; filled squares join several."
-    return picture(figure, said)
+    return picture(figure, _say("wiring"))
 
 
 # -------------------------------------------------------------------------------------------------------- Gold-YOLO
 @styled
 def kernels(parts: Mapping[str, np.ndarray], shown: int = 8) -> Picture:
     """Kernels (c_out, c_in, 3, 3) of the first output channel: one row per part, one column per input channel."""
-    if not parts:
-        figure, axis = single(1.0)
-        axis.text(0.5, 0.5, "this size has no block with branches", ha="center")
-        axis.set_axis_off()
-        return picture(figure, "This size has no block with branches.")
     shown = min(shown, next(iter(parts.values())).shape[1])
     figure, axes = canvas(len(parts), shown, (8.0, 0.5 + 0.95 * len(parts)))
     # Shades end at a middling row's largest weight: the identity's would drown the others.
@@ -86,12 +93,11 @@ def kernels(parts: Mapping[str, np.ndarray], shown: int = 8) -> Picture:
         for channel, axis in enumerate(row):
             image = _matrix(axis, part[0, channel], cmap="gray", vmin=-middle, vmax=middle)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(said(name), rotation=0, ha="right", va="center")
     for channel, axis in enumerate(axes[-1]):
-        axis.set_xlabel(f"input {channel}")
-    figure.colorbar(image, ax=axes, label="weight", shrink=0.8, extend="both")
-    said = "Kernels of the branches of one block, their sum, and the kernel of the merged block."
-    return picture(figure, said, dense=True)
+        axis.set_xlabel(_say("kernels.channel", channel=channel))
+    figure.colorbar(image, ax=axes, label=_say("kernels.weight"), shrink=0.8, extend="both")
+    return picture(figure, _say("kernels", parts=_listed(parts)), dense=True)
 
 
 @styled
@@ -101,71 +107,79 @@ def attention(panels: Mapping[str, np.ndarray], shown: int = 4) -> Picture:
     for row, (name, shares) in zip(axes, panels.items()):
         for head, axis in enumerate(row):
             image = _matrix(axis, shares[head], cmap="Greys", vmin=0, vmax=1)
-            axis.set_title(f"{name}, head {head}", fontsize=8)
-        row[0].set_ylabel("asking pixel")
+            axis.set_title(_say("attention.title", name=said(name), head=head), fontsize=8)
+        row[0].set_ylabel(_say("attention.y"))
     for axis in axes[-1]:
-        axis.set_xlabel("answering pixel")
-    figure.colorbar(image, ax=axes, label="share", shrink=0.8)
-    said = "Attention among the coarsest map's pixels: a row per asking pixel, dark where it looks."
-    return picture(figure, said, dense=True)
+        axis.set_xlabel(_say("attention.x"))
+    figure.colorbar(image, ax=axes, label=_say("attention.share"), shrink=0.8)
+    return picture(figure, _say("attention"), dense=True)
 
 
 @styled
 def sides(distances: np.ndarray) -> Picture:
-    """Sides (k, 4 b) of a few cells as the head gives them: probabilities of b distances and their mean, or one number
-    each."""
+    """Sides (k, 4 b) of a few cells as the head gives them, b > 1: probabilities of b distances, and their mean."""
     bins = distances.shape[1] // 4
-    height = 0.5 + (1.2 if bins > 1 else 0.6) * len(distances)
-    figure, axes = canvas(len(distances), 4, (8.0, height), sharex=True, sharey="row")
+    figure, axes = canvas(len(distances), 4, (8.0, 0.5 + 1.2 * len(distances)), sharex=True, sharey="row")
     for index, (row, cell) in enumerate(zip(axes, distances.reshape(len(distances), 4, bins)), 1):
         for axis, values in zip(row, cell):
-            _side(axis, values)
-        row[0].set_ylabel(f"cell {index}\nprobability" if bins > 1 else f"cell {index}")
+            shares = np.exp(values - np.logaddexp.reduce(values))
+            axis.bar(range(bins), shares, color=LIGHT)
+            mean = float(shares @ np.arange(bins))
+            axis.axvline(mean, color=DARK, linestyle="--", linewidth=1.0)
+            form = {"fontsize": 7, "ha": "right", "va": "top", "bbox": GROUND}
+            axis.text(0.98, 0.95, f"{mean:.2f}", transform=axis.transAxes, **form)
+        row[0].set_ylabel(_say("sides.y", cell=index))
     for axis, side in zip(axes[0], SIDES):
-        axis.set_title(side)
+        axis.set_title(_say(side))
     for axis in axes[-1]:
-        axis.set_xlabel("distance (strides)")
-    spread = "a distribution over distances; the dashed line is its mean"
-    what = spread if bins > 1 else "one number, the length of the bar"
-    return picture(figure, f"The four sides of a few cells' boxes: each is {what}.")
+        axis.set_xlabel(_say("sides.x"))
+    return picture(figure, _say("sides"))
 
 
-def _side(axis: Axes, values: np.ndarray) -> None:
-    if len(values) > 1:
-        shares = np.exp(values - np.logaddexp.reduce(values))
-        axis.bar(range(len(shares)), shares, color=LIGHT)
-        mean = float(shares @ np.arange(len(shares)))
-        axis.axvline(mean, color=DARK, linestyle="--", linewidth=1.0)
-    else:
-        mean = float(values[0])
-        axis.barh(0, mean, color=LIGHT)
-        axis.margins(x=0.25)  # room for the number
-        axis.set_yticks([])
-    axis.text(0.98, 0.95, f"{mean:.2f}", transform=axis.transAxes, fontsize=7, ha="right", va="top", bbox=GROUND)
+@styled
+def boxes_of_cells(sides: np.ndarray, columns: int = 4) -> Picture:
+    """Boxes that sides (k, 4) left, top, right, bottom, in strides, span around the centres of their cells."""
+    figure, axes = panels(len(sides), columns, (8.0, 2.4 * -(-len(sides) // columns)))
+    reach = 1.15 * np.abs(sides).max()
+    for index, (axis, (left, top, right, bottom)) in enumerate(zip(axes, sides), 1):
+        _outline(axis, np.array([-left, -top, right, bottom]), DARK)
+        axis.plot(0, 0, "+", color=DARK, markersize=9)
+        for x, y, value in ((-left / 2, 0, left), (0, -top / 2, top), (right / 2, 0, right), (0, bottom / 2, bottom)):
+            axis.text(x, y, f"{value:.2f}", fontsize=7, ha="center", va="center", bbox=GROUND)
+        axis.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", title=_say("cell", cell=index))
+        axis.set_xlabel(_say("sides.x"))
+    return picture(figure, _say("boxes"))
 
 
 @styled
 def assignments(
-    found: Mapping[str, np.ndarray], boxes: np.ndarray, cells: np.ndarray, size: tuple[int, int], centre: float = 0.5
+    found: Mapping[str, np.ndarray],
+    boxes: np.ndarray,
+    cells: np.ndarray,
+    size: tuple[int, int],
+    centre: float = 0.5,
+    image: np.ndarray | None = None,
 ) -> Picture:
     """Which cell was given which box, one panel per assigner: the positive cells in their box's colour and shape.
 
     found: name -> (p,) 0 for background, else the 1-based box; cells (p, 3): x, y of the top left corner, stride, in
-    pixels; centre: where in its cell a point lies by which the model measures.
+    pixels; centre: where in its cell a point lies by which the model measures; image (h, w, 3), drawn pale below.
     """
     figure, axes = canvas(1, len(found), (8.0, 8.0 / max(2, len(found)) + 0.4), sharey=True)
     for axis, (name, chosen) in zip(axes[0], found.items()):
+        if image is not None:
+            axis.imshow(image, alpha=0.35, extent=(0, size[1], size[0], 0))
         for index, box in enumerate(boxes):
             mine = cells[chosen == index + 1]
             _outline(axis, box, _colour(index))
             marks = {"marker": MARKS[index % len(MARKS)], "color": _colour(index), "edgecolor": DARK, "linewidth": 0.4}
             axis.scatter(*(mine[:, :2] + centre * mine[:, 2:]).T, s=1.5 * mine[:, 2], **marks)
-            axis.text(box[0], box[1] - 3, f"box {index + 1}: {len(mine)}", fontsize=7, zorder=1)
+            label = _say("assignments.box", box=index + 1, cells=len(mine))
+            axis.text(box[0], max(box[1] - 3, 8), label, fontsize=7, zorder=3, bbox=GROUND)
         _pixels(axis, size)
-        axis.set_title(f"{name}: {int((chosen > 0).sum())} cells")
-    axes[0, 0].set_ylabel("y (pixels)")
-    said = f"Positive cells of each box by {' and by '.join(found)}; larger marks: coarser levels."
-    return picture(figure, said, dense=True)
+        axis.set_title(_say("assignments.title", name=said(name), cells=int((chosen > 0).sum())))
+    axes[0, 0].set_ylabel(_say("y"))
+    return picture(figure, _say("assignments", names=_listed(found)), dense=True)
 
 
 @styled
@@ -175,10 +189,9 @@ def residuals(factors: Mapping[str, np.ndarray]) -> Picture:
     figure, axis = single(1.0 + 0.3 * len(values))
     _matrix(axis, values, cmap="gray", vmin=0, vmax=1.3, aspect="auto")
     numbers(axis, [[f"{value:.2g}" for value in row] for row in values], values < 0.5, size=6)
-    axis.set_yticks(range(len(values)), list(factors))
-    axis.set_xlabel("image of the batch")
-    said = "Factor with which each residual of the transformer is added, per image; zero where it was dropped."
-    return picture(figure, said)
+    axis.set_yticks(range(len(values)), list(map(said, factors)))
+    axis.set_xlabel(_say("residuals.x"))
+    return picture(figure, _say("residuals"))
 
 
 # ---------------------------------------------------------------------------------------------------------- RT-DETR
@@ -190,14 +203,15 @@ def reach(panels: Mapping[str, np.ndarray]) -> Picture:
         _matrix(axis, np.where(seen, 0.55, 0.0), cmap="Greys", vmin=0, vmax=1)
         rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
         within = f"{np.ptp(rows) + 1} × {np.ptp(columns) + 1}"
-        axis.set_title(f"{name}\n{int(seen.sum())} of {seen.size} pixels,\nwithin {within}", fontsize=8)
-        axis.set_xlabel("column")
+        count = _say("reach.count", seen=int(seen.sum()), of=seen.size, within=within)
+        axis.set_title(f"{said(name)}\n{count}", fontsize=8)
+        axis.set_xlabel(_say("column"))
         axis.set_xticks(np.arange(-0.5, seen.shape[1]), minor=True)
         axis.set_yticks(np.arange(-0.5, seen.shape[0]), minor=True)
         axis.grid(True, which="minor", color="#bdbdbd", linewidth=0.4)
         axis.tick_params(which="minor", length=0)
-    axes[0, 0].set_ylabel("row")
-    return picture(figure, f"Input pixels that are read by {', by '.join(panels)}.", dense=True)
+    axes[0, 0].set_ylabel(_say("row"))
+    return picture(figure, _say("reach", names=_listed(panels)), dense=True)
 
 
 @styled
@@ -211,12 +225,11 @@ def positions(panels: Mapping[str, np.ndarray], at: tuple[int, int]) -> Picture:
     for axis, (name, cosines) in zip(axes[0], likeness.items()):
         image = _matrix(axis, cosines, cmap="Greys", vmin=least, vmax=1)
         axis.plot(at[1], at[0], "o", markersize=9, fillstyle="none", color="white", markeredgewidth=1.6)
-        axis.set_title(name, fontsize=8)
-        axis.set_xlabel("column")
-    axes[0, 0].set_ylabel("row")
-    figure.colorbar(image, ax=axes, label="cosine", shrink=0.9)
-    said = f"Likeness of one pixel's position embedding to all others': {', '.join(panels)}."
-    return picture(figure, said, dense=True)
+        axis.set_title(said(name), fontsize=8)
+        axis.set_xlabel(_say("column"))
+    axes[0, 0].set_ylabel(_say("row"))
+    figure.colorbar(image, ax=axes, label=_say("positions.cosine"), shrink=0.9)
+    return picture(figure, _say("positions", names=_listed(panels)), dense=True)
 
 
 @styled
@@ -232,17 +245,16 @@ def selection(image: np.ndarray, scores: np.ndarray, tokens: np.ndarray, sizes: 
     marks = {"linewidth": 0.7, "edgecolor": DARK, "facecolor": (1, 1, 1, 0.55)}
     for index, (rows, columns) in enumerate(sizes):
         mine = tokens[level[tokens] == index]
-        label = f"{rows} × {columns} map: {len(mine)} of {rows * columns}"
+        label = _say("selection.level", rows=rows, columns=columns, chosen=len(mine), of=rows * columns)
         points = (places[mine] * (image.shape[1], image.shape[0])).T
         shown.scatter(*points, s=12 * 3**index, marker=MARKS[index], label=label, **marks)
     shown.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01))
     falling, count = np.sort(scores)[::-1], len(tokens)
     ranks.plot(np.arange(1, len(falling) + 1), falling, color=DARK)
-    ranks.axvline(count + 0.5, color=LIGHT, linestyle="--", label=f"the first {count} become queries")
-    ranks.set(xlabel="rank of the token", ylabel="best class logit")
+    ranks.axvline(count + 0.5, color=LIGHT, linestyle="--", label=_say("selection.cut", count=count))
+    ranks.set(xlabel=_say("selection.x"), ylabel=_say("selection.y"))
     ranks.legend(loc="upper right")
-    said = f"The {count} selected tokens on the image, and the falling scores of all {len(falling)}."
-    return picture(figure, said, dense=True)
+    return picture(figure, _say("selection", count=count, of=len(falling)), dense=True)
 
 
 def _cells(sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -267,21 +279,22 @@ def sampling(image: np.ndarray, layers: Mapping[str, object]) -> Picture:
         for head, (places, shares) in enumerate(zip(read.places, read.shares)):
             marks = {"marker": MARKS[head % len(MARKS)], "color": _colour(head), "edgecolor": "white", "linewidth": 0.4}
             points = (places.reshape(-1, 2) * extent).T
-            axis.scatter(*points, s=4 + 220 * shares.reshape(-1), label=f"head {head}", **marks)
+            axis.scatter(*points, s=4 + 220 * shares.reshape(-1), label=_say("head", head=head), **marks)
         points = np.concatenate([corners, read.places.reshape(-1, 2) * extent])  # a square part with all of them
         middle, half = (points.min(0) + points.max(0)) / 2, 0.6 * np.ptp(points, axis=0).max()
         axis.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
-        axis.set_title(name, fontsize=8)
-        axis.set_xlabel("x (pixels)")
-    axes[0].set_ylabel("y (pixels)")
+        axis.set_title(said(name), fontsize=8)
+        axis.set_xlabel(_say("x"))
+    axes[0].set_ylabel(_say("y"))
     legend = {"loc": "outside lower center", "ncols": 8, "fontsize": 7, "handletextpad": 0.1, "columnspacing": 1.0}
     figure.legend(*axes[0].get_legend_handles_labels(), **legend)
-    return picture(figure, f"Sampling points of one query in {', '.join(layers)}, around its dashed box.", dense=True)
+    return picture(figure, _say("sampling", layers=_listed(layers)), dense=True)
 
 
 @styled
 def denoising(noised: Mapping[str, np.ndarray], boxes: np.ndarray, size: tuple[int, int]) -> Picture:
-    """Noised boxes (m, 4) of each sign, thin, over the image's boxes (k, 4), thick, in pixels."""
+    """Noised boxes (m, 4) of each sign ("positive", "negative"), thin, over the image's boxes (k, 4), thick, in
+    pixels."""
     figure, axes = canvas(1, len(noised), (8.0, 8.0 / len(noised) + 0.3), sharey=True)
     for axis, (name, moved) in zip(axes[0], noised.items()):
         for index, box in enumerate(moved):
@@ -290,10 +303,9 @@ def denoising(noised: Mapping[str, np.ndarray], boxes: np.ndarray, size: tuple[i
             _outline(axis, box, "white", "-", 4.0)
             _outline(axis, box, _colour(index), "-", 2.4)
         _pixels(axis, size)
-        axis.set_title(f"{name}: {len(moved)} noised boxes")
-    axes[0, 0].set_ylabel("y (pixels)")
-    said = "Noised copies (thin) of boxes (thick): those to be mended, and those to be turned down."
-    return picture(figure, said, dense=True)
+        axis.set_title(_say(f"denoising.{name}", count=len(moved)))
+    axes[0, 0].set_ylabel(_say("y"))
+    return picture(figure, _say("denoising"), dense=True)
 
 
 @styled
@@ -303,9 +315,8 @@ def mask(blocks: np.ndarray, denoising: int) -> Picture:
     _matrix(axis, blocks != 0, cmap="Greys", vmin=0, vmax=1.4)
     for line in (axis.axhline, axis.axvline):
         line(denoising - 0.5, color=DARK, linewidth=0.8)
-    axis.set(xlabel=f"seen query (the first {denoising} are denoising queries)", ylabel="looking query")
-    said = "Attention mask: dark where the looking query (row) does not see the other (column)."
-    return picture(figure, said, dense=True)
+    axis.set(xlabel=_say("mask.x", count=denoising), ylabel=_say("mask.y"))
+    return picture(figure, _say("mask"), dense=True)
 
 
 @styled
@@ -326,7 +337,6 @@ def costs(cost: np.ndarray, queries: np.ndarray, boxes: np.ndarray, gap: float, 
         axis.add_patch(Rectangle((box - 0.47, row - 0.44), 0.94, 0.88, fill=False, edgecolor="#d55e00", linewidth=2.0))
     axis.set_xticks(range(cost.shape[1]), [str(box + 1) for box in range(cost.shape[1])])
     axis.set_yticks(range(len(rows)), list(map(str, rows)))
-    axis.set(xlabel="box", ylabel="query", title=f"the second cheapest assignment costs {gap:.2g} more")
-    figure.colorbar(image, ax=axis, label="cost")
-    said = f"Costs of the cheapest queries for each box; the {len(queries)} chosen pairs are framed."
-    return picture(figure, said, dense=True)
+    axis.set(xlabel=_say("costs.x"), ylabel=_say("costs.y"), title=_say("costs.gap", gap=f"{gap:.2g}"))
+    figure.colorbar(image, ax=axis, label=_say("costs.cost"))
+    return picture(figure, _say("costs", count=len(queries)), dense=True)

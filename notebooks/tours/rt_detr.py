@@ -1,22 +1,12 @@
-"""What the tour of RT-DETR looks at: an image, sampling points of attention, noised boxes, losses by layer."""
+"""What the tour of RT-DETR looks at: where deformable attention reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib.data import boxes, scenes, transforms
-from lib.models.rt_detr import HEADS, LEVELS, POINTS, Denoising, Truth, corners, denoising
+from lib.models.rt_detr import HEADS, LEVELS, POINTS
 from notebooks.tours import Call, softmax
-
-INDEX = 3  # of the drawn scene: one with large and small things
-
-
-def scene(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn scene of the built-in data set as network input (1, 3, size, size), and as a picture of it, RGB."""
-    recipe = transforms.RECIPES["rt_detr"]
-    prepared, _ = recipe.preprocess(scenes.draw(0, "tour", INDEX, size).image, (size, size))
-    return prepared[None], recipe.as_picture(prepared)
 
 
 def places(offsets: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -54,28 +44,3 @@ def sampling(found: Mapping[str, Call], query: int) -> dict[str, Sampling]:
         shares = softmax(weights.reshape(HEADS, LEVELS * POINTS)).reshape(HEADS, LEVELS, POINTS)
         layers[f"layer {path.split('.')[-2]}"] = Sampling(queries[0], places(offsets[None], queries)[0], shares)
     return layers
-
-
-def noised_boxes(noised: Denoising, image: int, size: tuple[int, int], groups: int) -> dict[str, np.ndarray]:
-    """Boxes xyxy in pixels of an image's first groups of denoising queries: those to mend and those to turn down."""
-    slots = noised.labels.shape[1] // (2 * noised.groups)
-    height, width = size
-    pixels = corners(boxes.sigmoid(noised.boxes[image])) * np.array([width, height, width, height])
-    positive, negative = pixels.reshape(noised.groups, 2, slots, 4)[:groups].transpose(1, 0, 2, 3).reshape(2, -1, 4)
-    return {"positive": positive, "negative": negative}
-
-
-def denoising_queries(boxes: int) -> int:
-    """How many denoising queries a batch has whose fullest image has so many boxes."""
-    truth = Truth(np.zeros(boxes, np.int64), np.full((boxes, 4), 0.5))
-    noised = denoising([truth], 1, np.random.default_rng(0))
-    return 0 if noised is None else noised.labels.shape[1]
-
-
-def by_prediction(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The criterion's losses: kind -> prediction ("final", "aux_0", "dn_0", …) -> value."""
-    found: dict[str, dict[str, float]] = {}
-    for name, value in values.items():
-        kind, _, prediction = name.removeprefix("loss_").partition("_")
-        found.setdefault(kind, {})[prediction or "final"] = value
-    return found

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from lib.alignment.exam import planting
 from lib.alignment.exam.examination import CAUGHT, CLEAN, LOCALISED, Result
 from lib.alignment.exam.gates import GATES
 from lib.alignment.exam.planting import Fault
-from lib.alignment.rosetta import Whole
+from lib.show.messages import words
+from lib.show.tables import Frame, said
 
 
 def faults(held: Sequence[Result]) -> list[Result]:
@@ -46,19 +45,19 @@ def verdict(held: Sequence[Result]) -> str:
     return "PASS" if planted and clean(held) else "NOT RUN"
 
 
-def catalogue(planted: Sequence[Fault]) -> Whole:
+def catalogue(planted: Sequence[Fault]) -> Frame:
     """A row per fault, before any is planted."""
     rows = [{"fault": f.name, "what people do": f.people, "class": f.kind, "in": f.subject} for f in planted]
-    return Whole(pd.DataFrame(rows, columns=["fault", "what people do", "class", "in"]))
+    return Frame(rows, columns=["fault", "what people do", "class", "in"])
 
 
-def by_gate(held: Sequence[Result]) -> Whole:
+def by_gate(held: Sequence[Result]) -> Frame:
     """How many faults each gate was the first to catch, in the gates' order."""
     rows = [{"gate": gate, "faults caught first": sum(r.gate == gate for r in faults(held))} for gate in GATES]
-    return Whole(pd.DataFrame(rows, columns=["gate", "faults caught first"]))
+    return Frame(rows, columns=["gate", "faults caught first"])
 
 
-def table(held: Sequence[Result]) -> Whole:
+def table(held: Sequence[Result]) -> Frame:
     """A row per fault or clean run."""
     rows = [
         {
@@ -73,32 +72,44 @@ def table(held: Sequence[Result]) -> Whole:
         for r in held
     ]
     columns = ["fault", "what people do", "in", "caught by", "times the gate", "named", "localised"]
-    return Whole(pd.DataFrame(rows, columns=columns))
+    return Frame(rows, columns=columns)
 
 
 def _shown(named: Sequence[str]) -> str:
-    return named[0] + (f" and {len(named) - 1} more" if len(named) > 1 else "") if named else ""
+    more = _say("more", count=len(named) - 1) if len(named) > 1 else ""
+    return named[0] + more if named else ""
 
 
 def summary(held: Sequence[Result]) -> str:
     """The exam in lines: numbers, survivors, what was not localised, false alarms, the verdict."""
     planted, right = faults(held), [r for r in faults(held) if r.caught and r.localised]
     if not planted:
-        return "NOT RUN: no fault was planted; `make exam` plants them"
-    caught = len(planted) - len(survivors(held))
+        return _say("none")
+    caught, ran = len(planted) - len(survivors(held)), len(clean(held))
     lines = [
-        f"{caught} of {len(planted)} faults caught ({caught / len(planted):.0%}; asked: {CAUGHT:.0%})",
-        f"{len(right)} localised ({len(right) / len(planted):.0%}; asked: {LOCALISED:.0%})",
-        f"{len(alarms(held))} false alarms in {len(clean(held))} clean runs (asked: none)",
-        f"{sum(r.seconds for r in held):.0f} s",
+        _say("caught", count=caught, of=len(planted), share=f"{caught / len(planted):.0%}", asked=f"{CAUGHT:.0%}"),
+        _say("localised", count=len(right), share=f"{len(right) / len(planted):.0%}", asked=f"{LOCALISED:.0%}"),
+        _say("alarms", count=len(alarms(held)), of=ran),
+        _say("seconds", count=f"{sum(r.seconds for r in held):.0f}"),
     ]
     known = len(planting.catalogue())
-    if missing := known - len(planted) + len(CLEAN) - len(clean(held)):
-        lines.append(f"not run: {missing} of the whole exam's {known} faults and {len(CLEAN)} clean runs")
+    if missing := known - len(planted) + len(CLEAN) - ran:
+        lines.append(_say("missing", count=missing, faults=known, clean=len(CLEAN)))
     lines += [
-        f"survivor: {r.name} ({r.subject}); {r.people}: its largest error is {r.ratio:.2g} of a gate"
+        _say("survivor", name=r.name, subject=r.subject, people=words().term(r.people), ratio=f"{r.ratio:.2g}")
         for r in survivors(held)
     ]
-    lines += [f"not localised: {r.name}; {r.gate} names {_shown(r.named) or 'nothing'}" for r in misplaced(held)]
-    lines += [f"false alarm: {r.name} ({r.subject}); {r.gate}, {_shown(r.named)}: {r.note}" for r in alarms(held)]
+    nothing = _say("nothing")
+    lines += [
+        _say("misplaced", name=r.name, gate=said(r.gate), named=_shown(r.named) or nothing) for r in misplaced(held)
+    ]
+    lines += [
+        _say("alarm", name=r.name, subject=r.subject, gate=said(r.gate), named=_shown(r.named), note=r.note)
+        for r in alarms(held)
+    ]
     return "\n".join([*lines, verdict(held)])
+
+
+def _say(key: str, **values: object) -> str:
+    """A line of the exam in the shell's language."""
+    return words()(f"exam.{key}").format(**values)
