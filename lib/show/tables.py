@@ -132,7 +132,7 @@ def values(named: Mapping[str, Any], title: str) -> Frame:
 
 def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Frame:
     """Named values, one column for each set of them."""
-    return Frame({title: pd.Series(dict(named)) for title, named in columns.items()})
+    return Frame({title: pd.Series(dict(named), dtype=object) for title, named in columns.items()})
 
 
 def overfit(check: Mapping[str, Any] | None) -> Frame:
