@@ -36,8 +36,8 @@ class Frame(pd.DataFrame):
         shown = self.style.format(shown_as, escape="html").set_table_styles(NUMBERS)
         for axis in (0, 1):
             shown = shown.format_index(said, axis=axis, escape="html").format_index_names(said, axis=axis)
-        words_alone = [column for column in self if all(isinstance(value, str) for value in self[column])]
-        shown = shown.set_table_styles({column: [TEXTS] for column in words_alone}, axis=0, overwrite=False)
+        texts = [column for column in self if all(isinstance(value, str) for value in self[column].dropna())]
+        shown = shown.set_table_styles({column: [TEXTS] for column in texts}, axis=0, overwrite=False)
         return shown.to_html(max_rows=ROWS)
 
 
@@ -132,7 +132,7 @@ def values(named: Mapping[str, Any], title: str) -> Frame:
 
 def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Frame:
     """Named values, one column for each set of them."""
-    return Frame({title: pd.Series(dict(named)) for title, named in columns.items()})
+    return Frame({title: pd.Series(dict(named), dtype=object) for title, named in columns.items()})
 
 
 def overfit(check: Mapping[str, Any] | None) -> Frame:
