@@ -123,7 +123,8 @@ class Port:
         self.title = next(iter(self.records.values()))("model")
         if any(stage in READERS for _, stage in self.records):  # else the port has not seen the report's data set
             self._held = self.records | dict(shared)
-        curves, results = (pictures.draw(Evidence(folder, name), one, words) for one in ("training", "evaluation"))
+        evidence = Evidence(folder, name)
+        curves, results = (pictures.draw(evidence, one, words) for one in ("training", "evaluation"))
         self._notebooks = notebooks
         self.items = {
             "environment": self._item("environment", *self._asked(ENVIRONMENT)),

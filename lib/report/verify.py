@@ -19,6 +19,7 @@ from lib.record import ROOT, load_arrays, sha256
 from lib.report import bound, fragments, pictures
 from lib.report.page import COUNTED
 from lib.show.messages import LANGUAGES, Messages
+from lib.show.style import TONES
 
 PAGES = ("index.html", "handin.html")
 UNSEEN = ("style", "title", "script", "data")
@@ -152,16 +153,17 @@ def _tokens(text: str) -> list[str]:
 
 def _disguised(content: Content, words: Messages) -> Iterator[str]:
     """What could make the page look other than it says."""
-    own = {path.read_text(encoding="utf-8").strip() for path in OWN}
+    texts = {path.read_text(encoding="utf-8").strip() for path in OWN}
     for element in content.page.select("style, script"):
-        if (element.string or "").strip() not in own or element.name == "script" and element.attrs:
+        if (element.string or "").strip() not in texts or element.name == "script" and element.attrs:
             yield f"the page runs a {element.name} of its own, which may change what it shows"
     reading = str(Content(fragments.fill("axis.html.j2", t=words)).page.svg)
     for element in content.page.select("svg"):
         if str(element) != reading:
             yield f"{where(element)}: the picture is not the project's own"
     for element in content.page.find_all(True):
-        if any(name in ("style", "hidden") or name.startswith("on") for name in element.attrs):
+        own = {"style"} if element.name == "img" and element.get("style") == TONES else set()
+        if any(name in ("style", "hidden") or name.startswith("on") for name in element.attrs.keys() - own):
             yield f"{where(element)}: <{element.name}> has a style or script of its own, which may change what it shows"
     for link in content.page.select("a.csv"):
         if link.get("href") != fragments.sheet(str(link.find_previous("table"))):
