@@ -65,8 +65,10 @@ def typed(notebook: NotebookNode) -> NotebookNode:
 
 
 def _apart(cell: NotebookNode) -> list[NotebookNode]:
-    """The cell, or its code and what it gave as two cells."""
-    if cell.cell_type != "code" or not cell.outputs or len(cell.source.splitlines()) <= SHORT:
+    """The cell, or its code and the tables or pictures that it gave as two cells."""
+    if cell.cell_type != "code" or len(cell.source.splitlines()) <= SHORT:
+        return [cell]
+    if not any("text/html" in one.get("data", {}) for one in cell.outputs):
         return [cell]
     given = deepcopy(cell)
     cell.outputs, given.id = [], f"{cell.id}-{RESULT}"
