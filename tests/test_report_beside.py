@@ -33,7 +33,7 @@ def judged(tmp_path_factory):
 def folder(judged, tmp_path, monkeypatch):
     """A report folder; nothing is printed or drawn."""
     monkeypatch.setattr(pdf, "write", synthetic.printed)
-    monkeypatch.setattr(pictures, "draw", lambda evidence, question: ())
+    monkeypatch.setattr(pictures, "draw", lambda *_: ())
     return Path(shutil.copytree(judged, tmp_path / "quick"))
 
 

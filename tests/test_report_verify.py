@@ -36,14 +36,14 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once():
-    """Every copy's figures are the same: they are drawn for the first and kept."""
+    """Every copy's figures are the same in a language: they are drawn for the first and kept."""
     draw = pictures.draw
     kept = {}
 
-    def drawn(evidence, question):
-        if question not in kept:
-            kept[question] = draw(evidence, question)
-        return kept[question]
+    def drawn(evidence, question, words):
+        if (question, words.language) not in kept:
+            kept[question, words.language] = draw(evidence, question, words)
+        return kept[question, words.language]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw", drawn)

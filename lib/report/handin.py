@@ -122,7 +122,7 @@ class Port:
         if any(stage in READERS for _, stage in self.records):  # else the port has not seen the report's data set
             self._held = self.records | dict(shared)
         evidence = Evidence(folder, name)
-        curves, results = (pictures.draw(evidence, question) for question in ("training", "evaluation"))
+        curves, results = (pictures.draw(evidence, question, words) for question in ("training", "evaluation"))
         self.items = (
             self._item("environment", *self._asked(ENVIRONMENT)),
             self._item("data", *self._asked(DATA)),

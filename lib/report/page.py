@@ -203,7 +203,7 @@ class Section:
         shown = [column for column in COLUMNS if column != "target" or self.answers[0].held["target"]]
         self.header = [self.words(f"column.{column}") for column in shown]
         self.groups = [(one.counted, rows) for one in self.answers if (rows := one.rows(shown))]
-        self.pictures = pictures.draw(model.evidence, question)
+        self.pictures = pictures.draw(model.evidence, question, model.words)
         self.beside = beside.tables(question, model.evidence.model, model.records, model.shared, self.words)
 
     @cached_property

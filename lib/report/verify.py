@@ -123,7 +123,7 @@ def _page(path: Path) -> Checked:
         *_unbound(content, words, path),
         *_omitted(content, ids, fields),
         *_uncounted(content, fields),
-        *_figures(content, fields),
+        *_figures(content, fields, words),
         *_records(ids, fields),
     ]
     numbers = sum(element.tag == "data" for element in content.elements)
@@ -209,20 +209,20 @@ def _uncounted(content: Content, fields: bound.Fields) -> Iterator[str]:
             yield f"#{elements[0].place}: the page counts verdicts and leaves out {kind}"
 
 
-def _figures(content: Content, fields: bound.Fields) -> Iterator[str]:
+def _figures(content: Content, fields: bound.Fields, words: Messages) -> Iterator[str]:
     """Figures that are not what the records draw."""
     drawn: dict[str, str] = {}
     for place, key, image in content.figures:
         model, _, question = key.rpartition("/")[0].rpartition("/")
         try:
             if key not in drawn and model:
-                found = pictures.draw(Evidence(fields.folder, model), question)
+                found = pictures.draw(Evidence(fields.folder, model), question, words)
                 drawn |= {figure.key: figure.picture.html() for figure in found}
         except UserError as error:
             yield f"#{place}: the figure can't be drawn again: {error}"
             continue
         if drawn.get(key) != image:
-            said = "is not what the records draw (edited, or drawn by another version of lib/show/figures.py)"
+            said = "is not what the records draw (edited, or drawn by another version of lib/show or with other fonts)"
             yield f"#{place}: the figure '{key}' {said}"
 
 
