@@ -6,6 +6,7 @@ from pathlib import Path
 PURPOSE = "lectures from the notebooks, for a browser without network"
 EXAMPLES = """\
   python -m lib slides                                       the tours and the migration lecture, into reports/slides
+  LANG=zh python -m lib slides                               the same in Chinese
   python -m lib slides notebooks/51_loss_and_gradient.ipynb --out talk
 Each deck is one HTML file for a browser without network: arrow keys step, s opens the speaker's view, and
 file.html?print-pdf prints. What `make report` has executed is taken; other notebooks are run first.

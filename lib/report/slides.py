@@ -1,9 +1,9 @@
 """Lectures from notebooks: reveal.js decks, each one file that works without a network, in the shell's language.
 
 A markdown cell is a slide; the code below it, with what it gives, lies one step down, so that a prediction comes before
-the result. What code of more than a few lines gives has a slide of its own, where it can be large; the page splits a
-table that is taller than its slide (templates/align). Cells before the second text (parameters, imports) are left out.
-A cell's own slide metadata wins.
+the result. A picture, and what code of more than a few lines gives, has a slide of its own, where it can be large; the
+page splits a table that is taller than its slide (templates/align). Cells before the second text (parameters, imports)
+are left out. A cell's own slide metadata wins.
 """
 
 import importlib.util
@@ -56,12 +56,16 @@ def typed(notebook: NotebookNode) -> NotebookNode:
 
 
 def _apart(cell: NotebookNode) -> list[NotebookNode]:
-    """The cell, or its code and what it gave as two cells."""
-    if cell.cell_type != "code" or not cell.outputs or len(cell.source.splitlines()) <= SHORT:
+    """The cell, or its code and the tables or pictures that it gave as two cells; short code that draws is left out."""
+    shown = "".join(one.get("data", {}).get("text/html", "") for one in cell.get("outputs", []))
+    short = len(cell.source.splitlines()) <= SHORT
+    if not shown or (short and "<img" not in shown):
         return [cell]
     given = deepcopy(cell)
-    cell.outputs, given.id = [], f"{cell.id}-{RESULT}"
     given.metadata["tags"] = [*given.metadata.get("tags", []), RESULT]
+    if short:
+        return [given]
+    cell.outputs, given.id = [], f"{cell.id}-{RESULT}"
     if given.metadata["slideshow"]["slide_type"] == "slide":
         given.metadata["slideshow"]["slide_type"] = "subslide"
     return [cell, given]
