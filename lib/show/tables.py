@@ -16,7 +16,7 @@ from lib.show.messages import words
 
 NEARNESS = ("decisions", "flipped", "within", "nearest", "nearest_name")  # what an answer about decisions says
 ROWS = 60  # that a notebook shows of a frame
-KINDS = ("table", "column", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
+KINDS = ("table", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
 PAIRS = tuple(map("-".join, evidence.PAIRS))
 TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, and of its heading
 NUMBERS = [
