@@ -86,4 +86,4 @@ def render(executed: Path, page: Path, template: str, language: str) -> None:
 def _exporter(template: str) -> "HTMLExporter":
     from nbconvert.exporters import HTMLExporter
 
-    return HTMLExporter(template_name=template, extra_template_basedirs=[str(TEMPLATES)])
+    return HTMLExporter(template_name=f"lib/report/templates/{template}", extra_template_basedirs=[str(ROOT)])
