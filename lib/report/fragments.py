@@ -60,9 +60,11 @@ def _environment() -> Environment:
 
 
 def numeric(rows: Sequence[Sequence[Any]]) -> list[int]:
-    """The columns that hold numbers alone: they end at one edge."""
+    """The columns that hold numbers alone, which may be infinite: they end at one edge."""
     cells = [[cell for cell in column if isinstance(cell, Bound)] for column in zip(*rows)]
-    return [place for place, held in enumerate(cells) if held and all(cell.is_number for cell in held)]
+    return [
+        place for place, held in enumerate(cells) if held and all(cell.is_number or "Infinity" in cell for cell in held)
+    ]
 
 
 def sheet(table: str) -> str:
