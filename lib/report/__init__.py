@@ -4,6 +4,9 @@ A notebook is executed, its cells show parts of a page bound to records, and nbc
 belongs what ties a page to the records and checks that it says what they say; not what measures, judges or draws.
 """
 
+import os
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -38,11 +41,12 @@ def make(name: str, values: Mapping[str, Any]) -> Rendered:
     A verdict FAIL stops the notebook at its last cell, not the page. The HTML is complete even where no PDF can be
     made, which is a UserError that says how to get one.
     """
-    folder = Path(values["report"])
+    folder, source = Path(values["report"]), Path(os.path.relpath(ROOT / "notebooks" / f"{name}.ipynb"))
+    os.environ.setdefault("RECORD_COMMAND", shlex.join(sys.orig_argv))  # of what is judged: the kernel can't know it
     executed, failure = folder / "notebooks" / "all" / "none" / f"{name}.ipynb", None
     notebook.failed_copy(executed).unlink(missing_ok=True)
     try:
-        notebook.execute(ROOT / "notebooks" / f"{name}.ipynb", executed, "torch", values)
+        notebook.execute(source, executed, "torch", values)
     except UserError as error:
         executed, failure = notebook.failed_copy(executed), error
         if isinstance(error, notebook.ProcessDied) or not complete(executed):
@@ -86,4 +90,4 @@ def render(executed: Path, page: Path, template: str, language: str) -> None:
 def _exporter(template: str) -> "HTMLExporter":
     from nbconvert.exporters import HTMLExporter
 
-    return HTMLExporter(template_name=template, extra_template_basedirs=[str(TEMPLATES)])
+    return HTMLExporter(template_name=f"lib/report/templates/{template}", extra_template_basedirs=[str(ROOT)])

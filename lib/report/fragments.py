@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,10 +54,17 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"badge_class": badge_class, "anchor": anchor, "sheet": sheet}
-    environment.tests["number"] = lambda cell: isinstance(cell, Bound) and cell.is_number
+    environment.filters |= {"badge_class": badge_class, "anchor": anchor, "sheet": sheet, "numeric": numeric}
     environment.globals["style"] = Markup(STYLE.read_text(encoding="utf-8"))
     return environment
+
+
+def numeric(rows: Sequence[Sequence[Any]]) -> list[int]:
+    """The columns that hold numbers alone, which may be infinite: they end at one edge."""
+    cells = [[cell for cell in column if isinstance(cell, Bound)] for column in zip(*rows)]
+    return [
+        place for place, held in enumerate(cells) if held and all(cell.is_number or "Infinity" in cell for cell in held)
+    ]
 
 
 def sheet(table: str) -> str:

@@ -326,11 +326,6 @@ class Page:
         """A picture of what is judged by what, and the rules in full."""
         return fragment("reading.html.j2", page=self, t=self.words)
 
-    def theme(self, theme: str) -> Fragment:
-        """The questions of a theme with their verdicts; nothing where none of them was asked."""
-        asked = self.themes.get(theme, ())
-        return fragment("theme.html.j2", page=self, theme=theme, asked=asked, t=self.words) if asked else Fragment("")
-
     def question(self, question: str) -> Fragment:
         """What the records say to one question, model by model; nothing where no model was asked."""
         if question not in MEASURED_IN:
