@@ -175,9 +175,9 @@ def _published(entries: dict[str, np.ndarray], path: Path, take: str | None) -> 
     """Under names without the wrappers' prefixes; averaged entries override the last step's."""
     if bad := next((name for name in entries if not name.isprintable()), None):
         raise UserError(f"{path}: an entry is called {bad!r:.80}; give it a readable name")
-    if list(entries) != ["n_averaged"] and all(name.startswith("module.") for name in entries.keys() - {"n_averaged"}):
-        entries = {name: array for name, array in entries.items() if name != "n_averaged"}  # AveragedModel's counter
-    entries = _stripped(entries)
+    others = entries.keys() - {"n_averaged"}  # the counter of PyTorch's AveragedModel, which has the model as `module`
+    counted = others and all(name.startswith("module.") for name in others)
+    entries = _stripped({name: entries[name] for name in entries if name in others or not counted})
     last = {name: array for name, array in entries.items() if not name.startswith(AVERAGE)}
     averaged = _stripped({name: array for name, array in entries.items() if name.startswith(AVERAGE)})
     last = _stripped(last)
@@ -217,7 +217,7 @@ def _read(path: Path, take: str | None) -> Weights:
             return _published(_npz(archive, path), path, take)
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # reads no more than is there
-    if content[8:9] == b"{":  # the header, behind its length
+    if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):  # a header, behind its length
         return _safetensors(path, take)
     if content[257:262] == b"ustar":
         return _torch_tar(content, path, take)
