@@ -39,7 +39,6 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once():
     """Every copy's figures are the same in a language: they are drawn for the first and kept."""
-    draw = pictures.draw
     kept = {}
 
     def drawn(evidence, question, words):
