@@ -18,7 +18,6 @@ from lib.errors import UserError
 from lib.machine import environment
 from lib.machine.notebook import execute, parameters
 from lib.record import ROOT, atomic
-from lib.show.messages import spoken
 
 TEMPLATES = Path(__file__).parent / "templates"
 LECTURES = ("20_nanodet_plus", "21_gold_yolo", "22_rt_detr", "30_migration")
@@ -46,13 +45,9 @@ def typed(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def deck(notebook: NotebookNode, language: str = "en") -> str:
+def deck(notebook: NotebookNode) -> str:
     """The HTML of a notebook's deck."""
-    exporter = SlidesExporter(
-        template_name="align",
-        extra_template_basedirs=[str(TEMPLATES)],
-        extra_template_paths=[str(TEMPLATES / "notebook")],
-    )
+    exporter = SlidesExporter(template_name="align", extra_template_basedirs=[str(TEMPLATES)])
     dist = reveal() / "dist"
     files = {
         "reveal_css": dist / "reveal.css",
@@ -60,8 +55,9 @@ def deck(notebook: NotebookNode, language: str = "en") -> str:
         "css": TEMPLATES / "slides.css",
         "notes_js": reveal() / "plugin" / "notes" / "notes.js",
     }
-    held = {name: _inline(path) for name, path in files.items()}
-    return exporter.from_notebook_node(typed(notebook), {"deck": held, "language": language})[0]
+    title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
+    held = {name: _inline(path) for name, path in files.items()} | {"title": title[1] if title else "Slides"}
+    return exporter.from_notebook_node(typed(notebook), {"deck": held})[0]
 
 
 def _inline(path: Path) -> str:
@@ -81,7 +77,7 @@ def make(names: Mapping[str, Path] | None, out: Path, profile: str) -> list[Path
     for name, source in chosen.items():
         executed = _executed(name, source, profile) or _run(source, out)
         with atomic(out / f"{name}.html") as temporary:
-            temporary.write_text(deck(nbformat.read(executed, as_version=4), spoken()), encoding="utf-8")
+            temporary.write_text(deck(nbformat.read(executed, as_version=4)), encoding="utf-8")
         written.append(out / f"{name}.html")
     return written
 
