@@ -12,7 +12,7 @@ import pytest
 from lib.__main__ import main
 from lib.data import coco, formats
 from lib.data.annotated import Annotation, Picture
-from lib.show import drawing, sheet
+from lib.show import drawing, fonts, sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ["scenes", "fetch", "convert", "subset", "verify", "show"]
@@ -118,7 +118,8 @@ def test_fetch_from_a_folder_without_archives_is_one_line(capsys, tmp_path):
 
 def test_show_writes_a_sheet_or_a_picture_an_image(capsys, scenes, tmp_path):
     assert "4 of 6 images" in run(capsys, "show", scenes, tmp_path / "sheet.png", "--count", 4, "--split", "train")
-    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (2 * (sheet.TILE + sheet.BAR), 2 * sheet.TILE, 3)
+    height, width, _ = cv2.imread(str(tmp_path / "sheet.png")).shape
+    assert width == 2 * (sheet.TILE + drawing.INSET) + drawing.INSET and height > width, "four tiles with their names"
     assert "2 of 9 images" in run(capsys, "show", scenes, tmp_path / "boxes", "--count", 2)
     assert len(list((tmp_path / "boxes").rglob("*.png"))) == 2
     assert (
@@ -159,7 +160,7 @@ def test_flags_are_said_and_classes_of_another_script_drawn_or_numbered(capsys, 
     for entry in content["annotations"]:
         entry |= {"category_id": 4, "iscrowd": 1, "difficult": 1}
     path.write_text(json.dumps(content))
-    monkeypatch.setattr(drawing, "_cjk", lambda: ())
+    monkeypatch.setattr(fonts, "chinese", lambda: ())
     shown = run(capsys, "show", path, tmp_path / "sheet.png")
     assert "#3 is 浣熊" in shown and "note: no font here can draw 浣熊" in shown
     picture = Picture("", tmp_path, tmp_path, None, (Annotation("cat", (0, 0, 9, 9), crowd=True, difficult=True),))

@@ -13,7 +13,7 @@ import pytest
 
 from lib.errors import UserError
 from lib.evaluation import detection
-from lib.show import drawing
+from lib.show import drawing, fonts
 
 ROOT = Path(__file__).resolve().parents[1]
 CUPS = detection.Classes(("cup", "杯子"), (3, 7))
@@ -242,12 +242,11 @@ def test_the_best_box_is_on_top_and_labels_stay_inside():
 
 
 def test_chinese_names_are_drawn_or_replaced_and_said(monkeypatch):
-    if drawing.font_for("杯子"):
-        path, face = drawing.font_for("杯子")
-        written = drawing._text("杯子", path, face, 24)
+    if fonts.covering("杯子"):
+        written = drawing._text("杯子", 24)
         assert not drawing.Painter(CUPS).note and (written < 128).sum() > 60
-        assert (written != drawing._text("椅子", path, face, 24)).any()  # not two boxes for missing glyphs
-    monkeypatch.setattr(drawing, "_cjk", lambda: ())
+        assert (written != drawing._text("椅子", 24)).any()  # not two boxes for missing glyphs
+    monkeypatch.setattr(fonts, "chinese", lambda: ())
     painter = drawing.Painter(CUPS)
     assert "杯子" in painter.note and "install" in painter.note and painter._names == ["cup", "#7"]
     image = np.zeros((100, 100, 3), np.uint8)

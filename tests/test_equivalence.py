@@ -66,6 +66,15 @@ def repeated(truth, found, weights):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_precision_over_recall_is_that_of_pycocotools(seed):
+    truth, found = data_set(seed=seed)
+    theirs = evaluation.evaluate(truth, found)
+    ours = equivalence.precision(equivalence.matches(truth, found))
+    np.testing.assert_allclose(ours, theirs.curves.precision, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(ours.mean((0, 1)), list(theirs.per_class.values()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_a_weighted_accumulation_is_pycocotools_over_repeated_images(seed):
     truth, found = data_set(seed=seed)
     draws = np.random.default_rng(seed).multinomial(24, np.full(24, 1 / 24), 4)

@@ -1,7 +1,6 @@
 """The report shows what the records hold, binds every number to its field, and needs no network."""
 
 import csv
-import html
 import io
 import re
 import shutil
@@ -18,15 +17,13 @@ import numpy as np
 import pytest
 import synthetic_records as synthetic
 from bs4 import BeautifulSoup
-from PIL import Image
 
 from lib import record, report
 from lib.alignment import questions, rosetta
-from lib.alignment.trajectory import LEAST, band
 from lib.errors import UserError
 from lib.report import fragments, pdf, pictures, verify
 from lib.report.page import MEASURED_IN, THEMES, Page, grouped
-from lib.show import figures, figures_alignment, messages, tables
+from lib.show import messages, tables
 from notebooks.probes import PROBES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -332,63 +329,6 @@ def test_a_pdf_is_printed(page, tmp_path):
     (tmp_path / "page.html").write_text(page)
     pdf.write(tmp_path / "page.html", tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes()[:5] == b"%PDF-"
-
-
-# ---------------------------------------------------------------------------------------------------------- figures
-
-SIZES = {"train": np.geomspace(4, 200, 60), "val": np.geomspace(5, 150, 20)}
-IMAGE = np.zeros((32, 32, 3), np.uint8)
-BOX = np.array([[4.0, 4.0, 20.0, 20.0]])
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda: figures.box_sizes(SIZES),
-        lambda: figures.contact_sheet([IMAGE] * 3, [BOX] * 3, columns=2),
-        lambda: figures.feature_maps({"a": np.ones((1, 3, 4, 4)), "b": np.ones((1, 3, 2, 2))}),
-        lambda: figures.class_histogram({"train": [3, 1], "val": [1, 0]}, ["disc", "star"]),
-        lambda: figures.learning_rate({"step": [0, 1, 2], "learning_rate": [0.0, 1.0, 0.5]}),
-        lambda: figures.bars(
-            {"conv": {"torch": 1.0, "jittor": 2.0}, "norm": {"torch": 0.5, "jittor": 0.2}},
-            "time (ms)",
-            "Slowest operators.",
-        ),
-    ],
-)
-def test_figures_are_the_same_bytes_each_time_and_say_what_they_show(draw):
-    first, second = draw(), draw()
-    assert first == second and first.alt
-    assert b"<dc:date>" not in first.data
-    assert first.html().startswith(f'<img alt="{html.escape(first.alt)}"')
-
-
-def test_sides_differ_without_colour():
-    for look in (figures.LINES, figures.MARKERS, figures.HATCHES, figures.COLOURS):
-        assert len({look[side] for side in figures.SIDES}) == 3
-
-
-def test_long_curves_become_a_small_picture():
-    """Vectors while they are few, else a PNG of few colours: a report of three models stays below five megabytes."""
-
-    def drawn(steps: int) -> figures.Picture:
-        held = {"step": np.arange(steps), "loss": np.linspace(3, 1, steps) + np.sin(np.arange(steps))}
-        return figures.loss_curves({"torch": held, "jittor": held})
-
-    few, many = drawn(100), drawn(figures.POINTS)
-    assert (few.kind, many.kind) == ("image/svg+xml", "image/png") and many == drawn(figures.POINTS)
-    image = Image.open(io.BytesIO(many.data))
-    assert image.mode == "P" and len(image.getcolors()) <= figures.COLOURED and len(many.data) < 60_000
-
-
-def test_a_framework_has_its_colour_in_every_figure():
-    """The band's runs too: the run that is wrong on purpose is black."""
-    runs = [1.0 + 1e-6 * np.random.default_rng(seed).standard_normal(8) for seed in range(LEAST)]
-    drawn = figures_alignment.trajectory(
-        "the loss", band(runs), {"PyTorch": runs[0], "rate off": 1.1 * runs[0], "Jittor": runs[1]}
-    )
-    shown = drawn.data.decode()
-    assert all(figures.COLOURS[side] in shown for side in ("torch", "jittor"))
 
 
 def test_tables_against_numpy():

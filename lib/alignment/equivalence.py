@@ -18,6 +18,7 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from lib.errors import UserError
+from lib.evaluation.curves import at_recalls
 from lib.evaluation.table import match, overlaps, table
 
 # What people ask for ("final mAP 1 %"), in points of mAP; fixed here, before anything is measured.
@@ -107,6 +108,17 @@ def restored(kept: Mapping[str, np.ndarray], images: int) -> Matches:
     labels = sorted({int(name.split("/")[0]) for name in kept})
     names = [field.name for field in fields(ClassMatches)]
     return Matches(images, tuple(ClassMatches(**{name: kept[f"{label}/{name}"] for name in names}) for label in labels))
+
+
+def precision(held: Matches) -> np.ndarray:
+    """(10, 101, classes) at that IoU and recall or beyond, as pycocotools has it; −1 where a class has nothing to
+    find."""
+    totals = [int(one.boxes.sum()) for one in held.classes]
+    found = [
+        [at_recalls(hit[counts], total) for hit, counts in zip(one.hit, one.counts)]
+        for one, total in zip(held.classes, totals)
+    ]
+    return np.stack([np.stack(one) for one in found], axis=2)
 
 
 # --------------------------------------------------------------------------------------------------- accumulation

@@ -82,13 +82,18 @@ def envelope(precision: Sequence[float]) -> np.ndarray:
     return np.maximum.accumulate(np.asarray(precision)[::-1])[::-1]
 
 
-def average_precision(correct: np.ndarray, total: int) -> float:
-    """COCO's: the mean of the envelope at 101 recalls; −1 where there is nothing to find."""
+def at_recalls(correct: np.ndarray, total: int) -> np.ndarray:
+    """(101,) COCO's: the envelope at recalls 0, .01 … 1, 0 beyond the last one reached; −1 where there is nothing to
+    find."""
     if not total:
-        return -1.0
+        return np.full(101, -1.0)
     precision, recall = precision_recall(correct, total)
-    at = np.searchsorted(recall, np.linspace(0, 1, 101), "left")
-    return float(np.append(envelope(precision), 0.0)[at].mean())
+    return np.append(envelope(precision), 0.0)[np.searchsorted(recall, np.linspace(0, 1, 101), "left")]
+
+
+def average_precision(correct: np.ndarray, total: int) -> float:
+    """The mean of the precision `at_recalls`; −1 where there is nothing to find."""
+    return float(at_recalls(correct, total).mean())
 
 
 def _best(score: np.ndarray, correct: np.ndarray, total: int) -> Best:

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from lib.alignment import equivalence
 from lib.alignment.evidence import Evidence
 from lib.machine.notebook import BOTH
-from lib.show import figures, figures_alignment, tables
-from lib.show.figures import Picture
+from lib.show import figures, figures_alignment, figures_evaluation, tables
 from lib.show.messages import Messages
-
-SAMPLES = 3  # images with detections that are shown: they are the largest part of a page
+from lib.show.style import Picture, speaking
 
 
 class Figure(NamedTuple):
@@ -22,8 +21,9 @@ Drawn = Iterator[tuple[Picture, str]]
 
 
 def draw(evidence: Evidence, question: str, words: Messages | None = None) -> tuple[Figure, ...]:
-    """The figures of a question, as far as the records hold what they show."""
-    drawn = _DRAWN[question](evidence) if question in _DRAWN else ()
+    """The figures of a question, as far as the records hold what they show, in the language of `words` or the shell."""
+    with speaking(words):
+        drawn = [one for one in _DRAWN[question](evidence) if one[0].data] if question in _DRAWN else []
     return tuple(
         Figure(f"{evidence.model}/{question}/{place}", picture, f"question.{see or question + '.see'}")
         for place, (picture, see) in enumerate(drawn)
@@ -64,10 +64,21 @@ def _training(evidence: Evidence) -> Drawn:
 
 def _evaluation(evidence: Evidence) -> Drawn:
     if held := _fields(evidence, "evaluate"):
-        samples = tables.samples(
-            {side: (one, evidence.arrays(side, "evaluate")) for side, one in held.items()}, "common"
-        )
-        yield figures.detections(samples[:SAMPLES], next(iter(held.values()))["classes"]), ""
+        sides = {side: (one, evidence.arrays(side, "evaluate")) for side, one in held.items()}
+        samples = tables.samples(sides, "common")
+        yield figures.detections(samples, next(iter(held.values()))["classes"]), ""
+
+
+def _equivalence(evidence: Evidence) -> Drawn:
+    """How good the detectors are that each side trained itself."""
+    precisions = {
+        side: equivalence.precision(equivalence.restored(evidence.arrays(side, "evaluate", "matches/own/"), images))
+        for side, images in _fields(evidence, "evaluate", "images").items()
+    }
+    if precisions:
+        names = evidence.field(next(iter(precisions)), "evaluate", "classes")
+        yield figures_evaluation.sides(names, precisions), ""
+        yield figures_evaluation.averages(names, precisions), "equivalence.see.classes"
 
 
 def _speed(evidence: Evidence) -> Drawn:
@@ -83,7 +94,7 @@ def _divergence(evidence: Evidence) -> Drawn:
 
 def _trajectory(evidence: Evidence) -> Drawn:
     if len(held := _fields(evidence, "lockstep", "curves")) == len(BOTH):
-        yield figures_alignment.band_of_controls(held["torch"], {"Jittor": held["jittor"]["own"]["loss"]}), ""
+        yield figures_alignment.band_of_controls(held["torch"], {"jittor": held["jittor"]["own"]["loss"]}), ""
 
 
 _DRAWN: dict[str, Callable[[Evidence], Drawn]] = {
@@ -93,5 +104,6 @@ _DRAWN: dict[str, Callable[[Evidence], Drawn]] = {
     "gradients": _gradients,
     "training": _training,
     "evaluation": _evaluation,
+    "equivalence": _equivalence,
     "speed": _speed,
 }

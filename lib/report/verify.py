@@ -161,6 +161,8 @@ def _disguised(content: Content, words: Messages) -> Iterator[str]:
         if str(element) != reading:
             yield f"{where(element)}: the picture is not the project's own"
     for element in content.page.find_all(True):
+        if element.name == "img" and element.find_parent("figure"):
+            continue  # a figure is held against its records as a whole
         if any(name in ("style", "hidden") or name.startswith("on") for name in element.attrs):
             yield f"{where(element)}: <{element.name}> has a style or script of its own, which may change what it shows"
     for link in content.page.select("a.csv"):

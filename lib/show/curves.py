@@ -17,12 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-
 from lib.errors import UserError
 from lib.evaluation import NUMBERS
-from lib.show.figures import Picture, panels, picture, styled
+from lib.show import style
+from lib.show.style import Picture, panels, picture, said, styled
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 KNOWN = "this suite's log.jsonl, NanoDet's logs.txt, Gold-YOLO's console output, RT-DETR's log.txt or console output"
@@ -246,50 +244,29 @@ def _entry(line: str) -> dict | None:
     return entry if isinstance(entry, dict) else None
 
 
-# Okabe and Ito's, darkest first; with the lines below no two of the first eight look alike, in colour or in grey.
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e6e6e")
-LINES = ("-", "--", ":", "-.")
-MARKERS = "osv^D<>P"
-MANY = 200  # points from which on a running mean is drawn over faint ones
-WINDOW = 50  # parts of the run that the mean is taken over
-
-
 @styled
 def draw(trainings: Sequence[Progress], components: bool = False, dense: bool = False) -> Picture:
     """One panel per quantity that any training has; `components` adds a panel per component of the loss."""
     held = [one.curves for one in trainings]
-    parts = dict.fromkeys(name for one in held for name in one.losses if name != "loss")
-    losses = [(name, "loss", [one.losses.get(name, []) for one in held]) for name in ("loss", *parts)]
+    parts = dict.fromkeys(part for one in held for part in one.losses if part != "loss")
+    losses = [
+        (style.written(part), said("loss"), [one.losses.get(part, []) for one in held]) for part in ("loss", *parts)
+    ]
     precisions = [
         (
-            name,
-            f"{name} (percent)",
-            [[(at, 100 * value) for at, value in one.evaluations.get(name, [])] for one in held],
+            kind,
+            said("curves.precision", quantity=kind),
+            [[(at, 100 * value) for at, value in one.evaluations.get(kind, [])] for one in held],
         )
-        for name in ("AP", "AP50")
+        for kind in ("AP", "AP50")
     ]
-    rates = ("learning rate", "learning rate", [one.rates for one in held])
+    rates = (said("rate"), said("rate"), [one.rates for one in held])
     shown = [one for one in (losses[0], *precisions, rates, *(losses[1:] if components else ())) if any(one[2])]
     figure, axes = panels(len(shown), 2, (8.0, 0.6 + 2.3 * -(-len(shown) // 2)), sharex=True)
     for axis, (title, unit, lines) in zip(axes, shown):
-        axis.set(title=title, ylabel=unit, xlabel="epochs")
-        for index, (one, points) in enumerate(zip(trainings, lines)):
-            _line(axis, points, index, f"{one.name} ({one.kind})")
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(3, len(handles)))
-    names = ", ".join(one.name for one in trainings)
-    return picture(figure, f"Loss, average precision and learning rate over the epochs of {names}.", dense=dense)
-
-
-def _line(axis: Axes, points: Sequence[Point], index: int, label: str) -> None:
-    if not points:
-        return
-    x, y = np.asarray(points, np.float64).T
-    look = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)], "label": label}
-    if len(x) < MANY:
-        axis.plot(x, y, marker=MARKERS[index % len(MARKERS)] if len(x) < 40 else None, **look)
-        return
-    axis.plot(x, y, color=look["color"], alpha=0.2, linewidth=0.6)
-    width = len(x) // WINDOW
-    sums = np.cumsum(np.insert(y, 0, 0.0))
-    axis.plot(x[width - 1 :], (sums[width:] - sums[:-width]) / width, **look)
+        axis.set(title=title, ylabel=unit, xlabel=said("epoch"))
+        for place, (one, points) in enumerate(zip(trainings, lines)):
+            if points:
+                style.trace(axis, *zip(*points), style.written(f"{one.name} ({one.kind})", 60), **style.look("", place))
+    style.legend(figure, axes, min(3, len(trainings)))
+    return picture(figure, said("curves.alt", trainings=style.listed([one.name for one in trainings])), dense=dense)

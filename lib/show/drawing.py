@@ -1,29 +1,26 @@
 """Boxes and names on images, readable in colour and in black and white, in the script the classes are named in.
 
 A box is a bright line on a wider black one, a name black on white with a strip of its class's colour. Text is drawn by
-Pillow, since OpenCV has no letters beyond ASCII, with the first font that has all of a name's characters: matplotlib's
-DejaVu Sans, then the machine's CJK fonts. A name that no font can draw becomes `#` and its category id.
+Pillow, since OpenCV has no letters beyond ASCII. A name that no font here can draw becomes `#` and its category id.
 """
 
 import colorsys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
+from itertools import product
 from typing import Protocol
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-SANS = ("notosanscjk", "sourcehansans", "notosanssc", "wqy", "wenquanyi", "droidsansfallback", "simhei", "msyh")
-SERIF = ("pingfang", "arialunicode", "notoserifcjk", "sourcehanserif", "simsun", "uming", "ukai")
-CJK = SANS + SERIF  # best first
-FACES = 16  # looked through in a font collection for the simplified Chinese one
+from lib.show import fonts
+
 MARK = "\u2260 "  # before the name of a marked box
 SHOWN = 480  # pixels of an image's longer side from which on names are readable
 GOLDEN = 0.618034  # of a turn of the colour wheel: neighbours among labels are far apart
+FRAME, INSET = 48, 6  # grey and width in pixels of what lies between pictures on a board
+CAPTION = 17  # pixels of a caption's letters
 
 
 class Named(Protocol):
@@ -37,16 +34,13 @@ class Painter:
     """Draws detections of one set of classes; `note` says which names can't be drawn, or is empty."""
 
     def __init__(self, classes: Named) -> None:
-        drawn = [font_for(name + MARK) for name in classes.names]
+        drawn = [fonts.covering(name + MARK) for name in classes.names]
         lost = [name for name, font in zip(classes.names, drawn) if font is None]
-        self._fonts = [font or (_plain(), 0) for font in drawn]
-        self._names = [name if font else f"#{id_}" for name, id_, font in zip(classes.names, classes.ids, drawn)]
+        self._names = [
+            fonts.one_line(name) if font else f"#{id_}" for name, id_, font in zip(classes.names, classes.ids, drawn)
+        ]
         few = f"{', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}"
-        self.note = (
-            f"no font here can draw {few}; their boxes carry category ids: install a font such as Noto Sans CJK"
-            if lost
-            else ""
-        )
+        self.note = f"no font here can draw {few}; their boxes carry category ids: {fonts.REMEDY}" if lost else ""
 
     def paint(
         self, image: np.ndarray, rows: np.ndarray, marks: Sequence[bool] = (), truth: Sequence = ()
@@ -54,18 +48,21 @@ class Painter:
         """A copy of (h, w, 3) uint8 BGR with rows (m, 6) on it, the best on top; an annotation's score is NaN.
 
         marks: which of the rows get a line twice as wide and a name that begins with ≠. truth: annotated boxes (k, 4),
-        as `outlined` draws them.
+        as `outlined` draws them. Names don't overlap: those of marked boxes are placed first, then the best; one that
+        has no room near its box is left out.
         """
         drawn = outlined(image, truth)
         side = min(image.shape[:2])
         line, size = max(2, round(side / 240)), max(11, round(side / 36))
         marked = list(marks) or [False] * len(rows)
-        for (*box, score, label), mark in list(zip(np.asarray(rows, np.float64).tolist(), marked, strict=True))[::-1]:
-            colour = colour_of(int(label))
-            left, top = _outline(drawn, box, colour, 2 * line if mark else line)
+        boxes = list(zip(np.asarray(rows, np.float64).tolist(), marked, strict=True))
+        for (*box, _, label), mark in boxes[::-1]:
+            _outline(drawn, box, colour_of(int(label)), 2 * line if mark else line)
+        taken: list[tuple[int, int, int, int]] = []
+        for (*box, score, label), mark in sorted(boxes, key=lambda one: not one[1]):
             shown = "" if np.isnan(score) else f" {score:.2f}"
-            name = f"{MARK * bool(mark)}{self._names[int(label)]}{shown}"
-            _stick(drawn, _text(name, *self._fonts[int(label)], size), left, top, colour)
+            sticker = _sticker(f"{MARK * bool(mark)}{self._names[int(label)]}{shown}", colour_of(int(label)), size)
+            _stick(drawn, sticker, [round(value) for value in box], taken)
         return drawn
 
     def readable(
@@ -93,6 +90,40 @@ def outlined(image: np.ndarray, boxes: Sequence) -> np.ndarray:
     return drawn
 
 
+def board(rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> np.ndarray:
+    """Captions and images (h, w, 3) uint8 in rows and columns as one image, its frame dark on any page; the images of a
+    row are equally high, a caption may be empty."""
+    columns = range(max(map(len, rows)))
+    widths = [max(row[at][1].shape[1] for row in rows if at < len(row)) for at in columns]
+    drawn = [np.hstack([_framed(*one, width) for one, width in zip(row, widths)]) for row in rows]
+    whole = sum(widths) + INSET * len(widths)
+    filled = [np.pad(row, ((0, 0), (0, whole - row.shape[1]), (0, 0)), constant_values=FRAME) for row in drawn]
+    return np.pad(np.vstack(filled), ((INSET, 0), (INSET, 0), (0, 0)), constant_values=FRAME)
+
+
+def tile(image: np.ndarray, side: int) -> np.ndarray:
+    """(side, side, 3) uint8: the whole of an image in the middle of a square as dark as a board."""
+    scale = side / max(image.shape[:2])
+    height, width = (max(1, round(scale * length)) for length in image.shape[:2])
+    down, right = (side - height) // 2, (side - width) // 2
+    square = np.full((side, side, 3), FRAME, np.uint8)
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    square[down : down + height, right : right + width] = cv2.resize(image, (width, height), interpolation=way)
+    return square
+
+
+def _framed(caption: str, image: np.ndarray, width: int) -> np.ndarray:
+    """An image in the middle of a width with its caption above, and the frame right of it and below."""
+    left = (width - image.shape[1]) // 2
+    framed = np.pad(image, ((0, INSET), (left, width - left - image.shape[1] + INSET), (0, 0)), constant_values=FRAME)
+    if not caption:
+        return framed
+    written = _text(caption, CAPTION)[1:-1, 1:-1][:, :width]
+    bar = np.full((written.shape[0] + INSET, framed.shape[1], 3), FRAME, np.uint8)
+    bar[: written.shape[0], : written.shape[1]] = np.maximum(255 - written, FRAME)[:, :, None]
+    return np.vstack([bar, framed])
+
+
 @lru_cache(maxsize=1024)
 def colour_of(label: int) -> tuple[int, int, int]:
     """BGR of a class: light enough to stand out from the black line in print."""
@@ -100,59 +131,15 @@ def colour_of(label: int) -> tuple[int, int, int]:
     return round(255 * blue), round(255 * green), round(255 * red)
 
 
-def font_for(text: str) -> tuple[Path, int] | None:
-    """(file, face) of the first font that has every character of `text`; None if none has."""
-    for path in (_plain(), *_cjk()):
-        if set(text) - {" "} <= _characters(path):
-            return path, _face(path)
-    return None
-
-
-@lru_cache(maxsize=1)
-def _plain() -> Path:
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-
-
-@lru_cache(maxsize=1)
-def _cjk() -> tuple[Path, ...]:
-    """The machine's fonts whose names promise Chinese, best first, regular before bold."""
-
-    def rank(path: str) -> tuple:
-        stem = "".join(Path(path).stem.lower().split("-")[:1]).replace(" ", "")
-        return next((i for i, name in enumerate(CJK) if name in stem), None), "regular" not in path.lower(), path
-
-    ranked = [(rank(path), path) for path in font_manager.findSystemFonts()]
-    return tuple(Path(path) for (place, *_), path in sorted(r for r in ranked if r[0][0] is not None))
-
-
-@lru_cache(maxsize=32)
-def _characters(path: Path) -> frozenset[str]:
-    return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
-
-
-@lru_cache(maxsize=32)
-def _face(path: Path) -> int:
-    """Of a collection the simplified Chinese face, else the first."""
-    return next((face for face, name in _faces(path) if name.endswith(" SC")), 0)
-
-
-def _faces(path: Path) -> Iterator[tuple[int, str]]:
-    for face in range(FACES if path.suffix.lower() in (".ttc", ".otc") else 1):
-        try:
-            yield face, ImageFont.truetype(path, 12, index=face).getname()[0] or ""
-        except OSError:  # past the collection's last face
-            return
-
-
 @lru_cache(maxsize=64)
-def _font(path: Path, face: int, size: int) -> ImageFont.FreeTypeFont:
+def _font(path: str, face: int, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, index=face)
 
 
 @lru_cache(maxsize=4096)
-def _text(text: str, path: Path, face: int, size: int) -> np.ndarray:
+def _text(text: str, size: int) -> np.ndarray:
     """(h, w) uint8, black on white in a black frame."""
-    font = _font(path, face, size)
+    font = _font(*(fonts.covering(text) or fonts.plain()), size)
     ascent, descent = font.getmetrics()
     width = round(font.getlength(text))
     canvas = Image.new("L", (width + 8, ascent + descent + 2), 255)
@@ -160,23 +147,28 @@ def _text(text: str, path: Path, face: int, size: int) -> np.ndarray:
     return cv2.copyMakeBorder(np.asarray(canvas), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
 
 
-def _outline(image: np.ndarray, box: Sequence[float], colour: tuple[int, int, int], line: int) -> tuple[int, int]:
-    """A box in a colour on a wider black line, in place; its left and top pixel."""
+def _outline(image: np.ndarray, box: Sequence[float], colour: tuple[int, int, int], line: int) -> None:
+    """A box in a colour on a wider black line, in place."""
     left, top, right, bottom = (round(value) for value in box)
     cv2.rectangle(image, (left, top), (right, bottom), (0, 0, 0), line + 2)
     cv2.rectangle(image, (left, top), (right, bottom), colour, line)
-    return left, top
 
 
-def _stick(image: np.ndarray, text: np.ndarray, x: int, y: int, colour: tuple[int, int, int]) -> None:
-    """Put a name on the image in place, above y where there is room, inside the image as far as it fits."""
-    bar = max(3, text.shape[0] // 5)
-    height, width = text.shape[0], text.shape[1] + bar
-    label = np.empty((height, width, 3), np.uint8)
-    label[:, :bar], label[:, bar:] = colour, text[:, :, None]
-    top = y - height if y >= height else y
-    top, left = (
-        max(0, min(at, room - need)) for at, room, need in ((top, image.shape[0], height), (x, image.shape[1], width))
-    )
-    place = image[top : top + height, left : left + width]
-    place[:] = label[: place.shape[0], : place.shape[1]]
+def _sticker(text: str, colour: tuple[int, int, int], size: int) -> np.ndarray:
+    """(h, w, 3) uint8: a text with a strip of a colour before it."""
+    written = _text(text, size)
+    strip = np.full((written.shape[0], max(3, written.shape[0] // 5), 3), colour, np.uint8)
+    return np.hstack([strip, np.repeat(written[:, :, None], 3, axis=2)])
+
+
+def _stick(image: np.ndarray, sticker: np.ndarray, box: Sequence[int], taken: list[tuple[int, int, int, int]]) -> None:
+    """Put a sticker on the image, in place, where it covers none of `taken` (x, y, width, height), near its box."""
+    (height, width), (left, top, right, bottom) = sticker.shape[:2], box
+    down = [top - height, top, bottom - height, bottom, *range(top + height, bottom, height), top - 2 * height]
+    for y, x in product(down, (left, right - width)):
+        y, x = (max(0, min(at, room - need)) for at, room, need in zip((y, x), image.shape, (height, width)))
+        if all(x >= u + w or u >= x + width or y >= v + h or v >= y + height for u, v, w, h in taken):
+            place = image[y : y + height, x : x + width]
+            place[:] = sticker[: place.shape[0], : place.shape[1]]
+            taken.append((x, y, width, height))
+            return

@@ -1,127 +1,36 @@
-"""Every figure of the notebooks and the report, in one style.
+"""Figures of data, of what two sides compute, of training, detections and speed, in the style of `lib.show.style`.
 
-One colour, line, marker and hatch per side, the same everywhere, told apart by the colour-blind and in black and white.
 A function takes plain data (records' fields, arrays) and returns a Picture, which notebooks show by themselves.
 """
 
-import base64
-import html
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from lib.show import drawing
+from lib.alignment.compare import match_detections
+from lib.evaluation.errors import SIZES
+from lib.show import drawing, style
+from lib.show.style import NAMES as NAMES
+from lib.show.style import Picture, canvas, panels, picture, said, single, styled
 
-STYLE = Path(__file__).with_name("align.mplstyle")
-SIDES = ("published", "torch", "jittor")
-NAMES = {"published": "published", "torch": "PyTorch", "jittor": "Jittor"}
-# Okabe and Ito's vermillion and blue: they stay apart for every common colour blindness, and in grey.
-COLOURS = {"published": "#6e6e6e", "torch": "#d55e00", "jittor": "#0072b2"}
-LINES = {"published": ":", "torch": "-", "jittor": "--"}
-MARKERS = {"published": "^", "torch": "o", "jittor": "s"}
-HATCHES = {"published": "..", "torch": "", "jittor": "///"}
 PAIR_COLOURS = {"published-torch": "torch", "published-jittor": "jittor", "torch-jittor": "published"}
-WORKS = {"forward": "inference", "train": "training step"}  # operations of the speed records
 POINTS = 6000  # of curves that are drawn as vectors
-COLOURED = 64  # colours of a drawing, its edges smoothed
-LEAST = 1e-18  # stands for an error of exactly zero on a logarithmic axis
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure and the sentence that stands for it where it can't be seen."""
-
-    data: bytes
-    kind: str  # "image/svg+xml" or "image/png"
-    alt: str
-
-    def html(self) -> str:
-        encoded = base64.b64encode(self.data).decode()
-        return f'<img alt="{html.escape(self.alt, quote=True)}" lang="en" src="data:{self.kind};base64,{encoded}">'
-
-    def _repr_html_(self) -> str:
-        return self.html()
-
-
-def canvas(
-    rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options: Any
-) -> tuple[Figure, np.ndarray]:
-    """A figure of `size` inches and its axes, always (rows, columns); pyplot, which keeps figures open, is not used."""
-    figure = Figure(figsize=size)
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def single(height: float = 3.6, width: float = 8.0) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes."""
-    figure, axes = canvas(size=(width, height))
-    return figure, axes[0, 0]
-
-
-def panels(count: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes, row by row; in the last row as many as are left."""
-    figure, axes = canvas(max(1, -(-count // columns)), columns, size, **options)
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
-    return figure, list(axes.flat[:count])
-
-
-def picture(figure: Figure, alt: str, dense: bool = False, photographs: bool = False, colours: int = 0) -> Picture:
-    """SVG without a date, the same bytes every time; PNG for thousands of marks (`dense`; `colours`, if few do), JPEG
-    for photographs."""
-    buffer = io.BytesIO()
-    if photographs:  # a quarter of the bytes of a PNG; full chroma, since thin coloured frames are what is looked at
-        figure.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 80, "subsampling": 0})
-        return Picture(buffer.getvalue(), "image/jpeg", alt)
-    if dense:
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-        if colours:
-            drawn, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
-            drawn.quantize(colours, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
-        return Picture(buffer.getvalue(), "image/png", alt)
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Picture(_short(buffer.getvalue()), "image/svg+xml", alt)
-
-
-def _short(svg: bytes) -> bytes:
-    """Without comments, and with coordinates of five digits: a hundredth of a point of 600, in half the bytes."""
-    return re.sub(
-        rb"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.5g}".encode(), re.sub(rb"<!--.*?-->\n?", b"", svg)
-    )
-
-
-def styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
-    """Draw under the one style, whatever the notebook has set."""
-
-    def wrapped(*arguments: Any, **options: Any) -> Picture:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.style.use(STYLE)
-            return draw(*arguments, **options)
-
-    wrapped.__doc__, wrapped.__name__ = draw.__doc__, draw.__name__
-    return wrapped
+WIDE = 1000  # pixels of a board of photographs
+LARGE = 3  # images with detections that are shown
+NEAR, ALIKE = 2.0, 0.05  # pixels and scores within which two detections of one class are the same
 
 
 # --------------------------------------------------------------------------------------------------------- alignment
 
 DEPTHS = {  # panels of the forward error: title -> pairs, and the kinds of comparison
-    "Against the published implementation: the recorded values of each feature": (
-        ("published-torch", "published-jittor"),
-        ("first values", "every element"),
-    ),
-    "Jittor against PyTorch: every element": (("torch-jittor",), ("every element",)),
+    "published": (("published-torch", "published-jittor"), ("first values", "every element")),
+    "torch": (("torch-jittor",), ("every element",)),
 }
 
 
@@ -131,27 +40,27 @@ def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -
 
     rows: pair -> rows of its forward verdict (dicts with name, what, error, floor, gate, scale).
     """
-    figure, axes = canvas(2, 1, (8.0, 6.4), sharex=True)
-    for axis, (title, (pairs, kinds)) in zip(axes[:, 0], DEPTHS.items(), strict=True):
-        held = {pair: {r["name"]: r for r in rows.get(pair, ()) if r["what"] in kinds} for pair in pairs}
-        for pair in pairs:
-            side = PAIR_COLOURS[pair] if len(pairs) > 1 else "jittor"
-            _depth_line(axis, held[pair], depth, "error", label=_pair(pair), **look(side))
-        limits = next((held[pair] for pair in pairs if held[pair]), {})
-        _depth_line(axis, limits, depth, "floor", label="noise floor", **look("published", marker=False))
-        _depth_line(axis, limits, depth, "gate", label="gate", color="black", linestyle="-.", linewidth=1.0)
-        axis.set(title=title, ylabel="largest error / largest value", yscale="log")
-        if axis.lines:  # a decade for the legend; exact zeros leave at the bottom
-            lowest = min(line.get_ydata()[line.get_ydata() > 10 * LEAST].min(initial=1.0) for line in axis.lines)
-            axis.set_ylim(lowest / 3, 12 * axis.get_ylim()[1])
-            axis.legend(ncols=4, loc="upper left")
-        else:
-            axis.text(0.5, 0.5, "NOT RUN", transform=axis.transAxes, horizontalalignment="center")
-    axis.set_xticks(range(len(depth)), depth, rotation=90, fontsize=7)
-    axis.set_xlabel("feature, in order of execution")
-    return picture(
-        figure, "Forward error through the depth of the network, per named feature, with noise floor and gate."
-    )
+    held = {
+        title: {pair: {r["name"]: r for r in rows[pair] if r["what"] in kinds} for pair in pairs if rows.get(pair)}
+        for title, (pairs, kinds) in DEPTHS.items()
+    }
+    held = {title: found for title, found in held.items() if found}
+    if not held:
+        return style.nothing("forward.nothing")
+    figure, axes = canvas(len(held), 1, (8.0, 1.4 + 2.5 * len(held)), sharex=True)
+    for axis, (title, found) in zip(axes[:, 0], held.items()):
+        for pair, own in found.items():
+            side = PAIR_COLOURS[pair] if title == "published" else "jittor"
+            _depth_line(axis, own, depth, "error", label=style.paired(pair), **style.look(side))
+        limits = next(iter(found.values()))
+        _depth_line(axis, limits, depth, "floor", label=said("floor"), **style.look("published", marker=False))
+        _depth_line(axis, limits, depth, "gate", label=said("gate"), color=style.INK, linestyle="-.", linewidth=1.0)
+        axis.set(title=said(f"forward.{title}"), ylabel=said("forward.error"))
+        style.logarithmic(axis)
+    axis.set_xticks(range(len(depth)), [style.written(one) for one in depth], rotation=90, fontsize=7)
+    axis.set_xlabel(said("forward.feature"))
+    style.legend(figure, axes[:, 0], 5)
+    return picture(figure, said("forward.alt"))
 
 
 def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], key: str, **line: Any) -> None:
@@ -159,7 +68,7 @@ def _depth_line(axis: Axes, rows: Mapping[str, Mapping], depth: Sequence[str], k
     points = [(place, row[key] / row["scale"]) for place, row in held if isinstance(row[key], float) and row["scale"]]
     if points:
         x, y = zip(*points)
-        axis.plot(x, np.maximum(y, LEAST), **line)
+        axis.plot(x, np.maximum(y, style.LEAST), **line)
 
 
 @styled
@@ -168,17 +77,15 @@ def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
     figure, axis = single()
     for pair, found in rows.items():
         judged = [r for r in found if isinstance(r["error"], float) and r["gate"] and "float64" not in r["what"]]
-        ratios = sorted(max(r["error"] / r["gate"], LEAST) for r in judged)
+        ratios = sorted(max(r["error"] / r["gate"], 1e-8) for r in judged)
         side = PAIR_COLOURS[pair]
-        dots = {"color": COLOURS[side], "markersize": 3, "fillstyle": "none" if side == "jittor" else "full"}
-        axis.plot(np.linspace(0, 100, len(ratios)), ratios, MARKERS[side], label=_pair(pair), rasterized=True, **dots)
-    axis.axhline(1.0, color="black", linestyle="-.", linewidth=1.0, label="gate")
-    axis.set(yscale="log", xlabel="judged gradients, sorted (percent)", ylabel="error / gate")
-    low, high = axis.get_ylim()  # exact zeros leave at the lower edge
-    axis.set_ylim(max(low, 1e-8), max(high, 2.0))
+        dots = {"color": style.COLOURS[side], "markersize": 3, "fillstyle": "none" if side == "jittor" else "full"}
+        axis.plot(np.linspace(0, 100, len(ratios)), ratios, style.MARKERS[side], label=style.paired(pair), **dots)
+    axis.plot([0, 100], [1, 1], color=style.INK, linestyle="-.", linewidth=1.0, label=said("gate"))
+    axis.set(xlabel=said("gradients.share"), ylabel=said("ratio"))
+    style.logarithmic(axis)
     axis.legend(loc="lower right")
-    said = "Gradient error divided by its gate for every parameter, sorted; values above 1 would fail."
-    return picture(figure, said, dense=True, colours=COLOURED)
+    return picture(figure, said("gradients.alt"), dense=True, colours=style.COLOURED)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -186,99 +93,155 @@ def gradient_errors(rows: Mapping[str, Sequence[Mapping]]) -> Picture:
 
 @styled
 def loss_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
-    """Each loss component over the steps, both sides in one panel. curves: side -> the train record's `curves`."""
-    names = [name for name in next(iter(curves.values())) if "loss" in name]
-    few = len(names) <= 9
-    columns = min(3 if few else 6, len(names))
-    height, line, title, ticks = (2.0, 1.4, 10, 8) if few else (1.3, 0.7, 7, 6)
-    figure, axes = panels(len(names), columns, (8.0, 0.4 + height * -(-len(names) // columns)), sharex=True)
-    for axis, name in zip(axes, names):
+    """The loss over the steps on both sides, their difference beside it, and below it each component.
+
+    curves: side -> the train record's `curves`.
+    """
+    names = list(dict.fromkeys(key for held in curves.values() for key in held if "loss" in key))
+    few, both = len(names) <= 10, len(curves) == 2
+    columns, letters = (3, 8) if few else (6, 6)
+    rows = -(-(len(names) - 1) // columns)
+    figure = Figure(figsize=(8.0, 3.0 + (1.6 if few else 1.2) * rows))
+    cells = figure.add_gridspec(1 + rows, 6, height_ratios=[2.2, *[1.5 if few else 1.1] * rows])
+    axes = [figure.add_subplot(cells[0, : 4 if both else 6])]
+    for row, column in list(np.ndindex(rows, columns))[: len(names) - 1]:
+        axes.append(figure.add_subplot(cells[1 + row, 6 // columns * column : 6 // columns * (column + 1)]))
+    for axis, key in zip(axes, names):
         for side, held in curves.items():
-            axis.plot(held["step"], held[name], label=NAMES[side], linewidth=line, **look(side, marker=False))
-        axis.set_title(name, fontsize=title)
-        axis.tick_params(labelsize=ticks)
-    for axis in axes[-columns:]:  # the lowest that is drawn in each column
-        axis.set_xlabel("step")
-        axis.tick_params(labelbottom=True)
-    for axis in axes[::columns]:
-        axis.set_ylabel("loss")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    # Dashes along thousands of noisy points are a megabyte in a PDF.
-    dense = sum(len(held[name]) for held in curves.values() for name in names) > POINTS
-    said = "Training loss by component over the steps, in both frameworks."
-    return picture(figure, said, dense=dense, colours=COLOURED)
+            if key in held:
+                style.trace(axis, held["step"], held[key], style.called(side), **style.look(side, marker=False))
+    for axis, key in zip(axes[1:], names[1:]):
+        axis.set_title(style.written(key, 24), fontsize=letters)
+        axis.tick_params(labelsize=letters - 1)
+    axes[0].set(ylabel=said("loss"), xlabel=said("step"), title=said("loss.total"))
+    if both:
+        _difference(figure.add_subplot(cells[0, 4:]), curves, names[0])
+    style.legend(figure, axes[:1], 2)
+    # Thousands of noisy points as vectors are a megabyte in a PDF.
+    dense = sum(len(held[key]) for held in curves.values() for key in names if key in held) > POINTS
+    return picture(figure, said("loss.alt"), dense=dense, colours=style.COLOURED)
+
+
+def _difference(axis: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]], key: str) -> None:
+    """The second side less the first, at the steps that both made."""
+    (first, one), (second, other) = curves.items()
+    steps, here, there = np.intersect1d(one["step"], other["step"], return_indices=True)
+    values = np.asarray(other[key], float)[there] - np.asarray(one[key], float)[here]
+    axis.axhline(0, color=style.QUIET, linewidth=0.8)
+    style.trace(axis, steps, values, color=style.INK)
+    axis.set(title=said("loss.difference", first=style.called(first), second=style.called(second)), xlabel=said("step"))
 
 
 @styled
 def learning_rate(curves: Mapping[str, Sequence[float]]) -> Picture:
     """The learning rate of each step."""
     figure, axis = single(2.4)
-    axis.plot(curves["step"], curves["learning_rate"], color="black")
-    axis.set(xlabel="step", ylabel="learning rate")
-    return picture(figure, "Learning rate over the steps: warm-up, then cosine decay.")
+    axis.plot(curves["step"], np.asarray(curves["learning_rate"], float), color=style.INK)
+    axis.set(xlabel=said("step"), ylabel=said("rate"))
+    return picture(figure, said("rate.alt"))
 
 
 @styled
 def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
     """AP after each evaluation; before the first step at 0. epochs: side, or any name -> a train record's `epochs`."""
+    curves = {  # −1: there was nothing to find
+        key: [(e["epoch"] + 1, 100 * float(e["AP"])) for e in found if e["AP"] != -1] for key, found in epochs.items()
+    }
+    if not any(np.isfinite(height) for found in curves.values() for _, height in found):
+        return style.nothing("ap.nothing")
     figure, axis = single(2.8)
-    for (name, found), line in zip(epochs.items(), ("-", "--", ":") * len(epochs)):
-        drawn = look(name) if name in NAMES else {"color": "black", "linestyle": line, "marker": "."}
-        axis.plot([e["epoch"] + 1 for e in found], [100 * e["AP"] for e in found], label=NAMES.get(name, name), **drawn)
-    axis.set(xlabel="epoch", ylabel="AP (percent)")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    for place, (key, found) in enumerate(curves.items()):
+        if found:
+            axis.plot(*zip(*found), label=style.called(key), **style.look(key, place))
+    axis.set(xlabel=said("epoch"), ylabel=said("ap"))
+    style.whole(axis.xaxis)
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper left")
-    names = ", ".join(NAMES.get(name, name) for name in epochs)
-    return picture(figure, f"COCO average precision after each evaluation: {names}.")
+    return picture(figure, said("ap.alt"))
 
 
 # -------------------------------------------------------------------------------------------------------- detections
 
 
-@styled
-def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], threshold: float = 0.2) -> Picture:
-    """One row per sample image: ground truth, then each side's detections above `threshold`.
+def differences(left: np.ndarray, right: np.ndarray, pixels: float, scores: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each detection (m, 7), (k, 7) whether the other side has none of its class so near and of so near a score.
 
-    samples: dicts with image (h, w, 3) uint8 RGB, boxes (k, 4), labels (k,), and found: side -> (m, 6) x1, y1, x2, y2,
-    score, label.
+    Scores below what is shown count too: a detection just above the threshold has its counterpart just below it.
     """
-    sides, named = list(samples[0]["found"]), SimpleNamespace(names=classes, ids=range(1, 1 + len(classes)))
-    painter = drawing.Painter(named)
-    columns = 1 + len(sides)
-    heights = [one["image"].shape[0] / one["image"].shape[1] for one in samples]  # of a row, in widths of a panel
-    size = (8.0, 0.3 + 8.0 / columns * sum(heights))
-    figure, axes = canvas(len(samples), columns, size, gridspec_kw={"height_ratios": heights})
-    for row, sample in zip(axes, samples):
-        truth = np.column_stack([sample["boxes"], np.full(len(sample["boxes"]), np.nan), sample["labels"]])
-        found = [rows[rows[:, 4] > threshold] for rows in sample["found"].values()]
-        for axis, rows in zip(row, [truth, *found]):
-            show_image(axis, painter.readable(sample["image"], rows, least=360))
-    for axis, title in zip(axes[0], ["ground truth", *(f"{NAMES[side]}, score > {threshold:g}" for side in sides)]):
-        axis.set_title(title)
-    said = f"Sample images with ground truth and with each framework's detections above {threshold}."
-    return picture(figure, said, photographs=True)
+    matching = match_detections(left, right, pixels)
+    alone = np.ones(len(left), bool), np.ones(len(right), bool)
+    for a, b in matching.pairs:
+        if abs(left[a, 5] - right[b, 5]) <= scores:
+            alone[0][a] = alone[1][b] = False
+    return alone
+
+
+@styled
+def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], threshold: float | None = None) -> Picture:
+    """A row per image: each side's detections over the annotated boxes (thin white), differences marked ≠. Of more than
+    LARGE images those with the most differences, and among these with the most detections.
+
+    samples: dicts with image (h, w, 3) uint8 RGB, boxes (k, 4), and found: side -> (m, 6) x1, y1, x2, y2, score, label;
+    threshold: the least score shown, by default the one at which there are about as many boxes as annotated.
+    """
+    if not samples:
+        return style.nothing("detections.nothing")
+    painter = drawing.Painter(SimpleNamespace(names=classes, ids=range(1, 1 + len(classes))))
+    least = _threshold(samples) if threshold is None else threshold
+    marked = [_marked(sample["found"], least) for sample in samples]
+    busy = [tuple(map(sum, zip(*((marks.sum(), len(marks)) for _, marks in found.values())))) for found in marked]
+    chosen = sorted(sorted(range(len(samples)), key=lambda at: busy[at], reverse=True)[:LARGE])
+    board = []
+    for sample, found in ((samples[at], marked[at]) for at in chosen):
+        key = "detections.caption" if len(found) == 2 else "detections.found"
+        captions = [
+            said(key, side=style.called(side), boxes=len(rows), alone=marks.sum())
+            for side, (rows, marks) in found.items()
+        ]
+        images = [
+            painter.readable(sample["image"], rows, marks, sample["boxes"], WIDE // len(found))
+            for rows, marks in found.values()
+        ]
+        board.append(list(zip(captions, images)))
+    return style.photographs(drawing.board(board), said("detections.alt", score=f"{least:.2g}"))
+
+
+def _marked(found: Mapping[str, np.ndarray], least: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """side -> its rows from the score `least` on, and which of them the other of two sides has not."""
+    rows = [np.insert(np.asarray(own, float), 0, 0, axis=1) for own in found.values()]
+    alone = differences(*rows, NEAR, ALIKE) if len(rows) == 2 else [np.zeros(len(own), bool) for own in rows]
+    shown = [own[:, 5] >= least for own in rows]
+    return {side: (own[of, 1:], marks[of]) for side, own, marks, of in zip(found, rows, alone, shown)}
+
+
+def _threshold(samples: Sequence[Mapping[str, Any]]) -> float:
+    """The score from which on a side has as many boxes as are annotated, not above one half."""
+    number = max(1, sum(len(sample["boxes"]) for sample in samples))
+    sides = (np.concatenate([sample["found"][side][:, 4] for sample in samples]) for side in samples[0]["found"])
+    last = [np.sort(scores)[::-1][:number].min() for scores in sides if scores.size]
+    return math.floor(100 * min(0.5, max(last, default=0.5))) / 100
 
 
 @styled
 def contact_sheet(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], columns: int = 6) -> Picture:
     """Images (h, w, 3) uint8 RGB with their boxes (k, 4)."""
-    figure, axes = panels(len(images), columns, (8.0, 8.0 / columns * -(-len(images) // columns)))
-    for axis, image, own in zip(axes, images, boxes):
-        show_image(axis, drawing.outlined(image, own))
-    return picture(figure, f"{len(images)} images of the data set with their boxes.", dense=True)
+    tiles = [("", drawing.tile(drawing.outlined(image, own), WIDE // columns)) for image, own in zip(images, boxes)]
+    board = drawing.board([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
+    return style.photographs(board, said("sheet.alt", images=len(images)))
 
 
 @styled
 def feature_maps(features: Mapping[str, np.ndarray], columns: int = 6) -> Picture:
     """Mean size over channels of each feature that is a map, (1, c, h, w)."""
-    features = {name: feature for name, feature in features.items() if feature.ndim == 4}
-    figure, axes = panels(len(features), columns, (8.0, 1.6 * -(-len(features) // columns)))
-    for axis, (name, feature) in zip(axes, features.items()):
-        axis.imshow(np.abs(feature[0]).mean(axis=0), cmap="gray", interpolation="nearest")
-        axis.set_title(f"{name}\n{' × '.join(map(str, feature.shape[1:]))}", fontsize=6)
+    maps = {key: np.abs(feature[0]).mean(axis=0) for key, feature in features.items() if feature.ndim == 4}
+    if not maps:
+        return style.nothing("features.nothing")
+    figure, axes = panels(len(maps), columns, (8.0, 1.6 * -(-len(maps) // columns)))
+    for axis, (key, values) in zip(axes, maps.items()):
+        axis.imshow(values, cmap="gray", interpolation="nearest")
+        axis.set_title(f"{style.written(key, 24)}\n{' × '.join(map(str, features[key].shape[1:]))}", fontsize=6)
         axis.set_axis_off()
-    return picture(figure, "Mean activation of the named features.", dense=True)
+    return picture(figure, said("features.alt"), dense=True)
 
 
 def show_image(axis: Axes, image: np.ndarray) -> None:
@@ -290,7 +253,7 @@ def show_image(axis: Axes, image: np.ndarray) -> None:
 def numbers(axis: Axes, written: Sequence[Sequence[str]], dark: np.ndarray, size: int = 7) -> None:
     """A text in each square of a matrix, white where the square is dark."""
     for (row, column), white in np.ndenumerate(dark):
-        form = {"fontsize": size, "color": "white" if white else "black", "ha": "center", "va": "center"}
+        form = {"fontsize": size, "color": "white" if white else style.INK, "ha": "center", "va": "center"}
         axis.text(column, row, written[row][column], **form)
 
 
@@ -301,6 +264,8 @@ def numbers(axis: Axes, written: Sequence[Sequence[str]], dark: np.ndarray, size
 def speed(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     """Median time with quartiles, synchronised, and what an unsynchronised clock would claim. side -> `cases`."""
     works = list(dict.fromkeys(case["operation"] for found in cases.values() for case in found))
+    if not works:
+        return style.nothing("speed.nothing")
     figure, axes = canvas(1, len(works), (8.0, 3.4))
     for axis, work in zip(axes[0], works):
         held = {side: {c["batch"]: c for c in found if c["operation"] == work} for side, found in cases.items()}
@@ -310,90 +275,75 @@ def speed(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
             true, claimed = (
                 [found.get(b, {}).get(clock, {}) for b in batches] for clock in ("synchronised_ms", "unsynchronised_ms")
             )
-            low, median, high = (np.array([t.get(key, np.nan) for t in true]) for key in ("q1", "median", "q3"))
-            axis.bar(at, median, 0.36, label=f"{NAMES[side]}, synchronised", **_fill(side))
-            axis.vlines(at, low, high, color="black")
-            cross = {"marker": "x", "linestyle": "", "color": "black", "markersize": 6}
-            label = "unsynchronised clock" if offset == 0 else None
-            axis.plot(at, [c.get("median", np.nan) for c in claimed], label=label, **cross)
+            low, median, high = (np.array([t.get(key, np.nan) for t in true], float) for key in ("q1", "median", "q3"))
+            axis.bar(at, median, 0.36, label=said("speed.synchronised", side=style.called(side)), **style.fill(side))
+            axis.vlines(at, low, high, color=style.INK)
+            cross = {"marker": "x", "linestyle": "", "color": style.INK, "markersize": 6}
+            label = said("speed.unsynchronised") if offset == 0 else None
+            axis.plot(at, np.array([c.get("median", np.nan) for c in claimed], float), label=label, **cross)
         axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-        axis.set(title=WORKS[work], xlabel="batch size (images)", ylabel="time (ms)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    said = "Median time per batch size with quartiles, synchronised, beside the unsynchronised clock's claim."
-    return picture(figure, said)
+        axis.set(title=said(f"work.{work}"), xlabel=said("speed.batch"), ylabel=said("speed.time"))
+    style.legend(figure, axes[0], 3)
+    return picture(figure, said("speed.alt"))
 
 
 @styled
 def memory(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     """Peak memory per work and batch. side -> `cases` of the speed record."""
-    held = {
-        side: {f"{WORKS[case['operation']]}, batch {case['batch']}": case["memory"]["peak_mib"] for case in found}
-        for side, found in cases.items()
-    }
-    names = dict.fromkeys(name for found in held.values() for name in found)
-    figure, axis = single(0.9 + 0.45 * len(names))
-    _groups(axis, list(names), {side: [found.get(name, np.nan) for name in names] for side, found in held.items()})
-    axis.set_xlabel("peak memory of the process (MiB)")
-    figure.legend(loc="outside upper center", ncols=2)
-    return picture(figure, "Peak memory per kind of work and batch size, in both frameworks.")
+    values: dict[str, dict[str, float]] = {}
+    for side, found in cases.items():
+        for case in found:
+            label = said("memory.case", work=said(f"work.{case['operation']}"), batch=case["batch"])
+            values.setdefault(label, {})[side] = case["memory"]["peak_mib"]
+    return bars(values, said("memory.peak"), said("memory.alt"))
 
 
 @styled
 def bars(values: Mapping[str, Mapping[str, float]], unit: str, alt: str) -> Picture:
     """Horizontal bars, one group per name, one bar per side (or one bar, side "")."""
-    sides = list(dict.fromkeys(side for row in values.values() for side in row))
-    figure, axis = single(0.8 + max(0.26 * max(2, len(values) * len(sides)), 0.3 * len(values)))
-    _groups(axis, list(values), {side: [row.get(side, np.nan) for row in values.values()] for side in sides})
+    keys = list(dict.fromkeys(key for row in values.values() for key in row))
+    if not keys:
+        return style.nothing("bars.nothing")
+    figure, axis = single(0.9 + max(0.26 * max(2, len(values) * len(keys)), 0.3 * len(values)))
+    for offset, key in enumerate(keys):
+        at = np.arange(len(values)) + 0.8 / len(keys) * (offset - (len(keys) - 1) / 2)
+        lengths = np.array([row.get(key, np.nan) for row in values.values()], float)
+        axis.barh(at, lengths, 0.76 / len(keys), label=style.called(key) or None, **style.fill(key, offset))
+    axis.set_yticks(range(len(values)), [style.written(one) for one in values])
+    axis.invert_yaxis()
     axis.set_xlabel(unit)
-    if len(sides) > 1:
-        axis.legend()
+    if len(keys) > 1:
+        style.legend(figure, [axis], len(keys))
     return picture(figure, alt)
 
 
+@styled
 def class_histogram(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Picture:
     """Boxes of each class, one bar per split."""
-    values = {name: {split: found[place] for split, found in counts.items()} for place, name in enumerate(classes)}
-    return bars(values, "boxes", "Number of boxes of each class, per split.")
-
-
-def _groups(axis: Axes, names: Sequence[str], lengths: Mapping[str, Sequence[float]]) -> None:
-    """Horizontal bars: a group per name, in it a bar per side or any other key."""
-    for offset, (key, values) in enumerate(lengths.items()):
-        at = np.arange(len(names)) + 0.8 / len(lengths) * (offset - (len(lengths) - 1) / 2)
-        axis.barh(at, values, 0.76 / len(lengths), label=NAMES.get(key, key) or None, **_fill(key, offset))
-    axis.set_yticks(range(len(names)), list(names))
-    axis.invert_yaxis()
+    values = {one: {split: found[place] for split, found in counts.items()} for place, one in enumerate(classes)}
+    return bars(values, said("boxes"), said("histogram.alt"))
 
 
 @styled
 def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     """Histogram of box sizes (square root of the area, pixels) per split, with COCO's bounds of small and large."""
+    sizes = {key: held for key, held in sizes.items() if len(held)}
+    if not sizes:
+        return style.nothing("sizes.nothing")
     figure, axis = single(2.8)
-    edges = np.geomspace(max(1.0, min(s.min() for s in sizes.values())), max(s.max() for s in sizes.values()), 31)
-    for (name, values), line, colour in zip(sizes.items(), ("-", "--"), ("black", "#6e6e6e")):
-        drawn = {"linestyle": line, "color": colour, "linewidth": 1.4, "histtype": "step"}
-        axis.hist(values, edges, label=f"{name}, {len(values)} boxes", **drawn)
-    for bound in (32, 96):
-        axis.axvline(bound, color="black", linestyle=":", linewidth=0.8)
-    axis.set(xscale="log", xlabel="square root of the box's area (pixels; dotted: 32 and 96)", ylabel="boxes")
+    every = np.concatenate(list(sizes.values()))
+    edges = np.geomspace(0.95 * every.clip(1e-3).min(), 1.05 * max(1.0, every.max()), 31)
+    for place, (key, held) in enumerate(sizes.items()):
+        label = said("sizes.split", split=style.written(key), boxes=len(held))
+        axis.hist(held, edges, label=label, histtype="step", **style.look("", place, marker=False))
+    bounds = [math.isqrt(int(area)) for area in SIZES.values() if np.isfinite(area)]
+    for bound in bounds:
+        axis.axvline(bound, color=style.INK, linestyle=":", linewidth=0.8)
+    axis.set(
+        xscale="log", ylabel=said("boxes"), xlabel=said("sizes.root", bounds=style.listed([str(one) for one in bounds]))
+    )
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend(loc="upper left")
-    return picture(figure, "Histogram of box sizes per split, with COCO's bounds between small, medium and large.")
-
-
-# ------------------------------------------------------------------------------------------------------------- parts
-
-
-def look(side: str, marker: bool = True) -> dict[str, Any]:
-    """The line of a side."""
-    return {"color": COLOURS[side], "linestyle": LINES[side], "marker": MARKERS[side] if marker else None}
-
-
-def _fill(key: str, place: int = 0) -> dict[str, Any]:
-    """The bar of a side; of anything else by its place."""
-    grey, hatch = (("#6e6e6e", ""), ("#bdbdbd", "///"))[place % 2]
-    return {"color": COLOURS.get(key, grey), "hatch": HATCHES.get(key, hatch), "edgecolor": "white"}
-
-
-def _pair(pair: str) -> str:
-    first, second = pair.split("-")
-    return f"{NAMES[second]} against {NAMES[first]}"
+    return picture(figure, said("sizes.alt"))

@@ -8,10 +8,11 @@ import numpy as np
 from lib.data import images
 from lib.data.annotated import Annotation, Picture
 from lib.evaluation.detection import Classes
+from lib.show import drawing, fonts
 from lib.show.drawing import Painter
 
 TILE = 320  # pixels a side on a sheet
-BAR = 18  # pixels of a tile's caption
+NAME = 32  # letters of a file's name that stand above it
 NO_SCORE = float("nan")
 
 
@@ -38,17 +39,11 @@ class Annotated:
         return self._painter.paint(image, rows)
 
     def sheet(self, pictures: Sequence[Picture], workers: int | None = None) -> np.ndarray:
-        """All `pictures` as tiles, (rows * (TILE + BAR), columns * TILE, 3) uint8 BGR, each with its name below."""
-        columns = int(np.ceil(np.sqrt(len(pictures))))
-        board = np.full((-(-len(pictures) // columns) * (TILE + BAR), columns * TILE, 3), 255, np.uint8)
-        tiles = images.each(lambda picture: self.drawn(picture, TILE), pictures, workers)
-        for index, (picture, tile) in enumerate(zip(pictures, tiles)):
-            top, left, (height, width) = index // columns * (TILE + BAR), index % columns * TILE, tile.shape[:2]
-            y, x = top + (TILE - height) // 2, left + (TILE - width) // 2
-            board[y : y + height, x : x + width] = tile
-            name, at = picture.name[-44:].encode("ascii", "replace").decode(), (left + 4, top + TILE + BAR - 5)
-            cv2.putText(board, name, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-        return board
+        """All `pictures` as tiles with their names, (h, w, 3) uint8 BGR."""
+        drawn = images.each(lambda picture: drawing.tile(self.drawn(picture, TILE), TILE), pictures, workers)
+        tiles = [(fonts.one_line(picture.name, NAME), image) for picture, image in zip(pictures, drawn)]
+        columns = int(np.ceil(np.sqrt(len(tiles))))
+        return drawing.board([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
 
 
 def _said(annotation: Annotation) -> str:

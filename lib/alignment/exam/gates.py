@@ -19,9 +19,8 @@ from lib import backend, losses, models, postprocess
 from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, verdict
 from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
-from lib.alignment.exam import pictures
 from lib.alignment.exam.planting import Change, becomes, planted
-from lib.alignment.exam.subjects import EPOCH, STEPS, Subject
+from lib.alignment.exam.subjects import EPOCH, STEPS, Subject, data_stages
 from lib.alignment.measure import arrays, moved
 from lib.alignment.questions import ask
 from lib.alignment.seeded import seeded_input
@@ -82,7 +81,7 @@ class Side:
     def data(self) -> list[datastages.Stage]:
         """The stages that pictures go through."""
         with self.active():
-            return pictures.stages(self.subject.model)
+            return data_stages(self.subject.model)
 
     def builder(self, training: bool) -> Callable[[str], backend.nn.Module]:
         """Builds the seeded model in a precision, in the mode asked for."""
