@@ -23,7 +23,6 @@ from lib.errors import UserError
 from lib.machine import environment
 from lib.machine.notebook import execute, parameters
 from lib.record import ROOT, atomic
-from lib.show.messages import spoken
 
 TEMPLATES = Path(__file__).parent / "templates"
 LECTURES = ("20_nanodet_plus", "21_gold_yolo", "22_rt_detr", "30_migration")
@@ -87,8 +86,9 @@ def deck(notebook: NotebookNode, language: str = "en") -> str:
         "css": TEMPLATES / "slides.css",
         "notes_js": reveal() / "plugin" / "notes" / "notes.js",
     }
-    held = {name: _inline(path) for name, path in files.items()}
-    return exporter.from_notebook_node(typed(notebook), {"deck": held, "language": language})[0]
+    title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
+    held = {name: _inline(path) for name, path in files.items()} | {"title": title[1] if title else "Slides"}
+    return exporter.from_notebook_node(typed(notebook), {"deck": held})[0]
 
 
 def _inline(path: Path) -> str:
