@@ -157,9 +157,9 @@ class Panel:
         shown = []
         for source, own, marks in zip(sides, rows, differences(*rows, choice.pixels, choice.scores)):
             from_on = own[:, 5] >= choice.threshold
-            counts = {"boxes": int(from_on.sum()), "alone": int((from_on & marks).sum())}
-            title = words()("panel.counts").format(name=named(source), **counts)
-            shown.append((title, painter.readable(image, own[from_on, 1:], marks[from_on], truth)))
+            counts = words()("panel.counts").format(boxes=from_on.sum(), alone=(from_on & marks).sum())
+            drawn = painter.readable(image, own[from_on, 1:], marks[from_on], truth)
+            shown.append((named(source), counts, drawn))
         about = {"image": choice.image, "model": choice.model, "threshold": f"{choice.threshold:g}"}
         return _side_by_side(shown, words()("panel.alt").format(**about))
 
@@ -228,10 +228,11 @@ def _row(entry: Mapping[str, Any], label_of: Mapping[int, int]) -> list[float]:
 
 
 @styled
-def _side_by_side(panels: Sequence[tuple[str, np.ndarray]], about: str) -> Picture:
-    height, width = panels[0][1].shape[:2]
-    figure, axes = canvas(1, len(panels), (10.0, 10.0 / len(panels) * height / width + 0.4))
-    for axis, (title, image) in zip(axes[0], panels):
+def _side_by_side(panels: Sequence[tuple[str, str, np.ndarray]], about: str) -> Picture:
+    height, width = panels[0][2].shape[:2]
+    figure, axes = canvas(1, len(panels), (10.0, 10.0 / len(panels) * height / width + 0.6))
+    for axis, (name, counts, image) in zip(axes[0], panels):
         show_image(axis, image)
-        axis.set_title(title, parse_math=False)  # a path may hold a dollar
-    return picture(figure, f"{about} {'; '.join(title for title, _ in panels)}.", dense=True)
+        axis.set_title(f"{name}\n{counts}", parse_math=False)  # a path may hold a dollar
+    said = "; ".join(words()("join.about").format(name=name, value=counts) for name, counts, _ in panels)
+    return picture(figure, f"{about} {said}.", dense=True)

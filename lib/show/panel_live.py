@@ -17,6 +17,7 @@ from lib.show.panel import Choice, Detector, Panel, Source, named
 
 FILE = "weights.safetensors"  # what a training leaves
 SIDE = words()("panel.live").format(side=NAMES[backend.NAME])
+WIDEST = "290px"  # of a menu, however long its entries are: four of them stand side by side
 FITTING = "<style>.detections img { max-width: 100%; height: auto; }</style>"  # a picture is no wider than the page
 
 
@@ -101,6 +102,7 @@ class Controls:
         names = self.live.models()
         which = _narrow(widgets.Dropdown, "panel.run", options=names, value=model if model in names else names[0])
         file = _narrow(widgets.Combobox, "panel.file", placeholder=words()("panel.path"), ensure_option=False)
+        file.layout = widgets.Layout(width="480px")
         button = widgets.Button(description=words()("panel.detect"))
 
         def offer(_: dict[str, Any] | None = None) -> None:
@@ -130,7 +132,7 @@ def controls(panel: Panel, choice: Choice, live: Live | None = None) -> widgets.
 
 def _narrow(kind: type[widgets.Widget], word: str, **options: Any) -> widgets.Widget:
     """A control that stays narrow, however long its entries are."""
-    return kind(description=words()(word), layout=widgets.Layout(width="auto", max_width="360px"), **options)
+    return kind(description=words()(word), layout=widgets.Layout(width="auto", max_width=WIDEST), **options)
 
 
 def _row(controls: Iterable[widgets.Widget]) -> widgets.HBox:
