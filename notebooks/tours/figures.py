@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from lib.show.figures import Picture, canvas, numbers, panels, picture, show_image, single, styled
-from lib.show.messages import words
-from lib.show.tables import said
+from lib.show import style
+from lib.show.figures import numbers, show_image
+from lib.show.style import Picture, canvas, panels, picture, single, styled
 
 MARKS = "osD^vP*X"  # of boxes, levels and heads: told apart without colour
 DARK, LIGHT = "black", "#8a8a8a"
@@ -18,13 +18,13 @@ GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  
 
 
 def _say(key: str, **values: object) -> str:
-    """A text of the tours in the shell's language, its placeholders filled in."""
-    return words()(f"tour.{key}").format(**values)
+    """A text of the tours in the figure's language, its placeholders filled in."""
+    return style.said(f"tour.{key}", **values)
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names of panels or rows in the shell's language, as one text."""
-    return words()("join.list").join(map(said, names))
+    """Names of panels or rows in the figure's language, as one text."""
+    return style.listed(list(map(style.term, names)))
 
 
 def _colour(index: int):
@@ -93,7 +93,7 @@ def kernels(parts: Mapping[str, np.ndarray], shown: int = 8) -> Picture:
         for channel, axis in enumerate(row):
             image = _matrix(axis, part[0, channel], cmap="gray", vmin=-middle, vmax=middle)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(said(name), rotation=0, ha="right", va="center")
+        row[0].set_ylabel(style.term(name), rotation=0, ha="right", va="center")
     for channel, axis in enumerate(axes[-1]):
         axis.set_xlabel(_say("kernels.channel", channel=channel))
     figure.colorbar(image, ax=axes, label=_say("kernels.weight"), shrink=0.8, extend="both")
@@ -107,7 +107,7 @@ def attention(panels: Mapping[str, np.ndarray], shown: int = 4) -> Picture:
     for row, (name, shares) in zip(axes, panels.items()):
         for head, axis in enumerate(row):
             image = _matrix(axis, shares[head], cmap="Greys", vmin=0, vmax=1)
-            axis.set_title(_say("attention.title", name=said(name), head=head), fontsize=8)
+            axis.set_title(_say("attention.title", name=style.term(name), head=head), fontsize=8)
         row[0].set_ylabel(_say("attention.y"))
     for axis in axes[-1]:
         axis.set_xlabel(_say("attention.x"))
@@ -177,7 +177,7 @@ def assignments(
             label = _say("assignments.box", box=index + 1, cells=len(mine))
             axis.text(box[0], max(box[1] - 3, 8), label, fontsize=7, zorder=3, bbox=GROUND)
         _pixels(axis, size)
-        axis.set_title(_say("assignments.title", name=said(name), cells=int((chosen > 0).sum())))
+        axis.set_title(_say("assignments.title", name=style.term(name), cells=int((chosen > 0).sum())))
     axes[0, 0].set_ylabel(_say("y"))
     return picture(figure, _say("assignments", names=_listed(found)), dense=True)
 
@@ -189,7 +189,7 @@ def residuals(factors: Mapping[str, np.ndarray]) -> Picture:
     figure, axis = single(1.0 + 0.3 * len(values))
     _matrix(axis, values, cmap="gray", vmin=0, vmax=1.3, aspect="auto")
     numbers(axis, [[f"{value:.2g}" for value in row] for row in values], values < 0.5, size=6)
-    axis.set_yticks(range(len(values)), list(map(said, factors)))
+    axis.set_yticks(range(len(values)), list(map(style.term, factors)))
     axis.set_xlabel(_say("residuals.x"))
     return picture(figure, _say("residuals"))
 
@@ -204,7 +204,7 @@ def reach(panels: Mapping[str, np.ndarray]) -> Picture:
         rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
         within = f"{np.ptp(rows) + 1} × {np.ptp(columns) + 1}"
         count = _say("reach.count", seen=int(seen.sum()), of=seen.size, within=within)
-        axis.set_title(f"{said(name)}\n{count}", fontsize=8)
+        axis.set_title(f"{style.term(name)}\n{count}", fontsize=8)
         axis.set_xlabel(_say("column"))
         axis.set_xticks(np.arange(-0.5, seen.shape[1]), minor=True)
         axis.set_yticks(np.arange(-0.5, seen.shape[0]), minor=True)
@@ -225,7 +225,7 @@ def positions(panels: Mapping[str, np.ndarray], at: tuple[int, int]) -> Picture:
     for axis, (name, cosines) in zip(axes[0], likeness.items()):
         image = _matrix(axis, cosines, cmap="Greys", vmin=least, vmax=1)
         axis.plot(at[1], at[0], "o", markersize=9, fillstyle="none", color="white", markeredgewidth=1.6)
-        axis.set_title(said(name), fontsize=8)
+        axis.set_title(style.term(name), fontsize=8)
         axis.set_xlabel(_say("column"))
     axes[0, 0].set_ylabel(_say("row"))
     figure.colorbar(image, ax=axes, label=_say("positions.cosine"), shrink=0.9)
@@ -283,7 +283,7 @@ def sampling(image: np.ndarray, layers: Mapping[str, object]) -> Picture:
         points = np.concatenate([corners, read.places.reshape(-1, 2) * extent])  # a square part with all of them
         middle, half = (points.min(0) + points.max(0)) / 2, 0.6 * np.ptp(points, axis=0).max()
         axis.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
-        axis.set_title(said(name), fontsize=8)
+        axis.set_title(style.term(name), fontsize=8)
         axis.set_xlabel(_say("x"))
     axes[0].set_ylabel(_say("y"))
     legend = {"loc": "outside lower center", "ncols": 8, "fontsize": 7, "handletextpad": 0.1, "columnspacing": 1.0}
