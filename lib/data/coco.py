@@ -35,22 +35,12 @@ FEW = 9  # a folder with more JSON files has one an image
 SAMPLE = 100  # names that are looked for in each place
 PLACES = ("{}.json", "annotations/instances_{}*.json", "annotations/{}.json", "instances_{}*.json", "{}/*.json")
 ALONE = ("instances.json", "annotations/instances_*.json", "*.json", "annotations/*.json")  # where there are no splits
+MARKS = ("iscrowd", "ignore")  # no targets
 KNOWN = {  # keys that another format has a place for, or that say nothing more
     "": {"images", "annotations", "categories"},
     "image": {"id", "file_name", "width", "height"},
     "category": {"id", "name"},
-    "annotation": {
-        "id",
-        "image_id",
-        "category_id",
-        "bbox",
-        "area",
-        "iscrowd",
-        "ignore",
-        "segmentation",
-        "pose",
-        *FLAGS,
-    },
+    "annotation": {"id", "image_id", "category_id", "bbox", "area", "segmentation", "pose", *MARKS, *FLAGS},
 }
 
 
@@ -377,7 +367,7 @@ def _annotation_fault(annotation: dict) -> str | None:
         return f"bbox {_quote(box)}; give four finite numbers x, y, width, height"
     if "area" in annotation and not _is_finite(annotation["area"]):
         return f"area {_quote(annotation['area'])}; give its object's area in square pixels"
-    for flag in ("iscrowd", "ignore"):
+    for flag in MARKS:
         if annotation.get(flag, 0) not in (0, 1):  # "0" would count as 1
             return f"{flag} {_quote(annotation[flag])}; give the number 0 or 1"
     return None
@@ -400,7 +390,7 @@ def _box_fault(annotation: dict, image: dict) -> tuple[bool, annotated.Fault | N
 
 def _ignored(annotation: dict) -> bool:
     """Kept apart from the targets: neither to be found nor a mistake to find."""
-    return bool(annotation.get("iscrowd")) or bool(annotation.get("ignore"))
+    return any(annotation.get(mark) for mark in MARKS)
 
 
 def _corners(annotations: list[dict]) -> np.ndarray:

@@ -56,7 +56,7 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     """
     held = isinstance(ground_truth, Mapping)
     where = "the ground truth" if held else ground_truth
-    truth = _complete(ground_truth if held else read_json(Path(ground_truth)), where)
+    truth = _complete(ground_truth, where) if held else read_truth(ground_truth)
     _check(truth, detections, where)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every phase
         run = COCOeval(_indexed(truth, truth["annotations"]), _indexed(truth, detections), "bbox")
@@ -70,6 +70,11 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     counted = [precision[:, :, index][precision[:, :, index] > -1] for index in range(len(classes))]
     per_class = {name: float(of.mean()) if of.size else -1.0 for name, of in zip(classes, counted)}
     return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class, curves)
+
+
+def read_truth(path: str | os.PathLike) -> Mapping[str, Any]:
+    """The content of a COCO file with its three lists. UserError if it is none; `coco.truth` judges the entries too."""
+    return _complete(read_json(Path(path)), path)
 
 
 def _complete(truth: Any, where: Any) -> Mapping[str, Any]:
