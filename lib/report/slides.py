@@ -23,6 +23,7 @@ from lib.errors import UserError
 from lib.machine import environment
 from lib.machine.notebook import execute, parameters
 from lib.record import ROOT, atomic
+from lib.show.messages import spoken
 
 TEMPLATES = Path(__file__).parent / "templates"
 LECTURES = ("20_nanodet_plus", "21_gold_yolo", "22_rt_detr", "30_migration")
@@ -39,6 +40,15 @@ def reveal() -> Path:
     if found is None or not found.origin:
         raise UserError(f"slides: {PACKAGE}, which brings reveal.js, is not installed: run `make envs`")
     return Path(found.origin).parent / "_static" / "revealjs"
+
+
+def in_language(notebook: NotebookNode, language: str) -> NotebookNode:
+    """The notebook with one language in its texts: the other's blocks are left out."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            blocks = dict(re.findall(r'<div lang="(\w+)">\n\n(.*?)\n\n</div>', cell.source, re.DOTALL))
+            cell.source = blocks.get(language, cell.source)
+    return notebook
 
 
 def typed(notebook: NotebookNode) -> NotebookNode:
@@ -77,7 +87,6 @@ def deck(notebook: NotebookNode, language: str = "en") -> str:
         config=Config(TagRemovePreprocessor=hidden),
         template_name="align",
         extra_template_basedirs=[str(TEMPLATES)],
-        extra_template_paths=[str(TEMPLATES / "notebook")],
     )
     dist = reveal() / "dist"
     files = {
@@ -86,8 +95,10 @@ def deck(notebook: NotebookNode, language: str = "en") -> str:
         "css": TEMPLATES / "slides.css",
         "notes_js": reveal() / "plugin" / "notes" / "notes.js",
     }
+    notebook = in_language(notebook, language)
     title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
-    held = {name: _inline(path) for name, path in files.items()} | {"title": title[1] if title else "Slides"}
+    held = {name: _inline(path) for name, path in files.items()}
+    held |= {"title": title[1] if title else "Slides", "language": language}
     return exporter.from_notebook_node(typed(notebook), {"deck": held})[0]
 
 
