@@ -14,7 +14,7 @@ SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
 ALIGN = $(or $(PYTHON),$(error no Python 3 on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
-.PHONY: help report handin slides example exam test test-jt test-torch lab envs locks doctor system clean
+.PHONY: help report handin slides example exam test test-jt test-torch test-cluster lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
@@ -22,6 +22,7 @@ help:
 	@echo 'LANG=zh make report: the report in Chinese'
 	@echo 'make handin [PROFILE=...]: the document to hand in   make slides: the lectures, reports/slides'
 	@echo 'make exam [SIDE=torch|jt]: faults are planted in the models; does the alignment engine find them?'
+	@echo 'make report SNAKEMAKE="--profile profiles/slurm": on a cluster; README says what it must share   make test-cluster'
 	@echo 'make test [TESTS=tests/test_x.py]   make lab   make envs   make doctor   make system   make clean'
 	@echo 'make lab [LAB="--no-browser --port=8899 ..."]: what JupyterLab is given: options of its own, a notebook to open'
 	@echo 'make locks: after a change of environment-*.yml, the exact packages that `make envs` installs (needs the network)'
@@ -54,6 +55,10 @@ test: envs
 test-jt test-torch: test-%:
 	@OMP_NUM_THREADS=$$(( ($$(nproc) + 1) / 2 )) OMP_WAIT_POLICY=PASSIVE $(ALIGN) run $* -m pytest -p no:cacheprovider $(TESTS) > envs/test-$*.log 2>&1; \
 	    code=$$?; printf '\n=== tests in the %s environment ===\n' $*; cat envs/test-$*.log; exit $$code
+
+# A SLURM cluster of one node, brought up on loopback: minutes of waiting, so not part of `test`.
+test-cluster: envs
+	@$(ALIGN) run torch -m pytest -p no:cacheprovider tests/cluster
 
 # Of the two languages of a notebook's texts the shell's is shown (custom.css); the user's own settings stay as they are.
 lab: envs

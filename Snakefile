@@ -1,6 +1,6 @@
 # Decides what must run: one rule per notebook, model and side, as lib/machine/pipeline.py lists them. `make report` calls it.
-# Local by default; on a cluster add a Snakemake profile: make report SNAKEMAKE="--profile my_cluster"
-# (its executor plugin must be installed, and the checkout and the environments must be visible from the nodes).
+# Local by default; on a cluster by a Snakemake profile, which must see the checkout and the environments from its nodes:
+# make report SNAKEMAKE="--profile profiles/slurm".
 import json
 import sys
 
@@ -19,4 +19,5 @@ for job in jobs:
         output: job["done"]
         threads: job["threads"]
         priority: job["stage"]["priority"]
+        resources: **job["demand"]
         shell: "{sys.executable:q} -m lib.machine.job {input[0]:q}"

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from lib.errors import UserError
@@ -115,6 +115,15 @@ class Record(_Part):
     fields: dict[str, Any]
     arrays: dict[str, ArrayEntry]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _is_of_one_run(self) -> "Record":
+        """Its id says whose it is, and so does the framework that ran."""
+        if self.run_id != f"{self.model}/{self.side}/{self.stage}":
+            raise ValueError(f"{self.run_id} is not {self.model}/{self.side}/{self.stage}")
+        if self.side in ("torch", "jittor") and self.provenance.framework != self.side:
+            raise ValueError(f"{self.run_id} was measured by {self.provenance.framework}")
+        return self
 
 
 @dataclass

@@ -124,25 +124,25 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def profile(folder: Path, name: str = "mini", **train) -> None:
-    content = {"data": {"train_images": 2}, "train": train, "compare": {}} if train else {"data": {}}
+def profile(folder: Path, name: str = "mini", hours: float = 1, **train) -> None:
+    content = {"data": {"train_images": 2}, "train": train, "compare": {}, "hours": hours} if train else {"data": {}}
     (folder / "profiles").mkdir(exist_ok=True)
     (folder / "profiles" / f"{name}.yaml").write_text(yaml.safe_dump(content))
 
 
-def start(snakemake: str = "", **options) -> subprocess.Popen:
+def start(*snakemake: str, **options) -> subprocess.Popen:
     chosen = {"profile": "mini", "cores": 2, **options}
     arguments = [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
-    arguments += ["--", snakemake] if snakemake else []
+    arguments += ["--", *snakemake] if snakemake else []
     command = [sys.executable, "-m", "lib.machine.pipeline", *arguments]
     streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return subprocess.Popen(command, start_new_session=True, **streams)
 
 
-def report(**options) -> tuple[int, str, list[str]]:
+def report(*snakemake: str, **options) -> tuple[int, str, list[str]]:
     """Exit code, what was printed, and which stages ran, in order."""
     Path("trace").write_text("")
-    process = start(**options)
+    process = start(*snakemake, **options)
     printed, _ = process.communicate()
     return process.returncode, printed, Path("trace").read_text().split()
 
@@ -380,7 +380,7 @@ def test_a_record_that_is_gone_or_changed_and_what_reads_it_is_not_done(project)
 @pytest.mark.slow
 def test_a_dry_run_and_a_change_behind_its_back_are_told(project):
     """An empty folder is not "up to date"; a record that was overwritten runs its job, and what reads it, again."""
-    code, printed, ran = report(snakemake="--dry-run")
+    code, printed, ran = report("--dry-run")
     assert code == 0 and not ran and f"to do, 4 of 4 jobs: data_all_none, train_{MODEL}_torch" in printed
     assert "up to date" not in printed and not list(project.glob("reports/mini/.done/*/*/*"))
     assert report()[0] == 0
@@ -388,7 +388,7 @@ def test_a_dry_run_and_a_change_behind_its_back_are_told(project):
     mark = project / "reports/mini/.done" / MODEL / "torch" / "train"
     record.write_text("a lesson's")
     os.utime(record, (1, 1))  # older than all marks: only its content tells
-    code, printed, ran = report(snakemake="--dry-run")
+    code, printed, ran = report("--dry-run")
     assert not ran and f"to do, 2 of 4 jobs: train_{MODEL}_torch, compare_all_none" in printed and mark.exists()
     code, printed, ran = report()
     assert ran == ["train/torch", "compare/none"] and "2 jobs, about" in printed and "; 2 of 2 jobs" in printed

@@ -13,6 +13,7 @@ import synthetic_records as synthetic
 from lib.alignment import questions
 from lib.alignment.evidence import Evidence
 from lib.alignment.verdict import Verdict
+from lib.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -342,3 +343,11 @@ def test_another_ground_truth_is_a_fault(records):
 
     found = planted(records, "equivalence", change)
     assert found.verdict is Verdict.FAIL and "ground truth" in found.values["note"]
+
+
+def test_a_record_in_another_s_place_is_named(records):
+    place = records / synthetic.MODEL
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(place / "torch" / f"forward{suffix}", place / "jittor")
+    with pytest.raises(UserError, match=f"is the record {synthetic.MODEL}/torch/forward: put it back"):
+        answer(records, "forward")

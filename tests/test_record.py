@@ -165,6 +165,18 @@ def lose_a_field(path):
     path.write_text(json.dumps(content))
 
 
+def another_model(path):
+    path.write_text(path.read_text().replace('"model": "toy"', '"model": "other"'))
+
+
+def another_framework(path):
+    """PyTorch's numbers under Jittor's name."""
+    text = (
+        path.read_text().replace("toy/none/forward", "toy/jittor/forward").replace('"side": "none"', '"side": "jittor"')
+    )
+    path.write_text(text)
+
+
 @pytest.mark.parametrize(
     "fault, message",
     [
@@ -174,6 +186,8 @@ def lose_a_field(path):
         (os.remove, "can't be read"),
         (other_schema, "schema_version"),
         (lose_a_field, "provenance.command"),
+        (another_model, "toy/none/forward is not other/none/forward"),
+        (another_framework, "toy/jittor/forward was measured by none"),
     ],
 )
 def test_a_damaged_record_is_one_line(tmp_path, fault, message):

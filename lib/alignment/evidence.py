@@ -36,7 +36,12 @@ class Evidence:
         key = (side, stage)
         if key not in self._records:
             path = self._path(side, stage)
-            self._records[key] = record.read(path) if path.exists() else None
+            found = record.read(path) if path.exists() else None
+            if found and found.run_id != self.run_id(side, stage):
+                raise UserError(
+                    f"{path}: is the record {found.run_id}: put it back in its place, or run the stage again"
+                )
+            self._records[key] = found
         return self._records[key]
 
     def field(self, side: str, stage: str, *keys: str) -> Any:

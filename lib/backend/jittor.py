@@ -17,6 +17,7 @@ import numpy as _np
 from . import jittor_nn as nn
 from .jittor_compiler import compile_fast as _compile_fast
 from .jittor_compiler import show_progress_in_notebooks as _show_progress_in_notebooks
+from .jittor_functions import array as _array
 from .jittor_functions import scalar as _scalar
 from .jittor_import import jt as _jt
 from .kernels import elementwise as _elementwise
@@ -62,9 +63,9 @@ def cache_path() -> str | None:
 
 
 def tensor(array: _np.ndarray) -> Tensor:
-    """A tensor with the array's dtype and a copy of its values; Jittor alone makes float64 float32, int64 int32."""
+    """A tensor with the array's dtype and a copy of its values."""
     array = _np.asarray(array)
-    value = _jt.array(array, dtype=str(array.dtype))
+    value = _array(array)
     value.is_scalar = array.ndim == 0
     return value
 

@@ -49,6 +49,16 @@ def binary_cross_entropy_with_logits(x: Tensor, target: Tensor, reduction: str =
     return {"none": lambda v: v, "sum": sum, "mean": mean}[reduction](loss)
 
 
+def array(values: np.ndarray) -> Tensor:
+    """The values in their own dtype; Jittor alone makes float64 float32, int64 int32.
+
+    One number of eight bytes is stored at once. Jittor stores one that several kernels share by a kernel whose key has
+    no dtype: after a float32 was stored so, four bytes of a float64 are, and the others are what lay there.
+    """
+    value = jt.array(values, dtype=str(values.dtype))
+    return value.sync() if values.size == 1 and values.itemsize == 8 else value
+
+
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
     """Joined along an existing axis."""
     return jt.concat(list(tensors), dim)
@@ -78,7 +88,7 @@ def floor_divide(a: Tensor, b: Tensor) -> Tensor:
 
 def full(shape, value: float, dtype: str = "float32") -> Tensor:
     """A tensor of one value; Jittor rounds a Python number to float32 even for a float64 tensor."""
-    return jt.array(np.array([value]), dtype=str(dtype)).broadcast(list(shape))
+    return array(np.array([value], str(dtype))).broadcast(list(shape))
 
 
 def full_like(x: Tensor, value: float) -> Tensor:

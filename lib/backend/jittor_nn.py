@@ -6,6 +6,7 @@ own differences. Only what the models use is here.
 
 import numpy as np
 
+from .jittor_functions import array
 from .jittor_import import jt
 from .kernels import elementwise, normalise, products, windows
 
@@ -179,14 +180,14 @@ class BatchNorm2d(Module):
         self.bias = Parameter(jt.zeros((num_features,)))
         self.register_buffer("running_mean", jt.zeros((num_features,)))
         self.register_buffer("running_var", jt.ones((num_features,)))
-        batches = jt.array(np.zeros(1, np.int64), dtype="int64")
+        batches = array(np.zeros(1, np.int64))
         batches.is_scalar = True
         self.register_buffer("num_batches_tracked", batches)
 
     def forward(self, x):
         if not self.is_train:
             # A Python number would be float32 even among float64 values.
-            eps = jt.array(np.array([self.eps]), dtype=str(self.running_var.dtype))
+            eps = array(np.array([self.eps], str(self.running_var.dtype)))
             scale = self.weight / jt.sqrt(self.running_var + eps)
             shift = self.bias - self.running_mean * scale
             return normalise.affine(x, scale, shift)

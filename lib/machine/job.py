@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -60,13 +61,14 @@ def run(file: Path) -> None:
     seconds, results = round(time.time() - started, 1), {result: digest([result]) for result in job["results"]}
     write_mark(done, inputs=key, results=results, seconds=seconds, restarts=restarts)
     open_mark(done).unlink(missing_ok=True)
-    print(f"[report] {title}: done in {seconds:.0f} s{told(done)}", flush=True)
+    print(f"[report] {ended(done, started)}", flush=True)
 
 
 def run_twice(job: Description, title: str) -> list[str]:
     """Run a job's notebook or command, once more if its process dies of a signal; why it was started again.
 
-    Such a death is the machine's or a library's doing, and seldom comes twice; the record says that it came.
+    Such a death is the machine's or a library's doing, and seldom comes twice; the record says that it came. Who was
+    told to end (SIGTERM) was told so by a scheduler or a person.
     """
     restarts: list[str] = []
     while True:
@@ -75,7 +77,7 @@ def run_twice(job: Description, title: str) -> list[str]:
             run_once(job)
             return restarts
         except ProcessDied as death:
-            if death.signal is None or restarts:
+            if death.signal in (None, signal.SIGTERM) or restarts:
                 raise
             restarts.append(str(death))
             quote(death.lines)
@@ -178,6 +180,14 @@ def content(name: str, _mtime: int, _size: int) -> bytes:
 # ------------------------------------------------------------------------------------------------ how far the report is
 
 
+def ended(done: Path, since: float) -> str:
+    """How a job ended since then, with what is left to do; "" where it has not."""
+    if done.is_file() and done.stat().st_mtime >= since:
+        return f"{name_of(done)}: done in {read_mark(done)['seconds']:.0f} s{told(done)}"
+    why = read_mark(open_mark(done)).get("why")
+    return f"{name_of(done)}: FAILED: {why}" if why else ""
+
+
 def told(done: Path) -> str:
     """ "; 7 of 18 jobs, about 2 min left" for a job that has just ended; nothing for one that was run by hand."""
     plan = read_mark(done.parents[3] / ".plan.json")
@@ -219,7 +229,15 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{round(seconds / 1800) / 2:g} h"
 
 
+def stopped(signum: int, _frame: object) -> None:
+    """What a scheduler asks at a job's time limit, or when its node goes away: end, and say so."""
+    raise UserError(
+        f"stopped from outside ({signal.Signals(signum).name}): a scheduler's time limit, or a cancelled job"
+    )
+
+
 def main() -> int:
+    signal.signal(signal.SIGTERM, stopped)
     try:
         run(Path(sys.argv[1]))
     except UserError as error:

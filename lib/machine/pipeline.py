@@ -12,6 +12,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from lib import record
 from lib.errors import UserError, exit_code
 from lib.families import FAMILIES, family
 from lib.machine import environment
-from lib.machine.job import digest, left, name_of, open_mark, read_mark, write_mark
+from lib.machine.job import digest, ended, left, name_of, open_mark, read_mark, write_mark
 from lib.machine.notebook import BOTH, execute, parameters, sources
 from lib.record import atomic
 
@@ -50,6 +52,7 @@ class Stage:
     alone: bool = False  # nothing may run beside it
     priority: int = 1  # of those that are ready the highest starts first
     weight: int = 10  # its share of a report's time, to guess what is left where it was not measured yet
+    memory: int = 4096  # MiB that a scheduler is asked for where no earlier record says what it takes
 
 
 TOURS = {"nanodet_plus": "20_nanodet_plus", "gold_yolo": "21_gold_yolo", "rt_detr": "22_rt_detr"}
@@ -130,7 +133,7 @@ def load_profile(name: str) -> dict[str, Any]:
     if not isinstance(profile, dict):
         raise UserError(f"profiles/{path.name}: holds no section: name at least one stage, as the other profiles do")
     stages = [stage.name for stage in STAGES]
-    for name in sorted(set(profile) - {*stages, "seed", "threads", "requires"}):
+    for name in sorted(set(profile) - {*stages, "seed", "threads", "requires", "hours"}):
         raise UserError(f"profiles/{path.name}: '{name}' is no stage: choose from {', '.join(stages)}")
     return profile
 
@@ -286,6 +289,23 @@ def annotations(data: str) -> list[str]:
     return [data] if data else []
 
 
+def demand(job: Job, hours: float) -> dict[str, Any]:
+    """What a cluster's scheduler is asked for beside cores, under Snakemake's names: half as much again as it took in
+    an earlier run, else its stage's memory (MiB) and its profile's hours."""
+    peaks = []
+    for result in job.results:
+        with suppress(UserError):  # no record, or a damaged one: its job is to do again
+            peaks += [record.read(result).provenance.peak_rss_mib] if result.endswith(".json") else []
+    seconds = read_mark(job.done).get("seconds")
+    asked = {
+        "mem_mb": round(1.5 * max(peaks)) if peaks else job.stage.memory,
+        "runtime": math.ceil(1.5 * seconds / 60) + 10 if seconds else round(60 * hours),  # minutes
+    }
+    if job.side in BOTH and os.environ.get("ALIGN_DEVICE", "cpu") != "cpu":
+        asked["gpu"] = 1
+    return {**asked, "slurm_extra": "--exclusive"} if job.stage.alone else asked
+
+
 # ------------------------------------------------------------------------------------------------------ what is done
 
 
@@ -310,7 +330,7 @@ def is_done(job: Job) -> bool:
 
 def report(request: Request, extra: list[str]) -> int:
     """Have Snakemake bring `reports/<profile>` up to date."""
-    load_profile(request.profile)
+    hours = load_profile(request.profile).get("hours", 1)
     target = Path("reports", request.profile)
     page, plan_file = target / "index.html", target / ".plan.json"
     target.mkdir(parents=True, exist_ok=True)
@@ -324,13 +344,14 @@ def report(request: Request, extra: list[str]) -> int:
         if not to_do and not extra:
             print(f"[report] nothing to do, up to date: {page}", flush=True)
             return 0
-        begin(plan_file, jobs, to_do, request.cores)
+        begin(plan_file, jobs, to_do, request.cores, hours)
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
         options = ["--nolock", "--rerun-incomplete", "--keep-going", "--cores", str(request.cores)]
         forced = ["--forcerun", *(job.name for job in to_do)] if to_do else []
         command = [sys.executable, "-m", "snakemake", "--config", f"plan={plan_file}", *options, *forced, *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
-            code = wait(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()]))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()])
+            code = wait(process, to_do if remote(extra) else ())
         open_jobs = stale(jobs)
         names = ", ".join(job.name for job in open_jobs)
         if code:
@@ -343,15 +364,14 @@ def report(request: Request, extra: list[str]) -> int:
     return 0
 
 
-def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int) -> None:
+def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int, hours: float) -> None:
     """Write the plan of a run, with the times of earlier runs of the same jobs where their marks have them."""
     entries = []
     for job in jobs:
         open_mark(job.done).unlink(missing_ok=True)
         seconds = read_mark(job.done).get("seconds")
-        entries.append(
-            {**asdict(job), "name": job.name, "done": str(job.done), "seconds": seconds, "to_do": job in to_do}
-        )
+        more = {"name": job.name, "done": str(job.done), "seconds": seconds, "to_do": job in to_do}
+        entries.append({**asdict(job), **more, "demand": demand(job, hours)})
     write_mark(plan_file, cores=cores, began=time.time(), jobs=entries)
     if to_do:
         rest = left([entry for entry in entries if entry["to_do"]], {}, cores)
@@ -359,10 +379,24 @@ def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int
         print(f"[report] {count}{f', about {rest}' if rest else ''}", flush=True)
 
 
-def wait(process: subprocess.Popen) -> int:
-    """Its exit code; on Ctrl-C it is asked to end its jobs and waited for."""
+def remote(options: Sequence[str]) -> bool:
+    """Whether Snakemake is told to run jobs elsewhere, where they print into logs of their own."""
+    return any(text.startswith(("--executor", "--profile", "--workflow-profile")) for text in options)
+
+
+def wait(process: subprocess.Popen, elsewhere: Sequence[Job]) -> int:
+    """Its exit code; of jobs that run elsewhere it is said here how they end. On Ctrl-C it is asked to end its jobs and
+    waited for."""
+    began, told = time.time(), set()
     try:
-        return process.wait()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=1 if elsewhere else None)
+            for job in elsewhere:
+                said = ended(job.done, began)
+                if said and said not in told:
+                    print(f"[report] {said}", flush=True)
+                    told.add(said)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.send_signal(signal.SIGINT)  # it has it already, if a terminal sent it
@@ -374,8 +408,9 @@ def cause(open_jobs: Sequence[Job], log: Path) -> str:
     """Where to look after a failure: at what the jobs said, or at Snakemake's last words where none failed."""
     if any("why" in read_mark(open_mark(job.done)) for job in open_jobs):
         return f"see above, and {log}"
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"Snakemake stopped: {said[-1].strip() if said else 'it said nothing'} ({log})"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("message: ")] or lines[-1:]  # of a job that a cluster lost
+    return f"Snakemake stopped: {said[0].removeprefix('message: ') if said else 'it said nothing'} ({log})"
 
 
 def gaps(open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:
