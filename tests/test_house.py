@@ -242,3 +242,13 @@ def test_the_first_notebook_leads_to_every_other_in_both_languages():
     first, *others = NOTEBOOKS
     text = first.read_text(encoding="utf-8")
     assert not {path.name: text.count(f"({path.name})") for path in others if text.count(f"({path.name})") != 2}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_markdown_leaves_no_asterisk(path):
+    """Emphasis that ends in a Chinese sign and is followed by a letter is none: **so**：, not **so：**."""
+    rendered = pytest.importorskip("nbconvert.filters").markdown2html
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+    shown = "".join(rendered("".join(cell["source"])) for cell in cells)
+    left = re.sub(r"<(code|pre)\b.*?</\1>|<[^>]+>", "", shown, flags=re.DOTALL)
+    assert "*" not in left, left[max(0, left.index("*") - 30) :][:60]
