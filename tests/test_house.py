@@ -236,3 +236,9 @@ def test_every_stage_has_its_notebook_and_the_readme_maps_it():
     present = {path.stem for path in NOTEBOOKS}
     assert {stage.notebook for stage in STAGES if stage.notebook not in ("", "tour")} <= present
     assert not [name for name in present if f"`{name}`" not in readme], "a notebook is missing from the README's table"
+
+
+def test_the_first_notebook_leads_to_every_other_in_both_languages():
+    first, *others = NOTEBOOKS
+    text = first.read_text(encoding="utf-8")
+    assert not {path.name: text.count(f"({path.name})") for path in others if text.count(f"({path.name})") != 2}

@@ -56,9 +56,12 @@ def lab(tmp_path_factory):
         port = free.getsockname()[1]
     token = secrets.token_hex(8)
     options = f"--no-browser --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token}"
-    command = ["make", "lab", f"LAB={options} --ServerApp.root_dir={folder}"]
+    said = subprocess.run(
+        ["make", "--dry-run", "lab", "LANG=zh_CN.UTF-8", f"LAB={options}"], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    )
+    command = ["sh", "-c", said.stdout.replace("root_dir=.", f"root_dir={folder}")]
     places = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings)}
-    environ = {**os.environ, **places, "LANG": "zh_CN.UTF-8"}
+    environ = {**os.environ, **places}
     with open(settings / "server.log", "w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True)
     try:

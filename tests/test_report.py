@@ -292,7 +292,9 @@ def test_a_notebook_s_table_speaks_the_reader_s_language_in_one_notation(monkeyp
     assert all(
         f">{text}<" in shown for text in (*words, "1.235e-07", "4\u2009330\u2009904", "PyTorch", "body.0", "a&lt;b")
     )
-    assert "nan" not in shown and "None" not in shown and shown.count("text-align: left") == 2, "names and one column"
+    assert "nan" not in shown and "None" not in shown and shown.count("text-align: left") == 3, (
+        "rows, their name, a column"
+    )
 
 
 def test_both_environments_pin_the_same_numpy():

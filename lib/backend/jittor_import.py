@@ -38,6 +38,8 @@ def _import_jittor():
     core = environment.header(Path(sys.prefix).resolve(), "core")
     if core.is_file():
         os.environ.setdefault("cc_flags", environment.include(core))
+    for precision in (np.float32, np.float64):
+        np.finfo(precision)  # NumPy keeps it; asked for the first time where Jittor flushes subnormals, it warns
     streams = random.getstate(), np.random.get_state()
     tls, hooks, limit = ssl._create_default_https_context, (sys.exit, sys.excepthook), sys.getrecursionlimit()
     with _home_of_this_environment():

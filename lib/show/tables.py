@@ -17,7 +17,7 @@ from lib.show.messages import words
 
 NEARNESS = ("decisions", "flipped", "within", "nearest", "nearest_name")  # what an answer about decisions says
 ROWS = 60  # that a notebook shows of a frame
-KINDS = ("table", "column", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
+KINDS = ("table", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
 PAIRS = tuple(map("-".join, evidence.PAIRS))
 TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, and of its heading
 NUMBERS = [
@@ -39,8 +39,8 @@ class Frame(pd.DataFrame):
         for axis in (0, 1):
             shown = shown.format_index(lambda value: escape(said(value)), axis=axis)
             shown = shown.format_index_names(said, axis=axis)
-        words_alone = [column for column in self if all(isinstance(value, str) for value in self[column])]
-        shown = shown.set_table_styles({column: [TEXTS] for column in words_alone}, axis=0, overwrite=False)
+        texts = [column for column in self if all(isinstance(value, str) for value in self[column].dropna())]
+        shown = shown.set_table_styles({column: [TEXTS] for column in texts}, axis=0, overwrite=False)
         return shown.to_html(max_rows=ROWS)
 
 
@@ -141,7 +141,7 @@ def values(named: Mapping[str, Any], title: str) -> Frame:
 
 def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Frame:
     """Named values, one column for each set of them."""
-    return Frame({title: pd.Series(dict(named)) for title, named in columns.items()})
+    return Frame({title: pd.Series(dict(named), dtype=object) for title, named in columns.items()})
 
 
 def overfit(check: Mapping[str, Any] | None) -> Frame:
