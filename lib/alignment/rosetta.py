@@ -17,7 +17,7 @@ import numpy as np
 from lib.alignment.probe import MODEL, STAGE, Probe
 from lib.record import Record, measure, read
 from lib.show.messages import words
-from lib.show.tables import Frame, said
+from lib.show.tables import Frame, Name, said
 
 NAMES = {"torch": "PyTorch", "jittor": "Jittor"}
 NON_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}  # as lib.record.plain writes them
@@ -140,8 +140,10 @@ class Sheet:
         return "\n".join(lines)
 
     def answers(self, topic: str) -> Frame:
-        """Probes of a topic: question, what each side answers, verdict, advice."""
-        return _rows({probe.name: self._row(probe) for probe in self._of(topic)})
+        """Probes of a topic: question, what each side answers, verdict, advice; what a port must know comes first."""
+        order = [Verdict.DIFFERENT, Verdict.MENDED, Verdict.UNKNOWN, Verdict.SAME]
+        held = sorted(self._of(topic), key=lambda probe: order.index(self.findings[probe.name].verdict))
+        return _rows({probe.name: self._row(probe) for probe in held})
 
     def code(self, topic: str) -> Frame:
         """Probes of a topic: what runs on each side; a name stands for a function of the topic's module."""
@@ -175,7 +177,9 @@ class Sheet:
         verdict = self.findings[probe.name].verdict
         entries = {side: self.records.get(side, {}).get(probe.name, {}) for side in NAMES}
         answers = [entries["torch"].get("native"), entries["jittor"].get("native"), entries["jittor"].get("backend")]
-        torch, jittor, through = texts(answers, verdict in (Verdict.MENDED, Verdict.DIFFERENT))
+        said = texts(answers, verdict in (Verdict.MENDED, Verdict.DIFFERENT))
+        # No words, but for what has not run: a type is no precision, and True no yes.
+        torch, jittor, through = (one if answer is None else Name(one) for answer, one in zip(answers, said))
         return {
             "question": probe.question,
             "PyTorch": torch,

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from html import escape
 from numbers import Number
 from typing import Any
 
@@ -33,12 +34,18 @@ class Frame(pd.DataFrame):
         return Frame
 
     def _repr_html_(self) -> str:
-        shown = self.style.format(shown_as, escape="html").set_table_styles(NUMBERS)
+        # Escaped after it is said: a catalogue knows a text with its own quotes.
+        shown = self.style.format(lambda value: escape(shown_as(value))).set_table_styles(NUMBERS)
         for axis in (0, 1):
-            shown = shown.format_index(said, axis=axis, escape="html").format_index_names(said, axis=axis)
+            shown = shown.format_index(lambda value: escape(said(value)), axis=axis)
+            shown = shown.format_index_names(said, axis=axis)
         texts = [column for column in self if all(isinstance(value, str) for value in self[column].dropna())]
         shown = shown.set_table_styles({column: [TEXTS] for column in texts}, axis=0, overwrite=False)
         return shown.to_html(max_rows=ROWS)
+
+
+class Name(str):
+    """A text that is shown as it is, also where a catalogue has that word: a type, a tensor, what a framework said."""
 
 
 def shown_as(value: Any) -> str:
@@ -50,6 +57,8 @@ def shown_as(value: Any) -> str:
 
 def said(value: Any) -> str:
     """A heading or a word in the reader's language, where a catalogue has it; a name as it is."""
+    if isinstance(value, Name):
+        return value
     if value in PAIRS:
         return words().pair(value)
     keys = (f"{kind}.{value}" for kind in KINDS)
