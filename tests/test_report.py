@@ -84,7 +84,7 @@ def test_one_file_without_network(page):
 
 def test_figures_stand_in_the_report(page):
     drawn = re.findall(r'<figure data-figure="synthetic/([^"/]+)/', page)
-    assert set(drawn) == set(pictures._DRAWN) and len(drawn) == len(parsed(page).sources)
+    assert set(drawn) == set(pictures.QUESTIONS) and len(drawn) == len(parsed(page).sources)
 
 
 def test_headings_leave_out_no_level(page):

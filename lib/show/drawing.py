@@ -8,12 +8,12 @@ import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Protocol
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lib.evaluation.detection import Classes
 from lib.show import fonts
 
 MARK = "\u2260 "  # before the name of a marked box
@@ -23,17 +23,10 @@ FRAME, INSET = 48, 6  # grey and width in pixels of what lies between pictures o
 CAPTION = 17  # pixels of a caption's letters
 
 
-class Named(Protocol):
-    """The classes of a data set, as lib.evaluation.detection has them."""
-
-    names: Sequence[str]  # by label
-    ids: Sequence[int]  # of the categories, also by label
-
-
 class Painter:
     """Draws detections of one set of classes; `note` says which names can't be drawn, or is empty."""
 
-    def __init__(self, classes: Named) -> None:
+    def __init__(self, classes: Classes) -> None:
         drawn = [fonts.covering(name + MARK) for name in classes.names]
         lost = [name for name, font in zip(classes.names, drawn) if font is None]
         self._names = [

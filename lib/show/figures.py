@@ -5,7 +5,6 @@ A function takes plain data (records' fields, arrays) and returns a Picture, whi
 
 import math
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from lib.alignment.compare import match_detections
+from lib.evaluation.detection import Classes
 from lib.evaluation.errors import SIZES
 from lib.show import drawing, style
 from lib.show.style import NAMES as NAMES
@@ -186,7 +186,7 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
     """
     if not samples:
         return style.nothing("detections.nothing")
-    painter = drawing.Painter(SimpleNamespace(names=classes, ids=range(1, 1 + len(classes))))
+    painter = drawing.Painter(Classes(tuple(classes), tuple(range(1, 1 + len(classes)))))
     least = _threshold(samples) if threshold is None else threshold
     marked = [_marked(sample["found"], least) for sample in samples]
     busy = [tuple(map(sum, zip(*((marks.sum(), len(marks)) for _, marks in found.values())))) for found in marked]

@@ -36,7 +36,7 @@ def error_through_depth(depth: Mapping[str, Mapping[str, Sequence]]) -> Picture:
         ratios = [None if None in pair else _over(*pair) for pair in zip(columns["own"], columns["gate"], strict=True)]
         dots = {"color": style.INK, "linestyle": "", "markersize": 3}
         _points(own, ratios, leaf, marker=".", label=said("depth.leaves"), **dots)
-        _points(own, ratios, ~leaf, marker="+", label=said("depth.holders"), **dots)
+        _points(own, ratios, ~leaf, marker="+", label=said("depth.holders"), **dots | {"markersize": 5})
         own.axhline(1, color=style.QUIET, linestyle="-.", label=said("gate"))
         _points(inherited, columns["inherited"], label=said("depth.inherited"), **style.look("jittor", marker=False))
         _points(inherited, columns["noise"], label=said("depth.rounding"), **style.look("published", marker=False))
