@@ -1,6 +1,7 @@
 """The probes of the migration notebook and their verdicts; what needs one framework says so, the rest runs in both."""
 
 import copy
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -223,6 +224,9 @@ def test_every_probe_and_every_fault_speaks_chinese():
     spoken = Messages("zh").terms
     said = {text for probe in probes.PROBES for text in (probe.question, probe.advice)} | {f.people for f in FAULTS}
     assert not said - spoken.keys()
+    # A text under another's name would show: both have the same numbers and the same names of code.
+    marks = re.compile(r"\d+(?:\.\d+)?|\b\w+(?:_\w+|\(\))")
+    assert not [text for text in said if set(marks.findall(text)) - set(marks.findall(spoken[text]))]
 
 
 def test_answers_are_shown_with_the_digits_that_tell_them_apart():
