@@ -291,8 +291,8 @@ def test_a_root_category_and_two_of_one_name_are_pointed_out(write):
 
 
 def test_a_set_without_any_object_and_a_panoptic_one(write):
-    (fault,) = formats.verify(write(lambda document: document["annotations"].clear()))
-    assert "has no object: nothing to learn or to find" in fault
+    (note,) = coco.load(path := write(lambda document: document["annotations"].clear())).notes
+    assert "has no object: nothing to learn or to find" in note and coco.truth(path)[1] == [note]
     with pytest.raises(UserError, match="panoptic form; give the file of instances"):
         coco.load(write(lambda document: document["annotations"][0].update(segments_info=[])))
 

@@ -100,7 +100,7 @@ def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset
         file = parsed.folder / entry["file_name"]
         entries.append(ImageEntry(image, file, entry["width"], entry["height"], _corners(targets), labels, aside))
     names = tuple(category["name"] for category in parsed.categories.values())
-    return Dataset(path, names, tuple(parsed.categories), tuple(entries), parsed.folder, tuple(_notes(parsed.faults)))
+    return Dataset(path, names, tuple(parsed.categories), tuple(entries), parsed.folder, tuple(_notes(path, parsed)))
 
 
 def files(source: Path) -> dict[str, Path]:
@@ -154,7 +154,7 @@ def truth(path: Path) -> tuple[dict, list[str]]:
     that `verify` would: a number from a faulty truth is none."""
     parsed = _parsed(path, without_images=True)
     _refuse(parsed.faults)
-    return parsed.document, _notes(parsed.faults)
+    return parsed.document, _notes(path, parsed)
 
 
 def _refuse(faults: Faults) -> None:
@@ -164,8 +164,10 @@ def _refuse(faults: Faults) -> None:
         raise UserError(fatal[0] + more)
 
 
-def _notes(faults: Faults) -> list[str]:
-    return [fault.message for fault in faults if fault.of_set]
+def _notes(path: Path, parsed: Parsed) -> list[str]:
+    """What is not wrong in any entry, but makes a number of the set mean less than it seems."""
+    said = [] if any(parsed.annotations.values()) else [f"{path}: has no object: nothing to learn or to find"]
+    return [*said, *(fault.message for fault in parsed.faults if fault.of_set)]
 
 
 def read_image(entry: ImageEntry) -> np.ndarray:
@@ -253,8 +255,6 @@ def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bo
         if not (fault and (fault.loses or fault is FLAT)):
             marked[image["id"]].append((annotation, takes_part))
     pictures, categories = dict(sorted(pictures.items())), dict(sorted(categories.items()))
-    if not any(marked.values()) and not faults:
-        faults.of_set(f"{path}: has no object: nothing to learn or to find; annotate some")
     return Parsed(document, folder, categories, pictures, marked, faults, flat)
 
 
