@@ -90,8 +90,9 @@ def run_once(job: Description) -> None:
         if job["is_report"]:
             from lib import report  # the other jobs have no need of it
 
-            if failure := report.make(notebook.stem, job["parameters"]).failure:
-                raise failure
+            made = report.make(notebook.stem, job["parameters"])
+            if made.failure:
+                raise made.failure
         else:
             execute(notebook, Path(job["output"]), job["kernel"], job["parameters"])
         return
