@@ -417,6 +417,16 @@ def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
     assert not pipeline.is_done(own) and pipeline.stale(list(planned.values()))[0] is own
 
 
+@pytest.mark.parametrize("said, threads", [({}, 2), ({"threads": 1}, 1)])
+def test_a_stage_that_runs_alone_has_all_cores_unless_its_section_says_threads(project, said, threads):
+    notebook(project / "notebooks/80_speed.ipynb", "1", parameters="threads = 4")
+    (project / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"threads": 1, "speed": said}))
+    (job,) = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
+    told = json.loads(job.file.read_text())
+    assert job.threads == told["threads"] == told["parameters"]["threads"] == threads
+    assert told["wait_policy"] == ("" if threads == 2 else "PASSIVE")
+
+
 def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(monkeypatch):
     seen = []
 
