@@ -1,5 +1,5 @@
 """JupyterLab in a real browser: every notebook opens by a double click in its kernel; one is run through in each kernel
-without an error; widgets and progress bars are drawn. (Papermill runs the others through: tests/test_pipeline.py.)
+without an error; widgets and progress bars are drawn. (test_every_notebook runs the others through.)
 
 Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of
 the page is kept in reports/lab when a test fails.

@@ -529,17 +529,3 @@ def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
     head = "import json, os, pathlib, time"
     notebook(project / "notebooks/10_data.ipynb", head, DATA, parameters=DATA_PARAMETERS)
     assert report(profile="one")[0] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.all_cores
-def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
-    """Every notebook of every family in its kernel, then a report without a FAIL; a second call does nothing."""
-    shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
-    asked = ["--profile", "smallest", "--models", " ".join(MODELS)]
-    command = [sys.executable, "-m", "lib.machine.pipeline", *asked]
-    environ = environment.process_environment(environment.TORCH, environment.location(environment.TORCH))
-    first, second = (subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True) for _ in range(2))
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert (ROOT / "reports" / "smallest" / "index.html").stat().st_size > 0
-    assert second.returncode == 0 and "nothing to do" in second.stdout
