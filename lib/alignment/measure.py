@@ -47,7 +47,7 @@ def entries(state: Mapping[str, np.ndarray], trained: Collection[str]) -> list[l
             list(array.shape),
             str(array.dtype),
             "param" if name in trained else "buffer",
-            hashlib.sha256(array.tobytes()).hexdigest(),
+            hashlib.sha256(np.ascontiguousarray(array)).hexdigest(),
         ]
         for name, array in state.items()
     ]
