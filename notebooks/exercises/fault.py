@@ -5,7 +5,7 @@ kernel stored the other way round, a deviation where a variance belongs, a const
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,26 +54,33 @@ def _fault(number: int) -> Fault:
     return FAULTS[number]
 
 
-def _model(number: int | None, precision: str = "float32") -> nn.Module:
-    """The seeded model in evaluation mode; None: without a fault."""
-    with planted(() if number is None else _fault(number).changes):
+def _model(changes: Sequence[Change], precision: str = "float32") -> nn.Module:
+    """The seeded model in evaluation mode, with these changes."""
+    with planted(changes):
         model = models.build(MODEL, CLASSES, 0)
         state = seeded_state([(name, backend.numpy(value).shape) for name, value in backend.named_state(model)])
         convert.load(model, state, strict=False)  # constants have no seed
     return (backend.float64(model) if precision == "float64" else model).eval()
 
 
-def _outputs(model: nn.Module, names: Sequence[str], precision: str) -> dict[str, np.ndarray]:
-    """What each of the modules gives, all its tensors in one row, in order of execution."""
+@cache
+def _sound() -> dict[str, nn.Module]:
+    """The modules of the model without a fault."""
+    return dict(_model(()).named_modules())
+
+
+@cache  # who looks for a fault asks many times, level by level
+def _outputs(changes: tuple[Change, ...], precision: str) -> dict[str, np.ndarray]:
+    """What each module gives, all its tensors in one row, in order of execution."""
     found: dict[str, np.ndarray] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         found.pop(name, None)  # an activation shared by two layers stands where it ran last
         found[name] = _flat(output)
 
-    modules = dict(model.named_modules())
-    for name in names:
-        modules[name].register_forward_hook(partial(keep, name))
+    model = _model(changes, precision)
+    for name, module in model.named_modules():
+        module.register_forward_hook(partial(keep, name))
     with backend.no_grad():
         model(backend.tensor(seeded_input("image", (1, 3, SIZE, SIZE)).astype(precision)))
     return found
@@ -90,19 +97,19 @@ def errors(number: int, inside: str = "") -> pd.DataFrame:
 
     inside: the path of a module; empty: the whole model. A part without parts of its own is a layer.
     """
-    modules = dict(_model(None).named_modules())
+    modules, changes = _sound(), _fault(number).changes
     if inside not in modules:
         raise UserError(f"inside: the model has no module '{inside}'")
-    runs = {"sound": (None, "float32"), "planted": (number, "float32"), "exact": (None, "float64")}
-    names = _parts(modules, inside)
-    found = {run: _outputs(_model(which, precision), names, precision) for run, (which, precision) in runs.items()}
+    sound, faulty, exact = _outputs((), "float32"), _outputs(changes, "float32"), _outputs((), "float64")
+    names = set(_parts(modules, inside))
     rows = {
         name: {
-            "error": _relative(found["planted"][name], sound),
-            "rounding": _relative(sound, found["exact"][name]),
+            "error": _relative(faulty[name], array),
+            "rounding": _relative(array, exact[name]),
             "parts": sum(other.startswith(f"{name}.") for other in modules),
         }
-        for name, sound in found["sound"].items()
+        for name, array in sound.items()
+        if name in names
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["error", "rounding", "parts"])
 
@@ -127,7 +134,7 @@ def wrong(table: pd.DataFrame) -> list[str]:
 
 def check(number: int, answer: str) -> str:
     """Whether `answer` is the path of the wrong layer, and if not, where to look."""
-    layer, modules = _fault(number).layer, dict(_model(None).named_modules())
+    layer, modules = _fault(number).layer, _sound()
     if not answer:
         return "NOT YET: no answer; write the layer's path into the cell of parameters"
     if answer == layer:
