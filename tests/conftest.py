@@ -30,7 +30,7 @@ def pytest_configure(config):
     # A shell starts what runs in its background deaf to Ctrl-C, and so would be every program that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: more than about ten seconds; `make test` runs these too")
-    config.addinivalue_line("markers", "all_cores: runs last, when the other environment's tests are over")
+    config.addinivalue_line("markers", "all_cores: runs last, beside what is left of the other environment's tests")
 
 
 def pytest_collection_modifyitems(items):

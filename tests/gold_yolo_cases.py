@@ -76,7 +76,7 @@ def variant_of(case):
 
 def seeded_model(variant, kind, adjust=lambda state: state):
     """The model with seeded weights; adjust may change the dict of them in place."""
-    model = build_variant(variant, 80, 0)
+    model = build_variant(variant, 80, None)
     state = seeded_state([(name, tuple(shape)) for name, shape, _ in entries(model)])
     adjust(state)
     backend.load_state(model, state)

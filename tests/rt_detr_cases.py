@@ -39,7 +39,7 @@ def shapes(model):
 
 def seeded_model(kind="f32", overrides=(), name=NAME):
     """The model with seeded weights; overrides are the record's [pattern, factor, shift], applied in float32."""
-    model = models.build(name, 80)
+    model = models.build(name, 80, seed=None)
     state = seeded_state(shapes(model))
     for pattern, factor, shift in overrides:
         state |= {

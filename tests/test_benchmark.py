@@ -191,3 +191,19 @@ def test_a_measurement_is_whole(tmp_path):
         assert 0 < len(operators) <= 10 and operators == sorted(operators, key=lambda row: -row[1])
     assert forward["synchronised_ms"]["median"] < train["synchronised_ms"]["median"]
     assert forward["memory"]["peak_mib"] < train["memory"]["peak_mib"]
+
+
+@pytest.mark.skipif(backend.NAME != "torch", reason="Jittor reports own times itself")
+def test_own_times_are_those_of_pytorchs_table():
+    import torch
+
+    from lib.backend.torch import _own_times
+
+    start = torch.ones(64, 64, requires_grad=True)
+    with torch.autograd.profiler.profile(use_device=None) as run:
+        torch.autograd.grad(torch.softmax(start @ start, 1).sum(), [start])
+    found = {name: (own, calls) for name, own, calls in _own_times(run.kineto_results.events())}
+    table = {row.key: (row.self_cpu_time_total / 1e3, row.count) for row in run.key_averages()}
+    assert len(table) > 10 and found.keys() == table.keys()
+    for name, (own, calls) in table.items():
+        assert found[name] == (pytest.approx(own, abs=1e-6), calls), name

@@ -1,6 +1,6 @@
 """`make lab` in a real browser: every notebook opens by a double click in its kernel, in the shell's language; one is
-run through in each kernel without an error; widgets and progress bars are drawn. (Papermill runs the others through:
-tests/test_pipeline.py.)
+run through in each kernel without an error; widgets and progress bars are drawn. (test_every_notebook runs the others
+through.)
 
 Runs in the torch environment, which has JupyterLab and Playwright; the browser is the system's Chromium. A picture of
 the page is kept in reports/lab when a test fails.

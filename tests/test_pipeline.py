@@ -427,6 +427,16 @@ def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
     assert not pipeline.is_done(own) and pipeline.stale(list(planned.values()))[0] is own
 
 
+@pytest.mark.parametrize("said, threads", [({}, 2), ({"threads": 1}, 1)])
+def test_a_stage_that_runs_alone_has_all_cores_unless_its_section_says_threads(project, said, threads):
+    notebook(project / "notebooks/80_speed.ipynb", "1", parameters="threads = 4")
+    (project / "profiles" / "mini.yaml").write_text(yaml.safe_dump({"threads": 1, "speed": said}))
+    (job,) = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
+    told = json.loads(job.file.read_text())
+    assert job.threads == told["threads"] == told["parameters"]["threads"] == threads
+    assert told["wait_policy"] == ("" if threads == 2 else "PASSIVE")
+
+
 def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(monkeypatch):
     seen = []
 
@@ -529,22 +539,3 @@ def test_an_interrupted_run_continues_and_two_at_once_do_not_collide(project):
     head = "import json, os, pathlib, time"
     notebook(project / "notebooks/10_data.ipynb", head, DATA, parameters=DATA_PARAMETERS)
     assert report(profile="one")[0] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.all_cores
-def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
-    """Every notebook of every family in its kernel, then a report without a FAIL; a second call does nothing. What was
-    done by hand in a notebook is what lib did."""
-    shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
-    asked = ["--profile", "smallest", "--models", " ".join(MODELS)]
-    command = [sys.executable, "-m", "lib.machine.pipeline", *asked]
-    environ = environment.process_environment(environment.TORCH, environment.location(environment.TORCH))
-    first, second = (subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True) for _ in range(2))
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert (ROOT / "reports" / "smallest" / "index.html").stat().st_size > 0
-    assert second.returncode == 0 and "nothing to do" in second.stdout
-    executed = (ROOT / "reports" / "smallest" / "notebooks").rglob("[0-9]*.ipynb")
-    outputs = (output for path in executed for cell in notebooks.cells(path) for output in cell["outputs"])
-    said = [line for output in outputs for line in "".join(output.get("text", "")).splitlines() if "equal: " in line]
-    assert len(said) > 10 and not [line for line in said if not line.endswith("equal: True")]

@@ -38,7 +38,7 @@ FORMATS = ("safetensors", "npz", "pth", "pkl")
 
 def seeded_model(name: str, case: Case, precision: str = "float32") -> nn.Module:
     """The model with the case's weights."""
-    model = models.build(name, case.num_classes)
+    model = models.build(name, case.num_classes, seed=None)
     shapes = {entry: array.shape for entry, array in convert.state(model).items()}
     values = case.weights(shapes)
     convert.load(model, values, absent=tuple(entry for entry in shapes if entry not in values))

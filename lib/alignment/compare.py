@@ -72,8 +72,9 @@ def compare(
     if reason := _incomparable(reference, candidate, expected):
         return _faulty(name, reason, reference.size)
     differing = int(np.count_nonzero(reference != candidate))  # exact also for integers beyond 2**53
-    a, b = reference.astype(np.float64), candidate.astype(np.float64)
-    difference = np.abs(b - a)
+    a, b = (array.astype(np.float64, copy=False) for array in (reference, candidate))
+    difference = np.subtract(b, a, out=np.empty_like(a))
+    np.abs(difference, out=difference)
     worst = np.unravel_index(int(np.argmax(difference)), difference.shape)
     l2, scale_l2 = norm(difference), norm(a)
     fault = "all zero where the reference is not" if scale_l2 > 0 and norm(b) == 0 else None
@@ -86,7 +87,7 @@ def compare(
         l2=l2,
         differing=differing,
         worst=tuple(int(i) for i in worst),
-        scale_max=float(np.abs(a).max()),
+        scale_max=max(abs(float(a.max())), abs(float(a.min()))),
         scale_l2=scale_l2,
         diagnosis=explain(a, b) if wrong else None,
     )
@@ -109,8 +110,8 @@ def _incomparable(reference: np.ndarray, candidate: np.ndarray, dtype: str) -> s
     if reference.size == 0:
         return "no elements"
     for who, array in (("", candidate), (" in the reference", reference)):
-        bad = ~np.isfinite(array)
-        if bad.any():
+        if not np.isfinite(array).all():
+            bad = ~np.isfinite(array)
             where = tuple(int(i) for i in np.argwhere(bad)[0])
             return f"{array[where]}{who} at {where}, {int(bad.sum())} such values"
     return None

@@ -50,7 +50,9 @@ def entries(state: Mapping[str, np.ndarray], trained: Collection[str]) -> list[l
             list(array.shape),
             str(array.dtype),
             "param" if name in trained else "buffer",
-            hashlib.sha256((array.astype(np.int64) if array.dtype.kind == "i" else array).tobytes()).hexdigest(),
+            hashlib.sha256(
+                np.ascontiguousarray(array.astype(np.int64) if array.dtype.kind == "i" else array)
+            ).hexdigest(),
         ]
         for name, array in state.items()
     ]

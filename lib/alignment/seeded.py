@@ -5,6 +5,7 @@ They are the weights with which the golden records were computed. PCG64 seeded b
 
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,9 +19,12 @@ def _generator(name: str) -> np.random.Generator:
 
 def seeded_array(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """float32 values for a state entry, of a size that keeps activations finite; None for a CONSTANTS entry."""
-    if name.endswith(CONSTANTS):
-        return None
-    shape, kind, draw = tuple(map(int, shape)), name.rsplit(".", 1)[-1], _generator(name)
+    return None if name.endswith(CONSTANTS) else _drawn(name, tuple(map(int, shape))).copy()
+
+
+@lru_cache(maxsize=1000)  # entries of a large model: a stage builds its own a dozen times, and draws take longest
+def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    kind, draw = name.rsplit(".", 1)[-1], _generator(name)
     if kind == "running_var":
         values = 0.5 + draw.random(shape)
     elif kind == "running_mean":

@@ -25,7 +25,9 @@ CHUNK = 64 * 2**20  # bytes gathered before a file is written
 
 def digest(array: np.ndarray) -> str:
     """SHA-256 of the array's type, shape and bytes in C order."""
-    return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes()).hexdigest()
+    seen = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    seen.update(np.ascontiguousarray(array))
+    return seen.hexdigest()
 
 
 class Writer:

@@ -128,7 +128,7 @@ def least_floor(relative: Iterable[tuple[float, int]]) -> Callable[[int], float]
 
 def noise_floors(exact: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> dict[str, Noise]:
     """Each tensor's floor from its float64 and float32 run, at least the set's `least_floor`; none for a fault."""
-    found = [c for c in compare_sets(exact, rounded, "float32") if c.fault is None]
+    found = [c for c in compare_sets(exact, rounded, "float32", diagnosed=False) if c.fault is None]
     least = least_floor((c.relative_l2, c.size) for c in found if c.scale_l2 > 0)
     return {c.name: Noise(c.max_abs, c.l2).at_least(Noise(c.scale_max, c.scale_l2).times(least(c.size))) for c in found}
 

@@ -100,7 +100,7 @@ def _constant(recipe: Recipe) -> Recipe:
 
 
 def _network(plan: runs.Training, loader: Loader, seeded: bool) -> backend.nn.Module:
-    model, _ = runs.network(plan, loader)
+    model, _ = runs.network(plan, loader, drawn=not seeded)
     if seeded:
         state = convert.state(model)
         case = references.case(plan.model, "loss")

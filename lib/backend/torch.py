@@ -6,6 +6,7 @@ Twin of `jittor.py`.
 import ctypes as _ctypes
 import inspect as _inspect
 import os as _os
+from collections import Counter as _Counter
 
 import numpy as _np
 import torch as _torch
@@ -121,9 +122,30 @@ def profile(call) -> list[tuple[str, float, int]]:
     with _torch.autograd.profiler.profile(use_device=None if _device == "cpu" else _device) as run:
         call()
         sync()
-    own = "self_device_time_total" if _device == "cuda" else "self_cpu_time_total"
-    rows = [(row.key, getattr(row, own) / 1000, row.count) for row in run.key_averages()]
+    if _device == "cuda":
+        rows = [(row.key, row.self_device_time_total / 1000, row.count) for row in run.key_averages()]
+    else:
+        rows = _own_times(run.kineto_results.events())
     return sorted(rows, key=lambda row: -row[1])
+
+
+def _own_times(events: list) -> list[tuple[str, float, int]]:
+    """What key_averages says of a CPU's events (operator, own milliseconds, calls), thirty times as fast: a training
+    step has 50000. An operator that calls itself under its own name is one call."""
+    own, calls = _Counter(), _Counter()
+    outer: list[tuple[int, int, str]] = []  # thread, end, operator: those around the event
+    for thread, start, end, name in sorted(
+        ((event.start_thread_id(), event.start_ns(), event.end_ns(), event.name()) for event in events),
+        key=lambda event: (event[0], event[1], -event[2]),
+    ):
+        while outer and (outer[-1][0] != thread or outer[-1][1] <= start):
+            outer.pop()
+        parent = outer[-1][2] if outer else ""
+        own[parent] -= end - start
+        own[name] += end - start
+        calls[name] += name != parent
+        outer.append((thread, end, name))
+    return [(name, own[name] / 1e6, count) for name, count in calls.items()]
 
 
 def peak_device_memory() -> int | None:

@@ -50,7 +50,7 @@ class Stage:
     writes: tuple[str, ...] = ()  # the sides whose records it writes
     per_model: bool = True  # else one run for all models
     leads: str = ""  # the side that the other is held against: it must be done before
-    alone: bool = False  # nothing may run beside it
+    alone: bool = False  # nothing may run beside it, unless its section says threads
     priority: int = 1  # of those that are ready the highest starts first
     weight: int = 10  # its share of a report's time, to guess what is left where it was not measured yet
     memory: int = 4096  # MiB that a scheduler is asked for where no earlier record says what it takes
@@ -216,11 +216,12 @@ def make_job(
 ) -> Job:
     """Describe a job in its file, unless that says so already: any difference runs it again."""
     report, place = Path("reports", request.profile), Path(model, side)
-    threads = request.cores if stage.alone else min(request.cores, profile.get("threads", 1))
+    chosen = section(profile[stage.name] or {}, model)
+    usual = request.cores if stage.alone else profile.get("threads", 1)
+    threads = min(request.cores, chosen.pop("threads", usual))
     kernel = side if side in BOTH else "torch"
     last, subset = stage.name == "compare", is_subset(profile)
     models = request.models if model == "all" else (model,)
-    chosen = section(profile[stage.name] or {}, model)
     results = [str(report / "records" / model / owner / f"{stage.name}.json") for owner in owners(stage, side)]
     if stage.command:
         module, *arguments = stage.command

@@ -25,8 +25,11 @@ def input_size(name: str) -> tuple[int, int]:
     return _module(name).VARIANTS[name].input_size
 
 
-def build(name: str, num_classes: int = 80, seed: int = 0) -> Any:
-    """The training model, a backend.nn.Module; its first weights depend on (seed, parameter name) and nothing else."""
+def build(name: str, num_classes: int = 80, seed: int | None = 0) -> Any:
+    """The training model, a backend.nn.Module; its first weights depend on (seed, parameter name) and nothing else.
+
+    seed None: they are not drawn, which takes as long as a small step: for a model that is given others, all of them.
+    """
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}: a detector needs at least one class")
     return _module(name).build(name, num_classes, seed)

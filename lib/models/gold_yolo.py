@@ -706,15 +706,16 @@ class GoldYolo(nn.Module):
         return self
 
 
-def build(name: str, num_classes: int, seed: int) -> nn.Module:
+def build(name: str, num_classes: int, seed: int | None) -> nn.Module:
     return build_variant(VARIANTS[name], num_classes, seed)
 
 
-def build_variant(variant: Variant, num_classes: int, seed: int) -> nn.Module:
+def build_variant(variant: Variant, num_classes: int, seed: int | None) -> nn.Module:
     """A model of any Variant, published under a name or not."""
     model = GoldYolo(variant, num_classes)
-    shapes = {entry: numpy(value).shape for entry, value in named_state(model)}
-    load_state(model, {entry: _initial_value(entry, shapes, seed) for entry, _ in model.named_parameters()})
+    if seed is not None:
+        shapes = {entry: numpy(value).shape for entry, value in named_state(model)}
+        load_state(model, {entry: _initial_value(entry, shapes, seed) for entry, _ in model.named_parameters()})
     return model
 
 

@@ -321,10 +321,11 @@ class NanoDetPlus(nn.Module):
         return logits, self.aux_head([cat(pair, 1) for pair in zip(pyramid, aux_pyramid)])
 
 
-def build(name: str, num_classes: int, seed: int) -> nn.Module:
+def build(name: str, num_classes: int, seed: int | None) -> nn.Module:
     model = NanoDetPlus(VARIANTS[name], num_classes)
-    shapes = {entry: numpy(value).shape for entry, value in model.named_parameters()}
-    load_state(model, {entry: _initial_value(entry, shape, seed) for entry, shape in shapes.items()})
+    if seed is not None:
+        shapes = {entry: numpy(value).shape for entry, value in model.named_parameters()}
+        load_state(model, {entry: _initial_value(entry, shape, seed) for entry, shape in shapes.items()})
     return model
 
 

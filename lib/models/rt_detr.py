@@ -814,17 +814,18 @@ def _form(logits, boxes) -> dict:
 def parameter_groups(model: nn.Module) -> tuple[ParameterGroup, ...]:
     """The published optimiser's groups, in its order; frozen parameters are in none."""
     rules = model.variant.groups
-    found = {pattern: [] for pattern, _, _ in rules}
+    found, frozen = {pattern: [] for pattern, _, _ in rules}, model.frozen_names
     for name, _ in model.named_parameters():
-        if name not in model.frozen_names:
+        if name not in frozen:
             found[next(pattern for pattern in found if re.search(pattern, name))].append(name)
     return tuple(ParameterGroup(tuple(found[pattern]), factor, decays) for pattern, factor, decays in rules)
 
 
-def build(name: str, num_classes: int, seed: int) -> nn.Module:
+def build(name: str, num_classes: int, seed: int | None) -> nn.Module:
     model = RTDETR(VARIANTS[name], num_classes)
-    shapes = {entry: numpy(value).shape for entry, value in model.named_parameters()}
-    load_state(model, {entry: _initial_value(entry, shapes, seed) for entry in shapes})
+    if seed is not None:
+        shapes = {entry: numpy(value).shape for entry, value in model.named_parameters()}
+        load_state(model, {entry: _initial_value(entry, shapes, seed) for entry in shapes})
     return model
 
 

@@ -80,10 +80,13 @@ def recipe(plan: Training, batches: Loader) -> schedule.Recipe:
     return schedule.scaled(published, images, batch=batches.batch, epochs=epochs, rate=plan.rate, size=plan.size)
 
 
-def network(plan: Training, batches: Loader) -> tuple[backend.nn.Module, pretrained.Origin | None]:
-    """The model as the plan starts it, and where its weights come from (None: fresh)."""
+def network(plan: Training, batches: Loader, drawn: bool = True) -> tuple[backend.nn.Module, pretrained.Origin | None]:
+    """The model as the plan starts it, and where its weights come from (None: fresh).
+
+    drawn: whether first weights are; False for a network that is given others.
+    """
     classes = len(batches.dataset.classes)
-    model = models.build(plan.model, classes, plan.seed)
+    model = models.build(plan.model, classes, plan.seed if drawn else None)
     if sides := recipe(plan, batches).sides:
         model.multi_scale = sides
     if plan.weights:

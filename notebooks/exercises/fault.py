@@ -4,8 +4,8 @@ Whoever wants to find it should stop reading here. A fault is in the weights or 
 kernel stored the other way round, a deviation where a variance belongs, a constant of another framework.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,13 +55,36 @@ def _fault(number: int) -> Fault:
     return FAULTS[number]
 
 
-def _model(number: int | None, precision: str = "float32") -> nn.Module:
-    """The seeded model in evaluation mode; None: without a fault."""
-    with planted(() if number is None else _fault(number).changes):
+def _model(changes: Sequence[Change], precision: str = "float32") -> nn.Module:
+    """The seeded model in evaluation mode, with these changes."""
+    with planted(changes):
         model = models.build(MODEL, CLASSES, 0)
         state = seeded_state([(name, backend.numpy(value).shape) for name, value in backend.named_state(model)])
         convert.load(model, state, strict=False)  # constants have no seed
     return (backend.float64(model) if precision == "float64" else model).eval()
+
+
+@cache
+def _sound() -> dict[str, nn.Module]:
+    """The modules of the model without a fault."""
+    return dict(_model(()).named_modules())
+
+
+@cache  # who looks for a fault asks many times, level by level
+def _outputs(changes: tuple[Change, ...], precision: str) -> dict[str, np.ndarray]:
+    """What each module gives, all its tensors in one row, in order of execution."""
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        found.pop(name, None)  # an activation shared by two layers stands where it ran last
+        found[name] = _flat(output)
+
+    model = _model(changes, precision)
+    for name, module in model.named_modules():
+        module.register_forward_hook(partial(keep, name))
+    with backend.no_grad():
+        model(backend.tensor(seeded_input("image", (1, 3, SIZE, SIZE)).astype(precision)))
+    return found
 
 
 def outputs(number: int | None, inside: str = "", precision: str = "float32") -> dict[str, np.ndarray]:
@@ -69,18 +92,8 @@ def outputs(number: int | None, inside: str = "", precision: str = "float32") ->
 
     number: of the fault; None: the sound model. inside: the path of a module; empty: the whole model.
     """
-    model = _model(number, precision)
-    found, modules = {}, dict(model.named_modules())
-
-    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        found.pop(name, None)  # an activation shared by two layers stands where it ran last
-        found[name] = _flat(output)
-
-    for name in _parts(modules, inside):
-        modules[name].register_forward_hook(partial(keep, name))
-    with backend.no_grad():
-        model(backend.tensor(seeded_input("image", (1, 3, SIZE, SIZE)).astype(precision)))
-    return found
+    parts, changes = _parts(_sound(), inside), () if number is None else _fault(number).changes
+    return {name: values for name, values in _outputs(changes, precision).items() if name in parts}
 
 
 def _flat(output: Any) -> np.ndarray:
@@ -94,11 +107,11 @@ def errors(number: int, inside: str = "") -> Frame:
 
     inside: the path of a module; empty: the whole model. A part without parts of its own is a layer.
     """
-    sound, exact = outputs(None, inside), outputs(None, inside, "float64")
-    planted, modules = outputs(number, inside), dict(_model(None).named_modules())
+    modules = _sound()
+    sound, exact, faulty = outputs(None, inside), outputs(None, inside, "float64"), outputs(number, inside)
     rows = {
         name: {
-            "error": _relative(planted[name], values),
+            "error": _relative(faulty[name], values),
             "rounding": _relative(values, exact[name]),
             "parts": sum(other.startswith(f"{name}.") for other in modules),
         }
@@ -129,7 +142,7 @@ def wrong(table: Frame) -> list[str]:
 
 def check(number: int, answer: str) -> str:
     """Whether `answer` is the path of the wrong layer, and if not, where to look."""
-    layer, modules = _fault(number).layer, dict(_model(None).named_modules())
+    layer, modules = _fault(number).layer, _sound()
     if not answer:
         return words()("exercise.empty")
     if answer == layer:

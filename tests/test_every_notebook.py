@@ -1,0 +1,36 @@
+"""Every notebook of every family in its kernel, and the report that they make.
+
+Its processes are those of the torch environment, as `make report` starts them, whoever asks for them. The tests of the
+jt environment do: they end first, and its two jobs at a time fill the core that would idle from then on.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lib.machine import environment
+
+if importlib.util.find_spec("jittor") is None:
+    pytest.skip("runs once, beside the last tests of this environment", allow_module_level=True)
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ("nanodet-plus-m_320", "gold-yolo-n", "rtdetr_r18vd")  # one of each family
+
+
+@pytest.mark.slow
+@pytest.mark.all_cores
+def test_the_real_notebooks_make_a_report_on_the_smallest_profile(monkeypatch):
+    """A report without a FAIL; a second call does nothing."""
+    shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
+    folder = environment.location(environment.TORCH)
+    for name in ("cache_name", "cc_flags", "log_silent", "nvcc_path"):  # this environment's own
+        monkeypatch.delenv(name, raising=False)
+    command = [folder / "bin" / "python", "-m", "lib.machine.pipeline", "--profile", "smallest"]
+    command += ["--models", " ".join(MODELS)]
+    environ = environment.process_environment(environment.TORCH, folder)
+    first, second = (subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True) for _ in range(2))
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert (ROOT / "reports" / "smallest" / "index.html").stat().st_size > 0
+    assert second.returncode == 0 and "nothing to do" in second.stdout
