@@ -19,7 +19,7 @@ help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
 	@echo 'make report PROFILE=finetune_50 DATA=coco MODELS=rtdetr_r18vd [WEIGHTS=checkpoint] [BACKBONE=ImageNet weights]'
-	@echo 'LANG=zh make report: the report in Chinese'
+	@echo 'LANG=zh make report (slides, lab): in Chinese'
 	@echo 'make handin [PROFILE=...]: the document to hand in   make slides: the lectures, reports/slides'
 	@echo 'make exam [SIDE=torch|jt]: faults are planted in the models; does the alignment engine find them?'
 	@echo 'make report SNAKEMAKE="--profile profiles/slurm": on a cluster; README says what it must share   make test-cluster'

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lib.machine import environment
+from lib.machine.notebook import cells
 
 if importlib.util.find_spec("jittor") is None:
     pytest.skip("runs once, beside the last tests of this environment", allow_module_level=True)
@@ -22,7 +23,7 @@ MODELS = ("nanodet-plus-m_320", "gold-yolo-n", "rtdetr_r18vd")  # one of each fa
 @pytest.mark.slow
 @pytest.mark.all_cores
 def test_the_real_notebooks_make_a_report_on_the_smallest_profile(monkeypatch):
-    """A report without a FAIL; a second call does nothing."""
+    """A report without a FAIL; a second call does nothing. What was done by hand in a notebook is what lib did."""
     shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
     folder = environment.location(environment.TORCH)
     for name in ("cache_name", "cc_flags", "log_silent", "nvcc_path"):  # this environment's own
@@ -34,3 +35,7 @@ def test_the_real_notebooks_make_a_report_on_the_smallest_profile(monkeypatch):
     assert first.returncode == 0, first.stdout + first.stderr
     assert (ROOT / "reports" / "smallest" / "index.html").stat().st_size > 0
     assert second.returncode == 0 and "nothing to do" in second.stdout
+    executed = (ROOT / "reports" / "smallest" / "notebooks").rglob("[0-9]*.ipynb")
+    outputs = (output for path in executed for cell in cells(path) for output in cell["outputs"])
+    said = [line for output in outputs for line in "".join(output.get("text", "")).splitlines() if "equal: " in line]
+    assert len(said) > 10 and not [line for line in said if not line.endswith("equal: True")]

@@ -82,7 +82,8 @@ def test_without_a_chinese_font_figures_are_english_and_that_is_said_once(monkey
 
 
 def test_every_text_of_the_catalogue_is_drawn_and_every_text_that_is_drawn_is_in_it():
-    sources = [*(ROOT / "lib/show").glob("*.py"), ROOT / "lib/alignment/exam/figures.py"]
+    drawing = (ROOT / "lib/show", ROOT / "lib/alignment/exam", ROOT / "notebooks/tours")
+    sources = [path for folder in drawing for path in folder.glob("*.py")]
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
     asked = {re.sub(r"\\{\w+\\}", r"\\w+", re.escape(key)) for key in re.findall(r'"([a-z_.{}]+)"', code)}
     keys = {key.removeprefix("figure.") for key in Messages("en").texts if key.startswith("figure.")}

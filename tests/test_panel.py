@@ -13,7 +13,7 @@ import synthetic_records as synthetic
 from lib import record
 from lib.data import scenes
 from lib.errors import UserError
-from lib.show import panel
+from lib.show import figures, panel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,9 +59,9 @@ ROWS = np.array([[7, 10, 10, 30, 30, 0.9, 0], [7, 40, 40, 60, 60, 0.5, 1], [8, 1
     ],
 )
 def test_differences(other, alone):
-    left, right = panel.differences(ROWS, other, pixels=2.0, scores=0.05)
+    left, right = figures.differences(ROWS, other, pixels=2.0, scores=0.05)
     assert np.flatnonzero(left).tolist() == alone and right.sum() == len(other) - (len(ROWS) - len(alone))
-    assert [mask.tolist() for mask in panel.differences(other, ROWS, 2.0, 0.05)] == [right.tolist(), left.tolist()]
+    assert [mask.tolist() for mask in figures.differences(other, ROWS, 2.0, 0.05)] == [right.tolist(), left.tolist()]
 
 
 def test_records_alone_are_enough(records):
@@ -78,7 +78,7 @@ def test_records_alone_are_enough(records):
         1,
     ]
     picture = shown.picture(shown.choice(threshold=0.0))
-    assert picture.kind == "image/png"
+    assert picture.kind == "image/jpeg"
     assert re.search(
         r"Jittor, own weights: \d+ boxes, 0 without counterpart; PyTorch, own weights: \d+ boxes, 0", picture.alt
     )

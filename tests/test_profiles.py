@@ -130,12 +130,3 @@ def test_lessons_write_into_a_folder_of_their_own():
                 and re.match(r"(reports|data)/(scenes-)?(" + "|".join(PROFILES) + r")(/|$)", value)
             ), f"{path.name}: {name} = {value}"
     assert declared(ROOT / "notebooks" / "90_compare.ipynb")["records"] == "reports/lab/records"
-
-
-def test_the_first_notebook_says_what_a_report_runs():
-    text = (ROOT / "notebooks" / "00_start_here.ipynb").read_text()
-    said = re.findall(r"`(\d\d_\w+)`", re.search(r"`profiles/quick.yaml` these are (.*?)\. ", text)[1])
-    profile = pipeline.load_profile("quick")
-    assert sorted(said) == sorted(
-        stage.notebook for stage in pipeline.STAGES if stage.notebook and stage.name in profile
-    )

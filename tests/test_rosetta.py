@@ -10,10 +10,11 @@ import pytest
 
 from lib import backend
 from lib.alignment import probe as asking
-from lib.alignment.rosetta import Sheet, Verdict, agree, judge, texts, values
+from lib.alignment.rosetta import Verdict, agree, judge, values
 from lib.machine import notebook
 from lib.record import ROOT
 from lib.show.messages import Messages
+from lib.show.probes import Sheet, texts
 from notebooks import probes
 from notebooks.faults import FAULTS
 from notebooks.probes.process import child

@@ -1,11 +1,11 @@
 """Executable Rosetta: what both frameworks answer to the probes of notebooks/probes, compared.
 
 Verdicts come from the sides' records (`probe.run` writes them): no framework runs here, and the same records give the
-same verdicts. `Sheet` is what the migration notebook shows, `count` what a report counts.
+same verdicts. `count` is what a report counts.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from os import PathLike
@@ -16,13 +16,9 @@ import numpy as np
 
 from lib.alignment.probe import MODEL, STAGE, Probe
 from lib.record import Record, measure, read
-from lib.show.messages import words
-from lib.show.tables import Frame, Name, said
 
 NAMES = {"torch": "PyTorch", "jittor": "Jittor"}
 NON_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}  # as lib.record.plain writes them
-SHOWN = 5  # values of an answer
-DIGITS = (5, 7, 9)  # nine tell any two float32 numbers apart
 
 
 class Verdict(StrEnum):
@@ -104,12 +100,12 @@ def count(folder: str | PathLike, probes: Sequence[Probe] | None = None) -> Reco
     if probes is None:
         from notebooks.probes import PROBES as probes
     with measure(STAGE, MODEL, folder, inputs=inputs) as out:
-        sheet = Sheet(probes, folder)
+        held = Findings(probes, folder)
         out.fields |= {
             "total": len(probes),
-            "counts": sheet.counted(),
-            "topics": [{"topic": topic, **sheet.counted(topic)} for topic in sheet.topics],
-            "findings": {name: asdict(found) for name, found in sheet.findings.items()},
+            "counts": held.counted(),
+            "topics": [{"topic": topic, **held.counted(topic)} for topic in held.topics],
+            "findings": {name: asdict(found) for name, found in held.findings.items()},
         }
     return read(out.path)
 
@@ -120,8 +116,7 @@ def _paths(folder: str | PathLike) -> dict[str, Path]:
     return {side: path for side, path in paths.items() if path.is_file()}
 
 
-# ---------------------------------------------------------------------------------------------- what the notebook shows
-class Sheet:
+class Findings:
     """Verdicts on probes from the records under a folder; a side without a record was not run."""
 
     def __init__(self, probes: Sequence[Probe], folder: str | PathLike):
@@ -129,90 +124,10 @@ class Sheet:
         self.records = {side: read(path).fields["probes"] for side, path in _paths(folder).items()}
         self.findings = {probe.name: judge(probe, self.records, probe.digest()) for probe in probes}
 
-    def sides(self) -> str:
-        """Which sides have run, and how long it took, a line each."""
-        say, lines = words(), []
-        for side, name in NAMES.items():
-            held = self.records.get(side, {}).values()
-            spent = f"{sum(entry['seconds'] for entry in held):.0f}"
-            key = "probes.ran" if held else "probes.absent"
-            lines.append(say(key).format(side=name, count=len(held), seconds=spent))
-        return "\n".join(lines)
-
-    def answers(self, topic: str) -> Frame:
-        """Probes of a topic: question, what each side answers, verdict, advice; what a port must know comes first."""
-        order = [Verdict.DIFFERENT, Verdict.MENDED, Verdict.UNKNOWN, Verdict.SAME]
-        held = sorted(self._of(topic), key=lambda probe: order.index(self.findings[probe.name].verdict))
-        return _rows({probe.name: self._row(probe) for probe in held})
-
-    def code(self, topic: str) -> Frame:
-        """Probes of a topic: what runs on each side; a name stands for a function of the topic's module."""
-        columns = {"PyTorch": "torch", "Jittor": "jittor", "backend": "backend"}
-        return _rows({p.name: {title: p.code(side) for title, side in columns.items()} for p in self._of(topic)})
-
-    def counts(self) -> Frame:
-        """How many probes of each topic (rows) have each verdict (columns)."""
-        rows = {topic: self.counted(topic) for topic in self.topics} | {"all": self.counted()}
-        return _rows(rows).rename(columns={kind.name.lower(): kind.value for kind in Verdict})
+    def of(self, topic: str | None) -> list[Probe]:
+        return [probe for probe in self.probes if topic in (None, probe.topic)]
 
     def counted(self, topic: str | None = None) -> dict[str, int]:
         """How many verdicts are of each kind, by its name in lower case; of one topic, or of all."""
-        found = Counter(self.findings[probe.name].verdict for probe in self._of(topic))
+        found = Counter(self.findings[probe.name].verdict for probe in self.of(topic))
         return {kind.name.lower(): found[kind] for kind in Verdict}
-
-    def summary(self) -> str:
-        """How many verdicts are of each kind, in one line."""
-        counts = zip(Verdict, self.counted().values())
-        return words()("join.list").join(f"{said(kind.value)} {number}" for kind, number in counts)
-
-    def reasons(self) -> Frame:
-        """Why a verdict is unknown, or what else there is to say about it."""
-        said = {name: asdict(found) for name, found in self.findings.items() if found.reason}
-        return _rows(said, columns=["verdict", "reason"])
-
-    def _of(self, topic: str | None) -> list[Probe]:
-        return [probe for probe in self.probes if topic in (None, probe.topic)]
-
-    def _row(self, probe: Probe) -> dict[str, str]:
-        verdict = self.findings[probe.name].verdict
-        entries = {side: self.records.get(side, {}).get(probe.name, {}) for side in NAMES}
-        answers = [entries["torch"].get("native"), entries["jittor"].get("native"), entries["jittor"].get("backend")]
-        said = texts(answers, verdict in (Verdict.MENDED, Verdict.DIFFERENT))
-        # No words, but for what has not run: a type is no precision, and True no yes.
-        torch, jittor, through = (one if answer is None else Name(one) for answer, one in zip(answers, said))
-        return {
-            "question": probe.question,
-            "PyTorch": torch,
-            "Jittor": jittor,
-            "Jittor through the backend": through if probe.backend else "",
-            "verdict": verdict.value,
-            "advice": probe.advice,
-        }
-
-
-def _rows(rows: Mapping[str, Mapping[str, Any]], columns: Iterable[str] | None = None) -> Frame:
-    return Frame.from_dict(rows, orient="index", columns=columns)
-
-
-def texts(answers: Sequence[Mapping[str, Any] | None], apart: bool) -> list[str]:
-    """Answers as text; `apart`: from the first place on, and with as many digits, as tell the first two apart."""
-    start, digits = 0, DIGITS[0]
-    if apart and all(answer is not None and answer["kind"] == "numbers" for answer in answers[:2]):
-        first, second = (values(answer) for answer in answers[:2])
-        if first.shape == second.shape and first.size > SHOWN:
-            unequal = [not agree(a, b, 0.0) for a, b in zip(first.ravel(), second.ravel())]
-            start = min(int(np.argmax(unequal)), first.size - SHOWN)
-        digits = next((d for d in DIGITS if text(answers[0], start, d) != text(answers[1], start, d)), DIGITS[0])
-    return [text(answer, start, digits) for answer in answers]
-
-
-def text(answer: Mapping[str, Any] | None, start: int, digits: int) -> str:
-    """An answer as text: SHOWN of its values from `start` on; "NOT RUN" for None."""
-    if answer is None:
-        return "NOT RUN"
-    if answer["kind"] != "numbers":
-        return ", ".join(answer["values"])
-    held = answer["values"][start : start + SHOWN]
-    shown = [f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in held]
-    before, after = "… " if start else "", " …" if start + SHOWN < len(answer["values"]) else ""
-    return before + ", ".join(shown) + after if shown else "nothing"

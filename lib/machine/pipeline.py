@@ -287,7 +287,7 @@ def annotations(data: str) -> list[str]:
     if data and not os.path.exists(data):
         raise UserError(f"DATA={data}: no such file or folder")
     if os.path.isdir(data):
-        return sorted(glob.glob(f"{data}/*.json") + glob.glob(f"{data}/annotations/*.json"))
+        return sorted(path for place in ("*.json", "*/*.json") for path in glob.glob(f"{glob.escape(data)}/{place}"))
     return [data] if data else []
 
 

@@ -16,7 +16,6 @@ from lib.alignment.compare import match_detections
 from lib.evaluation.detection import Classes
 from lib.evaluation.errors import SIZES
 from lib.show import drawing, style
-from lib.show.style import NAMES as NAMES
 from lib.show.style import Picture, canvas, panels, picture, said, single, styled
 
 PAIR_COLOURS = {"published-torch": "torch", "published-jittor": "jittor", "torch-jittor": "published"}
@@ -157,7 +156,7 @@ def map_curves(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Picture:
     style.whole(axis.xaxis)
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper left")
-    return picture(figure, said("ap.alt"))
+    return picture(figure, said("ap.alt", curves=style.listed([style.called(key) for key in curves])))
 
 
 # -------------------------------------------------------------------------------------------------------- detections

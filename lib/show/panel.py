@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from lib import record
-from lib.alignment.compare import match_detections
 from lib.data import coco
 from lib.errors import UserError
 from lib.evaluation.detection import Classes
-from lib.show.drawing import Painter
-from lib.show.figures import NAMES, Picture, canvas, picture, show_image, styled
+from lib.show.drawing import Painter, board
+from lib.show.figures import differences
 from lib.show.messages import words
+from lib.show.style import Picture, called, photographs
 
 WEIGHTS = ("own", "common")  # of an evaluation record: trained by that side, and those of PyTorch that all sides run
 FEW = 0.3  # the lowest score shown where nothing recorded says a better one
@@ -159,9 +159,10 @@ class Panel:
             from_on = own[:, 5] >= choice.threshold
             counts = words()("panel.counts").format(boxes=from_on.sum(), alone=(from_on & marks).sum())
             drawn = painter.readable(image, own[from_on, 1:], marks[from_on], truth)
-            shown.append((named(source), counts, drawn))
+            shown.append((words()("join.about").format(name=named(source), value=counts), drawn))
         about = {"image": choice.image, "model": choice.model, "threshold": f"{choice.threshold:g}"}
-        return _side_by_side(shown, words()("panel.alt").format(**about))
+        said = "; ".join(caption for caption, _ in shown)
+        return photographs(board([shown]), f"{words()('panel.alt').format(**about)} {said}.")
 
 
 def named(source: Source) -> str:
@@ -169,7 +170,7 @@ def named(source: Source) -> str:
     weights, side = source
     known = words()(f"panel.{weights}") if weights in WEIGHTS else weights
     short = known if len(known) <= LONGEST else f"…{known[-LONGEST:]}"
-    return words()("panel.source").format(side=NAMES.get(side, side), weights=short)
+    return words()("panel.source").format(side=called(side), weights=short)
 
 
 def from_records(folder: str | Path, data: str | Path | None = None) -> Panel:
@@ -209,30 +210,6 @@ def with_ids(ids: Sequence[int], found: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(rows) if rows else np.zeros((0, 7))
 
 
-def differences(left: np.ndarray, right: np.ndarray, pixels: float, scores: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection (m, 7), (k, 7) whether the other side has none of its class so near and of so near a score.
-
-    Scores below what is shown count too: a detection just above the threshold has its counterpart just below it.
-    """
-    matching = match_detections(left, right, pixels)
-    alone = np.ones(len(left), bool), np.ones(len(right), bool)
-    for a, b in matching.pairs:
-        if abs(left[a, 5] - right[b, 5]) <= scores:
-            alone[0][a] = alone[1][b] = False
-    return alone
-
-
 def _row(entry: Mapping[str, Any], label_of: Mapping[int, int]) -> list[float]:
     x, y, width, height = entry["bbox"]
     return [entry["image_id"], x, y, x + width, y + height, entry["score"], label_of[entry["category_id"]]]
-
-
-@styled
-def _side_by_side(panels: Sequence[tuple[str, str, np.ndarray]], about: str) -> Picture:
-    height, width = panels[0][2].shape[:2]
-    figure, axes = canvas(1, len(panels), (10.0, 10.0 / len(panels) * height / width + 0.6))
-    for axis, (name, counts, image) in zip(axes[0], panels):
-        show_image(axis, image)
-        axis.set_title(f"{name}\n{counts}", parse_math=False)  # a path may hold a dollar
-    said = "; ".join(words()("join.about").format(name=name, value=counts) for name, counts, _ in panels)
-    return picture(figure, f"{about} {said}.", dense=True)

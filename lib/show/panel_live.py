@@ -11,12 +11,12 @@ import ipywidgets as widgets
 from lib import backend, convert, models
 from lib.errors import UserError
 from lib.evaluation import inference
-from lib.show.figures import NAMES
 from lib.show.messages import words
 from lib.show.panel import Choice, Detector, Panel, Source, named
+from lib.show.style import called
 
 FILE = "weights.safetensors"  # what a training leaves
-SIDE = words()("panel.live").format(side=NAMES[backend.NAME])
+SIDE = words()("panel.live").format(side=called(backend.NAME))
 WIDEST = "290px"  # of a menu, however long its entries are: four of them stand side by side
 FITTING = "<style>.detections img { max-width: 100%; height: auto; }</style>"  # a picture is no wider than the page
 

@@ -29,7 +29,6 @@ from lib.show import fonts, messages
 from lib.show.messages import Messages
 
 SIDES = ("published", "torch", "jittor")
-NAMES = {"published": "published", "torch": "PyTorch", "jittor": "Jittor"}
 # Okabe and Ito's colours: they stay apart for every common colour blindness, and, darkest first, in grey.
 INK, QUIET, FAINT = "#000000", "#6e6e6e", "#bdbdbd"
 VERMILLION, BLUE = "#d55e00", "#0072b2"
