@@ -1,6 +1,7 @@
 """Executes a notebook of the report in the process of the test: what papermill does, without the kernel's seconds."""
 
 import ast
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ from typing import Any
 import nbformat
 
 from lib import report
+from lib.alignment.evidence import Evidence
 from lib.errors import UserError
 from lib.machine import notebook
-from lib.report import pdf
+from lib.report import pdf, pictures
+from lib.show.messages import Messages
 
 ROOT = Path(__file__).resolve().parents[1]
+DRAW = pictures.draw
+_drawn: dict[tuple, tuple[pictures.Figure, ...]] = {}
 
 
 def execute(source: Path, output: Path, kernel: str, values: Mapping[str, Any]) -> None:
@@ -52,10 +57,22 @@ def printed(source: Path, target: Path) -> str:
     return "nothing"
 
 
+def drawn_once(evidence: Evidence, question: str, words: Messages | None = None) -> tuple[pictures.Figure, ...]:
+    """Stands for `pictures.draw`: what the same records show, whenever and wherever they were written, is kept."""
+    shown = hashlib.sha256()
+    for path in sorted((evidence.folder / evidence.model).rglob("*.*")):
+        shown.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes().partition(b'"provenance"')[0])
+    key = evidence.model, shown.hexdigest(), question, words and words.language
+    if key not in _drawn:
+        _drawn[key] = DRAW(evidence, question, words)
+    return _drawn[key]
+
+
 def patch(monkeypatch) -> None:
-    """Reports are made in this process, and not printed."""
+    """Reports are made in this process, each figure once, and not printed."""
     monkeypatch.setattr(notebook, "execute", execute)
     monkeypatch.setattr(pdf, "write", printed)
+    monkeypatch.setattr(pictures, "draw", drawn_once)
 
 
 def made(

@@ -19,7 +19,7 @@ from lib.show import messages
 from lib.show.messages import LANGUAGES, Messages
 
 COMPARE = "synthetic/none/compare.json"
-DRAW = pictures.draw
+DRAW = in_process.DRAW
 
 
 @pytest.fixture(scope="module")
