@@ -14,7 +14,7 @@ SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
 ALIGN = $(or $(PYTHON),$(error no Python 3 on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
-.PHONY: help report handin slides example exam test test-jt test-torch test-cluster lab envs locks doctor system clean
+.PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-cluster lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
@@ -48,13 +48,18 @@ exam: envs
 
 test: envs
 	@$(ALIGN) system --if-possible
-	@echo '[test] both environments side by side; how far: tail -f envs/test-jt.log envs/test-torch.log'
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-jt test-torch
+	@echo '[test] both environments side by side; how far: tail -f envs/test-*.log'
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target test-jt test-torch $(if $(TESTS),,test-notebooks)
 
 # Half of the cores each, and who waits sleeps.
 test-jt test-torch: test-%:
 	@OMP_NUM_THREADS=$$(( ($$(nproc) + 1) / 2 )) OMP_WAIT_POLICY=PASSIVE $(ALIGN) run $* -m pytest -p no:cacheprovider $(TESTS) > envs/test-$*.log 2>&1; \
 	    code=$$?; printf '\n=== tests in the %s environment ===\n' $*; cat envs/test-$*.log; exit $$code
+
+# Every notebook, and the report that they make: on what the other tests leave idle.
+test-notebooks:
+	@nice $(ALIGN) run torch -m pytest -p no:cacheprovider tests/notebooks > envs/$@.log 2>&1; \
+	    code=$$?; printf '\n=== every notebook ===\n'; cat envs/$@.log; exit $$code
 
 # A SLURM cluster of one node, brought up on loopback: minutes of waiting, so not part of `test`.
 test-cluster: envs

@@ -30,8 +30,3 @@ def pytest_configure(config):
     # A shell starts what runs in its background deaf to Ctrl-C, and so would be every program that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: more than about ten seconds; `make test` runs these too")
-    config.addinivalue_line("markers", "all_cores: runs last, beside what is left of the other environment's tests")
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("all_cores") is not None)

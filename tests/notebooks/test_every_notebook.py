@@ -1,10 +1,8 @@
 """Every notebook of every family in its kernel, and the report that they make.
 
-Its processes are those of the torch environment, as `make report` starts them, whoever asks for them. The tests of the
-jt environment do: they end first, and its two jobs at a time fill the core that would idle from then on.
+Takes minutes of both cores, so `make test` runs it beside the tests of both environments, on what they leave idle.
 """
 
-import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,20 +12,15 @@ import pytest
 from lib.machine import environment
 from lib.machine.notebook import cells
 
-if importlib.util.find_spec("jittor") is None:
-    pytest.skip("runs once, beside the last tests of this environment", allow_module_level=True)
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("nanodet-plus-m_320", "gold-yolo-n", "rtdetr_r18vd")  # one of each family
 
 
 @pytest.mark.slow
-@pytest.mark.all_cores
-def test_the_real_notebooks_make_a_report_on_the_smallest_profile(monkeypatch):
+def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
     """A report without a FAIL; a second call does nothing. What was done by hand in a notebook is what lib did."""
     shutil.rmtree(ROOT / "reports" / "smallest", ignore_errors=True)
     folder = environment.location(environment.TORCH)
-    for name in ("cache_name", "cc_flags", "log_silent", "nvcc_path"):  # this environment's own
-        monkeypatch.delenv(name, raising=False)
     command = [folder / "bin" / "python", "-m", "lib.machine.pipeline", "--profile", "smallest"]
     command += ["--models", " ".join(MODELS)]
     environ = environment.process_environment(environment.TORCH, folder)
