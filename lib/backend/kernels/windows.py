@@ -63,8 +63,8 @@ def _plain_adaptive_avg_pool(x, size: tuple[int, int]):
 
 @on_cpu(_plain_adaptive_avg_pool)
 def adaptive_avg_pool(x, size: tuple[int, int]):
-    """Means of x (n, c, h, w) over `size` windows from floor(i H / h) to ceil((i + 1) H / h); Jittor's are wrong where h
-    does not divide H."""
+    """Means of x (n, c, h, w) over `size` windows from floor(i H / h) to ceil((i + 1) H / h); Jittor's are wrong where
+    h does not divide H."""
     return _average_pool(x, size, 0, 0)
 
 
