@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from pydantic import TypeAdapter
 
 from lib import backend, record
 from lib.alignment import divergence, layers
@@ -181,7 +182,7 @@ def original(port: Port, side: ModuleType = backend) -> None:
     trained = runs["float32", "training"]
     floats = {name: array for name, array in trained.after.items() if array.dtype.kind == "f"}
     moved = [name for name, array in floats.items() if not np.array_equal(array, trained.before[name])]
-    fields = {"modules": names.plain(held), "replaced": replaced, "statistics": moved}
+    fields = {"modules": asdict(held), "replaced": replaced, "statistics": moved}
     identity = {entry.name: entry.name for entry in held.entries}
     _write(port, side, fields, runs, identity, held, "full", _repeats(chosen, inputs))
 
@@ -190,7 +191,7 @@ def candidate(port: Port, side: ModuleType = backend) -> None:
     """Measure the port with the original's weights against what `original` left."""
     inputs = port.arrays()
     theirs = record.read(port.record("torch", "convert")).fields
-    ours, mine = names.Side.of(theirs["modules"]), side_of(Model(port.jittor).fresh())
+    ours, mine = TypeAdapter(names.Side).validate_python(theirs["modules"]), side_of(Model(port.jittor).fresh())
     paired = names.read(Path(port.names), ours, mine) if port.names else names.infer(ours, mine)
     paired.write(port.map)
     if not port.names:
