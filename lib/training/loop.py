@@ -47,8 +47,6 @@ EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left."""
-
     log: Path
     checkpoint: Path
     weights: Path  # of the best evaluation
@@ -167,8 +165,6 @@ class Trainer:
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
-
         def part(start: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}
 
@@ -346,7 +342,6 @@ class _Run:
         self.keep(*((LAST, WEIGHTS) if line is self.best else (LAST,)))
 
     def keep(self, *names: str) -> None:
-        """Write the averaged weights."""
         for name in names:
             checkpoints.write(self.folder / name, self.trainer.average.state(), self.classes)
 

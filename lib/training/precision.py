@@ -38,11 +38,9 @@ class LossScale:
             self.steady += 1
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a resumed run needs."""
         return {"value": np.array(self.value), "steady": np.array(self.steady, np.int64)}
 
     def load_state(self, values: dict[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
         self.value, self.steady = float(values["value"]), int(values["steady"])
 
 

@@ -27,8 +27,6 @@ class Change:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that people get wrong."""
-
     name: str
     people: str  # what they really do
     kind: str  # the class of faults it belongs to
@@ -54,7 +52,6 @@ class Section:
     subject: str
 
     def add(self, name: str, people: str, place: str, *changes: Change) -> None:
-        """A fault of given changes."""
         self.faults.append(Fault(name, people, self.kind, self.subject, place, changes))
 
     def code(self, name: str, place: str, owner: Any, attribute: str, *changes: Change) -> Callable[[Callable], None]:
@@ -124,7 +121,6 @@ def built(edit: Callable[[nn.Module], None]) -> Change:
 
 
 def attribute(path: str, name: str, value: Any) -> Change:
-    """An attribute of one module."""
     return built(lambda model: setattr(dict(model.named_modules())[path], name, value))
 
 

@@ -126,7 +126,6 @@ def state(model: nn.Module) -> Arrays:
 
 
 def side_of(model: nn.Module) -> names.Side:
-    """What the model consists of."""
     trained = measuring.parameters(model)
     entries = tuple(
         names.Entry(name, array.shape, name in trained, _look(array), hashlib.sha256(array.tobytes()).hexdigest())
