@@ -133,7 +133,8 @@ class Trainer:
     def _gradients(self, loss: Any) -> list:
         if self.scale is None:
             return backend.grad(loss, self._parameters)
-        return self.scale.unscaled(backend.grad(loss * self.scale.value, self._parameters))
+        gradients = backend.grad(loss * self.scale.value, self._parameters)
+        return [gradient * (1 / self.scale.value) for gradient in gradients]
 
     def _is_usable(self, norm: Any) -> bool:
         """Whether to update; only mixed precision asks."""

@@ -24,10 +24,6 @@ class LossScale:
     value: float = START
     steady: int = 0  # updates since the last change
 
-    def unscaled(self, gradients: list) -> list:
-        """The gradients of a scaled loss as those of the loss."""
-        return [gradient * (1 / self.value) for gradient in gradients]
-
     def update(self, finite: bool) -> None:
         """Take note of an update that was done (`finite`) or left out."""
         if not finite:
