@@ -67,7 +67,8 @@ def test_same_predictions_on_a_square_image(name):
 
 def test_the_record_of_50_forward(monkeypatch):
     """Theirs lies within the gate; and beyond it where one weight of theirs is a thousandth larger."""
-    case = references.case("rtdetr_r18vd", "forward")
+    case, run, ran = references.case("rtdetr_r18vd", "forward"), live._ours, {}
+    monkeypatch.setattr(live, "_ours", lambda *given: ran.get(given[2]) or ran.setdefault(given[2], run(*given)))
     sound = live.compare("rtdetr_r18vd", case)
     assert sound["version"] == transformers.__version__
     assert all(found["error"] <= K * found["floor"] for found in sound["outputs"].values())
