@@ -1,6 +1,6 @@
 """Functions under PyTorch's names and with PyTorch's meaning, on Jittor 1.3.11: one short function per difference.
 
-Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in `kernels/`, with their rules.
+Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in `kernels/`, with rules.
 """
 
 import numpy as np
