@@ -2,10 +2,11 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -81,24 +82,13 @@ def catalogue() -> tuple[Fault, ...]:
 @contextmanager
 def planted(changes: Iterable[Change]) -> Iterator[None]:
     """Make the changes; afterwards everything is as it was, whatever happened."""
-    undone: list[Callable[[], None]] = []
-    try:
+    with ExitStack() as stack:
         for change in changes:
-            undone.append(_plant(change))
+            new = change.make(getattr(change.owner, change.name))
+            if isinstance(vars(change.owner).get(change.name), staticmethod):
+                new = staticmethod(new)
+            stack.enter_context(patch.object(change.owner, change.name, new))
         yield
-    finally:
-        for undo in reversed(undone):
-            undo()
-
-
-def _plant(change: Change) -> Callable[[], None]:
-    """Make the change; how to take it back."""
-    held = vars(change.owner).get(change.name)  # None: inherited
-    new = change.make(getattr(change.owner, change.name))
-    setattr(change.owner, change.name, staticmethod(new) if isinstance(held, staticmethod) else new)
-    if held is None:
-        return lambda: delattr(change.owner, change.name)
-    return lambda: setattr(change.owner, change.name, held)
 
 
 def becomes(owner: Any, name: str, value: Any) -> Change:
