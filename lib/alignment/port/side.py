@@ -4,7 +4,6 @@ The original's side also writes the weights that both use and captures its layer
 pairs the names, takes those weights, and measures its layers against the captured ones. Nothing is judged here.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -327,21 +326,8 @@ def _write(
             out.arrays |= {f"{precision}/{name}": cast(array, precision) for name, array in found.items()}
 
 
-def main() -> int:
-    """python -m lib.alignment.port.side original|candidate PORT.json"""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("role", choices=("original", "candidate"))
-    parser.add_argument("port", type=Path)
-    chosen = parser.parse_args()
+if __name__ == "__main__":  # python -m lib.alignment.port.side original|candidate PORT.json
     try:
-        {"original": original, "candidate": candidate}[chosen.role](
-            Port(**json.loads(chosen.port.read_text(encoding="utf-8")))
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        {"original": original, "candidate": candidate}[sys.argv[1]](Port(**json.loads(Path(sys.argv[2]).read_text())))
+    except UserError as wrong:
+        sys.exit(f"error: {wrong}")
