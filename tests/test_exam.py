@@ -11,7 +11,8 @@ import pytest
 from lib import backend
 from lib.alignment.exam import examination, gates, score
 from lib.alignment.exam.examination import CLEAN, Result
-from lib.alignment.exam.planting import Change, Fault, attribute, otherwise_rounded, planted
+from lib.alignment.exam.planting import Change, Fault, attribute, planted
+from lib.alignment.exam.rounding import otherwise_rounded
 from lib.alignment.exam.subjects import SUBJECTS
 from lib.alignment.seeded import seeded_input
 from lib.backend import nn

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from lib import backend
 from lib.alignment.exam import gates
 from lib.alignment.exam.gates import Finding, Reference
-from lib.alignment.exam.planting import Change, Fault, catalogue, otherwise_rounded
+from lib.alignment.exam.planting import Change, Fault, catalogue
+from lib.alignment.exam.rounding import otherwise_rounded
 from lib.alignment.exam.subjects import SUBJECTS
 from lib.errors import UserError
 from lib.record import ROOT, atomic, plain
