@@ -7,7 +7,6 @@ import ctypes as _ctypes
 import inspect as _inspect
 import os as _os
 from collections import Counter as _Counter
-from functools import partial as _partial
 
 import numpy as _np
 import torch as _torch
@@ -185,10 +184,6 @@ class _Optimiser:
         for group, rate in zip(self._optimiser.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def set_momentum(self, value: float) -> None:
-        for group in self._optimiser.param_groups:
-            group["momentum"] = value
-
     def step(self, gradients: list[_torch.Tensor]) -> None:
         """Update every parameter in place from gradients in the order of the groups."""
         for parameter, gradient in zip(self._tensors, gradients, strict=True):
@@ -214,6 +209,20 @@ class _Optimiser:
             self._optimiser.state[named[name]][moment] = _torch.tensor(value) if moment == "step" else tensor(value)
 
 
-# As torch.optim has them: AdamW with decoupled weight decay (Loshchilov and Hutter 2019), SGD with momentum.
-AdamW, SGD = _partial(_Optimiser, _torch.optim.AdamW), _partial(_Optimiser, _torch.optim.SGD)
+class _SGD(_Optimiser):
+    def set_momentum(self, value: float) -> None:
+        for group in self._optimiser.param_groups:
+            group["momentum"] = value
+
+
+def AdamW(groups: list[dict], lr: float, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01) -> _Optimiser:
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW."""
+    return _Optimiser(_torch.optim.AdamW, groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def SGD(groups: list[dict], lr: float, momentum=0.0, nesterov=False, weight_decay=0.0) -> _SGD:
+    """SGD with momentum, as torch.optim.SGD."""
+    return _SGD(_torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
 set_device(_os.environ.get("ALIGN_DEVICE", "cpu"))
