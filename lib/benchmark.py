@@ -1,16 +1,14 @@
 """Speed and memory of one model, measured in several environments side by side.
 
 Each case (operation, batch) starts one fresh worker process per environment and asks them in turn, A B A B: what
-disturbs the machine disturbs both. All clocks are read in the worker. A worker is `python -m lib.benchmark worker`,
-commanded by lines of JSON on its standard input.
+disturbs the machine disturbs both. All clocks are read in the worker. A worker is `python -m lib.benchmark THREADS
+PIPE`, commanded by JSON on an inherited pipe.
 
 Three clocks, so that the harness can doubt itself: *unsynchronised* stops when the call returns, *synchronised* after
 `backend.sync()`, *read* when the result's values have arrived, which no framework can do before the work is done.
 """
 
 import json
-import os
-import select
 import statistics
 import subprocess
 import sys
@@ -20,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,18 +213,16 @@ def memory(meter: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{meter}:")) / 1024
 
 
-def serve(threads: int) -> None:
-    """Answer requests until standard input ends. Whatever else prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def serve(threads: int, pipe: Connection) -> None:
+    """Answer requests until the process is ended."""
     bench = Bench(threads)
-    for line in sys.stdin:
-        request = json.loads(line)
+    while True:
+        request = json.loads(pipe.recv_bytes())
         try:
             answer = {"answer": getattr(bench, request.pop("do"))(**request)}
         except UserError as error:
             answer = {"error": str(error)}
-        print(json.dumps(answer), file=answers, flush=True)
+        pipe.send_bytes(json.dumps(answer).encode())
 
 
 # ------------------------------------------------------------------------------------------------ in the parent
@@ -232,18 +230,20 @@ class Worker:
     """A worker process; a context manager, which ends it."""
 
     def __init__(self, side: str, python: str | Path, threads: int, patience: float = PATIENCE):
-        self.side, self._patience, self._asked = side, patience, "its start"
-        self._pending, self._stack = b"", ExitStack()
-        self._errors = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - __exit__ closes it
-        command, pipe = [str(python), "-m", "lib.benchmark", "worker", str(threads)], subprocess.PIPE
-        streams = {"stdin": pipe, "stdout": pipe, "stderr": self._errors, "bufsize": 0}
-        variables = _variables(side, python, threads)
+        self.side, self._patience = side, patience
+        self._stack = ExitStack()
+        self._said = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - __exit__ closes it
+        self._pipe, theirs = map(self._stack.enter_context, Pipe())
+        command = [str(python), "-m", "lib.benchmark", str(threads), str(theirs.fileno())]
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self._said, "stderr": self._said}
+        variables, handed = _variables(side, python, threads), [theirs.fileno()]
         try:
-            started = subprocess.Popen(command, cwd=record.ROOT, env=variables, **streams)
+            started = subprocess.Popen(command, cwd=record.ROOT, env=variables, pass_fds=handed, **streams)
             self._process = self._stack.enter_context(started)
         except OSError as error:
             self._stack.close()
             raise UserError(f"{python}: the {side} worker can't start ({error.strerror}); run `make envs`") from error
+        theirs.close()
 
     def __enter__(self) -> "Worker":
         return self
@@ -254,36 +254,20 @@ class Worker:
 
     def ask(self, do: str, **request: Any) -> Any:
         """The worker's answer; UserError if it reports one, ends, or is silent for longer than patience."""
-        self._asked = do
         try:
-            self._process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
-        except BrokenPipeError:
-            self._ended()
-        answer = json.loads(self._line())
+            self._pipe.send_bytes(json.dumps({"do": do, **request}).encode())
+            if not self._pipe.poll(self._patience):
+                raise UserError(f"{self.side} worker: no answer to {do} in {self._patience:g} s; stopped")
+            answer = json.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            status = self._process.wait()
+            self._said.seek(0)
+            said = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
+            last = said[-1] if said else "no message"
+            raise UserError(f"{self.side} worker: ended with status {status} during {do}: {last}") from None
         if "error" in answer:
             raise UserError(f"{self.side} worker: {answer['error']}")
         return answer["answer"]
-
-    def _line(self) -> bytes:
-        deadline = time.monotonic() + self._patience
-        while b"\n" not in self._pending:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise UserError(f"{self.side} worker: no answer to {self._asked} in {self._patience:g} s; stopped")
-            part = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not part:
-                self._ended()
-            self._pending += part
-        line, self._pending = self._pending.split(b"\n", 1)
-        return line
-
-    def _ended(self) -> None:
-        status = self._process.wait()
-        self._errors.seek(0)
-        said = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        raise UserError(
-            f"{self.side} worker: ended with status {status} during {self._asked}: {said[-1] if said else 'no message'}"
-        )
 
 
 def _variables(side: str, python: str | Path, threads: int) -> dict[str, str]:
@@ -410,4 +394,4 @@ def ratio(own: Sequence[Mapping], other: Sequence[Mapping]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[2]))
+    serve(int(sys.argv[1]), Connection(int(sys.argv[2])))

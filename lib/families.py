@@ -13,8 +13,7 @@ FAMILIES = {
         "nanodet-plus-m-1.5x_416",
     ),
     "gold_yolo": (
-        *(f"gold-yolo-{size}" for size in "nsml"),
-        *(f"gold-yolo-{size}-fuse-ab" for size in "nsml"),
+        *(f"gold-yolo-{size}{head}" for head in ("", "-fuse-ab") for size in "nsml"),
         *(f"gold-yolo-{size}-distill" for size in "ns"),
     ),
     "rt_detr": ("rtdetr_r18vd", "rtdetr_r34vd", "rtdetr_r50vd_m", "rtdetr_r50vd", "rtdetr_r101vd"),

@@ -246,8 +246,8 @@ def kernel_pairs():
             "avg_pool": ((x,), lambda f, x: f(x, 2, 2, True)),
             "adaptive_avg_pool": ((x,), lambda f, x: f(x, (3, 4))),
             "resize": ((x,), lambda f, x: f(x, (10, 12), (0.5, 0.5), "bilinear", False)),
+            "grid_sample": ((x, array(2, 9, 3, 2, std=0.7)), None),
         },
-        "sampling": {"grid_sample": ((x, array(2, 9, 3, 2, std=0.7)), None)},
     }
 
 

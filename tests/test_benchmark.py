@@ -1,6 +1,8 @@
 """Clocks that lie are caught, workers that fail get one line, and a real measurement is whole. Both environments."""
 
+import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -117,14 +119,21 @@ def fake_python(folder, script):
     return path
 
 
+def answering(answer):
+    """A worker that gives this one answer and waits."""
+    code = f"""pipe.recv_bytes(); pipe.send_bytes({json.dumps(answer).encode()!r}); pipe.recv_bytes()"""
+    opened = "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[1]))"
+    return f"exec {sys.executable} -c {shlex.quote(f'{opened}; {code}')} $4"
+
+
 @pytest.mark.parametrize(
     "script, message",
     [
         ("echo 'no module here' >&2; exit 3", "ended with status 3 during hello: no module here"),
         ("kill -9 $$", "ended with status -9 during hello: no message"),
         ("exec sleep 60", "no answer to hello in 0.5 s; stopped"),
-        ('read line; echo \'{"error": "model x is unknown"}\'; cat', "model x is unknown"),
-        ('read line; echo \'{"answer": {"name": "other"}}\'; cat', "this Python runs other"),
+        (answering({"error": "model x is unknown"}), "model x is unknown"),
+        (answering({"answer": {"name": "other"}}), "this Python runs other"),
     ],
 )
 def test_a_worker_that_fails_gets_one_line(tmp_path, script, message):

@@ -26,6 +26,7 @@ from gold_yolo_cases import (
 )
 
 from lib import backend, models
+from lib.alignment.measure import features
 from lib.alignment.seeded import seeded_input
 from lib.data import boxes
 from lib.errors import UserError
@@ -49,7 +50,7 @@ def counts(model):
 @pytest.mark.parametrize("size", ["n", "s", "m", "l"])
 def test_every_entry_as_published(size):
     spec = read(f"spec_gold_yolo-{size}")
-    model = models.build(f"gold-yolo-{size}", 80)
+    model = models.build(f"gold-yolo-{size}", 80, seed=None)
     assert entries(model) == spec["state"]
     assert counts(model) == (spec["params_trainable"], spec["params_total"])
     kinds = [
@@ -69,7 +70,7 @@ def test_every_entry_as_published(size):
 def test_counts_with_other_classes_and_with_distributions(spec):
     record = read(f"spec_gold_yolo-{spec}")
     variant = replace(VARIANTS[f"gold-yolo-{spec[0]}"], reg_max=record["reg_max"])
-    model = build_variant(variant, record["num_classes"], 0)
+    model = build_variant(variant, record["num_classes"], None)
     assert counts(model) == (record["params_trainable"], record["params_total"])
     assert len(entries(model)) == record["num_keys"]
     assert counts(model.deploy())[1] == record["params_deploy"]
@@ -78,7 +79,7 @@ def test_counts_with_other_classes_and_with_distributions(spec):
 @pytest.mark.parametrize("size", ["n", "s", "m", "l"])
 def test_optimiser_groups_as_published(size):
     spec = read(f"spec_gold_yolo-{size}")
-    model = models.build(f"gold-yolo-{size}", 80)
+    model = models.build(f"gold-yolo-{size}", 80, seed=None)
     values = {name: backend.numpy(value).size for name, value in model.named_parameters()}
     groups = parameter_groups(model)
     # detect.proj_conv.weight is in the published second group, without ever having a gradient; here it is a buffer.
@@ -162,38 +163,24 @@ def predict(model, kind):
         return backend.numpy(model(backend.tensor(seeded_input("image", (1, 3, 320, 320)).astype(TYPES[kind]))))
 
 
-def capture(model, kind, wanted=INTERMEDIATES):
-    """Predictions, and the features named in `wanted`."""
-    features, modules, handles = {}, dict(model.named_modules()), []
-    for name in wanted:
-
-        def hook(module, inputs, output, name=name):
-            features[name] = output
-
-        handles.append(modules[name].register_forward_hook(hook))
-    predictions = predict(model, kind)
-    for handle in handles:
-        handle.remove()
-    return predictions, {name: backend.numpy(value) for name, value in features.items()}
-
-
 def check_forward(record, stored, model, kind):
     """Outputs and features of a calibrated model. The stored arrays are float32.
 
     Of the float64 run the record keeps how far it was from these: so far must ours be, to SHARP.
     """
-    predictions, features = capture(model, kind)
+    with features(model, INTERMEDIATES) as found:
+        predictions = predict(model, kind)
     assert predictions.dtype == TYPES[kind] and (predictions[:, :, 4] == 1).all()
     for part, floor in ((slice(0, 4), "max_abs_diff_boxes"), (slice(5, None), "max_abs_diff_scores")):
         deviation, floor = error(predictions[..., part], stored["cal_output"][..., part]), record["float64"][floor]
         assert deviation == pytest.approx(floor, abs=SHARP) if kind == "f64" else deviation <= FACTOR * floor
     for (key, name), floor in zip(NECK.items(), record["float64"]["neck_rel_l2_diff"]):
-        deviation = size_of(features[name] - stored[f"cal_{key}"]) / size_of(stored[f"cal_{key}"])
+        deviation = size_of(found[name] - stored[f"cal_{key}"]) / size_of(stored[f"cal_{key}"])
         assert deviation == pytest.approx(floor, rel=1e-3) if kind == "f64" else deviation <= FACTOR * floor
     published = {stats["name"]: stats for stats in record["intermediates"]}
-    assert list(features) == [name for name in published if name in features]
+    assert list(found) == [name for name in published if name in found]
     floor = max(record["float64"]["neck_rel_l2_diff"])  # the record has no float64 numbers of the other features
-    for name, feature in features.items():
+    for name, feature in found.items():
         assert list(feature.shape) == published[name]["shape"]
         assert abs(size_of(feature) / published[name]["l2"] - 1) <= FACTOR * floor, name
         assert (
@@ -220,9 +207,11 @@ def test_forward_of_larger_sizes_as_published(shared, size, kind):
 def test_neck_without_calibration_as_published():
     """Activations reach 1e9: whatever is not linear saturates."""
     record = read(FORWARD)["raw"]
-    features = capture(seeded_model(VARIANTS["gold-yolo-n"], "f32").eval(), "f32", NECK.values())[1]
+    model = seeded_model(VARIANTS["gold-yolo-n"], "f32").eval()
+    with features(model, {name: (name, None) for name in NECK.values()}) as found:
+        predict(model, "f32")
     for stats, floor in zip(record["intermediates"], record["float64"]["neck_rel_l2_diff"]):
-        assert abs(size_of(features[stats["name"]]) / stats["l2"] - 1) <= FACTOR * floor, stats["name"]
+        assert abs(size_of(found[stats["name"]]) / stats["l2"] - 1) <= FACTOR * floor, stats["name"]
 
 
 def scale_attention(model):
@@ -282,23 +271,18 @@ def test_a_size_that_does_not_fit_is_refused(size):
 def test_drop_path_as_published():
     record = read("extras")["drop_path_forced_s_320"]
     published = {stats["name"]: stats["l2"] for stats in record["intermediates"]}
-    case, features = TRAINING["s"], {}
+    case, drawn = TRAINING["s"], Drawn(record["rand"])
     model = training_model(case, "f32")
-    for i in range(2):
-        model.neck.high_IFM.transformer_blocks[i].register_forward_hook(
-            lambda module, inputs, output, i=i: features.update({i: backend.numpy(output)})
-        )
-    drawn = Drawn(record["rand"])
     model.step = Step(random=drawn)
-    with backend.no_grad():
+    blocks = [f"neck.high_IFM.transformer_blocks.{i}" for i in range(2)]
+    with backend.no_grad(), features(model, {name: (name, None) for name in blocks}) as found:
         model(training_input(case, "f32"))
     assert drawn.calls == 2  # attention and MLP of the second block: the first has share 0
-    for i in range(2):
-        assert size_of(features[i]) == pytest.approx(
-            published[f"neck.high_IFM.transformer_blocks.{i}"], rel=FACTOR * 1e-5
-        )
+    for name in blocks:
+        assert size_of(found[name]) == pytest.approx(published[name], rel=FACTOR * 1e-5)
     assert [block.drop for block in model.neck.high_IFM.transformer_blocks] == read("extras")["drop_path_probs"]
-    assert (features[1][0] == features[0][0]).all() and (features[1][1] != features[0][1]).any()
+    first, second = (found[name] for name in blocks)
+    assert (second[0] == first[0]).all() and (second[1] != first[1]).any()
 
 
 def test_no_drop_path_without_generator_or_in_eval():

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import backend, losses, models
+from lib.alignment.measure import features
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.data import boxes
 from lib.errors import UserError
@@ -56,7 +57,7 @@ def shapes(model):
 
 
 def seeded_model(num_classes, kind="f32"):
-    model = models.build(NAME, num_classes)
+    model = models.build(NAME, num_classes, seed=None)
     backend.load_state(model, seeded_state(shapes(model)))
     return backend.float64(model) if kind == "f64" else model
 
@@ -72,7 +73,7 @@ def error(ours, theirs):
 def test_every_entry_as_published(golden, case):
     spec = json.loads((golden / "nanodet_plus" / f"spec_{case}.json").read_text())
     name, num_classes = CASES[case]
-    model = models.build(name, num_classes)
+    model = models.build(name, num_classes, seed=None)
     parameters = {entry: backend.numpy(value).size for entry, value in model.named_parameters()}
     ours = [
         [entry, list(array.shape), str(array.dtype), "param" if entry in parameters else "buffer"]
@@ -145,7 +146,7 @@ def test_first_weights_depend_on_seed_and_name_alone():
 # ------------------------------------------------------------------------------------------------------- forward
 def test_seeded_weights_and_input_are_the_published_bytes(records):
     record, _ = records("forward_m_320_20cls")
-    state, total = seeded_state(shapes(models.build(NAME, 20))), hashlib.sha256()
+    state, total = seeded_state(shapes(models.build(NAME, 20, seed=None))), hashlib.sha256()
     for name, value in state.items():
         total.update(name.encode() + value.tobytes())
     key = "seeded_weights_sha256(key bytes + float32 bytes in state_dict order)"
@@ -165,33 +166,19 @@ def predict(model, kind):
         return backend.numpy(model(backend.tensor(seeded_input("image", (1, 3, 320, 320)).astype(TYPES[kind]))))
 
 
-def capture(model, kind):
-    """Predictions, and the features named in INTERMEDIATES."""
-    features, modules, handles = {}, dict(model.named_modules()), []
-    for name, (path, element) in INTERMEDIATES.items():
-
-        def hook(module, inputs, output, name=name, element=element):
-            features[name] = output if element is None else output[element]
-
-        handles.append(modules[path].register_forward_hook(hook))
-    predictions = predict(model, kind)
-    for handle in handles:
-        handle.remove()
-    return predictions, {name: backend.numpy(value) for name, value in features.items()}
-
-
 @pytest.mark.parametrize("kind", FLOAT64_SLOW)
 def test_forward_as_published(records, kind):
     record, arrays = records("forward_m_320_20cls")
     record = record["calibrated"]
-    predictions, features = capture(calibrated(records, kind), kind)
+    with features(model := calibrated(records, kind), INTERMEDIATES) as found:
+        predictions = predict(model, kind)
     assert predictions.dtype == TYPES[kind]
     floor = FACTOR * record["preds_f32_minus_f64_absmax"] if kind == "f32" else SHARP
     assert error(predictions, arrays["preds_calibrated_f64"]) <= floor
     published = record["intermediate_in_execution_order"]
-    assert list(features) == list(published)
+    assert list(found) == list(published)
     for name, stats in published.items():
-        feature, floor = features[name].astype(np.float64), stats["f32_minus_f64_absmax"]
+        feature, floor = found[name].astype(np.float64), stats["f32_minus_f64_absmax"]
         assert list(feature.shape) == stats["shape"]
         assert np.abs(feature.ravel()[:16] - stats["first16"]).max() <= (FACTOR + 1) * floor, name
         allowed = FACTOR * floor * feature.size**0.5 if kind == "f32" else SHARP * stats["f64_l2"]

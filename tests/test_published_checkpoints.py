@@ -125,8 +125,9 @@ def test_a_published_checkpoint_is_the_model_to_the_last_bit(tmp_path, kind):
     last, averaged = written(tmp_path, kind, NAMES[kind])
     assert not (tmp_path / "elsewhere").exists() and "elsewhere" not in sys.modules
     model = models.build(NAMES[kind], 3)
+    fresh = convert.state(model)
     for path in sorted(tmp_path.glob("[abl]*.[pc]*")):
-        convert.load(model, convert.state(models.build(NAMES[kind], 3)))
+        convert.load(model, fresh)
         coverage = convert.load(model, path)
         assert len(coverage.loaded) == len(averaged) and not coverage.missing + coverage.left_over
         same(model, averaged)

@@ -74,10 +74,14 @@ def run_once(kind, name, variant):
             if "running" in entry or "tracked" in entry
         },
     }
-    result["norm"], changes, result["residuals"] = published_step(
-        model, dict(zip(names, gradients)), record["optimizer"]
+    groups, named = models.parameter_groups(NAME, model), dict(zip(names, gradients))
+    clipped, norm = clip(
+        [named[entry] for group in groups for entry in group.names], record["optimizer"]["clip_max_norm"]
     )
-    result["changes"] = {entry: change for entry, change in changes.items() if f"dn/step64/{entry}" in arrays}
+    result["norm"] = backend.floats([norm])[0]
+    if (name, variant) == (GENTLE, "dn"):  # whose step is in the record
+        changes, result["residuals"] = published_step(model, groups, clipped, record["optimizer"])
+        result["changes"] = {entry: change for entry, change in changes.items() if f"dn/step64/{entry}" in arrays}
     return result
 
 
@@ -87,13 +91,11 @@ def summary(gradient, whole):
     return np.linalg.norm(gradient), gradient.mean(), gradient if whole else None
 
 
-def published_step(model, gradients, settings):
-    """Clipping and one AdamW step in the published groups -> the gradient's norm, every parameter's change, and by how
-    many roundings of the parameter a change deviates from the rule applied to its own clipped gradient."""
+def published_step(model, groups, clipped, settings):
+    """One AdamW step in the published groups -> every parameter's change, and by how many roundings of the parameter a
+    change deviates from the rule applied to its own clipped gradient."""
     named = dict(model.named_parameters())
-    groups = models.parameter_groups(NAME, model)
     before = {entry: backend.numpy(value).astype(np.float64) for entry, value in named.items()}
-    clipped, norm = clip([gradients[entry] for group in groups for entry in group.names], settings["clip_max_norm"])
     optimiser = backend.AdamW(
         [
             {
@@ -119,11 +121,12 @@ def published_step(model, gradients, settings):
             )
             rounding = np.finfo(backend.numpy(named[entry]).dtype).eps * (np.abs(before[entry]) + published["lr"])
             residuals[entry] = (np.abs(changes[entry] - rule) / rounding).max()
-    return backend.floats([norm])[0], changes, residuals
+    return changes, residuals
 
 
 def runs(names, variants):
-    """Fixture parameters; float64 is slow in Jittor, where it compiles for minutes."""
+    """Fixture parameters; float64 is slow in Jittor, where it compiles for minutes. Plain weights without denoising are
+    judged in float32 alone: in float64 plain weights are judged with denoising, and gentle ones without."""
     return [
         pytest.param(
             (kind, name, variant), id="-".join((kind, name, variant)), marks=pytest.mark.slow if kind == "f64" else ()
@@ -131,6 +134,7 @@ def runs(names, variants):
         for kind in TYPES
         for name in names
         for variant in variants
+        if (kind, name, variant) != ("f64", PLAIN, "nodn")
     ]
 
 

@@ -37,7 +37,7 @@ def test_key_map_as_recorded(shared):
     record = json.loads((shared / "golden" / "rt_detr" / "hf_map.json").read_text())
     for variant in ("r18vd", "r50vd"):
         published = record[variant]["map"]
-        entries = state(models.build(f"rtdetr_{variant}", 80))
+        entries = state(models.build(f"rtdetr_{variant}", 80, seed=None))
         assert list(entries) == list(published)
         for entry, value in entries.items():
             ours = {key: part.shape[:1] for key, part in live.renamed({entry: value}).items()}
@@ -48,7 +48,7 @@ def test_key_map_as_recorded(shared):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_same_predictions_on_a_square_image(name):
     """After the layer at which the variant's inference ends: theirs runs all. Queries are aligned by their token."""
-    model = models.build(name, 80)
+    model = models.build(name, 80, seed=None)
     backend.load_state(model, seeded_state(shapes(model)))
     theirs, images = their_model(name, model).eval(), seeded_input("image14", (1, 3, 320, 320))
     with backend.no_grad(), features(model, {"tokens": ("decoder.selection", 4)}) as kept:
@@ -67,7 +67,8 @@ def test_same_predictions_on_a_square_image(name):
 
 def test_the_record_of_50_forward(monkeypatch):
     """Theirs lies within the gate; and beyond it where one weight of theirs is a thousandth larger."""
-    case = references.case("rtdetr_r18vd", "forward")
+    case, run, ran = references.case("rtdetr_r18vd", "forward"), live._ours, {}
+    monkeypatch.setattr(live, "_ours", lambda *given: ran.get(given[2]) or ran.setdefault(given[2], run(*given)))
     sound = live.compare("rtdetr_r18vd", case)
     assert sound["version"] == transformers.__version__
     assert all(found["error"] <= K * found["floor"] for found in sound["outputs"].values())

@@ -66,7 +66,7 @@ def test_a_batch_larger_than_the_data_set_is_refused():
 
 # ------------------------------------------------------------------------------------------------------- Gold-YOLO
 def groups_of(model: str) -> tuple[ParameterGroup, ...]:
-    return models.parameter_groups(model, models.build(model, 2))
+    return models.parameter_groups(model, models.build(model, 2, seed=None))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_rt_detr_rates_are_constant_and_a_tenth_in_the_backbone():
 
 
 def test_the_optimiser_gets_rates_and_decay_of_its_groups(monkeypatch):
-    model = models.build("rtdetr_r18vd", 2)
+    model = models.build("rtdetr_r18vd", 2, seed=None)
     taken = {}
     monkeypatch.setattr(backend, "AdamW", lambda groups, **options: taken.update(groups=groups, options=options))
     optimiser(model, models.parameter_groups("rtdetr_r18vd", model), RT_DETR)

@@ -23,7 +23,6 @@ Stage = tuple[str, Mapping[str, str]]  # name; array -> SHA-256 of type, shape a
 
 
 def stage(name: str, arrays: Mapping[str, np.ndarray]) -> Stage:
-    """The stage of these arrays."""
     return name, {key: digest(np.asarray(array)) for key, array in arrays.items()}
 
 

@@ -20,8 +20,6 @@ FLIP = "flipped decision"  # what a row of one flip says it is
 
 @dataclass(frozen=True)
 class Flip:
-    """One decision taken otherwise."""
-
     where: tuple[int, ...]  # which decision
     reference: str  # what the reference chose
     candidate: str
@@ -36,8 +34,6 @@ class Flip:
 
 @dataclass(frozen=True)
 class Decisions:
-    """All decisions of one kind."""
-
     name: str
     total: int
     flips: tuple[Flip, ...]

@@ -32,8 +32,6 @@ ALIASES = {"jittor": "jt", "torch": "torch", "backend": "B"}  # whom F stands fo
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a question is asked of."""
-
     inputs: tuple[np.ndarray, ...] = ()
     gradient: bool = False  # measured is the gradient of the answer's sum by the first input
     cancels: bool = False  # one rounding of an input is worth more than one of the answer
@@ -73,7 +71,6 @@ class Probe(Given):
     topic: str = ""
 
     def reference(self) -> Any:
-        """The expected answer."""
         return self.expected(*self.wide())
 
     def wide(self, rounding: float = 0.0, draw: int = 0) -> list[np.ndarray]:

@@ -95,7 +95,6 @@ def curves(plan: runs.Training, count: int, side: str, seeded: bool) -> dict[str
 
 
 def _constant(recipe: Recipe) -> Recipe:
-    """The recipe at one learning rate."""
     return Recipe(**{field.name: getattr(recipe, field.name) for field in fields(Recipe)})
 
 

@@ -58,7 +58,6 @@ def set_threads(count: int) -> None:
 
 
 def cache_path() -> str | None:
-    """The folder of the compiled kernels."""
     return _jt.flags.cache_path
 
 

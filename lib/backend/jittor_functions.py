@@ -1,25 +1,24 @@
 """Functions under PyTorch's names and with PyTorch's meaning, on Jittor 1.3.11: one short function per difference.
 
-Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in `kernels/`.
+Part of the porting guide that `jittor.py` opens. Kernels that mend speed or accuracy stand in `kernels/`, with rules.
 """
 
 import numpy as np
 
 from .jittor_import import jt
-from .kernels import elementwise, products, sampling, windows
+from .kernels import elementwise, products, windows
 
 Tensor = jt.Var
-exp, log, where, zeros_like = jt.exp, jt.log, jt.where, jt.zeros_like
+asin, cos, exp, gather, log, sin = jt.arcsin, jt.cos, jt.exp, jt.gather, jt.log, jt.sin  # mean the same
+where, zeros_like = jt.where, jt.zeros_like
+adaptive_avg_pool2d, grid_sample = windows.adaptive_avg_pool, windows.grid_sample
+linear, matmul = products.linear, products.matmul
+mul, sigmoid = elementwise.scale, elementwise.sigmoid
 
 
 def abs(x: Tensor) -> Tensor:
     """|x|, whose gradient at 0 is 0; Jittor's is 1."""
     return where(x > 0, x, where(x < 0, -x, x - x))
-
-
-def adaptive_avg_pool2d(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Means over windows from floor(i H / h) to ceil((i + 1) H / h); Jittor's are wrong where h does not divide H."""
-    return windows.adaptive_avg_pool(x, size)
 
 
 def amax(x: Tensor, dim, keepdim: bool = False) -> Tensor:
@@ -36,11 +35,6 @@ def arange(*bounds: int) -> Tensor:
 def argmax(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
     """The index of the first largest value; Jittor returns (index, value)."""
     return jt.argmax(x, dim, keepdims=keepdim)[0].int64()
-
-
-def asin(x: Tensor) -> Tensor:
-    """The angle whose sine is x, from -pi/2 to pi/2."""
-    return jt.arcsin(x)
 
 
 def binary_cross_entropy_with_logits(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -76,11 +70,6 @@ def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tens
     return x if max is None else where(x > max, full_like(x, max), x)
 
 
-def cos(x: Tensor) -> Tensor:
-    """The cosine of x in radians."""
-    return jt.cos(x)
-
-
 def floor_divide(a: Tensor, b: Tensor) -> Tensor:
     """The quotient rounded down: -7 by 3 is -3 (Jittor cuts off, as C does, and makes float quotients int32)."""
     return jt.floor(a.float64() / b.float64()).cast(a.dtype)
@@ -94,16 +83,6 @@ def full(shape, value: float, dtype: str = "float32") -> Tensor:
 def full_like(x: Tensor, value: float) -> Tensor:
     """A tensor of one value with the shape and dtype of x."""
     return full(x.shape, value, x.dtype)
-
-
-def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """x read along `dim` at index, whose other axes are those of x."""
-    return jt.gather(x, dim, index)
-
-
-def grid_sample(x: Tensor, grid: Tensor) -> Tensor:
-    """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
-    return sampling.grid_sample(x, grid)
 
 
 def interpolate(
@@ -123,20 +102,10 @@ def interpolate(
     return windows.resize(x, size, ratios, mode, bool(align_corners))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (…, in) times weight (out, in) transposed, plus bias; Jittor multiplies float64 in a loop nest."""
-    return products.linear(x, weight, bias)
-
-
 def log_softmax(x: Tensor, dim: int) -> Tensor:
     """log(softmax(x)), shifted by the largest value; Jittor's logsumexp([100, 100]) is inf."""
     shifted = x - jt.max(x, dim, keepdims=True).detach()
     return shifted - log(sum(exp(shifted), dim, keepdim=True))
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Products of the last two axes, batch by batch; Jittor's batched gradient takes 25 times PyTorch's time."""
-    return products.matmul(a, b)
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
@@ -156,11 +125,6 @@ def minimum(a: Tensor, b: Tensor) -> Tensor:
     return where(a < b, a, where(a > b, b, (a + b) / 2))
 
 
-def mul(x: Tensor, factor: Tensor) -> Tensor:
-    """x times one trained number; the number's gradient is a sum over all of x, which Jittor adds one by one."""
-    return elementwise.scale(x, factor)
-
-
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """int64 (…, num_classes), 1 at each label."""
     return (labels.unsqueeze(-1) == jt.arange(num_classes)).int64()
@@ -174,16 +138,6 @@ def ones(*shape, dtype: str = "float32") -> Tensor:
 def remainder(a: Tensor, b: Tensor) -> Tensor:
     """What `floor_divide` leaves: -7 by 3 leaves 2, with the divisor's sign (Jittor: -1)."""
     return a - floor_divide(a, b) * b
-
-
-def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x)) at full precision; Jittor clips x at -30."""
-    return elementwise.sigmoid(x)
-
-
-def sin(x: Tensor) -> Tensor:
-    """The sine of x in radians."""
-    return jt.sin(x)
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

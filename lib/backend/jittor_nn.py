@@ -57,7 +57,6 @@ class Module(jt.nn.Module):
         return [(name, value) for name, value in self.__dict__.items() if isinstance(value, Module)]
 
     def children(self) -> list["Module"]:
-        """Direct children in order of registration."""
         return [child for _, child in self.named_children()]
 
     def named_modules(self, prefix: str = ""):
@@ -67,7 +66,6 @@ class Module(jt.nn.Module):
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def modules(self) -> list["Module"]:
-        """This module and all below."""
         return [module for _, module in self.named_modules()]
 
     def _own_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -89,11 +87,9 @@ class Module(jt.nn.Module):
         return list(self._named((0,)))
 
     def parameters(self) -> list[Tensor]:
-        """What is trained."""
         return [value for _, value in self.named_parameters()]
 
     def named_buffers(self) -> list[tuple[str, Tensor]]:
-        """What is saved and not trained."""
         return list(self._named((1,)))
 
     def named_state(self):
@@ -102,14 +98,11 @@ class Module(jt.nn.Module):
 
 
 class HookHandle:
-    """Takes a forward hook away again."""
-
     def __init__(self, hooks: dict, hook):
         self.hooks = hooks
         hooks[self] = hook  # by the handle itself: the id of one that nobody keeps would serve again
 
     def remove(self) -> None:
-        """Take the hook away."""
         del self.hooks[self]
 
 
@@ -135,8 +128,6 @@ class ModuleList(Module):
 
 
 class Sequential(ModuleList):
-    """Children applied one after the other."""
-
     def __init__(self, *modules):
         super().__init__(modules)
 

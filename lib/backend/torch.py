@@ -39,7 +39,6 @@ def set_device(name: str) -> None:
 
 
 def set_threads(count: int) -> None:
-    """Let operators use `count` CPU threads."""
     _torch.set_num_threads(count)
 
 
@@ -204,7 +203,6 @@ class _Optimiser:
         }
 
     def load_state(self, values: dict[str, _np.ndarray]) -> None:
-        """Continue from what `state` gave."""
         named = dict(zip(self._names, self._tensors))
         for key, value in values.items():
             name, moment = key.rsplit("/", 1)
@@ -213,7 +211,6 @@ class _Optimiser:
 
 class _SGD(_Optimiser):
     def set_momentum(self, value: float) -> None:
-        """One momentum for every group."""
         for group in self._optimiser.param_groups:
             group["momentum"] = value
 

@@ -12,5 +12,4 @@ _FAMILIES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt
 
 
 def build(name: str, num_classes: int = 80):
-    """The published criterion of the model."""
     return _FAMILIES[family(name)].build(name, num_classes)

@@ -342,7 +342,6 @@ def _extents(sides):
 
 
 def _area(extent):
-    """(m,) width times height."""
     return extent[:, 0] * extent[:, 1]
 
 

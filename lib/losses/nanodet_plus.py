@@ -239,5 +239,4 @@ def giou_loss(predicted, target: np.ndarray):
 
 
 def build(name: str, num_classes: int) -> Criterion:
-    """One criterion for all variants."""
     return Criterion(num_classes)

@@ -199,5 +199,4 @@ def giou_loss(predicted, true: np.ndarray):
 
 
 def build(name: str, num_classes: int) -> Criterion:
-    """One criterion for all variants."""
     return Criterion(num_classes)

@@ -53,7 +53,6 @@ DROP_PATH = 0.1  # of the last transformer block
 
 # ------------------------------------------------------------------------------------------------ building blocks
 def dtype_name(x) -> str:
-    """NumPy's name of a tensor's dtype."""
     return str(x.dtype).rsplit(".", 1)[-1]
 
 
@@ -83,8 +82,6 @@ class Conv(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """Convolution and norm."""
-
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, norm: Callable = _batch_norm):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
@@ -272,7 +269,6 @@ def shrink(x, size: tuple[int, int]):
 
 
 def _size_of(x) -> tuple[int, int]:
-    """(h, w) of a map."""
     return tuple(x.shape[2:])
 
 

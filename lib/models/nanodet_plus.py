@@ -224,8 +224,6 @@ class Head(nn.Module):
 
 
 class Scale(nn.Module):
-    """One learnt factor."""
-
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(tensor(np.ones((), np.float32)))

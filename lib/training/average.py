@@ -39,7 +39,6 @@ class Average:
         return values | self._counters
 
     def load_state(self, values: Mapping[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
         integer = [name for name, value in values.items() if value.dtype.kind in "iu"]
         self._shapes = {name: value.shape for name, value in values.items()}  # arithmetic may lose a scalar's shape ()
         self._counters = {name: values[name].copy() for name in integer}

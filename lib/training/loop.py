@@ -47,8 +47,6 @@ EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left."""
-
     log: Path
     checkpoint: Path
     weights: Path  # of the best evaluation
@@ -135,7 +133,8 @@ class Trainer:
     def _gradients(self, loss: Any) -> list:
         if self.scale is None:
             return backend.grad(loss, self._parameters)
-        return self.scale.unscaled(backend.grad(loss * self.scale.value, self._parameters))
+        gradients = backend.grad(loss * self.scale.value, self._parameters)
+        return [gradient * (1 / self.scale.value) for gradient in gradients]
 
     def _is_usable(self, norm: Any) -> bool:
         """Whether to update; only mixed precision asks."""
@@ -167,8 +166,6 @@ class Trainer:
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
-
         def part(start: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}
 
@@ -346,7 +343,6 @@ class _Run:
         self.keep(*((LAST, WEIGHTS) if line is self.best else (LAST,)))
 
     def keep(self, *names: str) -> None:
-        """Write the averaged weights."""
         for name in names:
             checkpoints.write(self.folder / name, self.trainer.average.state(), self.classes)
 

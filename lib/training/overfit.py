@@ -27,23 +27,21 @@ RATES = {"nanodet_plus": 5e-3, "gold_yolo": 2e-2, "rt_detr": 5e-4}  # the publis
 NORM_MOMENTUM = 0.3  # what a step weighs in the norms' statistics
 
 
-def overfit(
-    name: str, dataset: coco.Dataset, size: tuple[int, int], limit: int, seed: int = 0, images: int = IMAGES
-) -> dict[str, Any]:
-    """Train on `images` images, always the same batch, until their AP50 is at least 0.9, for at most `limit` steps.
+def overfit(name: str, dataset: coco.Dataset, size: tuple[int, int], limit: int, seed: int = 0) -> dict[str, Any]:
+    """Train on IMAGES images, always the same batch, until their AP50 is at least 0.9, for at most `limit` steps.
 
     The images are those whose smallest box is largest, for a box of few input pixels says nothing about the training.
     Returns what the training record holds: images, limit, steps, AP50, reached, looks [[step, AP50]].
     """
-    few = _chosen(dataset, images)
-    batch = next(iter(Loader(few, transforms.recipe(name), size, images, train=False).iter_epoch(0)))
+    few = _chosen(dataset, IMAGES)
+    batch = next(iter(Loader(few, transforms.recipe(name), size, IMAGES, train=False).iter_epoch(0)))
     model = models.build(name, len(dataset.classes), seed)
     for _, module in model.named_modules():
         if isinstance(module, backend.nn.BatchNorm2d):
             module.momentum = NORM_MOMENTUM
     groups = [replace(group, learning_rate_factor=1.0) for group in models.parameter_groups(name, model)]
     criterion = losses.build(name, len(dataset.classes))
-    trainer = Trainer(model, criterion, _constant(name, images), limit, groups, seed=None)
+    trainer = Trainer(model, criterion, _constant(name), limit, groups, seed=None)
     looks: list[tuple[int, float]] = []
     with tqdm(total=limit, unit="step", mininterval=1.0, desc="overfit check", leave=False) as bar:
         for step in range(1, limit + 1):
@@ -55,14 +53,14 @@ def overfit(
                 if looks[-1][1] >= AP50:
                     break
     step, found = looks[-1]
-    return {"images": images, "limit": limit, "steps": step, "AP50": found, "reached": found >= AP50, "looks": looks}
+    return {"images": IMAGES, "limit": limit, "steps": step, "AP50": found, "reached": found >= AP50, "looks": looks}
 
 
-def _constant(name: str, images: int) -> schedule.Recipe:
+def _constant(name: str) -> schedule.Recipe:
     """The published optimiser and clipping at one rate, in a run of one epoch."""
     published = schedule.recipe(name)
     kept = ("optimiser", "options", "clip", "average_decay", "average_steps")
-    own = {"learning_rate": RATES[models.family(name)], "weight_decay": 0.0, "batch": images, "epochs": 1}
+    own = {"learning_rate": RATES[models.family(name)], "weight_decay": 0.0, "batch": IMAGES, "epochs": 1}
     return schedule.Recipe(**own, **{option: getattr(published, option) for option in kept})
 
 

@@ -24,10 +24,6 @@ class LossScale:
     value: float = START
     steady: int = 0  # updates since the last change
 
-    def unscaled(self, gradients: list) -> list:
-        """The gradients of a scaled loss as those of the loss."""
-        return [gradient * (1 / self.value) for gradient in gradients]
-
     def update(self, finite: bool) -> None:
         """Take note of an update that was done (`finite`) or left out."""
         if not finite:
@@ -38,11 +34,9 @@ class LossScale:
             self.steady += 1
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a resumed run needs."""
         return {"value": np.array(self.value), "steady": np.array(self.steady, np.int64)}
 
     def load_state(self, values: dict[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
         self.value, self.steady = float(values["value"]), int(values["steady"])
 
 

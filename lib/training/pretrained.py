@@ -53,7 +53,7 @@ def load_weights(model: nn.Module, name: str, classes: int, path: str | Path, ab
 
 def class_entries(name: str, classes: int) -> tuple[str, ...]:
     """The model's entries whose shape depends on the number of classes, in its order."""
-    mine, more = (convert.state(models.build(name, count)) for count in (classes, classes + 1))
+    mine, more = (convert.state(models.build(name, count, seed=None)) for count in (classes, classes + 1))
     return tuple(entry for entry, value in mine.items() if value.shape != more[entry].shape)
 
 

@@ -65,7 +65,6 @@ class Training:
 
 
 def loader(plan: Training) -> Loader:
-    """The training batches of the plan."""
     train = coco.load(coco.splits(plan.data)[0])
     published = schedule.recipe(plan.model)
     augmentation = transforms.recipe(plan.model)

@@ -1,10 +1,11 @@
 """Planting a fault: names of modules and classes are given another meaning for a while, as a wrong port has them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -26,8 +27,6 @@ class Change:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that people get wrong."""
-
     name: str
     people: str  # what they really do
     kind: str  # the class of faults it belongs to
@@ -53,7 +52,6 @@ class Section:
     subject: str
 
     def add(self, name: str, people: str, place: str, *changes: Change) -> None:
-        """A fault of given changes."""
         self.faults.append(Fault(name, people, self.kind, self.subject, place, changes))
 
     def code(self, name: str, place: str, owner: Any, attribute: str, *changes: Change) -> Callable[[Callable], None]:
@@ -83,24 +81,13 @@ def catalogue() -> tuple[Fault, ...]:
 @contextmanager
 def planted(changes: Iterable[Change]) -> Iterator[None]:
     """Make the changes; afterwards everything is as it was, whatever happened."""
-    undone: list[Callable[[], None]] = []
-    try:
+    with ExitStack() as stack:
         for change in changes:
-            undone.append(_plant(change))
+            new = change.make(getattr(change.owner, change.name))
+            if isinstance(vars(change.owner).get(change.name), staticmethod):
+                new = staticmethod(new)
+            stack.enter_context(patch.object(change.owner, change.name, new))
         yield
-    finally:
-        for undo in reversed(undone):
-            undo()
-
-
-def _plant(change: Change) -> Callable[[], None]:
-    """Make the change; how to take it back."""
-    held = vars(change.owner).get(change.name)  # None: inherited
-    new = change.make(getattr(change.owner, change.name))
-    setattr(change.owner, change.name, staticmethod(new) if isinstance(held, staticmethod) else new)
-    if held is None:
-        return lambda: delattr(change.owner, change.name)
-    return lambda: setattr(change.owner, change.name, held)
 
 
 def becomes(owner: Any, name: str, value: Any) -> Change:
@@ -123,7 +110,6 @@ def built(edit: Callable[[nn.Module], None]) -> Change:
 
 
 def attribute(path: str, name: str, value: Any) -> Change:
-    """An attribute of one module."""
     return built(lambda model: setattr(dict(model.named_modules())[path], name, value))
 
 

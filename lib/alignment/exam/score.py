@@ -11,12 +11,10 @@ from lib.show.tables import Frame, said
 
 
 def faults(held: Sequence[Result]) -> list[Result]:
-    """The results of planted faults."""
     return [result for result in held if result.kind != "clean"]
 
 
 def clean(held: Sequence[Result]) -> list[Result]:
-    """The results of clean runs."""
     return [result for result in held if result.kind == "clean"]
 
 

@@ -34,11 +34,9 @@ class Draws:
         self._seed = seed
 
     def random(self, shape: Any = None, dtype: type = np.float64) -> np.ndarray:
-        """As numpy.random.Generator."""
         return np.random.default_rng(self._seed).random(shape, dtype)
 
     def integers(self, low: int, high: int | None = None, shape: Any = None) -> np.ndarray:
-        """As numpy.random.Generator."""
         return np.random.default_rng(self._seed).integers(low, high, shape)
 
 

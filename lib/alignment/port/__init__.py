@@ -68,7 +68,6 @@ class Port:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files read."""
         return (self.inputs[0],) if self.inputs[0].endswith(".npz") else ()
 
     def arrays(self) -> list[np.ndarray]:
@@ -116,7 +115,6 @@ class Result:
     divergence: Mapping[str, Divergence]
 
     def failing(self) -> list[str]:
-        """The questions whose verdict is FAIL."""
         return [v["question"] for v in self.verdicts.fields["verdicts"] if v["verdict"] == "FAIL"]
 
     def pairs(self) -> str:

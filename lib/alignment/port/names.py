@@ -8,9 +8,10 @@ from their entries; those without entries from their place in a module that is p
 import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from lib.errors import UserError
 from lib.record import atomic
@@ -37,17 +38,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Side:
-    """What a side consists of; modules: path -> kind, outermost first."""
+    """What a side consists of; modules: path -> kind, outermost first. As JSON it is what `asdict` gives."""
 
     entries: tuple[Entry, ...]
     modules: Mapping[str, str]
-
-    @classmethod
-    def of(cls, held: Mapping[str, Any]) -> "Side":
-        """From what `asdict` gave, or its JSON."""
-        return cls(
-            tuple(Entry(**entry | {"shape": tuple(entry["shape"])}) for entry in held["entries"]), held["modules"]
-        )
 
 
 @dataclass(frozen=True)
@@ -133,17 +127,14 @@ def infer(original: Side, port: Side) -> Names:
     ours, theirs = list(original.entries), list(port.entries)
     state: dict[str, str] = {}
     how: dict[str, str] = {}
-    passes: Sequence[tuple[str, Callable[[Sequence[Entry], Sequence[Entry]], list[tuple[Entry, Entry]]]]] = (
-        ("same name", _by_name),
-        ("same values", _by_values),
-        (
-            "order, shape and last part of the name",
-            lambda a, b: _in_order(a, b, lambda e: (e.shape, e.trained, e.last)),
-        ),
-        ("order, shape and look of the values", lambda a, b: _in_order(a, b, lambda e: (e.shape, e.trained, e.look))),
-        ("order and shape", lambda a, b: _in_order(a, b, lambda e: (e.shape, e.trained))),
-    )
-    for why, pair in passes:
+    passes = {
+        "same name": _by_name,
+        "same values": _by_values,
+        "order, shape and last part of the name": partial(_in_order, sign=attrgetter("shape", "trained", "last")),
+        "order, shape and look of the values": partial(_in_order, sign=attrgetter("shape", "trained", "look")),
+        "order and shape": partial(_in_order, sign=attrgetter("shape", "trained")),
+    }
+    for why, pair in passes.items():
         for a, b in pair(ours, theirs):
             state[a.name], how[a.name] = b.name, why
         ours = [entry for entry in ours if entry.name not in state]
@@ -236,8 +227,3 @@ def _children(path: str, side: Side) -> list[str]:
         for name in side.modules
         if name and name.startswith(start) and "." not in name[len(start) :] and name != path
     ]
-
-
-def plain(side: Side) -> dict[str, Any]:
-    """As JSON; `Side.of` reads it."""
-    return {"entries": [asdict(entry) for entry in side.entries], "modules": dict(side.modules)}

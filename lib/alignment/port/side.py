@@ -4,13 +4,12 @@ The original's side also writes the weights that both use and captures its layer
 pairs the names, takes those weights, and measures its layers against the captured ones. Nothing is judged here.
 """
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from pydantic import TypeAdapter
 
 from lib import backend, record
 from lib.alignment import divergence, layers
@@ -125,7 +125,6 @@ def state(model: nn.Module) -> Arrays:
 
 
 def side_of(model: nn.Module) -> names.Side:
-    """What the model consists of."""
     trained = measuring.parameters(model)
     entries = tuple(
         names.Entry(name, array.shape, name in trained, _look(array), hashlib.sha256(array.tobytes()).hexdigest())
@@ -181,7 +180,7 @@ def original(port: Port, side: ModuleType = backend) -> None:
     trained = runs["float32", "training"]
     floats = {name: array for name, array in trained.after.items() if array.dtype.kind == "f"}
     moved = [name for name, array in floats.items() if not np.array_equal(array, trained.before[name])]
-    fields = {"modules": names.plain(held), "replaced": replaced, "statistics": moved}
+    fields = {"modules": asdict(held), "replaced": replaced, "statistics": moved}
     identity = {entry.name: entry.name for entry in held.entries}
     _write(port, side, fields, runs, identity, held, "full", _repeats(chosen, inputs))
 
@@ -190,7 +189,7 @@ def candidate(port: Port, side: ModuleType = backend) -> None:
     """Measure the port with the original's weights against what `original` left."""
     inputs = port.arrays()
     theirs = record.read(port.record("torch", "convert")).fields
-    ours, mine = names.Side.of(theirs["modules"]), side_of(Model(port.jittor).fresh())
+    ours, mine = TypeAdapter(names.Side).validate_python(theirs["modules"]), side_of(Model(port.jittor).fresh())
     paired = names.read(Path(port.names), ours, mine) if port.names else names.infer(ours, mine)
     paired.write(port.map)
     if not port.names:
@@ -327,21 +326,8 @@ def _write(
             out.arrays |= {f"{precision}/{name}": cast(array, precision) for name, array in found.items()}
 
 
-def main() -> int:
-    """python -m lib.alignment.port.side original|candidate PORT.json"""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("role", choices=("original", "candidate"))
-    parser.add_argument("port", type=Path)
-    chosen = parser.parse_args()
+if __name__ == "__main__":  # python -m lib.alignment.port.side original|candidate PORT.json
     try:
-        {"original": original, "candidate": candidate}[chosen.role](
-            Port(**json.loads(chosen.port.read_text(encoding="utf-8")))
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        {"original": original, "candidate": candidate}[sys.argv[1]](Port(**json.loads(Path(sys.argv[2]).read_text())))
+    except UserError as wrong:
+        sys.exit(f"error: {wrong}")

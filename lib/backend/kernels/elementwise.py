@@ -79,7 +79,7 @@ class _Scale(jt.Function):
 
 
 def scale(x, factor):
-    """x times one trained number, whose gradient, a sum over all of x, is accumulated in float64."""
+    """x times one trained number, whose gradient is a sum over all of x in float64; Jittor adds one by one."""
     return _Scale()(x, factor)
 
 

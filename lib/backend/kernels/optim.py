@@ -43,7 +43,6 @@ class _Optimiser:
         return {f"{name}/{moment}": t.numpy() for name, held in self._moments.items() for moment, t in held.items()}
 
     def load_state(self, values: dict[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
         self._moments = {}
         for key, array in values.items():
             name, moment = key.rsplit("/", 1)
@@ -77,7 +76,6 @@ class _AdamW(_Optimiser):
         return {f"{name}/step": np.float32(self._steps) for name in self._moments} | super().state()
 
     def load_state(self, values: dict[str, np.ndarray]) -> None:
-        """Continue from what `state` gave."""
         self._steps = max(int(values[f"{name}/step"]) for name in self._parameters)
         kept = [f"{name}/{moment}" for name in self._parameters for moment in MOMENTS]
         super().load_state({key: values[key] for key in kept})
@@ -102,7 +100,6 @@ class _SGD(_Optimiser):
     """Velocities are made by the first step with momentum, as in PyTorch."""
 
     def set_momentum(self, value: float) -> None:
-        """One momentum for every group."""
         for group in self._groups:
             group["momentum"] = value
 

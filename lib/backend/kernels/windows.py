@@ -1,4 +1,6 @@
-"""Windows of an image for Jittor on the CPU: resizing and pooling."""
+"""Windows of an image for Jittor on the CPU: resizing, pooling, and reading between its pixels."""
+
+from functools import partial
 
 import numpy as np
 
@@ -61,7 +63,8 @@ def _plain_adaptive_avg_pool(x, size: tuple[int, int]):
 
 @on_cpu(_plain_adaptive_avg_pool)
 def adaptive_avg_pool(x, size: tuple[int, int]):
-    """Means of x (n, c, h, w) over `size` windows that cover it, overlapping where sizes do not divide."""
+    """Means of x (n, c, h, w) over `size` windows from floor(i H / h) to ceil((i + 1) H / h); Jittor's are wrong where
+    h does not divide H."""
     return _average_pool(x, size, 0, 0)
 
 
@@ -81,3 +84,11 @@ def _plain_avg_pool(x, size: int, stride: int, ceil_mode: bool):
 def avg_pool(x, size: int, stride: int, ceil_mode: bool):
     """Means of x (n, c, h, w) over windows; with `ceil_mode` also over what is left at the end, by its own count."""
     return _average_pool(x, tuple(len(_spans(s, size, stride, ceil_mode)) for s in x.shape[2:]), size, stride)
+
+
+@on_cpu(partial(jt.nn.grid_sample, mode="bilinear", padding_mode="zeros", align_corners=False))
+def grid_sample(x, grid):
+    """x (n, c, h, w) read bilinearly at grid (n, i, j, 2), the core of deformable attention: x and y in -1 … 1 from one
+    outer edge of the image to the other; 0 outside."""
+    shape = [*x.shape[:2], *grid.shape[1:3]]
+    return Function(KERNELS["grid sample"], KERNELS["grid sample, gradient"], [shape], kept=[0, 1])(x, grid)
