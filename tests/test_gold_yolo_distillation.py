@@ -176,13 +176,8 @@ def test_evaluation_uses_the_published_branch():
 
 
 # ----------------------------------------------------------------------------------------------------- distillation
-@pytest.mark.parametrize(
-    "name, kind",
-    [
-        ("gold-yolo-s-distill", "f32"),
-        *(pytest.param(name, "f64", marks=pytest.mark.slow) for name in ("gold-yolo-s-distill", "gold-yolo-m")),
-    ],
-)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["gold-yolo-s-distill", pytest.param("gold-yolo-m", marks=pytest.mark.slow)])
 def test_distillation_as_published(name, kind):
     published = read("extras")[f"distill_{name.split('-')[2]}_320"]["without_feat"]
     criterion = losses.build_distillation(name, 80, published["max_epoch"])

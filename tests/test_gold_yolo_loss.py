@@ -160,8 +160,8 @@ def on(condition):
         if TRAINING[key].file
         for kind in TYPES
         for phase in ("atss", "tal")  # the second one's optimiser changes the model that both share
-        if key.startswith("n") or (kind, phase) == ("f64", "tal")
-    ]  # the larger sizes: float64 alone, by the assigner that they are trained with
+        if key.startswith("n") or kind == "f64"
+    ]  # the larger sizes: float64 alone
     return pytest.mark.parametrize(
         "run",
         [

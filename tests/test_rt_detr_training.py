@@ -125,8 +125,7 @@ def published_step(model, groups, clipped, settings):
 
 
 def runs(names, variants):
-    """Fixture parameters; float64 is slow in Jittor, where it compiles for minutes. Plain weights without denoising are
-    judged in float32 alone: in float64 plain weights are judged with denoising, and gentle ones without."""
+    """Fixture parameters; float64 is slow in Jittor, where it compiles for minutes."""
     return [
         pytest.param(
             (kind, name, variant), id="-".join((kind, name, variant)), marks=pytest.mark.slow if kind == "f64" else ()
@@ -134,7 +133,6 @@ def runs(names, variants):
         for kind in TYPES
         for name in names
         for variant in variants
-        if (kind, name, variant) != ("f64", PLAIN, "nodn")
     ]
 
 
