@@ -143,10 +143,10 @@ jt.flags.python_path = {json.dumps(sys.executable)}
 jt.flags.cc_flags = jt.flags.cc_flags.split(" -include ")[0]
 """
     one = "jt.sigmoid(x).sum(2)"
-    # Fused, of our own, and one with a mark @begin.
-    values = f"{one}, x.transpose(2, 0, 1) * 3, backend.softmax(x, -1), jt.full((64, 32), 1.5)"
+    values = f"""{one}, (x.reshape(6, 4) ** 2).max(1), x.transpose(2, 0, 1) * 3, x[:, 1], jt.floor(x).int32(),
+          backend.softmax(x, -1), jt.full((64, 32), 1.5)"""  # the last has a mark @begin
     fast, slow = compiled(tmp_path / "fast", "", values), compiled(tmp_path / "slow", stock, values)
-    assert len(fast) >= 4 and fast == slow
+    assert len(fast) >= 7 and fast == slow
     assert any(b"@begin" in source.read_bytes() for source in tmp_path.glob("fast/jit/*.cc"))
     other = compiled(tmp_path / "other", 'jt.flags.cc_flags += " -O0 "', one)
     assert other and all(code != slow[name] for name, code in other.items()), "other code is seen"
