@@ -51,7 +51,10 @@ class Writer:
 def writing(folder: str | Path) -> Iterator[Writer]:
     """A Writer whose folder is readable after a clean exit; what an earlier one left there goes first."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be made ({error.strerror}); give another folder") from error
     (folder / INDEX).unlink(missing_ok=True)
     for stale in folder.glob("*.npy"):
         stale.unlink()
