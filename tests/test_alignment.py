@@ -324,6 +324,7 @@ def test_a_live_reference_that_differs_fails_the_forward_question(records):
     "stage, change, question",
     [
         ("train", assign("first_step", "float32", "loss_bbox", value=1.61), "training"),
+        ("train", assign("first_step", "float64", "loss_bbox", value=1.600001), "training"),
         ("train", assign("initial_sha256", value="0" * 64), "training"),
         ("evaluate", perturb("float32/common/detections", 3.0), "evaluation"),
         ("evaluate", assign("common_weights_sha256", value="0" * 64), "evaluation"),

@@ -1,5 +1,6 @@
 """Questions about training: one step's losses, decisions, gradients, update and statistics; many steps; whole runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from lib.alignment.rows import (
     tensors,
     true_zeros,
 )
-from lib.alignment.verdict import Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
+from lib.alignment.verdict import SHARP, Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
 
 
 def data(pair: Pair) -> Answer:
@@ -40,13 +41,8 @@ def losses(pair: Pair) -> Answer:
         {run: _flat({phase: runs.get(run, {}) for phase, runs in phases.items()}) for run in ("float32", "float64")}
         for phases in pair.fields("losses")
     )
-    exact, rounded = theirs["float64"], theirs["float32"]
     repeats = _repeats(pair.evidence) if pair.a == "torch" else ()
-    reference = exact if pair.a == "published" else rounded
-    rows = judge_scalars(exact, rounded, ours["float32"], reference, repeats=repeats)
-    if ours["float64"]:
-        sharp = judge_scalars(exact, rounded, ours["float64"], factor=float64_factor(*pair.where), repeats=repeats)
-        rows += [replace(row, what="scalar, float64") for row in sharp]
+    rows = _scalars(pair, theirs, ours, float64_factor(*pair.where), repeats)
     outputs = tensors(*pair.where, *pair.runs("output/"), "max_abs", "output/")
     held, first = pair.decided(), next(iter(pair.field(pair.a, "losses")))  # whose outputs they are
     return pair.conclude(excuse(rows, held, _phase) + excuse(outputs, held, lambda row: f"{first}/"))
@@ -55,6 +51,19 @@ def losses(pair: Pair) -> Answer:
 def _flat(phases: dict[str, dict[str, float]]) -> dict[str, float]:
     """Values by "phase/name"."""
     return {f"{phase}/{name}": float(value) for phase, run in phases.items() for name, value in run.items()}
+
+
+def _scalars(
+    pair: Pair, theirs: dict[str, dict], ours: dict[str, dict], factor: float, repeats: Sequence[dict]
+) -> list[Row]:
+    """Rows for losses by precision; `factor` of the float64 rows; `repeats`: the reference's other float32 runs."""
+    exact, rounded = theirs["float64"], theirs["float32"]
+    reference = exact if pair.a == "published" else rounded
+    rows = judge_scalars(exact, rounded, ours["float32"], reference, repeats=repeats)
+    if ours["float64"]:
+        sharp = judge_scalars(exact, rounded, ours["float64"], factor=factor, repeats=repeats)
+        rows += [replace(row, what="scalar, float64") for row in sharp]
+    return rows
 
 
 def _repeats(evidence: Evidence) -> list[dict[str, float]]:
@@ -201,12 +210,14 @@ def trajectory(pair: Pair) -> Answer:
 
 
 def training(pair: Pair) -> Answer:
-    """Same start, same batches, same first losses: judged. Curves and final mAP: shown, no gate is derived for them."""
+    """Same start, same batches, same first losses: judged. Curves and final mAP: shown, no gate is derived for them.
+
+    Where float32 takes a decision otherwise than float64, its gate is as wide as what that changes; float64 tells then.
+    """
     rows = [pair.same(f"{name} bytes", f"{name}_sha256") for name in ("initial", "batches")]
     theirs, ours = pair.fields("first_step")
     if "float64" in theirs:
-        exact, rounded, repeats = theirs["float64"], theirs["float32"], theirs.get("repeats", ())
-        rows += judge_scalars(exact, rounded, ours["float32"], rounded, repeats=repeats)
+        rows += _scalars(pair, theirs, ours, SHARP, theirs.get("repeats", ()))
     for side, check in zip((pair.a, pair.b), pair.fields("overfit")):
         if check:
             note = f"AP50 {check['AP50']:.3f} after {check['steps']} steps"
