@@ -1,6 +1,5 @@
 """Questions about training: one step's losses, decisions, gradients, update and statistics; many steps; whole runs."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -37,39 +36,27 @@ def data(pair: Pair) -> Answer:
 @of_one_case
 def losses(pair: Pair) -> Answer:
     """Every loss component in every phase, and the raw training outputs they come from."""
-    theirs, ours = (
-        {run: _flat({phase: runs.get(run, {}) for phase, runs in phases.items()}) for run in ("float32", "float64")}
-        for phases in pair.fields("losses")
-    )
+    theirs, ours = map(_by_precision, pair.fields("losses"))
     repeats = _repeats(pair.evidence) if pair.a == "torch" else ()
-    rows = _scalars(pair, theirs, ours, float64_factor(*pair.where), repeats)
+    rows = judge_scalars(theirs, ours, float64_factor(*pair.where), repeats, exactly=pair.a == "published")
     outputs = tensors(*pair.where, *pair.runs("output/"), "max_abs", "output/")
     held, first = pair.decided(), next(iter(pair.field(pair.a, "losses")))  # whose outputs they are
     return pair.conclude(excuse(rows, held, _phase) + excuse(outputs, held, lambda row: f"{first}/"))
 
 
-def _flat(phases: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Values by "phase/name"."""
-    return {f"{phase}/{name}": float(value) for phase, run in phases.items() for name, value in run.items()}
-
-
-def _scalars(
-    pair: Pair, theirs: dict[str, dict], ours: dict[str, dict], factor: float, repeats: Sequence[dict]
-) -> list[Row]:
-    """Rows for losses by precision; `factor` of the float64 rows; `repeats`: the reference's other float32 runs."""
-    exact, rounded = theirs["float64"], theirs["float32"]
-    reference = exact if pair.a == "published" else rounded
-    rows = judge_scalars(exact, rounded, ours["float32"], reference, repeats=repeats)
-    if ours["float64"]:
-        sharp = judge_scalars(exact, rounded, ours["float64"], factor=factor, repeats=repeats)
-        rows += [replace(row, what="scalar, float64") for row in sharp]
-    return rows
+def _by_precision(phases: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Losses by precision and "phase/name"."""
+    return {
+        run: {f"{phase}/{name}": value for phase, runs in phases.items() for name, value in runs.get(run, {}).items()}
+        for run in ("float32", "float64")
+    }
 
 
 def _repeats(evidence: Evidence) -> list[dict[str, float]]:
     """PyTorch's losses in other float32 runs: one alone may lie near float64 by luck."""
     phases = evidence.get("torch", "loss").fields.get("repeats", {})
-    return [_flat(dict(zip(phases, runs))) for runs in zip(*phases.values())]
+    runs = ({phase: {"float32": run} for phase, run in zip(phases, draw)} for draw in zip(*phases.values()))
+    return [_by_precision(run)["float32"] for run in runs]
 
 
 def _phase(row: Row) -> str:
@@ -217,7 +204,7 @@ def training(pair: Pair) -> Answer:
     rows = [pair.same(f"{name} bytes", f"{name}_sha256") for name in ("initial", "batches")]
     theirs, ours = pair.fields("first_step")
     if "float64" in theirs:
-        rows += _scalars(pair, theirs, ours, SHARP, theirs.get("repeats", ()))
+        rows += judge_scalars(theirs, ours, SHARP, theirs.get("repeats", ()))
     for side, check in zip((pair.a, pair.b), pair.fields("overfit")):
         if check:
             note = f"AP50 {check['AP50']:.3f} after {check['steps']} steps"
