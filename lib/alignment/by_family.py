@@ -14,7 +14,6 @@ import numpy as np
 
 from lib import postprocess
 from lib.alignment.margins import (
-    ROUNDING,
     Margins,
     among,
     cheapest,
@@ -26,6 +25,7 @@ from lib.alignment.margins import (
     suppression,
     whole,
 )
+from lib.alignment.verdict import ROUNDING
 from lib.backend import numpy
 from lib.data import boxes
 from lib.families import family

@@ -212,14 +212,12 @@ def _values(parts: Mapping[str, Any]) -> dict[str, float]:
 
 def _repeats(name: str, case: Case, phase: Phase) -> list[dict[str, float]]:
     """Losses of float32 runs on an input moved by one rounding: how near float64 so few numbers lie is luck."""
-    found = []
+    model, criterion, found = seeded_model(name, case).train(), criterion_in(name, case, phase), []
+    model.step = phase.step
     for draw in range(REPEATS):
-        model = seeded_model(name, case).train()
-        model.step = phase.step
         images = perturbed({"images": case.input()}, draw)["images"]
         with backend.no_grad():
-            outputs = model(backend.tensor(images))
-            found.append(_values(criterion_in(name, case, phase)(outputs, case.targets, image_size=images.shape[2:])))
+            found.append(_values(criterion(model(backend.tensor(images)), case.targets, image_size=images.shape[2:])))
     return found
 
 

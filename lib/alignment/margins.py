@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy  # its parts come when they are asked for: optimize takes 0.3 s, which only RT-DETR's matcher needs
 
-ROUNDING = 2.0**-24  # no float32 score is known better, relative to its size
+from lib.alignment.verdict import ROUNDING
+
 TINY = 1e-200  # the size of scores that are all 0
 
 

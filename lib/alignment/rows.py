@@ -378,14 +378,11 @@ def step_norms(evidence: Evidence, a: str, b: str, variant: str, zero: set[str])
             held = {n: norm(array) for n, array in evidence.arrays(side, "loss", f"{run}/step/{variant}/").items()}
         return {f"{variant}/{name}": value for name, value in held.items() if name not in zero}
 
-    exact, rounded = norms(a, "float64"), norms(a, "float32")
-    rows = judge_scalars(exact, rounded, norms(b, "float32"), exact if a == "published" else rounded)
+    sides = ({run: norms(side, run) for run in ("float32", "float64")} for side in (a, b))
+    rows = judge_scalars(*sides, float64_factor(evidence, "loss", a, b), exactly=a == "published")
     jumps = measured_jumps(evidence, "step/") if a == "torch" else {}
     for i, row in enumerate(rows):
-        if row.name in jumps and row.floor == row.floor:
+        if row.name in jumps and row.what == "scalar" and row.floor == row.floor:
             floor = row.floor + 2 / K * jumps[row.name].l2
             rows[i] = judge_value(row.name, row.what, row.error, floor, row.scale)
-    if double := norms(b, "float64"):
-        sharp = judge_scalars(exact, rounded, double, factor=float64_factor(evidence, "loss", a, b))
-        rows += [replace(row, what="scalar, float64") for row in sharp]
     return [replace(row, what=row.what.replace("scalar", "L2 norm of the change")) for row in rows]

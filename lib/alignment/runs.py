@@ -6,8 +6,8 @@ import numpy as np
 
 from lib import backend, losses
 from lib.alignment.evidence import is_reference
-from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import REPEATS, ROUNDING
+from lib.alignment.trajectory import perturbed
+from lib.alignment.verdict import REPEATS
 from lib.data import coco, stream
 from lib.models.step import Step
 from lib.training import runs
@@ -31,7 +31,7 @@ def first_step(plan: runs.Training, batch: Any, model: backend.nn.Module) -> dic
 
     found = {}
     if is_reference(backend.NAME):
-        noise = (seeded_input(f"repeat_{index}", batch.images.shape) for index in range(REPEATS))
-        found["repeats"] = [values((batch.images * (1 + ROUNDING * moved)).astype(np.float32)) for moved in noise]
+        moved = (perturbed({"images": batch.images}, draw)["images"] for draw in range(REPEATS))
+        found["repeats"] = [values(images) for images in moved]
     model = backend.float64(model)
     return found | {"float64": values(batch.images.astype(np.float64))}

@@ -19,6 +19,7 @@ import numpy as np
 from lib import backend
 from lib.alignment.compare import norm
 from lib.alignment.measure import Arrays, precisions
+from lib.alignment.references.case import STATISTICS
 from lib.alignment.seeded import seeded_input
 from lib.alignment.verdict import REPEATS, K, size
 from lib.errors import UserError
@@ -29,7 +30,6 @@ from lib.training.schedule import Recipe
 
 Kinds = dict[str, Arrays]  # kind -> name -> values
 Jumps = dict[str, dict[str, list[float]]]  # kind -> name -> largest element, L2
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Watched(training.Trainer):

@@ -182,36 +182,40 @@ def judge_value(name: str, what: str, error: float, floor: float, scale: float, 
     return Row(name, what, float(error), float(floor), float(gate), float(scale), bool(error <= gate))
 
 
+Scalars = Mapping[str, Mapping[str, float]]  # precision -> name -> value; records write NaN as a string
+
+
 def judge_scalars(
-    exact: Mapping[str, float],
-    rounded: Mapping[str, float],
-    candidate: Mapping[str, float],
-    reference: Mapping[str, float] | None = None,
-    factor: float = 1.0,
-    repeats: Sequence[Mapping[str, float]] = (),
+    theirs: Scalars, ours: Scalars, factor: float, repeats: Sequence[Mapping[str, float]] = (), exactly: bool = False
 ) -> list[Row]:
-    """Rows for named scalars: candidate against `reference` (None: `exact`), floors from exact and rounded.
+    """Rows for named scalars: the candidate's float32 run against the reference's (`exactly`: its float64 run), and its
+    float64 run, where it has one, against the reference's, by floors that are `factor` times as wide.
 
     The floor is shared, as for any few numbers: the largest relative deviation among them, and among those of
-    `repeats`, other runs like `rounded`.
+    `repeats`, other runs like the reference's float32 one.
     """
-    # Records write NaN as a string; as a number it fails every gate.
-    exact, rounded, candidate = ({n: float(v) for n, v in values.items()} for values in (exact, rounded, candidate))
-    reference = exact if reference is None else {name: float(value) for name, value in reference.items()}
+    exact = {name: float(value) for name, value in theirs["float64"].items()}
     deviations = [
         abs(float(run[n]) - exact[n]) / abs(exact[n])
-        for run in [rounded, *repeats]
+        for run in [theirs["float32"], *repeats]
         for n in exact
         if n in run and exact[n]
     ]
     shared = max([*deviations, ROUNDING])
+    rows = _scalars(theirs["float64" if exactly else "float32"], ours["float32"], shared, "scalar")
+    double = ours.get("float64")
+    return rows + _scalars(exact, double, factor * shared, "scalar, float64") if double else rows
+
+
+def _scalars(reference: Mapping[str, float], candidate: Mapping[str, float], floor: float, what: str) -> list[Row]:
+    """A row each; floor: relative."""
     rows = []
     for name in [*reference, *(n for n in candidate if n not in reference)]:
         if name not in candidate or name not in reference:
-            rows.append(fault(name, "scalar", "missing" if name in reference else "left over"))
+            rows.append(fault(name, what, "missing" if name in reference else "left over"))
             continue
-        scale = abs(reference[name])
-        rows.append(judge_value(name, "scalar", abs(candidate[name] - reference[name]), factor * shared * scale, scale))
+        value = float(reference[name])
+        rows.append(judge_value(name, what, abs(float(candidate[name]) - value), floor * abs(value), abs(value)))
     return rows
 
 

@@ -307,8 +307,8 @@ def varifocal(logits, target, focal, own):
 def siou_loss(predicted, target: np.ndarray):
     """(m,) 1 - SIoU of two boxes given by their left, top, right, bottom sides' distances (m, 4) from one point."""
     iou, _, hull, own, other = _compared(predicted, target)
-    difference = predicted - tensor(target)
-    offset = (difference[:, 2:] - difference[:, :2]) * 0.5 + EPS  # (m, 2) between the centres
+    difference = tensor(target) - predicted
+    offset = (difference[:, 2:] - difference[:, :2]) * 0.5 + EPS  # (m, 2) from the predicted centre to the target's
     square = offset * offset
     angle = abs(offset[:, 0] * offset[:, 1]) * 2 / sum(square, 1)  # (m,)
     distance = 2 - sum(exp((angle - 2).unsqueeze(1) * (square / (hull * hull))), 1)

@@ -22,7 +22,7 @@ from lib.alignment.rows import (
     tensors,
     true_zeros,
 )
-from lib.alignment.verdict import Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
+from lib.alignment.verdict import SHARP, Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
 
 
 def data(pair: Pair) -> Answer:
@@ -36,31 +36,27 @@ def data(pair: Pair) -> Answer:
 @of_one_case
 def losses(pair: Pair) -> Answer:
     """Every loss component in every phase, and the raw training outputs they come from."""
-    theirs, ours = (
-        {run: _flat({phase: runs.get(run, {}) for phase, runs in phases.items()}) for run in ("float32", "float64")}
-        for phases in pair.fields("losses")
-    )
-    exact, rounded = theirs["float64"], theirs["float32"]
+    theirs, ours = map(_by_precision, pair.fields("losses"))
     repeats = _repeats(pair.evidence) if pair.a == "torch" else ()
-    reference = exact if pair.a == "published" else rounded
-    rows = judge_scalars(exact, rounded, ours["float32"], reference, repeats=repeats)
-    if ours["float64"]:
-        sharp = judge_scalars(exact, rounded, ours["float64"], factor=float64_factor(*pair.where), repeats=repeats)
-        rows += [replace(row, what="scalar, float64") for row in sharp]
+    rows = judge_scalars(theirs, ours, float64_factor(*pair.where), repeats, exactly=pair.a == "published")
     outputs = tensors(*pair.where, *pair.runs("output/"), "max_abs", "output/")
     held, first = pair.decided(), next(iter(pair.field(pair.a, "losses")))  # whose outputs they are
     return pair.conclude(excuse(rows, held, _phase) + excuse(outputs, held, lambda row: f"{first}/"))
 
 
-def _flat(phases: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Values by "phase/name"."""
-    return {f"{phase}/{name}": float(value) for phase, run in phases.items() for name, value in run.items()}
+def _by_precision(phases: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Losses by precision and "phase/name"."""
+    return {
+        run: {f"{phase}/{name}": value for phase, runs in phases.items() for name, value in runs.get(run, {}).items()}
+        for run in ("float32", "float64")
+    }
 
 
 def _repeats(evidence: Evidence) -> list[dict[str, float]]:
     """PyTorch's losses in other float32 runs: one alone may lie near float64 by luck."""
     phases = evidence.get("torch", "loss").fields.get("repeats", {})
-    return [_flat(dict(zip(phases, runs))) for runs in zip(*phases.values())]
+    runs = ({phase: {"float32": run} for phase, run in zip(phases, draw)} for draw in zip(*phases.values()))
+    return [_by_precision(run)["float32"] for run in runs]
 
 
 def _phase(row: Row) -> str:
@@ -201,12 +197,14 @@ def trajectory(pair: Pair) -> Answer:
 
 
 def training(pair: Pair) -> Answer:
-    """Same start, same batches, same first losses: judged. Curves and final mAP: shown, no gate is derived for them."""
+    """Same start, same batches, same first losses: judged. Curves and final mAP: shown, no gate is derived for them.
+
+    Where float32 takes a decision otherwise than float64, its gate is as wide as what that changes; float64 tells then.
+    """
     rows = [pair.same(f"{name} bytes", f"{name}_sha256") for name in ("initial", "batches")]
     theirs, ours = pair.fields("first_step")
     if "float64" in theirs:
-        exact, rounded, repeats = theirs["float64"], theirs["float32"], theirs.get("repeats", ())
-        rows += judge_scalars(exact, rounded, ours["float32"], rounded, repeats=repeats)
+        rows += judge_scalars(theirs, ours, SHARP, theirs.get("repeats", ()))
     for side, check in zip((pair.a, pair.b), pair.fields("overfit")):
         if check:
             note = f"AP50 {check['AP50']:.3f} after {check['steps']} steps"
