@@ -153,7 +153,9 @@ def writable() -> tuple[bool, str]:
 def disk() -> tuple[bool, str]:
     folder = existing(environment.home())
     free = shutil.disk_usage(folder).free / GIB
-    needed = 1 if all(environment.complete(one.link) for one in environment.ENVIRONMENTS) else DISK
+    links = [one.link for one in environment.ENVIRONMENTS]
+    built = all(environment.complete(link) and environment.home() in link.resolve().parents for link in links)
+    needed = 1 if built else DISK
     return free >= needed, f"{free:.0f} GiB free at {folder}, {needed} needed"
 
 
