@@ -12,10 +12,11 @@ import sys
 USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
 if sys.version_info < (3, 11):
     sys.exit(f"error: this Python ({sys.executable}) is older than 3.11: {USE}")
-from lib.errors import UserError, exit_code
+from lib.errors import UserError, exit_code, silent_interrupts
 from lib.machine import environment
 
 if __name__ == "__main__":
+    silent_interrupts()
     environment.adopt()
 from lib.commands import (
     benchmark,
