@@ -64,6 +64,7 @@ test-cluster: envs
 
 # Of the two languages of a notebook's texts the shell's is shown (custom.css); the user's own settings stay as they are.
 lab: envs
+	@$(ALIGN) system --if-possible
 	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 	    --LabApp.custom_css=True --ServerApp.tornado_settings="{'static_custom_path': ['lib/show/texts/$(SPOKEN)']}" \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
