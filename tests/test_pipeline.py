@@ -83,7 +83,7 @@ REAL = (
     "errors",
     "families",
     "record",
-    *(f"machine/{name}" for name in ("__init__", "environment", "notebook", "job", "pipeline")),
+    *(f"machine/{name}" for name in ("__init__", "doctor", "environment", "notebook", "job", "pipeline")),
 )
 
 

@@ -228,7 +228,7 @@ def report() -> int:
 
 def require(checks: list[Check] | None = None) -> None:
     """UserError where something required is missing, of these checks or of all."""
-    lacking = [str(one) for one in (missing() if checks is None else checks) if one.required]
+    lacking = [str(one) for one in (missing() if checks is None else checks) if one.required and not one.ok]
     if lacking:
         raise UserError("this machine is not ready: " + "\n".join(lacking))
 

@@ -238,7 +238,7 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     ProcessDied where the kernel's process ended by itself, UserError for any other failure. papermill's own record of
     what ran is not used: after a killed kernel it says "completed" for every cell.
     """
-    doctor.require([one for one in [doctor.loopback()] if not one.ok])
+    doctor.require([doctor.loopback()])
     # jsonschema would compile a grammar of international addresses, longer than all else here takes to start, for a
     # format that no notebook's schema has; it does without where the package can't be imported.
     sys.modules.setdefault("rfc3987_syntax", None)
