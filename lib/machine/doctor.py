@@ -207,14 +207,6 @@ def jittor_home() -> tuple[bool, str]:
     return True, f"{place}/.cache/jittor, {kept}"
 
 
-@check("CUDA")
-def cuda() -> tuple[bool, str]:
-    nvcc = shutil.which("nvcc")
-    if not nvcc:
-        return True, "no nvcc; everything runs on the CPU"
-    return True, f"{nvcc} is {'there' if printed(nvcc, '--version') else 'broken'}; Jittor is told not to use it"
-
-
 def missing() -> list[Check]:
     return [one for one in (make() for make in CHECKS) if not one.ok]
 
