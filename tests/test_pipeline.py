@@ -312,6 +312,15 @@ def test_a_killed_kernel_is_named_and_is_not_taken_for_done(project):
     assert not (project / "o.ipynb").exists() and (project / "o.failed.ipynb").is_file()
 
 
+def test_no_loopback_is_said_before_a_kernel_starts(project, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(notebooks.doctor.socket, "create_connection", refuse)
+    with pytest.raises(UserError, match="MISSING  loopback: .*Network is unreachable"):
+        notebooks.execute(notebook(project / "n.ipynb", "1"), project / "o.ipynb", "torch", {})
+
+
 def test_an_absent_kernel_is_one_line(project):
     with pytest.raises(UserError, match="make envs"):
         notebooks.execute(notebook(project / "n.ipynb", "1"), project / "o.ipynb", "mxnet", {})
