@@ -80,9 +80,8 @@ def _deaf_to_interrupts() -> None:
 def _home_of_this_environment() -> Iterator[None]:
     """Jittor looks below $HOME for oneDNN and its kernels: those of an environment in `<home>/.cache/jittor/envs` lie
     in that home, whatever the variables of who started this process say."""
-    before, prefix = os.environ.get("HOME"), Path(sys.prefix).resolve()
-    if prefix.parts[-4:-1] == (".cache", "jittor", "envs"):
-        os.environ["HOME"] = str(prefix.parents[3])
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = str(environment.home_of(Path(sys.prefix).resolve()))
     try:
         yield
     finally:
