@@ -6,13 +6,15 @@ DATA ?=
 WEIGHTS ?=
 BACKBONE ?=
 J ?= $(shell nproc)
-PYTHON ?= $(shell for one in python3 python3.11 python3.12 python3.13 python3.14; do command -v $$one && break; done)
+# The first that runs: a name on PATH may be another Python's, or nobody's.
+PYTHON ?= $(shell for one in python3 python3.11 python3.12 python3.13 python3.14; do \
+    $$one -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null && echo $$one && break; done)
 SNAKEMAKE ?=
 TESTS ?=
 SIDE ?= torch
 SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
 export ALIGN_HOME ALIGN_CONDA
-ALIGN = $(or $(PYTHON),$(error no Python 3 on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
+ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
 .PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-cluster lab envs locks doctor system clean
 help:
@@ -67,6 +69,7 @@ test-cluster: envs
 
 # Of the two languages of a notebook's texts the shell's is shown (custom.css); the user's own settings stay as they are.
 lab: envs
+	@$(ALIGN) system --if-possible
 	@$(ALIGN) run torch -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 	    --LabApp.custom_css=True --ServerApp.tornado_settings="{'static_custom_path': ['lib/show/texts/$(SPOKEN)']}" \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)

@@ -7,33 +7,22 @@ the framework you want.
 
 import argparse
 import sys
+from importlib import import_module
 
 # Any python3 reads this file as far as here; what it imports below, only 3.11 and later.
 USE = "use envs/torch/bin/python or envs/jt/bin/python (made by `make envs`)"
 if sys.version_info < (3, 11):
     sys.exit(f"error: this Python ({sys.executable}) is older than 3.11: {USE}")
-from lib.errors import UserError, exit_code
+from lib.errors import UserError, exit_code, silent_interrupts
 from lib.machine import environment
 
 if __name__ == "__main__":
+    silent_interrupts()
     environment.adopt()
-from lib.commands import (
-    benchmark,
-    compare,
-    convert,
-    curves,
-    data,
-    detect,
-    evaluate,
-    exam,
-    handin,
-    slides,
-    train,
-    verify,
-)
 from lib.commands.arguments import AS_WRITTEN, verb
 
-VERBS = (data, convert, train, evaluate, detect, curves, benchmark, compare, exam, handin, slides, verify)
+NAMES = "data convert train evaluate detect curves benchmark compare exam handin slides verify"
+VERBS = tuple(import_module(f"lib.commands.{name}") for name in NAMES.split())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -42,6 +43,8 @@ def visible(text: str) -> str:
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted; what was complete is kept") -> int:
     """Do a command's work. Its own exit code, or 1 with one line on stderr for what a user can mend, 130 after Ctrl-C,
     141 when nobody reads on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # LANG=C: a terminal that can't show a name still gets the line
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -62,3 +65,9 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted; w
             raise
         print(f"error: {visible(str(said))}", file=sys.stderr)
         return 1
+
+
+def silent_interrupts() -> None:
+    """Until `exit_code` Ctrl-C ends the process at once, without a traceback of what was being imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

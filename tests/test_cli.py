@@ -110,6 +110,15 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert child.returncode == 130 and error == "interrupted; what was complete is kept\n"
 
 
+def test_ctrl_c_before_the_work_begins_is_no_traceback():
+    program = "import os, signal, sys\nfrom lib import errors\nerrors.silent_interrupts()\n"
+    interrupt = "os.kill(os.getpid(), signal.SIGINT)"
+    work = f"sys.exit(errors.exit_code(lambda: {interrupt}, 'interrupted'))"
+    for last, expected in ((interrupt, (-signal.SIGINT, "")), (work, (130, "interrupted\n"))):
+        ended = subprocess.run([sys.executable, "-c", program + last], cwd=ROOT, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == expected
+
+
 def test_a_reader_that_has_enough_is_no_crash():
     child = subprocess.Popen(
         [sys.executable, "-m", "lib", "data", "verify", "nowhere.json"],

@@ -18,6 +18,8 @@ if (
     pytest.skip("only Jittor compiles", allow_module_level=True)
 from jupyter_client.manager import start_new_kernel
 
+from lib.machine import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 EMPTY_CACHE = """
 import os
@@ -105,17 +107,37 @@ def test_a_notebook_compiles_forty_kernels_in_an_empty_cache_and_its_reader_sees
     assert "left" not in said[-1]
 
 
-def test_a_compile_error_reaches_the_notebook(kernel, tmp_path):
+def test_a_compile_error_reaches_the_notebook_and_the_import_leaves_no_process_to_wait_for(kernel, tmp_path):
     kernel.run(EMPTY_CACHE.format(folder=str(tmp_path)))
+    ran = kernel.run("import psutil\nprint(psutil.Process().children())")
+    assert of("stream", ran)[0]["text"] == "[]\n"
     ran = kernel.run('jt.code([1], "float32", [], cpu_src="no_such_name(1);").sync()')
     ran += kernel.run("1")  # C++ holds the interpreter's lock to the end of its cell
     assert of("error", ran)
     assert "no_such_name" in "".join(message["text"] for message in of("stream", ran))
 
 
-def test_the_import_leaves_no_process_that_a_kernel_would_wait_for(kernel):
-    ran = kernel.run("import psutil\nfrom lib import backend\nprint(psutil.Process().children())")
-    assert of("stream", ran)[0]["text"] == "[]\n"
+def test_processes_that_meet_an_empty_cache_together_compile_each_kernel_once(tmp_path):
+    """As reports side by side do, and checkouts that share a cache: who waited for the other takes its kernels."""
+    log, script = tmp_path / "log", tmp_path / "compile"
+    own = environment.compile_script(Path(sys.prefix).resolve())
+    script.write_text(f'#!/bin/sh\necho "$3" >> {log}\nexec {own} "$@"\n')  # $3: the source
+    script.chmod(0o755)
+    together = f"""
+import time
+from pathlib import Path
+jt.flags.python_path = {str(script)!r}
+Path({str(tmp_path)!r}, f"ready{{os.getpid()}}").touch()
+while len(list(Path({str(tmp_path)!r}).glob("ready*"))) < 2:
+    time.sleep(0.01)
+"""
+    code = EMPTY_CACHE.format(folder=str(tmp_path)) + together + FORTY_KERNELS.replace("range(42)", "range(6)")
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        _, said = process.communicate()
+        assert process.returncode == 0, said.decode()
+    sources = log.read_text().split()
+    assert len(sources) == len(set(sources)) >= 6
 
 
 def compiled(tmp_path: Path, before: str, values: str) -> dict[str, bytes]:

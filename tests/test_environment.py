@@ -415,6 +415,18 @@ def test_doctor_sees_no_loopback_and_places_that_cannot_be_written(monkeypatch, 
         doctor.install(if_possible=True)
 
 
+def test_environments_of_another_home_save_no_room_in_this_one(project, monkeypatch):
+    for one in ENVIRONMENTS:
+        folder = project / "elsewhere" / ".cache" / "jittor" / "envs" / f"{one.name}-0"
+        script(folder / "bin" / "python")
+        (folder / environment.STAMP).touch()
+        one.link.parent.mkdir(exist_ok=True)
+        one.link.symlink_to(folder)
+    assert f"{doctor.DISK} needed" in doctor.disk().found
+    monkeypatch.setenv("ALIGN_HOME", str(project / "elsewhere"))
+    assert "1 needed" in doctor.disk().found
+
+
 def test_system_installs_what_is_missing_and_goes_on_without_the_optional(monkeypatch, tmp_path, capsys):
     calls = []
     lacking = [
@@ -454,6 +466,17 @@ def refused(command: list, **options) -> str:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", **options)
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
     return result.stderr
+
+
+def test_make_takes_the_first_python_that_runs(tmp_path):
+    script(tmp_path / "python3", "exit 127\n")  # another's, behind a name that is on PATH
+    script(tmp_path / "python3.11")
+    make = [shutil.which("make"), "-n", "envs"]
+    ran = subprocess.run(make, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert ran.stdout == "python3.11 -m lib.machine envs\n"
+    (tmp_path / "python3.11").unlink()
+    ran = subprocess.run(make, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert ran.returncode == 2 and "no Python of 3.8 or later" in ran.stderr
 
 
 def test_a_python_without_the_packages_says_which_to_use():

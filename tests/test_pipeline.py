@@ -83,7 +83,7 @@ REAL = (
     "errors",
     "families",
     "record",
-    *(f"machine/{name}" for name in ("__init__", "environment", "notebook", "job", "pipeline")),
+    *(f"machine/{name}" for name in ("__init__", "doctor", "environment", "notebook", "job", "pipeline")),
 )
 
 
@@ -310,6 +310,15 @@ def test_a_killed_kernel_is_named_and_is_not_taken_for_done(project):
     with pytest.raises(UserError, match=r"os.kill.*the kernel died of signal 9 \(SIGKILL\)$"):  # no word of memory
         notebooks.execute(path, project / "o.ipynb", "torch", {})
     assert not (project / "o.ipynb").exists() and (project / "o.failed.ipynb").is_file()
+
+
+def test_no_loopback_is_said_before_a_kernel_starts(project, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(notebooks.doctor.socket, "create_connection", refuse)
+    with pytest.raises(UserError, match="MISSING  loopback: .*Network is unreachable"):
+        notebooks.execute(notebook(project / "n.ipynb", "1"), project / "o.ipynb", "torch", {})
 
 
 def test_an_absent_kernel_is_one_line(project):

@@ -65,26 +65,22 @@ class Watched(training.Trainer):
     def _named(self, tensors: list) -> Arrays:
         return {name: backend.numpy(value) for name, value in zip(self._names, tensors, strict=True)}
 
-    def kinds(self) -> Kinds:
-        """What the last update left, in causal order: gradients, rates, moments, parameters, statistics, average.
+    def kinds(self) -> Iterator[tuple[str, Arrays]]:
+        """What the last update left, a kind at a time, for all are six times the model: gradients, rates, moments,
+        parameters, statistics, average, in causal order.
 
-        To be asked for once a step: the gradients, twice the model, are handed over and not held through the next one.
+        To be asked for once a step: the gradients are handed over and not held through the next one.
         """
-        state, seen = self.state(), self._seen
-        self._seen = {"gradient": {}, "clipped": {}}
-        of = {
-            part: {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(part + "/")}
-            for part in ("model", "average", "optimiser")
-        }
+        seen, self._seen = self._seen, {"gradient": {}, "clipped": {}}
+        for kind in list(seen):
+            yield kind, seen.pop(kind)
+        yield "learning_rate", {f"group_{i}": np.float64(rate) for i, rate in enumerate(self.rates[self.step - 1])}
+        yield from _moments(self._optimiser.state()).items()
+        state = {name: backend.numpy(value) for name, value in backend.named_state(self.model)}
         trained = set(self._names)
-        return {
-            **seen,
-            "learning_rate": {f"group_{i}": np.float64(rate) for i, rate in enumerate(self.rates[self.step - 1])},
-            **_moments(of["optimiser"]),
-            "parameter": {name: value for name, value in of["model"].items() if name in trained},
-            "statistics": {name: value for name, value in of["model"].items() if name.endswith(STATISTICS)},
-            "average": of["average"],
-        }
+        yield "parameter", {name: value for name, value in state.items() if name in trained}
+        yield "statistics", {name: value for name, value in state.items() if name.endswith(STATISTICS)}
+        yield "average", self.average.state()
 
 
 def _moments(state: Mapping[str, np.ndarray]) -> Kinds:
@@ -170,31 +166,30 @@ def _watched(
     trainers: Mapping[str, Watched], advance: Advance, step: int, selected: Sequence[str]
 ) -> tuple[dict, dict, Arrays]:
     """A step's line of the log, its tensors' sizes, the values of selected ones; no other tensor outlives the call."""
-    found = {precision: _advanced(trainer, advance, step) for precision, trainer in trainers.items()}
-    line: dict[str, Any] = {"norms": {precision: _each(kinds, _size) for precision, kinds in found.items()}}
-    if "float64" in found:
-        single = found["float32"]
-        line["noise"] = {
-            kind: {
-                name: norm(np.subtract(single[kind][name], value, dtype=np.float64)) for name, value in values.items()
-            }
-            for kind, values in found["float64"].items()
-        }
-    kept = {
-        f"{precision}/{step}/{kind}/{name}": values[name].copy()
-        for precision, kinds in found.items()
-        for kind, values in kinds.items()
-        for name in selected
-        if name in values and np.size(values[name]) > 1
-    }  # a single number is its own norm
-    return line, _each(found["float32"], np.size), kept
+    norms: dict[str, dict] = {precision: {} for precision in trainers}
+    noise, sizes, kept, exact = {}, {}, {}, {}
+    for precision in reversed(list(trainers)):  # float64 first: the graph of its step takes most
+        for kind, values in _advanced(trainers[precision], advance, step):
+            norms[precision][kind] = {name: _size(value) for name, value in values.items()}
+            several = (name for name in selected if np.size(values.get(name, 0)) > 1)  # one number is its own norm
+            kept |= {f"{precision}/{step}/{kind}/{name}": values[name].copy() for name in several}
+            if precision == "float64":
+                exact[kind] = values
+                continue
+            sizes[kind] = {name: np.size(value) for name, value in values.items()}
+            if kind in exact:
+                noise[kind] = {
+                    name: norm(np.subtract(values[name], value, dtype=np.float64))
+                    for name, value in exact.pop(kind).items()
+                }
+    return {"norms": norms, **({"noise": noise} if noise else {})}, sizes, kept
 
 
-def _advanced(trainer: Watched, advance: Advance, step: int) -> Kinds:
+def _advanced(trainer: Watched, advance: Advance, step: int) -> Iterator[tuple[str, Arrays]]:
     losses = advance(trainer, step)
-    if losses:
-        backend.give_back()  # the step's graph
-    return {"loss": {name: np.float64(value) for name, value in losses.items()}, **trainer.kinds()}
+    backend.give_back()  # the step's graph, and what it was fed
+    yield "loss", {name: np.float64(value) for name, value in losses.items()}
+    yield from trainer.kinds()
 
 
 def jumps(build: Callable[[float], Watched], advance: Advance, steps: int, folder: str | None = None) -> list[Jumps]:
@@ -209,7 +204,7 @@ def jumps(build: Callable[[float], Watched], advance: Advance, steps: int, folde
         for roundings in (K, -K, 0.0):
             file.seek(0)
             trainer = build(roundings)
-            found = [_passed(file, _advanced(trainer, advance, step), roundings) for step in range(steps)]
+            found = [_passed(file, dict(_advanced(trainer, advance, step)), roundings) for step in range(steps)]
             del trainer
             backend.give_back()
     return found
@@ -261,10 +256,6 @@ def with_jumps(fields: Mapping[str, Any], measured: Iterable[list[Jumps]]) -> di
         for pairs in zip(*measured)
     ]
     return {**fields, "steps": [line | {"jumps": jump} for line, jump in zip(fields["steps"], larger, strict=True)]}
-
-
-def _each(kinds: Kinds, what: Callable[[np.ndarray], Any]) -> dict[str, dict[str, Any]]:
-    return {kind: {name: what(value) for name, value in values.items()} for kind, values in kinds.items()}
 
 
 def _size(value: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.errors import UserError
 from lib.machine import environment
 
 
@@ -43,6 +44,9 @@ def _import_jittor():
     streams = random.getstate(), np.random.get_state()
     tls, hooks, limit = ssl._create_default_https_context, (sys.exit, sys.excepthook), sys.getrecursionlimit()
     with _home_of_this_environment():
+        cache = Path.home() / ".cache" / "jittor"
+        if cache.exists() and not os.access(cache, os.W_OK | os.X_OK):  # Jittor ends in a traceback of its lock
+            raise UserError(f"{cache}: can't be written, and Jittor compiles there: set ALIGN_HOME to another folder")
         import jittor_utils
 
         jittor_utils.is_in_ipynb = False
@@ -76,9 +80,8 @@ def _deaf_to_interrupts() -> None:
 def _home_of_this_environment() -> Iterator[None]:
     """Jittor looks below $HOME for oneDNN and its kernels: those of an environment in `<home>/.cache/jittor/envs` lie
     in that home, whatever the variables of who started this process say."""
-    before, prefix = os.environ.get("HOME"), Path(sys.prefix).resolve()
-    if prefix.parts[-4:-1] == (".cache", "jittor", "envs"):
-        os.environ["HOME"] = str(prefix.parents[3])
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = str(environment.home_of(Path(sys.prefix).resolve()))
     try:
         yield
     finally:

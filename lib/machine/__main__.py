@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from lib.errors import exit_code, silent_interrupts
+
+if __name__ == "__main__":
+    silent_interrupts()
 import argparse
 import sys
 
-from lib.errors import exit_code
 from lib.machine import doctor, environment, installation, locks
 
 

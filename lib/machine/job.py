@@ -6,6 +6,10 @@ Another mark beside it says, of a job that is running or that failed, since when
 lists the jobs of the run that is under way, for the Snakefile and for the jobs.
 """
 
+from lib.errors import silent_interrupts
+
+if __name__ == "__main__":
+    silent_interrupts()
 import hashlib
 import json
 import os

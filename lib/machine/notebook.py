@@ -14,7 +14,7 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.families import FAMILIES, family
-from lib.machine import environment
+from lib.machine import doctor, environment
 
 # A stage's numbers do not depend on how it shows them, nor on how environments are built: a new table must not train
 # again. What shapes a record takes nothing from these (tests/test_pipeline.py).
@@ -238,6 +238,7 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     ProcessDied where the kernel's process ended by itself, UserError for any other failure. papermill's own record of
     what ran is not used: after a killed kernel it says "completed" for every cell.
     """
+    doctor.require([doctor.loopback()])
     # jsonschema would compile a grammar of international addresses, longer than all else here takes to start, for a
     # format that no notebook's schema has; it does without where the package can't be imported.
     sys.modules.setdefault("rfc3987_syntax", None)

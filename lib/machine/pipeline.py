@@ -7,6 +7,10 @@ checkpoints are not declared to it, which would delete them before a job starts:
 ones in place.
 """
 
+from lib.errors import silent_interrupts
+
+if __name__ == "__main__":
+    silent_interrupts()
 import argparse
 import fcntl
 import glob

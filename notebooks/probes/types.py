@@ -4,12 +4,33 @@ import numpy as np
 
 from lib.alignment.probe import ask, attempt, dtype, f32, given
 
+from .process import child
+
 TOPIC = "Types and scalars"
 BIG = np.array([2**31 + 7, -3], np.int64)
 TENTHS = np.array([1.0, 3.0, 7.0])
 WHOLE = np.array([7, -7, 3], np.int32)
 MASK = np.array([True, False, True])
 PIXELS = np.full(300, 200, np.uint8)
+# In a process of its own, where which type comes first is known; with the backend's flags, whose kernels it shares.
+CHILD = """
+from lib import backend
+import jittor as jt
+from notebooks.probes.types import shared
+print(shared(lambda x: jt.array(x, dtype=str(x.dtype)), jt.sync_all))
+"""
+
+
+def shared(make, sync=lambda: None) -> str:
+    """Whether a float64 is kept that four kernels share, after a float32 was shared so."""
+    for kind, number in (("float32", 0.3), ("float64", 7.0)):
+        tensors = [make(np.ones(shape, kind)) for shape in ((4,), (2, 3), (5,), (2, 2, 2))]
+        sync()
+        one = make(np.full(1, number, kind))
+        products = [tensor * one for tensor in tensors]
+        sync()
+    return "kept" if all((product.numpy() == number).all() for product in products) else "changed"
+
 
 PROBES = {
     "type of a float64 array": ask(
@@ -35,6 +56,14 @@ PROBES = {
         torch=lambda torch: torch.tensor(BIG),
         backend=lambda B: B.tensor(BIG),
         expected=lambda: BIG,
+    ),
+    "a float64 that several kernels share": ask(
+        "Does 7 in float64, multiplied into four tensors after 0.3 in float32 was, keep its value?",
+        "Write jt.array(a, dtype=str(a.dtype)).sync() for one number of 8 bytes: Jittor may write 4 of them.",
+        jittor=lambda jt: child(CHILD),
+        torch=lambda torch: shared(torch.tensor),
+        backend=lambda B: shared(B.tensor, B.sync),
+        expected=lambda: "kept",
     ),
     "type of arange": ask(
         "Which type has arange(3)?",
