@@ -194,7 +194,7 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
     for sample, found in ((samples[at], marked[at]) for at in chosen):
         key = "detections.caption" if len(found) == 2 else "detections.found"
         captions = [
-            said(key, side=style.called(side), boxes=len(rows), alone=marks.sum())
+            said(key, side=style.called(side), boxes=style.counted("boxes", len(rows)), alone=marks.sum())
             for side, (rows, marks) in found.items()
         ]
         images = [
@@ -333,7 +333,7 @@ def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     every = np.concatenate(list(sizes.values()))
     edges = np.geomspace(0.95 * every.clip(1e-3).min(), 1.05 * max(1.0, every.max()), 31)
     for place, (key, held) in enumerate(sizes.items()):
-        label = said("sizes.split", split=style.written(key), boxes=len(held))
+        label = said("sizes.split", split=style.written(key), boxes=style.counted("boxes", len(held)))
         axis.hist(held, edges, label=label, histtype="step", **style.look("", place, marker=False))
     bounds = [math.isqrt(int(area)) for area in SIZES.values() if np.isfinite(area)]
     for bound in bounds:

@@ -21,7 +21,7 @@ from lib.evaluation.detection import Classes
 from lib.show.drawing import Painter, board
 from lib.show.figures import differences
 from lib.show.messages import words
-from lib.show.style import Picture, called, photographs
+from lib.show.style import Picture, called, counted, photographs, said
 
 WEIGHTS = ("own", "common")  # of an evaluation record: trained by that side, and those of PyTorch that all sides run
 FEW = 0.3  # the lowest score shown where nothing recorded says a better one
@@ -157,12 +157,12 @@ class Panel:
         shown = []
         for source, own, marks in zip(sides, rows, differences(*rows, choice.pixels, choice.scores)):
             from_on = own[:, 5] >= choice.threshold
-            counts = words()("panel.counts").format(boxes=from_on.sum(), alone=(from_on & marks).sum())
+            found = {"boxes": counted("boxes", int(from_on.sum())), "alone": (from_on & marks).sum()}
             drawn = painter.readable(image, own[from_on, 1:], marks[from_on], truth)
-            shown.append((words()("join.about").format(name=named(source), value=counts), drawn))
+            shown.append((said("detections.caption", side=named(source), **found), drawn))
         about = {"image": choice.image, "model": choice.model, "threshold": f"{choice.threshold:g}"}
-        said = "; ".join(caption for caption, _ in shown)
-        return photographs(board([shown]), f"{words()('panel.alt').format(**about)} {said}.")
+        captions = "; ".join(caption for caption, _ in shown)
+        return photographs(board([shown]), f"{words()('panel.alt').format(**about)} {captions}.")
 
 
 def named(source: Source) -> str:
