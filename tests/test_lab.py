@@ -57,7 +57,7 @@ def lab(tmp_path_factory):
     token = secrets.token_hex(8)
     options = f"--no-browser --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token}"
     said = subprocess.run(
-        ["make", "--dry-run", "lab", "LANG=zh_CN.UTF-8", f"LAB={options}"], cwd=ROOT, text=True, stdout=subprocess.PIPE
+        ["make", "--dry-run", "lab", "LC_ALL=zh_CN.UTF-8", f"LAB={options}"], cwd=ROOT, text=True, capture_output=True
     )
     command = ["sh", "-c", said.stdout.replace("root_dir=.", f"root_dir={folder}")]
     places = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings)}
@@ -175,7 +175,7 @@ def test_each_language_hides_the_others_and_the_makefile_names_its_folder():
     for language in messages.LANGUAGES:
         hidden = re.findall(r'\[lang="(\w+)"\]', (messages.TEXTS / language / "custom.css").read_text(encoding="utf-8"))
         assert sorted([language, *hidden]) == list(messages.LANGUAGES)
-        said = ["make", "--dry-run", "lab", f"LANG={language}_X.UTF-8"]
+        said = ["make", "--dry-run", "lab", f"LC_ALL={language}_X.UTF-8"]
         assert f"lib/show/texts/{language}'" in subprocess.run(said, cwd=ROOT, text=True, capture_output=True).stdout
 
 

@@ -1,7 +1,6 @@
 """Tables of the notebooks: data frames that show themselves in the report's notation and in the reader's language."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from numbers import Number
@@ -11,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from lib.alignment import evidence
-from lib.alignment.decisions import FLIP, judge, restored
+from lib.alignment.decisions import judge, restored
 from lib.record import Record
 from lib.show.messages import words
 
-NEARNESS = ("decisions", "flipped", "within", "nearest", "nearest_name")  # what an answer about decisions says
 ROWS = 60  # that a notebook shows of a frame
 KINDS = ("table", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
 PAIRS = tuple(map("-".join, evidence.PAIRS))
@@ -170,39 +168,6 @@ def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str,
     return Frame.from_dict(rows, orient="index").rename_axis(index=["phase", "decision"])
 
 
-def flips(records: Iterable[Record]) -> Frame:
-    """Every discrete decision that flipped, from compare records, with its margin in floors; illegal ones first."""
-    margin = "margin, floors"
-    columns = ["model", "question", "pair", "decision", "chosen", margin, "gate, floors", "legal"]
-    found = [
-        (
-            model,
-            verdict["question"],
-            verdict["pair"],
-            row["name"],
-            row["note"],
-            float(row["error"]),
-            row["gate"],
-            row["passed"],
-        )
-        for model, verdict in _verdicts(records)
-        for row in verdict["rows"]
-        if row["what"] == FLIP
-    ]
-    frame = Frame(found, columns=columns)
-    return frame.sort_values(["legal", margin], ascending=[True, False], ignore_index=True)
-
-
-def nearness(records: Iterable[Record]) -> Frame:
-    """How near to a toss-up each model's decisions were: how many there are, flipped, below the gate; the nearest."""
-    rows = {
-        (model, verdict["question"], verdict["pair"]): {name: verdict["values"][name] for name in NEARNESS}
-        for model, verdict in _verdicts(records)
-        if "nearest_name" in verdict["values"]
-    }
-    return Frame.from_dict(rows, orient="index", columns=list(NEARNESS))
-
-
 def verdict_matrix(records: Iterable[Record]) -> Frame:
     """Verdicts by model and question (rows) and pair of sides (columns) of compare records; "" where none is asked."""
     cells = {(model, one["question"], one["pair"]): one["verdict"] for model, one in _verdicts(records)}
@@ -218,18 +183,6 @@ def closest_rows(records: Iterable[Record]) -> Frame:
     ]
     columns = ["question", "pair", "verdict", "name", "what", "error", "floor", "gate", "ratio", "note"]
     return Frame(found)[columns]
-
-
-def failures(records: Iterable[Record]) -> list[str]:
-    """ "model: question (pair)" of every FAIL in compare records."""
-    found = [(model, one) for model, one in _verdicts(records) if one["verdict"] == "FAIL"]
-    return [f"{model}: {one['question']} ({one['pair']})" for model, one in found]
-
-
-def summary(records: Iterable[Record]) -> str:
-    """How many verdicts of compare records are of each kind, in one line."""
-    counts = Counter(verdict["verdict"] for _, verdict in _verdicts(records))
-    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
 
 
 def _verdicts(records: Iterable[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
