@@ -6,7 +6,6 @@ this kernel's own model join by `lib.show.panel_live`. Without a browser the pan
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from lib import record
 from lib.data import coco
 from lib.errors import UserError
 from lib.evaluation.detection import Classes
+from lib.show import figures
 from lib.show.drawing import Painter, board
-from lib.show.figures import differences
 from lib.show.messages import words
-from lib.show.style import Picture, called, counted, photographs, said
+from lib.show.style import Picture, called, photographs
 
 WEIGHTS = ("own", "common")  # of an evaluation record: trained by that side, and those of PyTorch that all sides run
 FEW = 0.3  # the lowest score shown where nothing recorded says a better one
@@ -39,8 +38,8 @@ class Choice:
     right: Source
     image: int  # id in the COCO file
     threshold: float  # lowest score
-    pixels: float = 2.0
-    scores: float = 0.05
+    pixels: float = figures.NEAR
+    scores: float = figures.ALIKE
 
 
 @dataclass
@@ -119,20 +118,16 @@ class Panel:
         rows = self.found[model][chosen["left"]]
         known = np.zeros((0, 7)) if isinstance(rows, Asked) else rows[np.isin(rows[:, 0], offered["image"])]
         if threshold is None:
-            threshold = self._break_even(known, offered["image"])
+            boxes = (
+                [len(self.samples[id_][1]) for id_ in offered["image"]]
+                if self.dataset is None
+                else [len(entry.boxes) for entry in self.dataset.images]
+            )
+            threshold = figures.break_even(known[:, 5], sum(boxes), FEW)
         if chosen.get("image") not in offered["image"]:
             shown = set(known[known[:, 5] >= threshold, 0].astype(int).tolist())
             chosen["image"] = next((id_ for id_ in offered["image"] if id_ in shown), offered["image"][0])
         return Choice(model, threshold=threshold, **chosen)
-
-    def _break_even(self, rows: np.ndarray, ids: Sequence[int]) -> float:
-        """The score, in hundredths, from which on the rows (m, 7) are as many as the boxes annotated on these images:
-        there precision and recall are equal."""
-        entries = [] if self.dataset is None else [len(entry.boxes) for entry in self.dataset.images]
-        annotated = sum(entries or (len(self.samples[id_][1]) for id_ in ids))
-        if not annotated or not len(rows):
-            return FEW
-        return math.floor(100 * float(np.sort(rows[:, 5])[-min(annotated, len(rows))])) / 100
 
     def rows(self, model: str, source: Source, id_: int) -> np.ndarray:
         """Detections (m, 7) of a source on an image."""
@@ -152,14 +147,10 @@ class Panel:
         """Both sides' detections from `choice.threshold` on; those without a counterpart are marked with ≠."""
         self.names()
         image, truth = self.image(choice.image)
-        painter, sides = Painter(self.classes), (choice.left, choice.right)
+        sides = choice.left, choice.right
         rows = [self.rows(choice.model, source, choice.image) for source in sides]
-        shown = []
-        for source, own, marks in zip(sides, rows, differences(*rows, choice.pixels, choice.scores)):
-            from_on = own[:, 5] >= choice.threshold
-            found = {"boxes": counted("boxes", int(from_on.sum())), "alone": (from_on & marks).sum()}
-            drawn = painter.readable(image, own[from_on, 1:], marks[from_on], truth)
-            shown.append((said("detections.caption", side=named(source), **found), drawn))
+        found = figures.marked(rows, choice.threshold, choice.pixels, choice.scores)
+        shown = figures.side_by_side(Painter(self.classes), image, truth, list(map(named, sides)), found)
         about = {"image": choice.image, "model": choice.model, "threshold": f"{choice.threshold:g}"}
         captions = "; ".join(caption for caption, _ in shown)
         return photographs(board([shown]), f"{words()('panel.alt').format(**about)} {captions}.")

@@ -63,11 +63,6 @@ def said(value: Any) -> str:
     return next((words()(key) for key in keys if key in words().texts), words().term(str(value)))
 
 
-def coco(records: Mapping[str, Mapping[str, float]]) -> Frame:
-    """The twelve COCO numbers (columns) of each run (rows)."""
-    return Frame(records).T
-
-
 def starts(found: Mapping[str, Mapping[str, Any]]) -> Frame:
     """COCO's numbers before (epoch 0) and after each training of a train record's `starts`, as far as there are any."""
     rows = {
@@ -142,11 +137,6 @@ def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Frame:
     return Frame({title: pd.Series(dict(named), dtype=object) for title, named in columns.items()})
 
 
-def overfit(check: Mapping[str, Any] | None) -> Frame:
-    """AP50 after each look of the overfit self-check; empty where it was not run."""
-    return Frame(check["looks"] if check else [], columns=["step", "AP50"]).set_index("step")
-
-
 def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str, float]]) -> Frame:
     """Per discrete choice "assignment/<phase>/<name>": places, how many leave the commonest value, how many values.
 
@@ -216,10 +206,3 @@ def text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u2009")  # thin space
     return f"{value:.4g}"
-
-
-def stages(data: Iterable[tuple[str, Mapping[str, str]]]) -> Frame:
-    """What a batch went through, with the beginning of each array's hash, from a lock-step record's `data`."""
-    return Frame(
-        [{"stage": name, "array": key, "SHA-256": digest[:12]} for name, held in data for key, digest in held.items()]
-    )
