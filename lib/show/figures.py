@@ -358,6 +358,7 @@ def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     axis.set(
         xscale="log", ylabel=said("boxes"), xlabel=said("sizes.root", bounds=style.listed([str(one) for one in bounds]))
     )
+    style.whole(axis.yaxis)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -1,7 +1,8 @@
 """Tables of the notebooks: data frames that show themselves in the report's notation and in the reader's language."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from numbers import Number
 from typing import Any
@@ -18,6 +19,10 @@ ROWS = 60  # that a notebook shows of a frame
 KINDS = ("table", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
 PAIRS = tuple(map("-".join, evidence.PAIRS))
 TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, and of its heading
+SHORT = {"selector": "", "props": "text-align: left; white-space: nowrap"}  # where Chinese would break at each letter
+WORD = 12  # letters that stay in one line
+SMALL = 1e-3  # numbers below need an exponent
+WHOLE = 1000  # from here on decimals say nothing
 NUMBERS = [
     {"selector": "td, .col_heading", "props": "text-align: right; font-variant-numeric: tabular-nums"},
     {"selector": ".row_heading, .index_name", "props": "text-align: left"},
@@ -32,14 +37,29 @@ class Frame(pd.DataFrame):
         return Frame
 
     def _repr_html_(self) -> str:
-        # Escaped after it is said: a catalogue knows a text with its own quotes.
-        shown = self.style.format(lambda value: escape(shown_as(value))).set_table_styles(NUMBERS)
+        shown = self.style.format({column: _written(self[column]) for column in self}).set_table_styles(NUMBERS)
         for axis in (0, 1):
             shown = shown.format_index(lambda value: escape(said(value)), axis=axis)
             shown = shown.format_index_names(said, axis=axis)
-        texts = [column for column in self if all(isinstance(value, str) for value in self[column].dropna())]
-        shown = shown.set_table_styles({column: [TEXTS] for column in texts}, axis=0, overwrite=False)
-        return shown.to_html(max_rows=ROWS)
+        texts = {column: self[column].dropna() for column in self}
+        texts = {column: held for column, held in texts.items() if all(isinstance(value, str) for value in held)}
+        looks = {column: [SHORT if held.map(len).max() <= WORD else TEXTS] for column, held in texts.items()}
+        return shown.set_table_styles(looks, axis=0, overwrite=False).to_html(max_rows=ROWS)
+
+
+def _written(column: pd.Series) -> Callable[[Any], str]:
+    """How a column's cells are written: one of numbers alone with exponents, if the smallest of them needs one.
+
+    A cell is escaped after it is said, for a catalogue knows a text with its own quotes; `code` looks like code.
+    """
+    sizes = [abs(value) for value in column.dropna() if value]
+    small = all(isinstance(size, float) for size in sizes) and min(sizes, default=1.0) < SMALL
+
+    def cell(value: Any) -> str:
+        shown = f"{value:.3e}" if small and isinstance(value, float) and value == value else shown_as(value)
+        return re.sub("`([^`]+)`", r"<code>\1</code>", escape(shown))
+
+    return cell
 
 
 class Name(str):
@@ -199,10 +219,10 @@ def samples(
 
 
 def text(value: Any) -> str:
-    """A number as the report shows it: integers whole, others with four significant digits."""
+    """A number as the report shows it: with four digits, or whole, its thousands apart by a thin space."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u2009")  # thin space
-    return f"{value:.4g}"
+    if math.isfinite(value) and (value == int(value) or abs(value) >= WHOLE):
+        return f"{value:,.0f}".replace(",", "\u2009")
+    return f"{value:#.4g}" if math.isfinite(value) else f"{value:g}"
