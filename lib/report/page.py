@@ -208,7 +208,7 @@ class Model:
             ]
         )
         if of := self._trained_on(next(filter(None, trained.values()), None)):
-            precision = self.words.say("join.brackets", text=precision, more=of)
+            precision = self.words.joined([precision, of], "clauses")
         return {"final_map": precision, "time_ratio": next(times, not_run(self.words))}
 
     def _trained_on(self, train: Held | None) -> Markup | None:

@@ -23,6 +23,8 @@ from lib.errors import UserError
 TEXTS = Path(__file__).parent / "texts"
 LANGUAGES = tuple(sorted(path.name for path in TEXTS.iterdir()))
 _NUMBER = r"\d+"
+_CHINESE = r"[\u3000-\u9fff\uff00-\uffef]"
+_GAP = re.compile(rf"({_CHINESE}(?:<[^>]+>)*) ((?:<[^>]+>)*{_CHINESE})")
 _FORMS = {  # what placeholders of the records' texts stand for; any other name: a whole number
     "text": ".+",
     "rest": "(?s:.*)",
@@ -54,8 +56,9 @@ class Messages:
         return self.texts[key]
 
     def say(self, key: str, **values: object) -> Markup:
-        """A text with its placeholders filled in; what is no markup yet is escaped."""
-        return Markup(escape(self.texts[key])).format(**values)
+        """A text with its placeholders filled in; what is no markup yet is escaped. Between Chinese letters stands no
+        space, which the text has for names."""
+        return Markup(_GAP.sub(r"\1\2", Markup(escape(self.texts[key])).format(**values)))
 
     def count(self, things: str, number: int, shown: object = None) -> Markup:
         """So many `things`, in the language's form for the number; `shown` stands in its place."""
