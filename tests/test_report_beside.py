@@ -133,7 +133,7 @@ def test_without_records_nothing_is_claimed(folder):
 def test_the_hand_in_holds_them_too(folder):
     page = in_process.made(folder, [], name="95_handin").read_text()
     assert "fields/starts/fresh weights/after/AP" in section(page, "training_script")
-    assert "cost/gb_per_second" in section(page, "performance") and "waiting_share" in section(page, "performance")
+    assert "cost/plain_seconds" in section(page, "performance") and "waiting_share" in section(page, "performance")
 
 
 def headline(page: str) -> str:
