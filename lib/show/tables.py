@@ -22,7 +22,7 @@ TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, a
 SHORT = {"selector": "", "props": "text-align: left; white-space: nowrap"}  # where Chinese would break at each letter
 WORD = 12  # letters that stay in one line
 SMALL = 1e-3  # numbers below need an exponent
-WHOLE = 1000  # from here on decimals say nothing
+WHOLE, LARGE = 1000, 1e7  # from here on decimals say nothing, and from there on whole numbers neither
 NUMBERS = [
     {"selector": "td, .col_heading", "props": "text-align: right; font-variant-numeric: tabular-nums"},
     {"selector": ".row_heading, .index_name", "props": "text-align: left"},
@@ -223,6 +223,6 @@ def text(value: Any) -> str:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return str(value)
-    if math.isfinite(value) and (value == int(value) or abs(value) >= WHOLE):
+    if isinstance(value, int) or abs(value) < LARGE and (value == int(value) or abs(value) >= WHOLE):
         return f"{value:,.0f}".replace(",", "\u2009")
     return f"{value:#.4g}" if math.isfinite(value) else f"{value:g}"
