@@ -37,6 +37,8 @@ class Frame(pd.DataFrame):
         return Frame
 
     def _repr_html_(self) -> str:
+        if not len(self):
+            return f"<p>{words()('table.none')}</p>"
         shown = self.style.format({column: _written(self[column]) for column in self}).set_table_styles(NUMBERS)
         for axis in (0, 1):
             shown = shown.format_index(lambda value: escape(said(value)), axis=axis)
