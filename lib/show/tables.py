@@ -54,11 +54,11 @@ def _written(column: pd.Series) -> Callable[[Any], str]:
 
     A cell is escaped after it is said, for a catalogue knows a text with its own quotes; `code` looks like code.
     """
-    sizes = [abs(value) for value in column.dropna() if value]
-    small = all(isinstance(size, float) for size in sizes) and min(sizes, default=1.0) < SMALL
+    held = column.dropna().tolist()
+    small = all(isinstance(value, float) for value in held) and min(filter(None, map(abs, held)), default=1.0) < SMALL
 
     def cell(value: Any) -> str:
-        shown = f"{value:.3e}" if small and isinstance(value, float) and value == value else shown_as(value)
+        shown = f"{value:.3e}" if small and value and value == value else shown_as(value)
         return re.sub("`([^`]+)`", r"<code>\1</code>", escape(shown))
 
     return cell
