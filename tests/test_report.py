@@ -346,7 +346,9 @@ def test_tables_against_numpy():
         "below the gate": 5,
         "floors of": "cost 1e-06",
     }
-    assert tables.text(4330904) == "4\u2009330\u2009904" and tables.text(0.00012) == "1.200e-04"
+    assert tables.text(4330904) == "4\u2009330\u2009904" and [
+        tables.text(one) for one in (1.2e-5, 0.0005 / 3, 0.76003)
+    ] == ["1.2e-05", "1.667e-04", "0.7600"]
 
 
 @pytest.mark.parametrize("language, words", [("en", ("noise floor", "yes", "PASS")), ("zh", ("噪声底", "是", "通过"))])

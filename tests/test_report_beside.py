@@ -117,7 +117,7 @@ def test_the_loader_is_told_for_the_recipe_of_the_model(folder):
         and 'data-ref="all/none/data#/fields/loader_images_per_second/gold_yolo"' in loader.lead
     )
     assert "was not measured" in held(folder, "speed")[0].lead and "未测量" in held(folder, "speed", "zh")[0].lead
-    assert [plain(row[1]) for row in loader.rows[1:]] == ["5.100", "0.5000", "0.007519"]
+    assert [plain(row[1]) for row in loader.rows[1:]] == ["5.1", "0.5", "0.007519"]
 
 
 def test_without_records_nothing_is_claimed(folder):

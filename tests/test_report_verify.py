@@ -109,8 +109,8 @@ def test_both_languages_show_the_same_numbers(made):
         ("a verdict's look", r'class="badge pass"', r'class="badge fail"', "looks like another verdict"),
         (
             "a number in a sentence",
-            r"<p>A port is right",
-            "<p>On 42 machines a port is right",
+            r"<p>A port passes",
+            "<p>On 42 machines a port passes",
             "'42' is bound to no record",
         ),
         ("a number beside a bound one", r"(</data></a>)", r"\g<1>5", "is bound to no record"),

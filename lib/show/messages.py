@@ -58,7 +58,8 @@ class Messages:
     def say(self, key: str, **values: object) -> Markup:
         """A text with its placeholders filled in; what is no markup yet is escaped. Between Chinese letters stands no
         space, which the text has for names."""
-        return Markup(_GAP.sub(r"\1\2", Markup(escape(self.texts[key])).format(**values)))
+        said = Markup(escape(self.texts[key])).format(**values)
+        return Markup(_GAP.sub(r"\1\2", str(said)))  # a Markup would escape what it is joined of
 
     def count(self, things: str, number: int, shown: object = None) -> Markup:
         """So many `things`, in the language's form for the number; `shown` stands in its place."""

@@ -227,4 +227,6 @@ def text(value: Any) -> str:
         return str(value)
     if isinstance(value, int) or abs(value) < LARGE and (value == int(value) or abs(value) >= WHOLE):
         return f"{value:,.0f}".replace(",", "\u2009")
-    return f"{value:g}" if not math.isfinite(value) else f"{value:.3e}" if abs(value) < SMALL else f"{value:#.4g}"
+    if float(few := f"{value:.3g}") == value or not math.isfinite(value):
+        return few  # as somebody wrote it
+    return f"{value:.3e}" if abs(value) < SMALL else f"{value:#.4g}"
