@@ -94,44 +94,6 @@ def starts(found: Mapping[str, Mapping[str, Any]]) -> Frame:
     return frame.assign(epoch=frame["epoch"] + 1)
 
 
-def costs(epochs: Iterable[Mapping[str, Any]]) -> Frame:
-    """What each epoch of a train record's `cost` took; waiting is the share of its time spent waiting for images."""
-    frame = Frame(list(epochs)).assign(epoch=lambda one: one["epoch"] + 1).set_index("epoch")
-    memory = {"peak_rss_mib": "peak MiB", "peak_device_mib": "device peak MiB"}
-    return frame.rename(columns={"images_per_second": "images/s", "waiting_share": "waiting", **memory})
-
-
-def speed(records: Iterable[Record]) -> Frame:
-    """One row per work, batch and side from speed records: milliseconds, spread, images per second, memory."""
-    rows = [
-        {
-            "work": case["operation"],
-            "batch": case["batch"],
-            "side": held.side,
-            "median ms": case["synchronised_ms"]["median"],
-            "quartiles ms": f"{case['synchronised_ms']['q1']:.1f} to {case['synchronised_ms']['q3']:.1f}",
-            "unsynchronised ms": case["unsynchronised_ms"]["median"],
-            "images/s": case["images_per_second"],
-            "first call s": case["first_call_seconds"],
-            "peak MiB": case["memory"]["peak_mib"],
-            "units": case["units"],
-        }
-        for held in records
-        for case in held.fields["cases"]
-    ]
-    return Frame(rows).sort_values(["work", "batch", "side"], ignore_index=True)
-
-
-def operators(records: Iterable[Record], operation: str = "train") -> Frame:
-    """The slowest operators of the largest case of `operation`, milliseconds and calls, per side of speed records."""
-    rows = []
-    for held in records:
-        cases = [case for case in held.fields["cases"] if case["operation"] == operation]
-        slowest = max(cases, key=lambda case: case["batch"])["slowest_operators"]
-        rows += [(held.side, *operator) for operator in slowest]
-    return Frame(rows, columns=["side", "operator", "ms", "calls"])
-
-
 def parts(network: Any) -> Frame:
     """Tensors and scalars trained in each part (the name up to the first dot) of a module with `named_parameters`."""
     sizes = [(name.split(".")[0], math.prod(parameter.shape)) for name, parameter in network.named_parameters()]
