@@ -268,7 +268,7 @@ class Section:
         sides = [side for side in SIDES if any(side in row for row in rows.values())]
         header = [escape(self.words(key)) for key in ("column.quantity", *(f"side.{side}" for side in sides))]
         table = [
-            [Markup("{} {}").format(self.words(f"number.{label}"), about[more]), *(row.get(side, "") for side in sides)]
+            [self.words.beside(self.words(f"number.{label}"), about[more]), *(row.get(side, "") for side in sides)]
             for (label, more), row in rows.items()
         ]
         return [header, *table] if table else []

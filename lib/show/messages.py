@@ -56,10 +56,12 @@ class Messages:
         return self.texts[key]
 
     def say(self, key: str, **values: object) -> Markup:
-        """A text with its placeholders filled in; what is no markup yet is escaped. Between Chinese letters stands no
-        space, which the text has for names."""
-        said = Markup(escape(self.texts[key])).format(**values)
-        return Markup(_GAP.sub(r"\1\2", str(said)))  # a Markup would escape what it is joined of
+        """A text with its placeholders filled in; what is no markup yet is escaped."""
+        return _closed(Markup(escape(self.texts[key])).format(**values))
+
+    def beside(self, *parts: object) -> Markup:
+        """Parts one after the other."""
+        return _closed(Markup(" ").join(parts))
 
     def count(self, things: str, number: int, shown: object = None) -> Markup:
         """So many `things`, in the language's form for the number; `shown` stands in its place."""
@@ -82,6 +84,11 @@ class Messages:
             if found := pattern.fullmatch(text):
                 return form.format(**{name: self.term(part) for name, part in found.groupdict().items()})
         return text
+
+
+def _closed(said: Markup) -> Markup:
+    """Between Chinese letters stands no space, which a text has for names."""
+    return Markup(_GAP.sub(r"\1\2", str(said)))  # a Markup would escape what it is joined of
 
 
 def entries(path: Path) -> list[Message]:
