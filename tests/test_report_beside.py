@@ -140,6 +140,19 @@ def headline(page: str) -> str:
     return plain(re.search(r'<p class="headline.*?<span class="profile">', page, re.S)[0])
 
 
+@pytest.mark.parametrize("size, said", [([96, 128], "96 × 128 px"), ([96, 96], "96 px"), (None, "")])
+def test_an_ap_says_what_it_is_of(folder, size, said):
+    """The set, the epochs, the size of the images, each bound; a record of before holds no size."""
+    with measure("data", "all", folder / "records") as out:
+        out.fields |= {"name": "scenes-quick", "splits": {split: {"images": 4} for split in ("train", "val")}}
+    synthetic.edit(folder / "records", "torch", "train", lambda fields, _: fields.update(input_size=size))
+    questions.judge_records(folder / "records", [synthetic.MODEL])
+    page = rendered(folder)
+    (line,) = (row for row in re.findall(r'<tr class="shown">.*?</tr>', page, re.S) if "Jittor 0." in plain(row))
+    assert plain(line).endswith(", ".join(filter(None, ("; drawn scenes (quick)", "4 epochs", said))))
+    assert not [fault for one in verify.verify(folder) for fault in one.faults if "#summary" in fault]
+
+
 def test_the_headline_counts_only_what_there_is(folder):
     """No zero stands on the first page; a gap and a failure each appear with their number."""
     page = rendered(folder)
