@@ -227,14 +227,11 @@ def _threshold(samples: Sequence[Mapping[str, Any]]) -> float:
     """The highest break-even of the sides, not above one half."""
     number = max(1, sum(len(sample["boxes"]) for sample in samples))
     sides = (np.concatenate([sample["found"][side][:, 4] for sample in samples]) for side in samples[0]["found"])
-    return min(0.5, max((break_even(scores, number, 0.0) for scores in sides), default=0.0) or 0.5)
+    return min(0.5, max((break_even(scores, number) for scores in sides if scores.size), default=0.5))
 
 
-def break_even(scores: np.ndarray, number: int, otherwise: float) -> float:
-    """The score, in hundredths, from which on as many are found as the `number` that are annotated: there precision and
-    recall are equal."""
-    if not number or not len(scores):
-        return otherwise
+def break_even(scores: np.ndarray, number: int) -> float:
+    """The score, in hundredths, from which on as many are found as are annotated: there precision equals recall."""
     return math.floor(100 * float(np.sort(scores)[-min(number, len(scores))])) / 100
 
 

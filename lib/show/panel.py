@@ -118,12 +118,9 @@ class Panel:
         rows = self.found[model][chosen["left"]]
         known = np.zeros((0, 7)) if isinstance(rows, Asked) else rows[np.isin(rows[:, 0], offered["image"])]
         if threshold is None:
-            boxes = (
-                [len(self.samples[id_][1]) for id_ in offered["image"]]
-                if self.dataset is None
-                else [len(entry.boxes) for entry in self.dataset.images]
-            )
-            threshold = figures.break_even(known[:, 5], sum(boxes), FEW)
+            images = self.dataset.images if self.dataset else ()
+            annotated = sum(map(len, [one.boxes for one in images] or [boxes for _, boxes in self.samples.values()]))
+            threshold = figures.break_even(known[:, 5], annotated) if annotated and len(known) else FEW
         if chosen.get("image") not in offered["image"]:
             shown = set(known[known[:, 5] >= threshold, 0].astype(int).tolist())
             chosen["image"] = next((id_ for id_ in offered["image"] if id_ in shown), offered["image"][0])
