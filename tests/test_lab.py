@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from lib.report.pdf import BROWSERS
-from lib.show import messages
+from lib.show import messages, tables
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
@@ -187,6 +187,20 @@ def test_sliders_and_progress_bars_are_drawn(lab, opened):
     page.locator(
         ".jupyter-widgets progress, .widget-hprogress, .progress-bar, .jupyter-widgets.widget-hprogress"
     ).first.wait_for()
+
+
+def test_a_long_table_is_sorted_and_searched(page):
+    values = [10.0 ** (place * 7 % 12 - 6) for place in range(tables.LONG)]
+    frame = tables.Frame({"name": [f"layer {place}" for place in range(tables.LONG)], "error": values})
+    page.set_content(frame._repr_html_())
+    page.locator("thead th").nth(2).click()
+    shown = page.locator("tbody tr td:nth-child(3)").all_inner_texts()
+    assert list(map(float, shown)) == sorted(values)
+    page.locator("input").fill("LAYER 7")
+    assert page.locator("tbody tr:visible").all_inner_texts()[0].split()[:3] == ["7", "layer", "7"]
+    assert page.locator("tbody tr:visible").count() == 1
+    page.set_content(frame.head(3)._repr_html_())
+    assert not page.locator("input").count()
 
 
 def test_an_error_is_seen(lab, opened):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from lib.record import Record
 from lib.show.messages import words
 
 ROWS = 60  # that a notebook shows of a frame
+LONG = 12  # rows from which on it can be sorted and searched, as a table of the report
+SCRIPT = Path(__file__).parents[1].joinpath("report/templates/notebook/tables.js").read_text(encoding="utf-8")
 KINDS = ("table", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
 PAIRS = tuple(map("-".join, evidence.PAIRS))
 TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, and of its heading
@@ -46,7 +49,8 @@ class Frame(pd.DataFrame):
         texts = {column: self[column].dropna() for column in self}
         texts = {column: held for column, held in texts.items() if all(isinstance(value, str) for value in held)}
         looks = {column: [SHORT if held.map(len).max() <= WORD else TEXTS] for column, held in texts.items()}
-        return shown.set_table_styles(looks, axis=0, overwrite=False).to_html(max_rows=ROWS)
+        table = shown.set_table_styles(looks, axis=0, overwrite=False).to_html(max_rows=ROWS)
+        return f'<div class="table">{table}</div>' + (f"<script>{SCRIPT}</script>" if len(self) >= LONG else "")
 
 
 def _written(column: pd.Series) -> Callable[[Any], str]:
