@@ -21,13 +21,16 @@ LONG = 12  # rows from which on it can be sorted and searched, as a table of the
 SCRIPT = Path(__file__).parents[1].joinpath("report/templates/notebook/tables.js").read_text(encoding="utf-8")
 KINDS = ("table", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
 PAIRS = tuple(map("-".join, evidence.PAIRS))
-TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, and of its heading
+TEXTS = {"selector": "", "props": "text-align: left; white-space: normal"}  # of a column of words, and of its heading
 SHORT = {"selector": "", "props": "text-align: left; white-space: nowrap"}  # where Chinese would break at each letter
 WORD = 12  # letters that stay in one line
 SMALL = 1e-3  # numbers below need an exponent
 WHOLE, LARGE = 1000, 1e7  # from here on decimals say nothing, and from there on whole numbers neither
 NUMBERS = [
-    {"selector": "td, .col_heading", "props": "text-align: right; font-variant-numeric: tabular-nums"},
+    {
+        "selector": "td, .col_heading",
+        "props": "text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap",
+    },
     {"selector": ".row_heading, .index_name", "props": "text-align: left"},
 ]
 
@@ -167,7 +170,8 @@ def _verdicts(records: Iterable[Record]) -> Iterator[tuple[str, dict[str, Any]]]
     """The model and each verdict of compare records, with its rows as dicts."""
     for held in records:
         for verdict in held.fields["verdicts"]:
-            yield held.model, verdict | {"rows": [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]}
+            rows = [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]
+            yield held.model, verdict | {"rows": rows, "question": Name(words()(f"question.{verdict['question']}"))}
 
 
 def samples(
