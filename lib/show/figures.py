@@ -194,7 +194,7 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
     rows = []
     for sample, found in ((samples[at], held[at]) for at in chosen):
         names = list(map(style.called, sample["found"]))
-        rows.append(side_by_side(painter, sample["image"], sample["boxes"], names, found, WIDE // len(found)))
+        rows.append(board_row(painter, sample["image"], sample["boxes"], names, found, WIDE // len(found)))
     return style.photographs(drawing.board(rows), said("detections.alt", score=f"{least:.2g}"))
 
 
@@ -207,7 +207,7 @@ def marked(found: Sequence[np.ndarray], least: float, pixels: float = NEAR, scor
     return [(own[own[:, 5] >= least], marks[own[:, 5] >= least]) for own, marks in zip(found, alone)]
 
 
-def side_by_side(
+def board_row(
     painter: drawing.Painter,
     image: np.ndarray,
     truth: np.ndarray,

@@ -147,7 +147,7 @@ class Panel:
         sides = choice.left, choice.right
         rows = [self.rows(choice.model, source, choice.image) for source in sides]
         found = figures.marked(rows, choice.threshold, choice.pixels, choice.scores)
-        shown = figures.side_by_side(Painter(self.classes), image, truth, list(map(named, sides)), found)
+        shown = figures.board_row(Painter(self.classes), image, truth, list(map(named, sides)), found)
         about = {"image": choice.image, "model": choice.model, "threshold": f"{choice.threshold:g}"}
         captions = "; ".join(caption for caption, _ in shown)
         return photographs(board([shown]), f"{words()('panel.alt').format(**about)} {captions}.")
