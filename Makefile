@@ -5,6 +5,7 @@ MODELS ?= nanodet-plus-m_320
 DATA ?=
 WEIGHTS ?=
 BACKBONE ?=
+ALSO ?=
 J ?= $(shell nproc)
 # The first that runs: a name on PATH may be another Python's, or nobody's.
 PYTHON ?= $(shell for one in python3 python3.11 python3.12 python3.13 python3.14; do \
@@ -12,13 +13,14 @@ PYTHON ?= $(shell for one in python3 python3.11 python3.12 python3.13 python3.14
 SNAKEMAKE ?=
 TESTS ?=
 SIDE ?= torch
-SPOKEN := $(if $(filter zh%,$(LANG)),zh,en)
+SPOKEN := $(if $(filter zh%,$(or $(LC_ALL),$(LC_MESSAGES),$(LANG))),zh,en)
 export ALIGN_HOME ALIGN_CONDA
 ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
 .PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-cluster lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
+	@echo 'make report ALSO=rosetta: with a stage that the profile leaves out: the probes of both frameworks (30_migration)'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
 	@echo 'make report PROFILE=finetune_50 DATA=coco MODELS=rtdetr_r18vd [WEIGHTS=checkpoint] [BACKBONE=ImageNet weights]'
 	@echo 'LANG=zh make report (slides, lab): in Chinese'
@@ -32,7 +34,7 @@ help:
 
 report: envs
 	@$(ALIGN) system --if-possible
-	@$(ALIGN) run torch -m lib.machine.pipeline --profile '$(PROFILE)' --models '$(MODELS)' --data '$(DATA)' --weights '$(WEIGHTS)' --backbone '$(BACKBONE)' --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
+	@$(ALIGN) run torch -m lib.machine.pipeline --profile '$(PROFILE)' --models '$(MODELS)' --data '$(DATA)' --weights '$(WEIGHTS)' --backbone '$(BACKBONE)' --also '$(ALSO)' --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
 
 handin: envs
 	@$(ALIGN) run torch -m lib handin reports/$(PROFILE) --language $(SPOKEN)
@@ -40,8 +42,9 @@ handin: envs
 slides: envs
 	@$(ALIGN) run torch -m lib slides
 
-# The one report that is kept in git: the quick profile's, made anew from its records.
-example: envs
+# The one report that is kept in git: the quick profile's, with the probes of both frameworks, which it leaves out.
+example: ALSO = rosetta
+example: report
 	@$(ALIGN) run torch -m lib.report.readme reports/quick reports/example
 
 # Interrupted, it continues; complete, it starts anew.

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from lib.report.pdf import BROWSERS
-from lib.show import messages
+from lib.show import messages, tables
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def lab(tmp_path_factory):
     token = secrets.token_hex(8)
     options = f"--no-browser --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token}"
     said = subprocess.run(
-        ["make", "--dry-run", "lab", "LANG=zh_CN.UTF-8", f"LAB={options}"], cwd=ROOT, text=True, stdout=subprocess.PIPE
+        ["make", "--dry-run", "lab", "LC_ALL=zh_CN.UTF-8", f"LAB={options}"], cwd=ROOT, text=True, capture_output=True
     )
     command = ["sh", "-c", said.stdout.replace("root_dir=.", f"root_dir={folder}")]
     places = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(settings)}
@@ -175,7 +175,7 @@ def test_each_language_hides_the_others_and_the_makefile_names_its_folder():
     for language in messages.LANGUAGES:
         hidden = re.findall(r'\[lang="(\w+)"\]', (messages.TEXTS / language / "custom.css").read_text(encoding="utf-8"))
         assert sorted([language, *hidden]) == list(messages.LANGUAGES)
-        said = ["make", "--dry-run", "lab", f"LANG={language}_X.UTF-8"]
+        said = ["make", "--dry-run", "lab", f"LC_ALL={language}_X.UTF-8"]
         assert f"lib/show/texts/{language}'" in subprocess.run(said, cwd=ROOT, text=True, capture_output=True).stdout
 
 
@@ -187,6 +187,20 @@ def test_sliders_and_progress_bars_are_drawn(lab, opened):
     page.locator(
         ".jupyter-widgets progress, .widget-hprogress, .progress-bar, .jupyter-widgets.widget-hprogress"
     ).first.wait_for()
+
+
+def test_a_long_table_is_sorted_and_searched(page):
+    values = [10.0 ** (place * 7 % 12 - 6) for place in range(tables.LONG)]
+    frame = tables.Frame({"name": [f"layer {place}" for place in range(tables.LONG)], "error": values})
+    page.set_content(frame._repr_html_())
+    page.locator("thead th").nth(2).click()
+    shown = page.locator("tbody tr td:nth-child(3)").all_inner_texts()
+    assert list(map(float, shown)) == sorted(values)
+    page.locator("input").fill("LAYER 7")
+    assert page.locator("tbody tr:visible").all_inner_texts()[0].split()[:3] == ["7", "layer", "7"]
+    assert page.locator("tbody tr:visible").count() == 1
+    page.set_content(frame.head(3)._repr_html_())
+    assert not page.locator("input").count()
 
 
 def test_an_error_is_seen(lab, opened):

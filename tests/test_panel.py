@@ -80,7 +80,7 @@ def test_records_alone_are_enough(records):
     picture = shown.picture(shown.choice(threshold=0.0))
     assert picture.kind == "image/jpeg"
     assert re.search(
-        r"Jittor, own weights: \d+ boxes, 0 without counterpart; PyTorch, own weights: \d+ boxes, 0", picture.alt
+        r"Jittor, own weights: \d+ boxes, 0 without counterpart \(≠\); PyTorch, own weights: \d+ boxes, 0", picture.alt
     )
 
 
@@ -149,7 +149,7 @@ def test_a_data_set_and_result_files(tmp_path, data):
         assert shown.found["mine"][name, "torch"].tolist() == [[image, 5, 6, 25, 16, 0.8, 2]]
     shown.add("mine", "list.json", "jittor", panel.with_ids([image], [np.array([[5, 6, 25, 16, 0.7, 2.0]])]))
     alt = shown.picture(shown.choice("list.json", threshold=0.3, image=image)).alt
-    said = (f"{side}, list.json: 1 boxes, 1 without counterpart" for side in ("PyTorch", "Jittor"))
+    said = (f"{side}, list.json: 1 box, 1 without counterpart (≠)" for side in ("PyTorch", "Jittor"))
     assert "; ".join(said) in alt
     for text in ("[", json.dumps([entry | {"category_id": 99}]), json.dumps([{"bbox": [1, 2, 3, 4]}])):
         (tmp_path / "bad.json").write_text(text)

@@ -46,6 +46,14 @@ def test_every_profile_gives_a_plan(project, profile):
     assert "train_rtdetr_r18vd_torch" in jobs and "compare_all_none" in jobs
 
 
+def test_a_stage_that_the_profile_leaves_out_can_be_asked_for(project):
+    planned = {job.name: job for job in pipeline.plan(replace(REQUEST, also=("rosetta",)))}
+    compare = planned["compare_all_none"]
+    assert {str(planned[f"rosetta_all_{side}"].done) for side in ("torch", "jittor")} <= set(compare.needs)
+    with pytest.raises(UserError, match="ALSO=rosette: no stage: choose from start, data"):
+        pipeline.plan(replace(REQUEST, also=("rosette",)))
+
+
 @pytest.mark.parametrize(
     "profile, missing, asks",
     [

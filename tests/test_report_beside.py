@@ -8,12 +8,13 @@ import in_process
 import pytest
 import synthetic_records as synthetic
 from bs4 import BeautifulSoup
+from markupsafe import Markup
 
 from lib.alignment import questions
 from lib.record import measure
 from lib.report import beside, pictures, verify
 from lib.report.bound import SHARED, records
-from lib.report.page import worst
+from lib.report.page import Page, worst
 from lib.show.messages import LANGUAGES, Messages
 from lib.training import runs as starts
 
@@ -60,12 +61,12 @@ def held(folder: Path, question: str, language: str = "en", model: str = synthet
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_all_stands_there_and_is_believed(folder, language):
     page, words = rendered(folder, language), Messages(language)
-    training, speed = section(page, "training"), section(page, "speed")
+    training, speed, divergence = (section(page, question) for question in ("training", "speed", "divergence"))
     assert 'data-ref="synthetic/jittor/train#/fields/starts/fresh weights/after/AP50"' in training
     assert 'data-ref="synthetic/torch/train#/fields/waiting_share"' in speed
     for name in beside.COST:
-        assert f'data-ref="synthetic/jittor/divergence#/fields/cost/{name}"' in speed
-    assert words("starts") in training and words("loader") in speed and words("engine") in speed
+        assert f'data-ref="synthetic/jittor/divergence#/fields/cost/{name}"' in divergence
+    assert words("starts") in training and words("loader") in speed and words("engine") in divergence
     (checked,) = verify.verify(folder)
     assert checked.faults == ()
 
@@ -73,7 +74,7 @@ def test_all_stands_there_and_is_believed(folder, language):
 def test_a_number_beside_can_not_be_edited(folder):
     page, path = rendered(folder), folder / "index.html"
     ref = "synthetic/jittor/divergence#/fields/cost/times_plain"
-    cell = re.search(rf'<data data-ref="{ref}" value="2.0">2</data>', section(page, "speed"))[0]
+    cell = re.search(rf'<data data-ref="{ref}" value="2.0">2</data>', section(page, "divergence"))[0]
     path.write_text(page.replace(cell, cell.replace(">2<", ">1<")))
     (checked,) = verify.verify(folder)
     assert any("times_plain says '2'" in fault for fault in checked.faults)
@@ -111,7 +112,7 @@ def test_the_loader_is_told_for_the_recipe_of_the_model(folder):
     with measure("data", "all", folder / "records") as out:
         out.fields["loader_images_per_second"] = rates
     shutil.copytree(folder / "records" / synthetic.MODEL, folder / "records" / "gold-yolo-n")
-    loader, _ = held(folder, "speed", model="gold-yolo-n")
+    (loader,) = held(folder, "speed", model="gold-yolo-n")
     assert (
         "445.3" in plain(loader.lead)
         and 'data-ref="all/none/data#/fields/loader_images_per_second/gold_yolo"' in loader.lead
@@ -123,20 +124,34 @@ def test_the_loader_is_told_for_the_recipe_of_the_model(folder):
 def test_without_records_nothing_is_claimed(folder):
     for stage in ("train", "divergence"):
         (folder / "records" / synthetic.MODEL / "jittor" / f"{stage}.json").unlink()
-    loader, engine = held(folder, "speed")
-    assert [plain(row[2]) for row in (*loader.rows[1:], *engine.rows[1:])] == ["NOT RUN"] * 7
+    (loader,), (engine,) = (held(folder, question) for question in ("speed", "divergence"))
+    assert [plain(row[2]) for row in (*loader.rows[1:], *engine.rows[1:])] == ["NOT RUN"] * 5
     (folder / "records" / synthetic.MODEL / "torch" / "divergence.json").unlink()
-    assert held(folder, "speed")[1].rows == [] and held(folder, "speed")[1].gap == "no record."
+    (engine,) = held(folder, "divergence")
+    assert engine.rows == [] and engine.gap == "no record."
 
 
 def test_the_hand_in_holds_them_too(folder):
     page = in_process.made(folder, [], name="95_handin").read_text()
     assert "fields/starts/fresh weights/after/AP" in section(page, "training_script")
-    assert "cost/gb_per_second" in section(page, "performance") and "waiting_share" in section(page, "performance")
+    assert "cost/plain_seconds" in section(page, "performance") and "waiting_share" in section(page, "performance")
 
 
 def headline(page: str) -> str:
     return plain(re.search(r'<p class="headline.*?<span class="profile">', page, re.S)[0])
+
+
+@pytest.mark.parametrize("size, said", [([96, 128], "96 × 128 px"), ([96, 96], "96 px"), (None, "")])
+def test_an_ap_says_what_it_is_of(folder, size, said):
+    """The set, the epochs, the size of the images, each bound; a record of before holds no size."""
+    with measure("data", "all", folder / "records") as out:
+        out.fields |= {"name": "scenes-quick", "splits": {split: {"images": 4} for split in ("train", "val")}}
+    synthetic.edit(folder / "records", "torch", "train", lambda fields, _: fields.update(input_size=size))
+    line = Page(folder / "records", folder, [synthetic.MODEL], "quick").models[0].highlights["final_map"]
+    assert line.striptags().endswith(", ".join(filter(None, ("; drawn scenes (quick)", "4 epochs", said))))
+    assert not re.search(r"\d", Markup(re.sub(r"<data [^>]*data-ref.*?</data>", "", line)).striptags()), (
+        "bound to nothing"
+    )
 
 
 def test_the_headline_counts_only_what_there_is(folder):

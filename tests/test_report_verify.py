@@ -1,8 +1,10 @@
 """`python -m lib verify` believes a report that says what its records say, and finds one digit that does not."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import in_process
@@ -18,6 +20,7 @@ from lib.report import pictures, verify
 from lib.show import messages
 from lib.show.messages import LANGUAGES, Messages
 
+ROOT = Path(__file__).resolve().parents[1]
 COMPARE = "synthetic/none/compare.json"
 DRAW = in_process.DRAW
 
@@ -106,8 +109,8 @@ def test_both_languages_show_the_same_numbers(made):
         ("a verdict's look", r'class="badge pass"', r'class="badge fail"', "looks like another verdict"),
         (
             "a number in a sentence",
-            r"<p>A port is right",
-            "<p>On 42 machines a port is right",
+            r"<p>A port passes",
+            "<p>On 42 machines a port passes",
             "'42' is bound to no record",
         ),
         ("a number beside a bound one", r"(</data></a>)", r"\g<1>5", "is bound to no record"),
@@ -246,7 +249,6 @@ NAMES = {  # the same in every language
     "join.pair",
     "side.torch",
     "side.jittor",
-    "trained.data",
     "fact.frameworks.absent",
     "number.coco",
     "handin.line.python",
@@ -261,6 +263,7 @@ def placeholders(text: str) -> list[str]:
 def test_the_catalogues_have_the_same_keys_and_placeholders():
     english, chinese = (Messages(name) for name in ("en", "zh"))
     assert english.texts.keys() == chinese.texts.keys() and set(english.terms) <= set(chinese.terms)
+    assert english.counts.keys() == chinese.counts.keys()
     for one in (english.texts, english.terms):
         other = chinese.texts if one is english.texts else chinese.terms
         assert not [key for key in one if placeholders(one[key]) != placeholders(other[key])]
@@ -273,11 +276,20 @@ def test_every_text_is_translated_and_an_unknown_key_is_an_error(language):
     catalogue = [one for path in (messages.TEXTS / language).glob("*.po") for one in messages.entries(path)]
     assert not [one.id for one in catalogue if not one.string or one.fuzzy]
     words = Messages(language)
-    assert len(catalogue) == len(words.texts) + len(words.terms), "a text has an unknown context, or stands there twice"
+    known = sum(map(len, (words.texts, words.terms, words.counts)))
+    assert len(catalogue) == known, "a text has an unknown context, or stands there twice"
     with pytest.raises(KeyError):
         words("question.nobody_asks")
     with pytest.raises(KeyError):
         words.say("headline.pass", others=1)
+
+
+def test_one_thing_is_not_many():
+    english, chinese = (Messages(language) for language in ("en", "zh"))
+    for things in english.counts:
+        one, many = (english.count(things.removeprefix("count."), number) for number in (1, 0))
+        assert one[0] == "1" and many == f"0 {things.removeprefix('count.')}" != one.replace("1", "0")
+        assert chinese.count(things.removeprefix("count."), 1, "2") == chinese.count(things.removeprefix("count."), 2)
 
 
 def test_the_shell_says_the_language():
@@ -285,6 +297,13 @@ def test_the_shell_says_the_language():
     assert (
         messages.spoken({}) == messages.spoken({"LANG": "C"}) == messages.spoken({"LANG": "zh", "LC_ALL": "C"}) == "en"
     )
+
+
+@pytest.mark.parametrize("said", [{"LANG": "zh_CN"}, {"LANG": "zh", "LC_ALL": "C"}, {"LANG": "C", "LC_MESSAGES": "zh"}])
+def test_make_asks_for_the_language_that_notebooks_speak(said):
+    quiet = {name: text for name, text in os.environ.items() if name != "LANG" and not name.startswith(("LC_", "MAKE"))}
+    done = subprocess.run(["make", "-n", "handin"], cwd=ROOT, env=quiet | said, capture_output=True, text=True)
+    assert f"--language {messages.spoken(said)}" in done.stdout, done.stderr
 
 
 def test_chinese_texts_have_chinese_letters_and_signs():

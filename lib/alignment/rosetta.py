@@ -43,9 +43,9 @@ def judge(probe: Probe, records: Mapping[str, Mapping[str, Any]], digest: str) -
     for side in NAMES:
         entry = records.get(side, {}).get(probe.name)
         if entry is None:
-            return Finding(Verdict.UNKNOWN, f"{side} was not run")
+            return Finding(Verdict.UNKNOWN, f"{NAMES[side]} was not run")
         if entry["digest"] != digest:
-            return Finding(Verdict.UNKNOWN, f"the record of {side} is of another version of this probe")
+            return Finding(Verdict.UNKNOWN, f"the record of {NAMES[side]} is of another version of this probe")
         for kind in kinds:
             answer = entry[kind] or {"kind": "raised", "values": ["no answer in the record"]}
             if answer["kind"] == "raised":

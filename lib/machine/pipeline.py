@@ -105,6 +105,7 @@ class Request:
     language: str = "en"  # of the report
     weights: str = ""  # trainings start from this checkpoint of the model
     backbone: str = ""  # or from these weights of its backbone; with both, one training from each
+    also: tuple[str, ...] = ()  # stages that the profile leaves out
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def section(values: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 def plan(request: Request) -> list[Job]:
     """All jobs of a report, in order; writes their descriptions."""
-    profile = load_profile(request.profile)
+    profile = dict.fromkeys(request.also) | load_profile(request.profile)
     check(request, profile)
     jobs: list[Job] = []
     for stage in (stage for stage in STAGES if stage.name in profile):
@@ -184,7 +185,11 @@ def prepares(job: Job, stage: Stage, model: str, side: str) -> bool:
 
 
 def check(request: Request, profile: Mapping[str, Any]) -> None:
-    """UserError if the profile requires what was not given, or if a file that was given is not there."""
+    """UserError if the profile requires what was not given, or if a stage or a file that was given is not there."""
+    stages = [stage.name for stage in STAGES]
+    for name in request.also:
+        if name not in stages:
+            raise UserError(f"ALSO={name}: no stage: choose from {', '.join(stages)}")
     given = {"data": request.data, "start": request.weights or request.backbone}
     for what in profile.get("requires", ()):
         if not given[what]:
@@ -481,6 +486,7 @@ def main() -> int:
     parser.add_argument("--data", default="", help="folder or COCO JSON; the built-in scenes by default")
     parser.add_argument("--weights", default="", help="checkpoint of the model that trainings start from")
     parser.add_argument("--backbone", default="", help="weights of its backbone that they start from")
+    parser.add_argument("--also", default="", help="stages that the profile leaves out, separated by spaces")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the report (%(default)s)")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
@@ -488,7 +494,8 @@ def main() -> int:
     extra, models = chosen.pop("snakemake"), tuple(dict.fromkeys(chosen.pop("models").split()))
     if not models:
         raise UserError("MODELS: no model is named: for example MODELS=nanodet-plus-m_320")
-    return report(Request(models=models, **chosen), extra)
+    also = tuple(chosen.pop("also").split())
+    return report(Request(models=models, also=also, **chosen), extra)
 
 
 if __name__ == "__main__":

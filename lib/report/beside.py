@@ -14,7 +14,7 @@ from lib.show.messages import Messages
 STARTS = ("fresh weights", "ImageNet start", "fine-tuned")  # as lib.training.runs names them
 REPORTED = ("AP", "AP50")
 LOADING = ("images_per_second", "waiting_seconds", "waiting_share")  # of a training
-COST = ("times_plain", "seconds", "plain_seconds", "gb_per_second")  # of the engine's layer by layer comparison
+COST = ("seconds", "plain_seconds")  # of the engine's layer by layer comparison; its verdict has their ratio
 
 Rows = Sequence[Sequence[Markup]]  # a header, then rows; none where nothing was measured
 
@@ -34,8 +34,11 @@ def tables(question: str, model: str, held: Records, shared: Records, words: Mes
     if question == "training":
         return [_starts(held, words)]
     if question == "speed":
-        cost = _sides("engine", held, "divergence", [("cost", name) for name in COST], words.say("engine.lead"), words)
-        return [_loader(model, held, shared, words), cost]
+        return [_loader(model, held, shared, words)]
+    if question == "divergence":
+        return [
+            _sides("engine", held, "divergence", [("cost", name) for name in COST], words.say("engine.lead"), words)
+        ]
     return []
 
 

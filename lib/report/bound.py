@@ -20,11 +20,11 @@ from lib.alignment.evidence import pointer
 from lib.errors import UserError
 from lib.record import Record, read
 from lib.show.messages import Messages
+from lib.show.tables import text
 
 ABSENT = "–"
 COMMIT = 12  # characters of a commit that are shown
 RATIO = 5  # the column of a verdict's rows that holds error over gate
-WHOLE = 1000  # from here on decimals say nothing
 STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss")
 STAGES += ("train", "lockstep", "evaluate", "speed", "compare", "gaps")
 SIDES = ("published", "torch", "jittor", "none")
@@ -61,19 +61,14 @@ def number(value: float, keys: Sequence[str]) -> str:
     """A number in the notation of its kind, so that those of a column stand below each other."""
     place = [key for key in keys[-2:] if not key.isdigit()][-1:]
     if place in (["epoch"], ["step"]):
-        return whole(value + 1)  # records count from zero, readers from one
+        return text(value + 1)  # records count from zero, readers from one
     if isinstance(value, int) or value == 0:
-        return whole(value)
+        return text(value)
     if keys[-3:-2] == ["rows"]:  # of a verdict: error, floor and gate span ten decades, their ratio does not
         return f"{value:.2e}" if int(keys[-1]) < RATIO else f"{value:.3f}"
     if keys[-1].startswith(("AP", "AR")):
         return f"{value:.4f}"
-    return whole(value) if abs(value) >= WHOLE else f"{value:.4g}"
-
-
-def whole(value: float) -> str:
-    """A whole number, its thousands apart by a thin space."""
-    return f"{value:,.0f}".replace(",", "\u2009")
+    return text(value)
 
 
 class Bound(Markup):
@@ -87,13 +82,13 @@ class Bound(Markup):
 def bound(value: Any, ref: str, words: Messages) -> Bound:
     """The element for a value that stands at `ref`; a number leads to the line of its record, and a name may be broken
     at its dots."""
-    text = shown(value, ref, words)
+    said = shown(value, ref, words)
     if isinstance(value, str):
-        broken = re.sub(r"(?<=[./])(?=[^\W\d])", "<wbr>", str(escape(text)))
+        broken = re.sub(r"(?<=[./])(?=[^\W\d])", "<wbr>", str(escape(said)))
         return Bound(Markup('<span data-ref="{}">{}</span>').format(ref, Markup(broken)))
     return Bound(
         Markup('<a class="ref" href="#{}" title="{}"><data value="{}" data-ref="{}">{}</data></a>').format(
-            anchor(ref), ref, value, ref, text
+            anchor(ref), ref, value, ref, said
         )
     )
 

@@ -128,11 +128,11 @@ class Port:
         self._notebooks = notebooks
         self.items = {
             "environment": self._item("environment", *self._asked(ENVIRONMENT)),
-            "data": self._item("data", *self._asked(DATA), question="data"),
-            "training_script": self._item("training_script", *self._asked(TRAINING), question="training"),
-            "test_script": self._item("test_script", *self._asked(TESTING), question="evaluation"),
+            "data": self._item("data", *self._asked(DATA), questions=("data",)),
+            "training_script": self._item("training_script", *self._asked(TRAINING), questions=("training",)),
+            "test_script": self._item("test_script", *self._asked(TESTING), questions=("evaluation",)),
             "alignment": self._item("alignment", *self._alignment()),
-            "performance": self._item("performance", *self._performance(), question="speed"),
+            "performance": self._item("performance", *self._performance(), questions=("speed", "divergence")),
             "training_log": self._item("training_log", *self._log()),
             "curves": self._item("curves", bool(curves), figures=curves),
             "results": self._item("results", bool(results), figures=results),
@@ -145,12 +145,12 @@ class Port:
         done: bool,
         tables: Sequence[beside.Rows] = (),
         figures: Sequence[pictures.Figure] = (),
-        question: str = "",
+        questions: Sequence[str] = (),
     ) -> Item:
-        """question: its notebooks measured this, and the tables beside its verdicts are the item's too."""
-        others = beside.tables(question, self.name, self.records, self._held, self.words)
-        every = [*tables, *(table.rows for table in others if table.rows)]
-        links = self._notebooks.of(question, self.name) if question else []
+        """questions: their notebooks measured this, and the tables beside their verdicts are the item's too."""
+        others = (beside.tables(one, self.name, self.records, self._held, self.words) for one in questions)
+        every = [*tables, *(table.rows for found in others for table in found if table.rows)]
+        links = [link for one in questions for link in self._notebooks.of(one, self.name)]
         return Item(self.title, f"{self.anchor}-{key}", done, every, figures, links)
 
     def _header(self, *keys: str) -> list[Markup]:

@@ -208,7 +208,7 @@ class Model:
             ]
         )
         if of := self._trained_on(next(filter(None, trained.values()), None)):
-            precision = self.words.say("join.brackets", text=precision, more=of)
+            precision = self.words.joined([precision, of], "clauses")
         return {"final_map": precision, "time_ratio": next(times, not_run(self.words))}
 
     def _trained_on(self, train: Held | None) -> Markup | None:
@@ -216,10 +216,14 @@ class Model:
         data = self.shared.get(("none", "data"))
         if not train or not data:
             return None
-        epochs = train.find("fields", "epochs", len(train.value("fields", "epochs")) - 1, "epoch")
-        size = train.find("fields", "input_size")
-        told = {"data": data("fields", "name"), "epochs": epochs, "size": size}
-        return self.words.joined([self.words.say(f"trained.{key}", value=one) for key, one in told.items() if one])
+        fields, told = train.value("fields"), [data("fields", "name")]
+        if fields["epochs"]:
+            last = ("fields", "epochs", len(fields["epochs"]) - 1, "epoch")
+            told.append(self.words.count("epochs", train.value(*last) + 1, train(*last)))
+        if size := fields.get("input_size"):  # height, width; records of before have none
+            sides = [train("fields", "input_size", i) for i, side in enumerate(size) if size.index(side) == i]
+            told.append(self.words.say("pixels", size=Markup(" × ").join(sides)))
+        return self.words.joined(told)
 
     def named(self, answers: Iterable[Answer], said: str) -> list[Markup]:
         """These verdicts, each with what is `said` of it. Of one question the first pair stands for all."""
@@ -264,7 +268,7 @@ class Section:
         sides = [side for side in SIDES if any(side in row for row in rows.values())]
         header = [escape(self.words(key)) for key in ("column.quantity", *(f"side.{side}" for side in sides))]
         table = [
-            [Markup("{} {}").format(self.words(f"number.{label}"), about[more]), *(row.get(side, "") for side in sides)]
+            [self.words.beside(self.words(f"number.{label}"), about[more]), *(row.get(side, "") for side in sides)]
             for (label, more), row in rows.items()
         ]
         return [header, *table] if table else []
@@ -452,6 +456,7 @@ def _told(one: Held, measured: Sequence[Held]) -> dict[str, Markup | None]:
         return {"reference": reference, "frameworks": framework, "machine": None, "commit": None}
     names = {"cpu": "cpu", "cores": "cores", "memory": "memory_gib", "os": "os"}
     machine = {key: one("provenance", "machine", name) for key, name in names.items()}
+    machine["cores"] = words.count("cores", one.origin.machine.cores, machine["cores"])
     commit = one.find("provenance", "git_commit") or escape(words("fact.commit.absent"))
     if one.origin.git_dirty:
         commit = words.say("join.brackets", text=commit, more=words("fact.commit.dirty"))

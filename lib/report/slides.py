@@ -42,15 +42,6 @@ def reveal() -> Path:
     return Path(found.origin).parent / "_static" / "revealjs"
 
 
-def in_language(notebook: NotebookNode, language: str) -> NotebookNode:
-    """The notebook with one language in its texts: the other's blocks are left out."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            blocks = dict(re.findall(r'<div lang="(\w+)">\n\n(.*?)\n\n</div>', cell.source, re.DOTALL))
-            cell.source = blocks.get(language, cell.source)
-    return notebook
-
-
 def typed(notebook: NotebookNode) -> NotebookNode:
     """The notebook with a slide type in every cell; those that have one keep it."""
     texts, cells = 0, []
@@ -87,6 +78,7 @@ def deck(notebook: NotebookNode, language: str = "en") -> str:
         config=Config(TagRemovePreprocessor=hidden),
         template_name="align",
         extra_template_basedirs=[str(TEMPLATES)],
+        extra_template_paths=[str(TEMPLATES / "notebook")],  # where a text's language is chosen
     )
     dist = reveal() / "dist"
     files = {
@@ -95,11 +87,8 @@ def deck(notebook: NotebookNode, language: str = "en") -> str:
         "css": TEMPLATES / "slides.css",
         "notes_js": reveal() / "plugin" / "notes" / "notes.js",
     }
-    notebook = in_language(notebook, language)
-    title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
     held = {name: _inline(path) for name, path in files.items()}
-    held |= {"title": title[1] if title else "Slides", "language": language}
-    return exporter.from_notebook_node(typed(notebook), {"deck": held})[0]
+    return exporter.from_notebook_node(typed(notebook), {"deck": held, "language": language})[0]
 
 
 def _inline(path: Path) -> str:

@@ -23,7 +23,10 @@ from lib.show.messages import LANGUAGES, TEXTS, Messages, entries
 PAGES = ("index.html", "handin.html")
 UNSEEN = ("style", "title", "script", "data")
 DIGITS = re.compile(r"\S*\d\S*")
-OWN = (fragments.STYLE, *(fragments.TEMPLATES / name for name in ("notebook/page.css", "report/report.js")))
+OWN = (
+    fragments.STYLE,
+    *(fragments.TEMPLATES / name for name in ("notebook/page.css", "notebook/tables.js", "report/report.js")),
+)
 
 
 class Content:

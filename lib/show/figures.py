@@ -187,38 +187,52 @@ def detections(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], thr
         return style.nothing("detections.nothing")
     painter = drawing.Painter(Classes(tuple(classes), tuple(range(1, 1 + len(classes)))))
     least = _threshold(samples) if threshold is None else threshold
-    marked = [_marked(sample["found"], least) for sample in samples]
-    busy = [tuple(map(sum, zip(*((marks.sum(), len(marks)) for _, marks in found.values())))) for found in marked]
+    ids = [[np.insert(np.asarray(rows, float), 0, 0, axis=1) for rows in one["found"].values()] for one in samples]
+    held = [marked(rows, least) for rows in ids]
+    busy = [tuple(map(sum, zip(*((marks.sum(), len(marks)) for _, marks in found)))) for found in held]
     chosen = sorted(sorted(range(len(samples)), key=lambda at: busy[at], reverse=True)[:LARGE])
-    board = []
-    for sample, found in ((samples[at], marked[at]) for at in chosen):
-        key = "detections.caption" if len(found) == 2 else "detections.found"
-        captions = [
-            said(key, side=style.called(side), boxes=len(rows), alone=marks.sum())
-            for side, (rows, marks) in found.items()
-        ]
-        images = [
-            painter.readable(sample["image"], rows, marks, sample["boxes"], WIDE // len(found))
-            for rows, marks in found.values()
-        ]
-        board.append(list(zip(captions, images)))
-    return style.photographs(drawing.board(board), said("detections.alt", score=f"{least:.2g}"))
+    rows = []
+    for sample, found in ((samples[at], held[at]) for at in chosen):
+        names = list(map(style.called, sample["found"]))
+        rows.append(board_row(painter, sample["image"], sample["boxes"], names, found, WIDE // len(found)))
+    return style.photographs(drawing.board(rows), said("detections.alt", score=f"{least:.2g}"))
 
 
-def _marked(found: Mapping[str, np.ndarray], least: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """side -> its rows from the score `least` on, and which of them the other of two sides has not."""
-    rows = [np.insert(np.asarray(own, float), 0, 0, axis=1) for own in found.values()]
-    alone = differences(*rows, NEAR, ALIKE) if len(rows) == 2 else [np.zeros(len(own), bool) for own in rows]
-    shown = [own[:, 5] >= least for own in rows]
-    return {side: (own[of, 1:], marks[of]) for side, own, marks, of in zip(found, rows, alone, shown)}
+Marked = Sequence[tuple[np.ndarray, np.ndarray]]  # per side detections (m, 7), and which of them the other has not
+
+
+def marked(found: Sequence[np.ndarray], least: float, pixels: float = NEAR, scores: float = ALIKE) -> Marked:
+    """Of each side's detections (m, 7) those from the score `least` on, and which of them the other of two has not."""
+    alone = differences(*found, pixels, scores) if len(found) == 2 else [np.zeros(len(own), bool) for own in found]
+    return [(own[own[:, 5] >= least], marks[own[:, 5] >= least]) for own, marks in zip(found, alone)]
+
+
+def board_row(
+    painter: drawing.Painter,
+    image: np.ndarray,
+    truth: np.ndarray,
+    names: Sequence[str],
+    found: Marked,
+    least: int = drawing.SHOWN,
+) -> list[tuple[str, np.ndarray]]:
+    """A row of a board: an image (h, w, 3) uint8 RGB, `least` pixels long or more, with each side's detections over the
+    annotated boxes (k, 4), and above it how many there are."""
+    key = "detections.caption" if len(found) == 2 else "detections.found"
+    counts = [{"boxes": style.counted("boxes", len(rows)), "alone": marks.sum()} for rows, marks in found]
+    captions = [said(key, side=name, **count) for name, count in zip(names, counts)]
+    return list(zip(captions, [painter.readable(image, rows[:, 1:], marks, truth, least) for rows, marks in found]))
 
 
 def _threshold(samples: Sequence[Mapping[str, Any]]) -> float:
-    """The score from which on a side has as many boxes as are annotated, not above one half."""
+    """The highest break-even of the sides, not above one half."""
     number = max(1, sum(len(sample["boxes"]) for sample in samples))
     sides = (np.concatenate([sample["found"][side][:, 4] for sample in samples]) for side in samples[0]["found"])
-    last = [np.sort(scores)[::-1][:number].min() for scores in sides if scores.size]
-    return math.floor(100 * min(0.5, max(last, default=0.5))) / 100
+    return min(0.5, max((break_even(scores, number) for scores in sides if scores.size), default=0.5))
+
+
+def break_even(scores: np.ndarray, number: int) -> float:
+    """The score, in hundredths, from which on as many are found as are annotated: there precision equals recall."""
+    return math.floor(100 * float(np.sort(scores)[-min(number, len(scores))])) / 100
 
 
 @styled
@@ -333,7 +347,7 @@ def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     every = np.concatenate(list(sizes.values()))
     edges = np.geomspace(0.95 * every.clip(1e-3).min(), 1.05 * max(1.0, every.max()), 31)
     for place, (key, held) in enumerate(sizes.items()):
-        label = said("sizes.split", split=style.written(key), boxes=len(held))
+        label = said("sizes.split", split=style.written(key), boxes=style.counted("boxes", len(held)))
         axis.hist(held, edges, label=label, histtype="step", **style.look("", place, marker=False))
     bounds = [math.isqrt(int(area)) for area in SIZES.values() if np.isfinite(area)]
     for bound in bounds:
@@ -341,6 +355,7 @@ def box_sizes(sizes: Mapping[str, np.ndarray]) -> Picture:
     axis.set(
         xscale="log", ylabel=said("boxes"), xlabel=said("sizes.root", bounds=style.listed([str(one) for one in bounds]))
     )
+    style.whole(axis.yaxis)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -1,17 +1,20 @@
 """Every word that the report, a table or a figure prints, from the gettext catalogues of a language, one for each kind
 of reader in `texts/<language>`. Numbers are filled in by the page, bound to their records.
 
-A text has a key as its msgid. What records say in English stands under the context `record`: a text, or a form whose
-placeholders are parts of it (`_FORMS`), each of which is a text again.
+A text has a key as its msgid; one that counts has a form for each number that the language has. What records say
+in English stands under the context `record`: a text, or a form whose placeholders are parts of it (`_FORMS`), each of
+which is a text again.
 """
 
 import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from gettext import c2py
 from pathlib import Path
 
 from babel.messages.catalog import Message
+from babel.messages.plurals import get_plural
 from babel.messages.pofile import read_po
 from markupsafe import Markup, escape
 
@@ -20,6 +23,8 @@ from lib.errors import UserError
 TEXTS = Path(__file__).parent / "texts"
 LANGUAGES = tuple(sorted(path.name for path in TEXTS.iterdir()))
 _NUMBER = r"\d+"
+_CHINESE = r"[\u3000-\u9fff\uff00-\uffef]"
+_GAP = re.compile(rf"({_CHINESE}(?:<[^>]+>)*) ((?:<[^>]+>)*{_CHINESE})")
 _FORMS = {  # what placeholders of the records' texts stand for; any other name: a whole number
     "text": ".+",
     "rest": "(?s:.*)",
@@ -38,9 +43,13 @@ class Messages:
             raise UserError(f"language '{language}' has no catalogue in {TEXTS}: choose from {', '.join(LANGUAGES)}")
         self.language = language
         messages = [one for path in sorted((TEXTS / language).glob("*.po")) for one in entries(path)]
-        self.texts = {one.id: one.string for one in messages if not one.context}  # by key, placeholders included
+        self.counts = {one.id[0]: one.string for one in messages if one.pluralizable}  # by key, a text for each form
+        self.texts = {  # by key, placeholders included
+            one.id: one.string for one in messages if not one.context and not one.pluralizable
+        }
         self.terms = {one.id: one.string for one in messages if one.context == "record"}
         self._forms = [(_pattern(text), form) for text, form in self.terms.items() if "{" in text]
+        self._form = c2py(get_plural(language).plural_expr)
         self.term = lru_cache(maxsize=None)(self._term)
 
     def __call__(self, key: str) -> str:
@@ -48,7 +57,16 @@ class Messages:
 
     def say(self, key: str, **values: object) -> Markup:
         """A text with its placeholders filled in; what is no markup yet is escaped."""
-        return Markup(escape(self.texts[key])).format(**values)
+        return _closed(Markup(escape(self.texts[key])).format(**values))
+
+    def beside(self, *parts: object) -> Markup:
+        """Parts one after the other."""
+        return _closed(Markup(" ").join(parts))
+
+    def count(self, things: str, number: int, shown: object = None) -> Markup:
+        """So many `things`, in the language's form for the number; `shown` stands in its place."""
+        form = escape(self.counts[f"count.{things}"][self._form(number)])
+        return Markup(form).format(number=number if shown is None else shown)
 
     def joined(self, parts: list[Markup], by: str = "list") -> Markup:
         return escape(self.texts[f"join.{by}"]).join(parts)
@@ -66,6 +84,11 @@ class Messages:
             if found := pattern.fullmatch(text):
                 return form.format(**{name: self.term(part) for name, part in found.groupdict().items()})
         return text
+
+
+def _closed(said: Markup) -> Markup:
+    """Between Chinese letters stands no space, which a text has for names."""
+    return Markup(_GAP.sub(r"\1\2", str(said)))  # a Markup would escape what it is joined of
 
 
 def entries(path: Path) -> list[Message]:

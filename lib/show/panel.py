@@ -6,7 +6,6 @@ this kernel's own model join by `lib.show.panel_live`. Without a browser the pan
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from lib import record
 from lib.data import coco
 from lib.errors import UserError
 from lib.evaluation.detection import Classes
+from lib.show import figures
 from lib.show.drawing import Painter, board
-from lib.show.figures import differences
 from lib.show.messages import words
 from lib.show.style import Picture, called, photographs
 
@@ -39,8 +38,8 @@ class Choice:
     right: Source
     image: int  # id in the COCO file
     threshold: float  # lowest score
-    pixels: float = 2.0
-    scores: float = 0.05
+    pixels: float = figures.NEAR
+    scores: float = figures.ALIKE
 
 
 @dataclass
@@ -119,20 +118,13 @@ class Panel:
         rows = self.found[model][chosen["left"]]
         known = np.zeros((0, 7)) if isinstance(rows, Asked) else rows[np.isin(rows[:, 0], offered["image"])]
         if threshold is None:
-            threshold = self._break_even(known, offered["image"])
+            images = self.dataset.images if self.dataset else ()
+            annotated = sum(map(len, [one.boxes for one in images] or [boxes for _, boxes in self.samples.values()]))
+            threshold = figures.break_even(known[:, 5], annotated) if annotated and len(known) else FEW
         if chosen.get("image") not in offered["image"]:
             shown = set(known[known[:, 5] >= threshold, 0].astype(int).tolist())
             chosen["image"] = next((id_ for id_ in offered["image"] if id_ in shown), offered["image"][0])
         return Choice(model, threshold=threshold, **chosen)
-
-    def _break_even(self, rows: np.ndarray, ids: Sequence[int]) -> float:
-        """The score, in hundredths, from which on the rows (m, 7) are as many as the boxes annotated on these images:
-        there precision and recall are equal."""
-        entries = [] if self.dataset is None else [len(entry.boxes) for entry in self.dataset.images]
-        annotated = sum(entries or (len(self.samples[id_][1]) for id_ in ids))
-        if not annotated or not len(rows):
-            return FEW
-        return math.floor(100 * float(np.sort(rows[:, 5])[-min(annotated, len(rows))])) / 100
 
     def rows(self, model: str, source: Source, id_: int) -> np.ndarray:
         """Detections (m, 7) of a source on an image."""
@@ -152,17 +144,13 @@ class Panel:
         """Both sides' detections from `choice.threshold` on; those without a counterpart are marked with ≠."""
         self.names()
         image, truth = self.image(choice.image)
-        painter, sides = Painter(self.classes), (choice.left, choice.right)
+        sides = choice.left, choice.right
         rows = [self.rows(choice.model, source, choice.image) for source in sides]
-        shown = []
-        for source, own, marks in zip(sides, rows, differences(*rows, choice.pixels, choice.scores)):
-            from_on = own[:, 5] >= choice.threshold
-            counts = words()("panel.counts").format(boxes=from_on.sum(), alone=(from_on & marks).sum())
-            drawn = painter.readable(image, own[from_on, 1:], marks[from_on], truth)
-            shown.append((words()("join.about").format(name=named(source), value=counts), drawn))
+        found = figures.marked(rows, choice.threshold, choice.pixels, choice.scores)
+        shown = figures.board_row(Painter(self.classes), image, truth, list(map(named, sides)), found)
         about = {"image": choice.image, "model": choice.model, "threshold": f"{choice.threshold:g}"}
-        said = "; ".join(caption for caption, _ in shown)
-        return photographs(board([shown]), f"{words()('panel.alt').format(**about)} {said}.")
+        captions = "; ".join(caption for caption, _ in shown)
+        return photographs(board([shown]), f"{words()('panel.alt').format(**about)} {captions}.")
 
 
 def named(source: Source) -> str:

@@ -116,6 +116,11 @@ def said(key: str, **values: object) -> str:
     return _words()(f"figure.{key}").format(**values)
 
 
+def counted(things: str, number: int) -> str:
+    """So many of them, as the language has it: "1 box"."""
+    return _words().count(things, number)
+
+
 def listed(names: Sequence[str], by: str = "list") -> str:
     """Names one after the other, as the language has it."""
     return _words()(f"join.{by}").join(names)

@@ -1,27 +1,36 @@
 """Tables of the notebooks: data frames that show themselves in the report's notation and in the reader's language."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lib.alignment import evidence
-from lib.alignment.decisions import FLIP, judge, restored
+from lib.alignment.decisions import judge, restored
 from lib.record import Record
 from lib.show.messages import words
 
-NEARNESS = ("decisions", "flipped", "within", "nearest", "nearest_name")  # what an answer about decisions says
 ROWS = 60  # that a notebook shows of a frame
+LONG = 12  # rows from which on it can be sorted and searched, as a table of the report
+SCRIPT = Path(__file__).parents[1].joinpath("report/templates/notebook/tables.js").read_text(encoding="utf-8")
 KINDS = ("table", "verdict", "side")  # of the catalogues' keys: headings, and cells that are words
 PAIRS = tuple(map("-".join, evidence.PAIRS))
-TEXTS = {"selector": "", "props": "text-align: left"}  # of a column of words, and of its heading
+TEXTS = {"selector": "", "props": "text-align: left; white-space: normal"}  # of a column of words, and of its heading
+SHORT = {"selector": "", "props": "text-align: left; white-space: nowrap"}  # where Chinese would break at each letter
+WORD = 12  # letters that stay in one line
+SMALL = 1e-3  # numbers below need an exponent
+WHOLE, LARGE = 1000, 1e7  # from here on decimals say nothing, and from there on whole numbers neither
 NUMBERS = [
-    {"selector": "td, .col_heading", "props": "text-align: right; font-variant-numeric: tabular-nums"},
+    {
+        "selector": "td, .col_heading",
+        "props": "text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap",
+    },
     {"selector": ".row_heading, .index_name", "props": "text-align: left"},
 ]
 
@@ -34,14 +43,32 @@ class Frame(pd.DataFrame):
         return Frame
 
     def _repr_html_(self) -> str:
-        # Escaped after it is said: a catalogue knows a text with its own quotes.
-        shown = self.style.format(lambda value: escape(shown_as(value))).set_table_styles(NUMBERS)
+        if not len(self):
+            return f"<p>{words()('table.none')}</p>"
+        shown = self.style.format({column: _written(self[column]) for column in self}).set_table_styles(NUMBERS)
         for axis in (0, 1):
             shown = shown.format_index(lambda value: escape(said(value)), axis=axis)
             shown = shown.format_index_names(said, axis=axis)
-        texts = [column for column in self if all(isinstance(value, str) for value in self[column].dropna())]
-        shown = shown.set_table_styles({column: [TEXTS] for column in texts}, axis=0, overwrite=False)
-        return shown.to_html(max_rows=ROWS)
+        texts = {column: self[column].dropna() for column in self}
+        texts = {column: held for column, held in texts.items() if all(isinstance(value, str) for value in held)}
+        looks = {column: [SHORT if held.map(len).max() <= WORD else TEXTS] for column, held in texts.items()}
+        table = shown.set_table_styles(looks, axis=0, overwrite=False).to_html(max_rows=ROWS)
+        return f'<div class="table">{table}</div>' + (f"<script>{SCRIPT}</script>" if len(self) >= LONG else "")
+
+
+def _written(column: pd.Series) -> Callable[[Any], str]:
+    """How a column's cells are written: one of numbers alone with exponents, if the smallest of them needs one.
+
+    A cell is escaped after it is said, for a catalogue knows a text with its own quotes; `code` looks like code.
+    """
+    held = column.dropna().tolist()
+    small = all(isinstance(value, float) for value in held) and min(filter(None, map(abs, held)), default=1.0) < SMALL
+
+    def cell(value: Any) -> str:
+        shown = f"{value:.3e}" if small and value and value == value else shown_as(value)
+        return re.sub("`([^`]+)`", r"<code>\1</code>", escape(shown))
+
+    return cell
 
 
 class Name(str):
@@ -65,11 +92,6 @@ def said(value: Any) -> str:
     return next((words()(key) for key in keys if key in words().texts), words().term(str(value)))
 
 
-def coco(records: Mapping[str, Mapping[str, float]]) -> Frame:
-    """The twelve COCO numbers (columns) of each run (rows)."""
-    return Frame(records).T
-
-
 def starts(found: Mapping[str, Mapping[str, Any]]) -> Frame:
     """COCO's numbers before (epoch 0) and after each training of a train record's `starts`, as far as there are any."""
     rows = {
@@ -77,44 +99,6 @@ def starts(found: Mapping[str, Mapping[str, Any]]) -> Frame:
     }
     frame = Frame(list(rows.values()), pd.MultiIndex.from_tuples(rows)).drop(columns="step", errors="ignore")
     return frame.assign(epoch=frame["epoch"] + 1)
-
-
-def costs(epochs: Iterable[Mapping[str, Any]]) -> Frame:
-    """What each epoch of a train record's `cost` took; waiting is the share of its time spent waiting for images."""
-    frame = Frame(list(epochs)).assign(epoch=lambda one: one["epoch"] + 1).set_index("epoch")
-    memory = {"peak_rss_mib": "peak MiB", "peak_device_mib": "device peak MiB"}
-    return frame.rename(columns={"images_per_second": "images/s", "waiting_share": "waiting", **memory})
-
-
-def speed(records: Iterable[Record]) -> Frame:
-    """One row per work, batch and side from speed records: milliseconds, spread, images per second, memory."""
-    rows = [
-        {
-            "work": case["operation"],
-            "batch": case["batch"],
-            "side": held.side,
-            "median ms": case["synchronised_ms"]["median"],
-            "quartiles ms": f"{case['synchronised_ms']['q1']:.1f} to {case['synchronised_ms']['q3']:.1f}",
-            "unsynchronised ms": case["unsynchronised_ms"]["median"],
-            "images/s": case["images_per_second"],
-            "first call s": case["first_call_seconds"],
-            "peak MiB": case["memory"]["peak_mib"],
-            "units": case["units"],
-        }
-        for held in records
-        for case in held.fields["cases"]
-    ]
-    return Frame(rows).sort_values(["work", "batch", "side"], ignore_index=True)
-
-
-def operators(records: Iterable[Record], operation: str = "train") -> Frame:
-    """The slowest operators of the largest case of `operation`, milliseconds and calls, per side of speed records."""
-    rows = []
-    for held in records:
-        cases = [case for case in held.fields["cases"] if case["operation"] == operation]
-        slowest = max(cases, key=lambda case: case["batch"])["slowest_operators"]
-        rows += [(held.side, *operator) for operator in slowest]
-    return Frame(rows, columns=["side", "operator", "ms", "calls"])
 
 
 def parts(network: Any) -> Frame:
@@ -144,11 +128,6 @@ def side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Frame:
     return Frame({title: pd.Series(dict(named), dtype=object) for title, named in columns.items()})
 
 
-def overfit(check: Mapping[str, Any] | None) -> Frame:
-    """AP50 after each look of the overfit self-check; empty where it was not run."""
-    return Frame(check["looks"] if check else [], columns=["step", "AP50"]).set_index("step")
-
-
 def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str, float]]) -> Frame:
     """Per discrete choice "assignment/<phase>/<name>": places, how many leave the commonest value, how many values.
 
@@ -170,39 +149,6 @@ def decisions(arrays: Mapping[str, np.ndarray], noise: Mapping[str, Mapping[str,
     return Frame.from_dict(rows, orient="index").rename_axis(index=["phase", "decision"])
 
 
-def flips(records: Iterable[Record]) -> Frame:
-    """Every discrete decision that flipped, from compare records, with its margin in floors; illegal ones first."""
-    margin = "margin, floors"
-    columns = ["model", "question", "pair", "decision", "chosen", margin, "gate, floors", "legal"]
-    found = [
-        (
-            model,
-            verdict["question"],
-            verdict["pair"],
-            row["name"],
-            row["note"],
-            float(row["error"]),
-            row["gate"],
-            row["passed"],
-        )
-        for model, verdict in _verdicts(records)
-        for row in verdict["rows"]
-        if row["what"] == FLIP
-    ]
-    frame = Frame(found, columns=columns)
-    return frame.sort_values(["legal", margin], ascending=[True, False], ignore_index=True)
-
-
-def nearness(records: Iterable[Record]) -> Frame:
-    """How near to a toss-up each model's decisions were: how many there are, flipped, below the gate; the nearest."""
-    rows = {
-        (model, verdict["question"], verdict["pair"]): {name: verdict["values"][name] for name in NEARNESS}
-        for model, verdict in _verdicts(records)
-        if "nearest_name" in verdict["values"]
-    }
-    return Frame.from_dict(rows, orient="index", columns=list(NEARNESS))
-
-
 def verdict_matrix(records: Iterable[Record]) -> Frame:
     """Verdicts by model and question (rows) and pair of sides (columns) of compare records; "" where none is asked."""
     cells = {(model, one["question"], one["pair"]): one["verdict"] for model, one in _verdicts(records)}
@@ -220,23 +166,12 @@ def closest_rows(records: Iterable[Record]) -> Frame:
     return Frame(found)[columns]
 
 
-def failures(records: Iterable[Record]) -> list[str]:
-    """ "model: question (pair)" of every FAIL in compare records."""
-    found = [(model, one) for model, one in _verdicts(records) if one["verdict"] == "FAIL"]
-    return [f"{model}: {one['question']} ({one['pair']})" for model, one in found]
-
-
-def summary(records: Iterable[Record]) -> str:
-    """How many verdicts of compare records are of each kind, in one line."""
-    counts = Counter(verdict["verdict"] for _, verdict in _verdicts(records))
-    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
-
-
 def _verdicts(records: Iterable[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The model and each verdict of compare records, with its rows as dicts."""
     for held in records:
         for verdict in held.fields["verdicts"]:
-            yield held.model, verdict | {"rows": [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]}
+            rows = [dict(zip(held.fields["columns"], row)) for row in verdict["rows"]]
+            yield held.model, verdict | {"rows": rows, "question": Name(words()(f"question.{verdict['question']}"))}
 
 
 def samples(
@@ -256,17 +191,12 @@ def samples(
 
 
 def text(value: Any) -> str:
-    """A number as the report shows it: integers whole, others with four significant digits."""
+    """A number as the report shows it: with four digits, or whole, its thousands apart by a thin space."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u2009")  # thin space
-    return f"{value:.4g}"
-
-
-def stages(data: Iterable[tuple[str, Mapping[str, str]]]) -> Frame:
-    """What a batch went through, with the beginning of each array's hash, from a lock-step record's `data`."""
-    return Frame(
-        [{"stage": name, "array": key, "SHA-256": digest[:12]} for name, held in data for key, digest in held.items()]
-    )
+    if isinstance(value, int) or abs(value) < LARGE and (value == int(value) or abs(value) >= WHOLE):
+        return f"{value:,.0f}".replace(",", "\u2009")
+    if float(few := f"{value:.3g}") == value or not math.isfinite(value):
+        return few  # as somebody wrote it
+    return f"{value:.3e}" if abs(value) < SMALL else f"{value:#.4g}"

@@ -192,12 +192,16 @@ def plans(plan: Training, weights: str = "", backbone: str = "") -> dict[str, Tr
     return {FINE_TUNED: fine_tuned} if weights else {IMAGENET: imagenet} if backbone else {FRESH: plan}
 
 
-def left(outcome: loop.Outcome, batch: int) -> dict[str, Any]:
-    """What a run of so many images a step left, as the train record holds it: curves, COCO's numbers, cost, weights."""
+def left(outcome: loop.Outcome, batches: Loader) -> dict[str, Any]:
+    """What a run on these batches left, as its record holds it: input size, curves, COCO's numbers, cost, weights.
+
+    input_size: height, width.
+    """
     lines = read_log(outcome.log)
     columns, evaluations = curves(lines)
     seconds, waited = sum(columns["step_seconds"]), sum(columns["wait_seconds"])
     return {
+        "input_size": list(batches.size),
         "curves": columns,
         "before": next((line["evaluation"] for line in lines if line["epoch"] < 0), None),
         "epochs": [numbers for numbers in evaluations if numbers["epoch"] >= 0],
@@ -206,7 +210,7 @@ def left(outcome: loop.Outcome, batch: int) -> dict[str, Any]:
         "seconds": seconds,
         "waiting_seconds": waited,
         "waiting_share": waited / seconds,
-        "images_per_second": outcome.steps * batch / seconds,
+        "images_per_second": outcome.steps * batches.batch / seconds,
         "cost": [{"epoch": line["epoch"], **line["cost"]} for line in lines if "cost" in line],
         "checkpoint": {"path": str(outcome.weights), "sha256": sha256(outcome.weights)},
         "last": {"path": str(outcome.last), "sha256": sha256(outcome.last)},

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from lib.show import style
 from lib.show.figures import numbers, show_image
-from lib.show.style import Picture, canvas, panels, picture, single, styled
+from lib.show.style import FAINT, INK, QUIET, SERIES, VERMILLION, Picture, canvas, panels, picture, single, styled
 
 MARKS = "osD^vP*X"  # of boxes, levels and heads: told apart without colour
-DARK, LIGHT = "black", "#8a8a8a"
 SIDES = ("left", "top", "right", "bottom")  # keys of their words
 GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # of a text on lines
 
@@ -27,8 +25,8 @@ def _listed(names: Iterable[str]) -> str:
     return style.listed(list(map(style.term, names)))
 
 
-def _colour(index: int):
-    return matplotlib.colormaps["tab10"](index % 10)
+def _colour(index: int) -> str:
+    return SERIES[index % len(SERIES)]
 
 
 def _outline(axis: Axes, box: np.ndarray, colour, line: str = "-", width: float = 1.2) -> None:
@@ -62,7 +60,7 @@ def wiring(nodes: Sequence) -> Picture:
     strides = sorted({node.stride for node in nodes})
     at = {node.name: (strides.index(node.stride), row) for row, node in enumerate(nodes)}
     figure, axis = single(0.7 + 0.24 * len(nodes), 10.0)
-    look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 4, "shrinkB": 5, "linewidth": 1.2, "color": LIGHT}
+    look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 4, "shrinkB": 5, "linewidth": 1.2, "color": QUIET}
     for node in nodes:
         for source in node.reads:
             (x, y), (u, v) = at[source], at[node.name]
@@ -70,7 +68,7 @@ def wiring(nodes: Sequence) -> Picture:
             axis.add_patch(FancyArrowPatch((x, y), (u, v), connectionstyle=f"arc3,rad={bend}", **look))
     for node in nodes:
         x, y = at[node.name]
-        axis.plot(x, y, "s", color=DARK if len(node.reads) != 1 else "white", markeredgecolor=DARK, markersize=8)
+        axis.plot(x, y, "s", color=INK if len(node.reads) != 1 else "white", markeredgecolor=INK, markersize=8)
         name = f"{node.name.partition('.')[2]}  {node.channels}"
         axis.text(x + 0.08, y, name, fontsize=12, va="center", bbox=GROUND)
     axis.set(xlim=(-0.3, len(strides) - 0.1), ylim=(len(nodes) - 0.4, -0.6))
@@ -123,9 +121,9 @@ def sides(distances: np.ndarray) -> Picture:
     for index, (row, cell) in enumerate(zip(axes, distances.reshape(len(distances), 4, bins)), 1):
         for axis, values in zip(row, cell):
             shares = np.exp(values - np.logaddexp.reduce(values))
-            axis.bar(range(bins), shares, color=LIGHT)
+            axis.bar(range(bins), shares, color=QUIET)
             mean = float(shares @ np.arange(bins))
-            axis.axvline(mean, color=DARK, linestyle="--", linewidth=1.0)
+            axis.axvline(mean, color=INK, linestyle="--", linewidth=1.0)
             form = {"fontsize": 7, "ha": "right", "va": "top", "bbox": GROUND}
             axis.text(0.98, 0.95, f"{mean:.2f}", transform=axis.transAxes, **form)
         row[0].set_ylabel(_say("sides.y", cell=index))
@@ -142,8 +140,8 @@ def boxes_of_cells(sides: np.ndarray, columns: int = 4) -> Picture:
     figure, axes = panels(len(sides), columns, (8.0, 2.4 * -(-len(sides) // columns)))
     reach = 1.15 * np.abs(sides).max()
     for index, (axis, (left, top, right, bottom)) in enumerate(zip(axes, sides), 1):
-        _outline(axis, np.array([-left, -top, right, bottom]), DARK)
-        axis.plot(0, 0, "+", color=DARK, markersize=9)
+        _outline(axis, np.array([-left, -top, right, bottom]), INK)
+        axis.plot(0, 0, "+", color=INK, markersize=9)
         for x, y, value in ((-left / 2, 0, left), (0, -top / 2, top), (right / 2, 0, right), (0, bottom / 2, bottom)):
             axis.text(x, y, f"{value:.2f}", fontsize=7, ha="center", va="center", bbox=GROUND)
         axis.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", title=_say("cell", cell=index))
@@ -172,12 +170,14 @@ def assignments(
         for index, box in enumerate(boxes):
             mine = cells[chosen == index + 1]
             _outline(axis, box, _colour(index))
-            marks = {"marker": MARKS[index % len(MARKS)], "color": _colour(index), "edgecolor": DARK, "linewidth": 0.4}
+            marks = {"marker": MARKS[index % len(MARKS)], "color": _colour(index), "edgecolor": INK, "linewidth": 0.4}
             axis.scatter(*(mine[:, :2] + centre * mine[:, 2:]).T, s=1.5 * mine[:, 2], **marks)
             label = _say("assignments.box", box=index + 1, cells=len(mine))
             axis.text(box[0], max(box[1] - 3, 8), label, fontsize=7, zorder=3, bbox=GROUND)
         _pixels(axis, size)
-        axis.set_title(_say("assignments.title", name=style.term(name), cells=int((chosen > 0).sum())))
+        axis.set_title(
+            _say("assignments.title", name=style.term(name), cells=style.counted("cells", int((chosen > 0).sum())))
+        )
     axes[0, 0].set_ylabel(_say("y"))
     return picture(figure, _say("assignments", names=_listed(found)), dense=True)
 
@@ -208,7 +208,7 @@ def reach(panels: Mapping[str, np.ndarray]) -> Picture:
         axis.set_xlabel(_say("column"))
         axis.set_xticks(np.arange(-0.5, seen.shape[1]), minor=True)
         axis.set_yticks(np.arange(-0.5, seen.shape[0]), minor=True)
-        axis.grid(True, which="minor", color="#bdbdbd", linewidth=0.4)
+        axis.grid(True, which="minor", color=FAINT, linewidth=0.4)
         axis.tick_params(which="minor", length=0)
     axes[0, 0].set_ylabel(_say("row"))
     return picture(figure, _say("reach", names=_listed(panels)), dense=True)
@@ -242,7 +242,7 @@ def selection(image: np.ndarray, scores: np.ndarray, tokens: np.ndarray, sizes: 
     shown, ranks = axes[0]
     places, level = _cells(sizes)
     show_image(shown, image)
-    marks = {"linewidth": 0.7, "edgecolor": DARK, "facecolor": (1, 1, 1, 0.55)}
+    marks = {"linewidth": 0.7, "edgecolor": INK, "facecolor": (1, 1, 1, 0.55)}
     for index, (rows, columns) in enumerate(sizes):
         mine = tokens[level[tokens] == index]
         label = _say("selection.level", rows=rows, columns=columns, chosen=len(mine), of=rows * columns)
@@ -250,8 +250,8 @@ def selection(image: np.ndarray, scores: np.ndarray, tokens: np.ndarray, sizes: 
         shown.scatter(*points, s=12 * 3**index, marker=MARKS[index], label=label, **marks)
     shown.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01))
     falling, count = np.sort(scores)[::-1], len(tokens)
-    ranks.plot(np.arange(1, len(falling) + 1), falling, color=DARK)
-    ranks.axvline(count + 0.5, color=LIGHT, linestyle="--", label=_say("selection.cut", count=count))
+    ranks.plot(np.arange(1, len(falling) + 1), falling, color=INK)
+    ranks.axvline(count + 0.5, color=QUIET, linestyle="--", label=_say("selection.cut", count=count))
     ranks.set(xlabel=_say("selection.x"), ylabel=_say("selection.y"))
     ranks.legend(loc="upper right")
     return picture(figure, _say("selection", count=count, of=len(falling)), dense=True)
@@ -275,7 +275,7 @@ def sampling(image: np.ndarray, layers: Mapping[str, object]) -> Picture:
         axis.grid(False)
         corners = np.stack([read.box[:2] - read.box[2:] / 2, read.box[:2] + read.box[2:] / 2]) * extent
         _outline(axis, corners.ravel(), "white", "-", 2.4)
-        _outline(axis, corners.ravel(), DARK, "--")
+        _outline(axis, corners.ravel(), INK, "--")
         for head, (places, shares) in enumerate(zip(read.places, read.shares)):
             marks = {"marker": MARKS[head % len(MARKS)], "color": _colour(head), "edgecolor": "white", "linewidth": 0.4}
             points = (places.reshape(-1, 2) * extent).T
@@ -314,7 +314,7 @@ def mask(blocks: np.ndarray, denoising: int) -> Picture:
     figure, axis = single(4.6, 4.6)
     _matrix(axis, blocks != 0, cmap="Greys", vmin=0, vmax=1.4)
     for line in (axis.axhline, axis.axvline):
-        line(denoising - 0.5, color=DARK, linewidth=0.8)
+        line(denoising - 0.5, color=INK, linewidth=0.8)
     axis.set(xlabel=_say("mask.x", count=denoising), ylabel=_say("mask.y"))
     return picture(figure, _say("mask"), dense=True)
 
@@ -334,7 +334,7 @@ def costs(cost: np.ndarray, queries: np.ndarray, boxes: np.ndarray, gap: float, 
     numbers(axis, written, cost[rows] > sum(image.get_clim()) / 2)
     for query, box in zip(queries, boxes):
         row = int(np.searchsorted(rows, query))
-        axis.add_patch(Rectangle((box - 0.47, row - 0.44), 0.94, 0.88, fill=False, edgecolor="#d55e00", linewidth=2.0))
+        axis.add_patch(Rectangle((box - 0.47, row - 0.44), 0.94, 0.88, fill=False, edgecolor=VERMILLION, linewidth=2.0))
     axis.set_xticks(range(cost.shape[1]), [str(box + 1) for box in range(cost.shape[1])])
     axis.set_yticks(range(len(rows)), list(map(str, rows)))
     axis.set(xlabel=_say("costs.x"), ylabel=_say("costs.y"), title=_say("costs.gap", gap=f"{gap:.2g}"))
