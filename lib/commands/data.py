@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lib.commands.arguments import verb
-from lib.errors import UserError, visible
+from lib.errors import UserError
 
 PURPOSE = "get, make, convert, check and show data sets"
 FORMATS = ("voc", "coco", "yolo")
@@ -137,8 +137,9 @@ def _convert(chosen: argparse.Namespace) -> None:
 
     options = _named(chosen, "link", "keep_difficult", "skip_faults", "workers", "trainval")
     done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, **options)
-    for line in [*(f"fault: {fault}" for fault in done.faults), *(f"not the same: {lost}" for lost in done.lost)]:
-        print(line)
+    for kind, lines in {"fault": done.faults, "note": done.notes, "not the same": done.lost}.items():
+        for line in lines:
+            print(f"{kind}: {line}")
     for split, (images, boxes) in done.counts.items():
         print(f"{chosen.target}: {split + ': ' if split else ''}{images} images, {boxes} boxes")
 
@@ -156,7 +157,7 @@ def _verify(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
     faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers, tell=print)
-    print(visible("\n".join(faults or [f"{chosen.source}: no fault"])))
+    print("\n".join(faults or [f"{chosen.source}: no fault"]))
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise UserError(f"{chosen.source}: {count}, listed above; mend the annotations or the images")

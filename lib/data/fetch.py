@@ -87,14 +87,14 @@ def fetch(
         for file in [_have(archive, source, downloads, tell) for archive in chosen]:
             tell(f"{file}: unpacking")
             count += extract(file, temporary)
-        (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
+        (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(downloads, ignore_errors=True)
     return count
 
 
 def _is_there(folder: Path, receipt: dict) -> bool:
     try:
-        return json.loads((folder / RECEIPT).read_text()) == receipt
+        return json.loads((folder / RECEIPT).read_text(encoding="utf-8")) == receipt
     except (OSError, ValueError):  # no set of ours: `whole_folder` says what to do
         return False
 

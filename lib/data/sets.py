@@ -109,12 +109,12 @@ def subset(
     folder = Path(folder)
     for split, content in contents.items():
         path = folder / f"{split}.json"
-        if path.exists() and path.read_text() != content:
+        if path.exists() and path.read_text(encoding="utf-8") != content:
             raise UserError(f"{path}: is another data set or another choice; choose another folder or remove it")
     _link(folder / "images", dataset.folder.resolve())
     for split, content in contents.items():
         with atomic(folder / f"{split}.json") as temporary:
-            temporary.write_text(content)
+            temporary.write_text(content, encoding="utf-8")
     return {split: folder / f"{split}.json" for split in ("train", "val")}
 
 

@@ -68,7 +68,7 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
         classes = dict.fromkeys(line.strip() for line in text_lines(root / "classes.txt") if line.strip())
     faults += annotated.class_faults(root, tuple(classes))
     splits = {split: tuple(_listed(picture, classes, faults) for picture in chosen) for split, chosen in splits.items()}
-    return Collection(root, "voc", tuple(classes), splits, tuple(faults), others)
+    return Collection(root, "voc", tuple(classes), splits, tuple(faults), others=others)
 
 
 def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Picture, ...]]) -> None:
