@@ -126,9 +126,10 @@ def test_a_fault_is_one_line_with_file_entry_and_remedy(write, name):
         (json.dumps(GOOD).replace("1.5", "NaN"), "NaN"),
         (json.dumps(GOOD).replace("1.5", "-Infinity"), "Infinity"),
         (json.dumps(GOOD).replace("1.5", "1e999"), "annotation 1"),
-        ("[" * 100_000, "JSON"),
+        ("[" * 100_000, "no valid JSON (lists in lists"),
         ("9" * 5000, "JSON"),
-        ("\xff\xfe\x00", "JSON"),
+        ("\xff\xfe\x00", "is not UTF-8"),
+        ('{"\xc2\xdd\xcb\xa8": 1}', "is not UTF-8 (byte 2); save it as UTF-8"),  # GBK
     ],
 )
 def test_a_file_that_is_no_coco_json(write, content, named):

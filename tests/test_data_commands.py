@@ -123,6 +123,21 @@ def test_fetch_from_a_folder_without_archives_is_one_line(capsys, tmp_path):
     assert "VOCtest_06-Nov-2007.tar: is not there" in line and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["file/new", "/proc/nowhere/new"])
+@pytest.mark.parametrize("kind", ["scenes", "convert", "subset", "fetch", "show"])
+def test_where_nothing_can_be_written_is_one_line(capsys, scenes, tmp_path, kind, place):
+    (tmp_path / "file").touch()
+    options = {
+        "scenes": [tmp_path / place, "--train", 1, "--val", 1],
+        "convert": [scenes, tmp_path / place, "--to", "voc"],
+        "subset": [scenes / "train.json", tmp_path / place, "--train", 1, "--val", 1],
+        "fetch": ["voc2007", tmp_path / place],
+        "show": [scenes, tmp_path / place],
+    }
+    said = fails(capsys, kind, *options[kind])[1]
+    assert re.search(r"can't be written \(N.*; choose another folder|Not a directory: move away the file", said), said
+
+
 # --- show
 
 

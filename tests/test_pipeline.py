@@ -459,6 +459,30 @@ def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(mo
             jobs.run_twice({}, "m/torch/train")
 
 
+@pytest.mark.parametrize("name", ["2024_05", "a #2", "1e3", "data[1]", "{v1}", "US$", "螺栓", "<b>", "it's", "-x"])
+def test_a_name_of_the_users_reaches_the_notebook_as_it_is(project, name):
+    """Snakemake never sees it: YAML would make a number of it, its patterns wildcards."""
+    (project / name).mkdir()
+    (project / name / "val.json").touch()
+    told = "import json\nopen('told', 'w').write(data)"
+    notebook(project / "notebooks/10_data.ipynb", told, parameters="data = ''")
+    data, *_ = pipeline.plan(pipeline.Request("mini", (MODEL,), name, 2))
+    description = json.loads(data.file.read_text(encoding="utf-8"))
+    assert description["parameters"]["data"] == name and f"{name}/val.json" in data.inputs
+    form, papermill = {"kernel_name": "torch", "language": "python"}, pytest.importorskip("papermill.parameterize")
+    book = nbformat.read(project / "notebooks/10_data.ipynb", 4)
+    given = papermill.parameterize_notebook(book, description["parameters"], **form)
+    exec("\n".join(cell.source for cell in given.cells if cell.cell_type == "code"), {})
+    assert (project / "told").read_text(encoding="utf-8") == name
+
+
+def test_what_snakemake_says_before_the_first_job_is_shown(project, capsys):
+    (project / "snakemake.log").write_text("Building\nError in Snakefile, line 8:\n    no such thing\n\n")
+    said = pipeline.cause(pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2)), project / "snakemake.log")
+    assert said.startswith("Snakemake stopped before a job did") and "snakemake.log" in said
+    assert "[report]   |     no such thing" in capsys.readouterr().out
+
+
 def test_a_gap_says_what_failed_or_what_it_waits_for(project):
     planned = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
     complete(planned)
@@ -498,6 +522,7 @@ def test_a_plain_locale_and_an_interruption_are_no_traceback(project, monkeypatc
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     printed = process.communicate()[0]
     assert process.returncode == 130 and "Traceback" not in printed and printed.count("interrupted") == 1, printed
+    assert not list(project.glob("reports/one/notebooks/all/none/.*")), "half a notebook"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 from lib.errors import UserError
-from lib.record import FULL
+from lib.record import FULL, unwritten
 
 RECEIPT = "fetched.json"
 CHUNK = 1 << 16  # bytes at a time: what a broken connection may lose of them
@@ -139,7 +139,7 @@ def _downloaded(url: str, archive: Archive, downloads: Path, tell: Callable[[str
         remedy = "it was removed: run again, or give --from a mirror you trust"
         raise UserError(f"{url}: is not the published archive, its MD5 differs; {remedy}") from error
     except OSError as error:
-        raise _unwritten(downloads, error) from error
+        raise unwritten(downloads, error) from error
 
 
 def _download(url: str, part: Path) -> None:
@@ -182,7 +182,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise _unwritten(target, error) from error
+        raise unwritten(target, error) from error
     try:
         yield temporary
         os.rename(temporary, target)  # over an empty folder too
@@ -190,14 +190,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
         inside = any(str(name).startswith(str(temporary)) for name in (error.filename, error.filename2))
         if error.errno not in FULL and (not inside or error.errno == errno.ENOENT):
             raise
-        raise _unwritten(target, error) from error
+        raise unwritten(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _unwritten(folder: Path, error: OSError) -> UserError:
-    remedy = "free some disk space and run the same again" if error.errno in FULL else "choose another folder"
-    return UserError(f"{folder}: can't be written ({error.strerror}); {remedy}")
 
 
 def extract(archive: Path, folder: Path) -> int:

@@ -180,7 +180,7 @@ def _image_name(path: Path, own: str, filename: str, pool: _Pool, faults: Faults
     if chosen is None:
         nor = f" and none named {stated}" if stated else ""
         raise UserError(f"{path}: has no image {own}.* in {pool.folder}{nor}; restore the image or remove the XML")
-    if stated and stated not in (PurePosixPath(chosen).name, PurePosixPath(chosen).stem):
+    if stated and stated not in (PurePosixPath(chosen).name.strip(), PurePosixPath(chosen).stem.strip()):
         faults.kept(f"{path}: says filename {stated!r}, its own name fits {chosen}, which is used; correct it")
     elif not fitting:
         faults.kept(f"{path}: its own name fits no image, {chosen} by its filename is used; rename the XML")

@@ -153,7 +153,7 @@ def _classes(folder: Path, path: Path, settings: dict, texts: _Texts) -> tuple[s
         raise UserError(f"{path}: names is no list or table 0..n-1 of names; correct it, names like yes in quotes")
     own = [folder / name for name in LISTS if (folder / name).is_file()]
     lists = {place: _names(place) for place in (*own, *texts.lists)}
-    found = {path: [str(name) for name in names]} if names else {}
+    found = {path: [str(name).strip() for name in names]} if names else {}
     found |= {place: listed for place, listed in lists.items() if listed}
     if not found:
         raise UserError(f"{folder}: has no class names; write them to {folder / 'classes.txt'}, one a line")
