@@ -465,13 +465,15 @@ def test_a_name_of_the_users_reaches_the_notebook_as_it_is(project, name):
     (project / name).mkdir()
     (project / name / "val.json").touch()
     told = "import json\nopen('told', 'w').write(data)"
-    notebook(project / "notebooks/10_data.ipynb", told, parameters="data = ''")
+    notebook(project / "notebooks/10_data.ipynb", told, parameters=DATA_PARAMETERS)
     data, *_ = pipeline.plan(pipeline.Request("mini", (MODEL,), name, 2))
     description = json.loads(data.file.read_text(encoding="utf-8"))
     assert description["parameters"]["data"] == name and f"{name}/val.json" in data.inputs
-    form, papermill = {"kernel_name": "torch", "language": "python"}, pytest.importorskip("papermill.parameterize")
-    book = nbformat.read(project / "notebooks/10_data.ipynb", 4)
-    given = papermill.parameterize_notebook(book, description["parameters"], **form)
+    from papermill import iorw, parameterize
+
+    book = iorw.load_notebook_node("notebooks/10_data.ipynb")
+    form = {"kernel_name": "torch", "language": "python"}
+    given = parameterize.parameterize_notebook(book, description["parameters"], **form)
     exec("\n".join(cell.source for cell in given.cells if cell.cell_type == "code"), {})
     assert (project / "told").read_text(encoding="utf-8") == name
 
