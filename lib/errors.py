@@ -39,8 +39,8 @@ def of_a_user(error: Exception) -> UserError | None:
         return None
     place = error.filename2 or error.filename  # of a link: itself, not what it points to
     where = f"{place}: " if place else ""
-    remedy = f"{PLACES[error.errno]}; ALIGN_HOME places environments and kernels elsewhere"
-    return UserError(f"{where}{error.strerror}: {remedy}")
+    elsewhere = "; ALIGN_HOME places environments and kernels elsewhere" if ".cache/jittor" in where else ""
+    return UserError(f"{where}{error.strerror}: {PLACES[error.errno]}{elsewhere}")
 
 
 def some(names: Iterable[str]) -> str:
