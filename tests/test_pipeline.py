@@ -260,6 +260,14 @@ def test_users_mistakes_are_one_line(project, options, words):
     )
 
 
+def test_an_interruption_while_it_is_imported_is_one_line(tmp_path):
+    """Of a report's first second; what exit_code says comes after."""
+    (tmp_path / "yaml.py").write_text("raise KeyboardInterrupt")
+    command, environ = [sys.executable, "-m", "lib.machine.pipeline"], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, "interrupted\n")
+
+
 def test_what_the_machine_refuses_is_one_line(project):
     Path("reports").mkdir()
     Path("reports/mini").touch()  # root may write into a read-only folder, but not into a file

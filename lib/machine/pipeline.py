@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,7 +125,7 @@ class Job:
 def load_profile(name: str) -> dict[str, Any]:
     """profiles/<name>.yaml: seed, threads, what it requires, and a section with parameters for each stage."""
     path = environment.ROOT / "profiles" / f"{name}.yaml"
-    if not path.is_file():
+    if not (re.fullmatch(r"[\w.-]+", name) and path.is_file()):  # Snakemake sees it in paths, where {} is a wildcard
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise UserError(f"PROFILE={name}: {path.name} is not in profiles/: choose one of {known}")
     try:
