@@ -94,7 +94,7 @@ def described(collection: Collection) -> str:
         f"{split + ': ' if split else ''}{images} images, {boxes} objects" for split, (images, boxes) in counts.items()
     ]
     classes = f"{len(collection.classes)} classes ({some(collection.classes)})" if collection.classes else "no class"
-    return f"{collection.path}: {collection.format}; {'; '.join(said)}; {classes}"
+    return f"{collection.path}: {collection.format}; {'; '.join(said) or 'no image'}; {classes}"
 
 
 def convert(

@@ -32,7 +32,8 @@ LARGEST = 2.0  # sides: a box may stick out of its image, pixels are larger
 
 def is_yolo(folder: Path) -> bool:
     """Whether `folder` looks like one."""
-    if any((folder / name).exists() for name in (*SETTINGS, "labels", "train/labels", "obj.names")):
+    labels = (folder / "labels").exists() and not any(folder.glob("labels/*.xml"))
+    if labels or any((folder / name).exists() for name in (*SETTINGS, "train/labels", "obj.names")):
         return True
     others = any(any(folder.glob(place)) for place in ("Annotations/", "annotations/", "*.xml"))
     return (folder / "classes.txt").is_file() and not others
@@ -51,7 +52,7 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
         held = {name: texts.of(file, name, faults) for name, file in files.items()}
         none = [text for text in held.values() if text not in texts.used]
         if none and len(none) == len(held):
-            said = f"none of the {len(held)} images {'of ' + split if split else ''} has a text file, such as {none[0]}"
+            said = f"none of the {len(held)} images{' of ' + split if split else ''} has a text file, such as {none[0]}"
             faults.lost(f"{folder}: {said}; restore them, or write empty ones if there are no objects")
             continue
         for text in none:
