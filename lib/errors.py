@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 
 SHOWN = 6  # names that a message lists
@@ -20,8 +21,14 @@ PLACES = {  # errors of the machine's disks rather than of the project
 
 
 def visible(text: object) -> str:
-    """With what a terminal would obey, in a file's name for example, written out."""
-    return "".join(part if part.isprintable() or part == "\n" else repr(part)[1:-1] for part in str(text))
+    """With what a terminal would obey, in a file's name for example, written out; words keep their spaces and joiners
+    of any script."""
+    return "".join(
+        part
+        if part.isprintable() or part in "\n\u200c\u200d" or unicodedata.category(part) == "Zs"
+        else repr(part)[1:-1]
+        for part in str(text)
+    )
 
 
 class UserError(Exception):

@@ -112,7 +112,7 @@ def stem(name: str) -> str:
 
 def is_readable(name: object) -> bool:
     """Text of one line that can be shown and that every format can hold."""
-    return isinstance(name, str) and bool(name.strip()) and name.isprintable()
+    return isinstance(name, str) and bool(name.strip()) and visible(name) == name and "\n" not in name
 
 
 def text_lines(path: Path) -> list[str]:
