@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lib.commands import arguments
-from lib.errors import UserError, visible
+from lib.errors import UserError
 
 PURPOSE = "boxes on pictures, videos and a webcam"
 EXAMPLES = """\
@@ -67,7 +67,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     done = detection.run(chosen.source, found, classes, painter.paint, chosen.output, chosen.json, limit, progress)
     notes = [*done.notes, *([painter.note] if painter.note and chosen.output else [])]
-    print(visible("\n".join([*done.faults, *notes, *map(str, done.written)])))
+    print("\n".join([*done.faults, *notes, *map(str, done.written)]))
     print(f"{done.boxes} boxes in {done.images} images")
     if done.faults:
         raise UserError(f"{chosen.source}: {len(done.faults)} images could not be read, listed above")

@@ -30,18 +30,7 @@ import defusedxml
 from defusedxml.ElementTree import fromstring
 
 from lib.data import annotated, images
-from lib.data.annotated import (
-    FLAGS,
-    SPLITS,
-    Annotation,
-    Collection,
-    Faults,
-    Picture,
-    stem,
-    text_lines,
-    tidy,
-    write_lines,
-)
+from lib.data.annotated import FLAGS, SPLITS, Annotation, Collection, Faults, Picture, stem, text_lines, tidy
 from lib.errors import UserError
 
 DOCUMENTS = ("Annotations", "annotations", "labels")
@@ -95,8 +84,10 @@ def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Pictur
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(document(picture))
         if split:
-            write_lines(folder / "ImageSets" / "Main" / f"{split}.txt", (stem(picture.name) for picture in pictures))
-    write_lines(folder / "classes.txt", classes)
+            annotated.write_lines(
+                folder / "ImageSets" / "Main" / f"{split}.txt", (stem(picture.name) for picture in pictures)
+            )
+    annotated.write_lines(folder / "classes.txt", classes)
 
 
 def document(picture: Picture) -> bytes:
