@@ -245,7 +245,7 @@ def read(path: str | os.PathLike) -> Record:
         first = error.errors()[0]
         fault = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
         raise UserError(f"{path}: not a record of schema {SCHEMA_VERSION}: {fault}; run its stage again") from error
-    except ValueError as error:  # truncated JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # truncated JSON, or bytes that are not UTF-8
         raise UserError(f"{path}: not valid JSON ({error}); run its stage again") from error
 
 
