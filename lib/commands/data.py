@@ -35,7 +35,8 @@ VERIFY = """\
   python -m lib data verify data/scenes/val.json             one COCO file and its images
   python -m lib data verify data/voc2007                     VOC XML
   python -m lib data verify my-labels --format yolo          YOLO text
-Reads every annotation, decodes every image, lists each fault with file, entry and remedy; fails if there is one.
+Says what the set is, reads every annotation, decodes every image, lists each fault with file, entry and remedy; fails
+if there is one. A note is no fault, but what whoever reads a number of the set should know.
 """
 SHOW = """\
   python -m lib data show data/scenes/val.json scenes.png    one sheet of the first 16 images with their boxes
