@@ -52,7 +52,7 @@ def is_voc(folder: Path) -> bool:
 def read(folder: Path, images_dir: Path | None = None) -> Collection:
     """What the XML files of `folder` say, faulty entries left out and named."""
     root = _root(folder)
-    documents = next((root / name for name in DOCUMENTS if (root / name).is_dir()), root)
+    documents = next((root / name for name in DOCUMENTS if images.files(root / name, (".xml",))), root)
     pool = _Pool(images_dir or next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), root))
     faults, others, pictures = Faults(), Counter(), {}
     for path in images.files(documents, (".xml",)):
