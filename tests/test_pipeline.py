@@ -489,7 +489,7 @@ def test_a_name_of_the_users_reaches_the_notebook_as_it_is(project, name):
 def test_what_snakemake_says_before_the_first_job_is_shown(project, capsys):
     (project / "snakemake.log").write_text("Building\nError in Snakefile, line 8:\n    no such thing\n\n")
     said = pipeline.cause(pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2)), project / "snakemake.log")
-    assert said.startswith("Snakemake stopped before a job did") and "snakemake.log" in said
+    assert said.startswith("Snakemake stopped, though no job failed") and "snakemake.log" in said
     assert "[report]   |     no such thing" in capsys.readouterr().out
 
 

@@ -416,7 +416,7 @@ def cause(open_jobs: Sequence[Job], log: Path) -> str:
     if lost := [line for line in lines if line.startswith("message: ")]:  # of a job that a cluster lost
         return f"Snakemake stopped: {lost[0].removeprefix('message: ')} ({log})"
     quote(lines[-LINES:])
-    return f"Snakemake stopped before a job did, its last words are above ({log})"
+    return f"Snakemake stopped, though no job failed: its last words are above ({log})"
 
 
 def gaps(open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:
