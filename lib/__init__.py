@@ -2,13 +2,7 @@
 
 import sys
 
-
-def _in_a_line(kind, error, trace) -> None:
-    if kind is KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
 if sys.argv[:1] == ["-m"]:  # python -m, which still looks for the module to run: Ctrl-C while that one is imported
-    sys.excepthook = _in_a_line
+    sys.excepthook = lambda kind, *rest: (
+        print("interrupted", file=sys.stderr) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+    )

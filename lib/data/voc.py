@@ -43,9 +43,8 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 def is_voc(folder: Path) -> bool:
     """Whether `folder` looks like one."""
-    split = (f"{name}/*.xml" for names in SPLITS.values() for name in names)
-    own = (f"{name}/*.xml" for name in DOCUMENTS)
-    places = ("*.xml", "Annotations/", "VOCdevkit/VOC*/Annotations", *own, *split)
+    inside = (f"{name}/*.xml" for names in (DOCUMENTS, *SPLITS.values()) for name in names)
+    places = ("*.xml", "Annotations/", "VOCdevkit/VOC*/Annotations", *inside)
     return any(any(folder.glob(place)) for place in places)
 
 
