@@ -176,6 +176,8 @@ def test_boxes_are_drawn_on_the_pixels_they_hold(tmp_path):
     assert (image[50:151, 100] == colour).all() and (image[150, 100:201] == colour).all()
     assert (image[60:140, 110:190] == 128).all() and (image[160:] == 128).all()
     assert sheet.Annotated(("dog", "cat"), [picture]).drawn(picture, 150).shape == (100, 150, 3)
+    endless = Picture("a.png", picture.file, tmp_path, (300, 200), (Annotation("cat", (9, 9, 2.0**40, 1e300)),))
+    assert (sheet.Annotated(("dog", "cat"), [endless]).drawn(endless)[20:190, 9] == colour).all()
 
 
 def test_flags_are_said_and_classes_of_another_script_drawn_or_numbered(capsys, scenes, tmp_path, monkeypatch):
