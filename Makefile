@@ -15,6 +15,9 @@ TESTS ?=
 SIDE ?= torch
 SPOKEN := $(if $(filter zh%,$(or $(LC_ALL),$(LC_MESSAGES),$(LANG))),zh,en)
 export ALIGN_HOME ALIGN_CONDA
+unexport DATA WEIGHTS BACKBONE  # make would first take a `$` in them for a variable or a function of its own
+# What a variable was typed as, in the shell's quotes: names of files may hold anything.
+typed = '$(subst ','\'',$(value $1))'
 ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
 .PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-cluster lab envs locks doctor system clean
@@ -34,7 +37,9 @@ help:
 
 report: envs
 	@$(ALIGN) system --if-possible
-	@$(ALIGN) run torch -m lib.machine.pipeline --profile '$(PROFILE)' --models '$(MODELS)' --data '$(DATA)' --weights '$(WEIGHTS)' --backbone '$(BACKBONE)' --also '$(ALSO)' --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
+	@$(ALIGN) run torch -m lib.machine.pipeline --profile=$(call typed,PROFILE) --models=$(call typed,MODELS) \
+	    --data=$(call typed,DATA) --weights=$(call typed,WEIGHTS) --backbone=$(call typed,BACKBONE) --also '$(ALSO)' \
+	    --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
 
 handin: envs
 	@$(ALIGN) run torch -m lib handin reports/$(PROFILE) --language $(SPOKEN)

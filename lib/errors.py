@@ -6,8 +6,10 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable
 
+SHOWN = 6  # names that a message lists
 PLACES = {  # errors of the machine's disks rather than of the project
     errno.ENOSPC: "free some room on that disk",
     errno.EDQUOT: "free some room within your quota",
@@ -19,8 +21,22 @@ PLACES = {  # errors of the machine's disks rather than of the project
 }
 
 
+def visible(text: object) -> str:
+    """With what a terminal would obey, in a file's name for example, written out; words keep their spaces and joiners
+    of any script."""
+    return "".join(
+        part
+        if part.isprintable() or part in "\n\u200c\u200d" or unicodedata.category(part) == "Zs"
+        else repr(part)[1:-1]
+        for part in str(text)
+    )
+
+
 class UserError(Exception):
     """A user's mistake: one line that names the file, the entry and the remedy; shown without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 def of_a_user(error: Exception) -> UserError | None:
@@ -31,13 +47,15 @@ def of_a_user(error: Exception) -> UserError | None:
         return None
     place = error.filename2 or error.filename  # of a link: itself, not what it points to
     where = f"{place}: " if place else ""
-    remedy = f"{PLACES[error.errno]}; ALIGN_HOME places environments and kernels elsewhere"
-    return UserError(f"{where}{error.strerror}: {remedy}")
+    elsewhere = "; ALIGN_HOME places environments and kernels elsewhere" if ".cache/jittor" in where else ""
+    return UserError(f"{where}{error.strerror}: {PLACES[error.errno]}{elsewhere}")
 
 
-def visible(text: str) -> str:
-    """With what a terminal would obey, in a file's name for example, written out."""
-    return "".join(part if part.isprintable() or part == "\n" else repr(part)[1:-1] for part in text)
+def some(names: Iterable[str]) -> str:
+    """The names, or the first few where they are many."""
+    names = list(names)
+    rest = len(names) - SHOWN
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:SHOWN])} and {rest} more"
 
 
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted; what was complete is kept") -> int:
@@ -63,7 +81,7 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted; w
         said = of_a_user(error)
         if said is None:
             raise
-        print(f"error: {visible(str(said))}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 1
 
 

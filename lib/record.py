@@ -146,7 +146,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _refused(path, error) from error
+        raise unwritten(path, error) from error
     try:
         yield temporary
         with open(temporary, "rb") as stream:
@@ -154,13 +154,14 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in FULL or (error.filename == str(temporary) and error.errno != errno.ENOENT):
-            raise _refused(path, error) from error
+            raise unwritten(path, error) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _refused(path: Path, error: OSError) -> UserError:
+def unwritten(path: Path, error: OSError) -> UserError:
+    """What to say of a file or folder that a disk refused to write."""
     remedy = "free some disk space and run again" if error.errno in FULL else "choose another folder"
     return UserError(f"{path}: can't be written ({error.strerror}); {remedy}")
 
@@ -244,7 +245,7 @@ def read(path: str | os.PathLike) -> Record:
         first = error.errors()[0]
         fault = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
         raise UserError(f"{path}: not a record of schema {SCHEMA_VERSION}: {fault}; run its stage again") from error
-    except ValueError as error:  # truncated JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # truncated JSON, or bytes that are not UTF-8
         raise UserError(f"{path}: not valid JSON ({error}); run its stage again") from error
 
 

@@ -101,6 +101,22 @@ def test_nanodet(tmp_path):
     assert set(found.curves.evaluations) == {"AP", "AP50", "APs", "APm"}
 
 
+def test_nanodets_first_console(tmp_path):
+    """Its trainer wrote in small letters, and of an evaluation there is only what pycocotools prints."""
+    step = "[root][11-30 19:15:21]INFO:{}|Epoch{}/190|Iter{}({}/2)| lr:3.16e-05| loss_qfl:{}| loss_bbox:1.0| \n"
+    lines = step.format("train", 1, 0, 0, 2.0) + step.format("train", 1, 1, 1, 1.5) + step.format("val", 1, 1, 0, 9.0)
+    found = read(tmp_path, lines + SUMMARY.format(0.206) + step.format("train", 2, 2, 0, 0.5))
+    assert found.kind == "NanoDet" and found.curves.losses["loss"] == [(0.0, 3.0), (0.5, 2.5), (1.0, 1.5)]
+    assert found.curves.evaluations["AP"] == [(1.0, 0.206)]
+    again = NANODET.replace("Val_metrics", SUMMARY.format(0.2) + "Val_metrics", 1)  # then both: the longer number
+    assert read(tmp_path, again).curves.evaluations["AP"] == [(1.0, 0.2769359509229967)]
+
+
+def test_lists_in_lists_without_an_end_are_no_log(tmp_path):
+    with pytest.raises(UserError, match="no training log that is known"):
+        read(tmp_path, '{"step": ' + 10**5 * "[" + "\n")
+
+
 def test_nanodet_interrupted_in_a_line_and_started_again(tmp_path):
     """Half a line would give half a loss."""
     first, rest = NANODET.split("\n", 2)[1:]

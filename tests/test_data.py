@@ -126,9 +126,10 @@ def test_a_fault_is_one_line_with_file_entry_and_remedy(write, name):
         (json.dumps(GOOD).replace("1.5", "NaN"), "NaN"),
         (json.dumps(GOOD).replace("1.5", "-Infinity"), "Infinity"),
         (json.dumps(GOOD).replace("1.5", "1e999"), "annotation 1"),
-        ("[" * 100_000, "JSON"),
+        ("[" * 100_000, "no valid JSON (lists in lists"),
         ("9" * 5000, "JSON"),
-        ("\xff\xfe\x00", "JSON"),
+        ("\xff\xfe\x00", "is not UTF-8"),
+        ('{"\xc2\xdd\xcb\xa8": 1}', "is not UTF-8 (byte 2); save it as UTF-8"),  # GBK
     ],
 )
 def test_a_file_that_is_no_coco_json(write, content, named):
@@ -275,15 +276,16 @@ def test_a_folder_of_other_json_files_is_no_coco_set(write, tmp_path):
     assert formats.detect(tmp_path / "yolo") == "yolo"
 
 
-def test_a_root_category_and_two_of_one_name_are_pointed_out(write):
+def test_a_root_category_and_two_of_one_name_are_pointed_out(write, tmp_path):
     def root(document):
         document["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
         for entry in document["categories"][1:]:
             entry["supercategory"] = "pets"
 
-    (fault,) = formats.verify(path := write(root))
-    assert "category 0 (pets) is only what others name as their supercategory" in fault
-    assert coco.load(path).notes == (fault,)
+    assert formats.verify(path := write(root), tell=(said := []).append) == []
+    (note,) = coco.load(path).notes
+    assert "category 0 (pets) is only what others name as their supercategory" in note
+    assert said[1:] == [f"note: {note}"] and formats.convert(path, tmp_path / "out", "yolo").notes == (note,)
     twins = write(lambda document: document["categories"].insert(0, {"id": 0, "name": "cat"}))
     assert "categories 2 and 0 have one name, 'cat'" in formats.verify(twins)[0]
     with pytest.raises(UserError, match="remove category 0"):

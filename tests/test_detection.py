@@ -265,6 +265,7 @@ def test_classes(tmp_path):
     assert detection.read_classes(tmp_path / "coco.json") == detection.Classes(("cup", "egg"), (3, 7))
     for name, text, message in (
         ("empty.txt", " \n", "names no class"),
+        ("red.txt", "red\x1b[31m\n", "called .red.*give it a readable name"),
         ("broken.json", "[1", "no valid JSON"),
         ("other.json", "{}", "has no categories"),
     ):

@@ -518,6 +518,53 @@ def test_in_the_c_locale_a_process_reads_utf8_and_the_builder_prints():
     assert all(environment.variables(one, Path("/e"))["PYTHONUTF8"] == "1" for one in ENVIRONMENTS)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2024_05",
+        "a #2",
+        "1e3",
+        "{v1}",
+        "US$",
+        "$(error a function)",
+        "${HOME}",
+        "it's",
+        'a"b',
+        "a\\b",
+        "-x",
+        "~",
+        "螺栓",
+    ],
+)
+def test_make_hands_on_names_as_they_were_typed(tmp_path, name):
+    """make takes a `$` for a variable, a shell a quote for the end of a word, argparse a dash for an option."""
+    python = script(tmp_path / "python", f'printf "%s\\n" "$@" >> {tmp_path}/typed')
+    typed = [f"{variable}={name}" for variable in ("DATA", "WEIGHTS", "BACKBONE")]
+    result = subprocess.run(["make", "report", f"PYTHON={python}", *typed], cwd=ROOT, capture_output=True, text=True)
+    given = (tmp_path / "typed").read_text().splitlines()
+    assert (
+        result.returncode == 0
+        and [f"--{what}={name}" in given for what in ("data", "weights", "backbone")] == [True] * 3
+    )
+
+
+@pytest.mark.skipif(not shutil.which("localedef"), reason="no localedef here")
+@pytest.mark.parametrize("language, charset", [("zh_CN", "GBK"), ("en_US", "ISO-8859-1")])
+def test_names_are_utf8_in_any_locale(tmp_path, language, charset):
+    made = ["localedef", "-i", language, "-f", charset, str(tmp_path / "there")]
+    if subprocess.run(made, capture_output=True).returncode:
+        pytest.skip(f"no sources of {language} here")
+    (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
+    folder = tmp_path / "螺栓"
+    folder.mkdir()
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "螺母"}]}
+    (folder / "val.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    command = [str(one.link / "bin" / "python"), "-m", "lib", "data", "verify", str(folder)]
+    plain = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LOCPATH": str(tmp_path), "LC_ALL": "there"}
+    result = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, encoding="utf-8")
+    assert f"{folder}/val.json: its list 'images' is empty" in result.stdout, result.stderr
+
+
 def test_a_python_of_an_environment_typed_by_hand_has_its_settings():
     (one,) = [one for one in ENVIRONMENTS if importlib.util.find_spec(one.kernel)]
     bare = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}

@@ -24,7 +24,7 @@ def found(image_id=1, category_id=3, bbox=(10, 10, 50, 50), score=0.9):
 
 def test_published_numbers_are_reproduced(shared):
     folder = shared / "real" / "eval_coco_val2014_100"
-    result = evaluation.evaluate(folder / "gt.json", json.loads((folder / "dt.json").read_text()))
+    result = evaluation.evaluate(*(json.loads((folder / name).read_text()) for name in ("gt.json", "dt.json")))
     expected = json.loads((folder / "expected.json").read_text())
     assert list(result.numbers) == expected["keys"]
     np.testing.assert_allclose(list(result.numbers.values()), expected["published_full"], rtol=0, atol=1e-6)
@@ -72,15 +72,3 @@ def test_published_form():
 def test_detections_of_something_else_are_one_line(detection, message):
     with pytest.raises(UserError, match=message):
         evaluation.evaluate(TRUTH, [found(), detection])
-
-
-def test_a_ground_truth_that_cannot_be_used_is_one_line(tmp_path):
-    path = tmp_path / "truth.json"
-    with pytest.raises(UserError, match="cannot be read"):
-        evaluation.evaluate(path, [])
-    path.write_text(json.dumps(TRUTH)[:-5])
-    with pytest.raises(UserError, match="no valid JSON"):
-        evaluation.evaluate(path, [])
-    path.write_text("{}")
-    with pytest.raises(UserError, match="has no 'images'"):
-        evaluation.evaluate(path, [])

@@ -309,6 +309,49 @@ def test_cocos_own_empty_boxes_do_not_stop_training_but_are_named(make, tmp_path
         coco.load(path)
 
 
+NAMES = (
+    "2024_05",
+    "a #2",
+    "1e3",
+    "data[1]",
+    "{v1}",
+    "US$",
+    "螺栓",
+    "图　片",
+    "می‌شود",
+    "<b>",
+    "it's",
+    'a"b&',
+    "-x",
+    "~",
+    "null",
+    " a ",
+    "*?",
+)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "n" * 100])
+def test_a_name_is_only_a_name(make, tmp_path, name):
+    """Of the folder, of an image, of a class: whatever YAML, XML, a pattern or a shell would take it for."""
+    folder = make("coco", {"": {f"{name}.png": [Annotation(name.strip(), (0, 0, 9, 9))]}}, (name.strip(),), name)
+    for to, kind in (("yolo", "coco"), ("voc", "coco")):
+        formats.convert(folder, tmp_path / to / name, to)
+        assert formats.verify(tmp_path / to / name) == []
+        formats.convert(tmp_path / to / name, tmp_path / f"{to} back" / name, kind)
+        assert contents(tmp_path / f"{to} back" / name, kind) == contents(folder, kind)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xc2\xdd\xcb\xa8"), "red\x1b[31m"], ids=["GBK", "control"])
+def test_a_file_whose_name_is_no_text_is_a_fault_in_one_line(make, tmp_path, name):
+    """It was found sound, and ended the conversion to COCO with a traceback."""
+    folder = make("yolo", {"": {f"{name}.png": [Annotation("cat", (0, 0, 9, 9))], "a.png": []}})
+    (fault,) = formats.verify(folder)
+    assert "rename it" in fault and fault.isprintable()
+    with pytest.raises(UserError, match="rename it"):
+        formats.convert(folder, tmp_path / "target", "coco")
+    assert formats.convert(folder, tmp_path / "target", "coco", skip_faults=True).counts == {"": (1, 0)}
+
+
 def test_a_name_too_long_for_the_disk_is_a_fault(make, tmp_path):
     """It ended a conversion with a traceback."""
     folder = make("coco", {"": PLAIN})

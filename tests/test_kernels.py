@@ -64,13 +64,15 @@ def check(found: dict, one: environment.Environment) -> None:
     assert {name: found.get(name) for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("here, one", [(".", JT), ("notebooks", TORCH), ("/", JT)])
-def test_papermill_as_typed(tmp_path, bare, tiny, here, one):
+@pytest.mark.parametrize(
+    "here, kernel, one", [(".", "jittor", JT), ("notebooks", "python3", TORCH), ("/", "jittor", JT)]
+)
+def test_papermill_as_typed(tmp_path, bare, tiny, here, kernel, one):
     """From the root and notebooks/ with relative paths; from elsewhere with whole ones; -k over its own."""
     folder = ROOT / here
     paths = [str(ROOT / "envs/torch/bin/papermill"), str(tiny)]
     typed = paths if here == "/" else [os.path.relpath(path, folder) for path in paths]
-    command = [*typed, str(tmp_path / "out.ipynb"), "-k", one.kernel, "-p", "which", "2"]
+    command = [*typed, str(tmp_path / "out.ipynb"), "-k", kernel, "-p", "which", "2"]
     result = subprocess.run(command, cwd=folder, env=bare, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     check(told(tmp_path / "out.ipynb"), one)
@@ -144,12 +146,12 @@ def test_outside_of_any_checkout_there_is_one_line(places):
 
 
 def test_kernelspecs_name_no_checkout_and_are_written_once(tmp_path):
-    installation.write_kernels(tmp_path)
+    installation.write_kernels(TORCH, tmp_path)
     files = sorted((tmp_path / "share").rglob("*.*"))
-    assert len(files) == 4 and not any(str(ROOT) in file.read_text() for file in files)
+    assert len(files) == 6 and not any(str(ROOT) in file.read_text() for file in files)
     before = [file.stat().st_ino for file in files]
-    installation.write_kernels(tmp_path)
+    installation.write_kernels(TORCH, tmp_path)
     assert [file.stat().st_ino for file in files] == before
     files[0].write_text("{}")
-    installation.write_kernels(tmp_path)
+    installation.write_kernels(TORCH, tmp_path)
     assert "launcher.py" in files[0].read_text()

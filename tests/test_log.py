@@ -10,6 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from lib.errors import UserError
 from lib.training.log import EVENTS, Log, curves, read_log, scalars
 
 
@@ -122,3 +123,10 @@ def test_curves_from_a_log():
     columns, evaluations = curves(lines)
     assert columns == {"step": [0, 1], "epoch": [0, 0], "loss": [2.0, 1.0]}
     assert evaluations == [{"step": 1, "epoch": 0, "AP": 0.1}]
+
+
+@pytest.mark.parametrize("content", [b"{\n", b"\xff\n", 10**5 * b"[" + b"\n"], ids=["cut", "not UTF-8", "no end"])
+def test_what_is_no_log_is_one_line(tmp_path, content):
+    (tmp_path / "log.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match="is no log of a run .*; restore it"):
+        read_log(tmp_path / "log.jsonl")

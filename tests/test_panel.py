@@ -151,7 +151,7 @@ def test_a_data_set_and_result_files(tmp_path, data):
     alt = shown.picture(shown.choice("list.json", threshold=0.3, image=image)).alt
     said = (f"{side}, list.json: 1 box, 1 without counterpart (≠)" for side in ("PyTorch", "Jittor"))
     assert "; ".join(said) in alt
-    for text in ("[", json.dumps([entry | {"category_id": 99}]), json.dumps([{"bbox": [1, 2, 3, 4]}])):
+    for text in ("[", 10**5 * "[", json.dumps([entry | {"category_id": 99}]), json.dumps([{"bbox": [1, 2, 3, 4]}])):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match="no COCO result file of this data set"):
             shown.add_file("mine", "bad", "torch", tmp_path / "bad.json")

@@ -13,6 +13,7 @@ from lib.evaluation import inference
 from lib.evaluation.detection import Classes
 from lib.show import panel
 from lib.show.panel_live import FILE, SIDE, Live, controls
+from lib.training import checkpoints
 
 NAME = "nanodet-plus-m_320"
 
@@ -74,6 +75,13 @@ def test_an_image_is_asked_for_once(trained):
 def test_what_can_not_be_run_is_named(trained, model, path, message):
     with pytest.raises(UserError, match=message):
         trained[1].join(trained[0], model, path)
+
+
+def test_weights_of_the_same_classes_in_another_order_do_not_join(trained, tmp_path):
+    shown, live = trained
+    checkpoints.write(tmp_path / "w.safetensors", {"a": np.ones(1)}, shown.names()[::-1])
+    with pytest.raises(UserError, match="the same in another order"):
+        live.join(shown, NAME, str(tmp_path / "w.safetensors"))
 
 
 def test_the_button_brings_the_model_into_the_menus(trained):

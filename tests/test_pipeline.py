@@ -260,6 +260,14 @@ def test_users_mistakes_are_one_line(project, options, words):
     )
 
 
+def test_an_interruption_while_it_is_imported_is_one_line(tmp_path):
+    """Of a report's first second; what exit_code says comes after."""
+    (tmp_path / "yaml.py").write_text("raise KeyboardInterrupt")
+    command, environ = [sys.executable, "-m", "lib.machine.pipeline"], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, "interrupted\n")
+
+
 def test_what_the_machine_refuses_is_one_line(project):
     Path("reports").mkdir()
     Path("reports/mini").touch()  # root may write into a read-only folder, but not into a file
@@ -468,6 +476,32 @@ def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(mo
             jobs.run_twice({}, "m/torch/train")
 
 
+@pytest.mark.parametrize("name", ["2024_05", "a #2", "1e3", "data[1]", "{v1}", "US$", "螺栓", "<b>", "it's", "-x"])
+def test_a_name_of_the_users_reaches_the_notebook_as_it_is(project, name):
+    """Snakemake never sees it: YAML would make a number of it, its patterns wildcards."""
+    (project / name).mkdir()
+    (project / name / "val.json").touch()
+    told = "import json\nopen('told', 'w').write(data)"
+    notebook(project / "notebooks/10_data.ipynb", told, parameters=DATA_PARAMETERS)
+    data, *_ = pipeline.plan(pipeline.Request("mini", (MODEL,), name, 2))
+    description = json.loads(data.file.read_text(encoding="utf-8"))
+    assert description["parameters"]["data"] == name and f"{name}/val.json" in data.inputs
+    from papermill import iorw, parameterize
+
+    book = iorw.load_notebook_node("notebooks/10_data.ipynb")
+    form = {"kernel_name": "torch", "language": "python"}
+    given = parameterize.parameterize_notebook(book, description["parameters"], **form)
+    exec("\n".join(cell.source for cell in given.cells if cell.cell_type == "code"), {})
+    assert (project / "told").read_text(encoding="utf-8") == name
+
+
+def test_what_snakemake_says_before_the_first_job_is_shown(project, capsys):
+    (project / "snakemake.log").write_text("Building\nError in Snakefile, line 8:\n    no such thing\n\n")
+    said = pipeline.cause(pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2)), project / "snakemake.log")
+    assert said.startswith("Snakemake stopped, though no job failed") and "snakemake.log" in said
+    assert "[report]   |     no such thing" in capsys.readouterr().out
+
+
 def test_a_gap_says_what_failed_or_what_it_waits_for(project):
     planned = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
     complete(planned)
@@ -507,6 +541,7 @@ def test_a_plain_locale_and_an_interruption_are_no_traceback(project, monkeypatc
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     printed = process.communicate()[0]
     assert process.returncode == 130 and "Traceback" not in printed and printed.count("interrupted") == 1, printed
+    assert not list(project.glob("reports/one/notebooks/all/none/.*")), "half a notebook"
 
 
 @pytest.mark.slow

@@ -180,6 +180,7 @@ def another_framework(path):
 @pytest.mark.parametrize(
     "fault, message",
     [
+        (lambda path: path.write_text(10**5 * "["), "not valid JSON"),
         (flip_a_bit, "a is not what"),
         (cut, "not valid JSON"),
         (drop_arrays, "can't be read"),

@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from lib.alignment import questions
+from lib.errors import UserError
 from lib.record import measure
 from lib.report import beside, pictures, verify
 from lib.report.bound import SHARED, records
@@ -232,3 +233,14 @@ def test_composed_texts_are_translated_and_names_are_not():
     assert term("backbone.stage2.0.branch2.1") == "backbone.stage2.0.branch2.1"
     assert Messages("en").term("norm of the exp avg sq, float32") == "norm of the exp avg sq, float32"
     assert Messages("en").term("train, batch 8") == "training step, batch 8"
+
+
+def test_a_record_of_another_version_is_one_line(tmp_path):
+    with measure("compare", "m", tmp_path) as measured:
+        measured.fields["verdicts"] = [{"verdict": "MAYBE"}]
+    (held,) = records(tmp_path, "m", Messages("en")).values()
+    assert held.find("fields", "gone", 0) is None
+    with pytest.raises(UserError, match="^m/none/compare: the record has no field /fields/gone/0; run its stage again"):
+        held("fields", "gone", 0)
+    with pytest.raises(UserError, match="verdicts/0/verdict: 'MAYBE' is no verdict"):
+        held.badge("fields", "verdicts", 0, "verdict")

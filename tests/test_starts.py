@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from lib import convert, models
-from lib.errors import UserError
+from lib.errors import SHOWN, UserError
 from lib.show import figures, tables
-from lib.training import checkpoints, pretrained, runs
+from lib.training import pretrained, runs
 
 NAME = "nanodet-plus-m_320"
 PLAN = runs.Training(NAME, "data", "run")
@@ -109,7 +109,7 @@ def test_many_names_are_counted_not_listed(held):
     origin = pretrained.load_backbone(models.build(NAME, 3), held[1])
     assert (
         len(origin.left_over) > 100
-        and f"and {len(origin.left_over) - checkpoints.SHOWN} more" in str(origin)
+        and f"and {len(origin.left_over) - SHOWN} more" in str(origin)
         and len(str(origin)) < 600
     )
 

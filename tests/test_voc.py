@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.data import voc
+from lib.data import formats, voc
 from lib.data.annotated import Annotation, Faults, Picture, measured, tidy
 from lib.errors import UserError
 
@@ -264,6 +264,29 @@ def test_other_layouts(write, tmp_path):
     (tmp_path / "sets/VOCdevkit/VOC2012/Annotations").mkdir(parents=True)
     with pytest.raises(UserError, match="VOC2007 and VOC2012"):
         voc.read(tmp_path / "sets")
+
+
+@pytest.mark.parametrize(
+    "files, splits",
+    [
+        (["images/a", "annotations/a"], {"": ["a.png"]}),
+        (["images/a", "labels/a"], {"": ["a.png"]}),
+        (["train/a", "valid/b", "test/c"], {"train": ["train/a.png"], "val": ["valid/b.png"], "test": ["test/c.png"]}),
+        (["train/a", "other/b"], {"": ["other/b.png", "train/a.png"]}),
+        (["JPEGImages/val/a", "Annotations/val/a"], {"val": ["val/a.png"]}),
+    ],
+)
+def test_layouts_of_exporters(tmp_path, files, splits):
+    image = cv2.imencode(".png", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
+    for file in map(tmp_path.joinpath, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if "nnotations" not in str(file) and "labels" not in str(file):
+            Path(f"{file}.png").write_bytes(image)
+        if "mages" not in str(file):
+            Path(f"{file}.xml").write_text(GOOD.replace("a.png", f"{file.name}.png"))
+    assert formats.detect(tmp_path) == "voc" and formats.verify(tmp_path) == []
+    found = formats.read(tmp_path).splits
+    assert {split: [picture.name for picture in pictures] for split, pictures in found.items()} == splits
 
 
 coordinates = st.decimals(0, 20_000, places=6).map(float)

@@ -77,7 +77,8 @@ def features(model: nn.Module, wanted: Mapping[str, tuple[str, int | None]]) -> 
         for name, (path, element) in wanted.items():
 
             def keep(module, inputs, output, name=name, element=element):
-                found[name] = backend.numpy(output if element is None else output[element])
+                # A copy: the next layer may work in place.
+                found[name] = np.array(backend.numpy(output if element is None else output[element]))
 
             stack.callback(modules[path].register_forward_hook(keep).remove)
         yield found

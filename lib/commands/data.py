@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lib.commands.arguments import verb
-from lib.errors import UserError, visible
+from lib.errors import UserError
 
 PURPOSE = "get, make, convert, check and show data sets"
 FORMATS = ("voc", "coco", "yolo")
@@ -35,7 +35,8 @@ VERIFY = """\
   python -m lib data verify data/scenes/val.json             one COCO file and its images
   python -m lib data verify data/voc2007                     VOC XML
   python -m lib data verify my-labels --format yolo          YOLO text
-Reads every annotation, decodes every image, lists each fault with file, entry and remedy; fails if there is one.
+Says what the set is, reads every annotation, decodes every image, lists each fault with file, entry and remedy; fails
+if there is one. A note is no fault, but what whoever reads a number of the set should know.
 """
 SHOW = """\
   python -m lib data show data/scenes/val.json scenes.png    one sheet of the first 16 images with their boxes
@@ -137,8 +138,9 @@ def _convert(chosen: argparse.Namespace) -> None:
 
     options = _named(chosen, "link", "keep_difficult", "skip_faults", "workers", "trainval")
     done = formats.convert(chosen.source, chosen.target, chosen.to, chosen.images, chosen.format, **options)
-    for line in [*(f"fault: {fault}" for fault in done.faults), *(f"not the same: {lost}" for lost in done.lost)]:
-        print(line)
+    for kind, lines in {"fault": done.faults, "note": done.notes, "not the same": done.lost}.items():
+        for line in lines:
+            print(f"{kind}: {line}")
     for split, (images, boxes) in done.counts.items():
         print(f"{chosen.target}: {split + ': ' if split else ''}{images} images, {boxes} boxes")
 
@@ -156,7 +158,7 @@ def _verify(chosen: argparse.Namespace) -> None:
     from lib.data import formats
 
     faults = formats.verify(chosen.source, chosen.images, chosen.format, chosen.workers, tell=print)
-    print(visible("\n".join(faults or [f"{chosen.source}: no fault"])))
+    print("\n".join(faults or [f"{chosen.source}: no fault"]))
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise UserError(f"{chosen.source}: {count}, listed above; mend the annotations or the images")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.commands import arguments
+from lib.errors import visible
 
 if TYPE_CHECKING:
     from lib.evaluation import Evaluation
@@ -68,12 +69,12 @@ def run(chosen: argparse.Namespace) -> None:
         result = evaluate(truth, rows)
         if others:
             those = f"{len(others)} images of {chosen.weights}"
-            print(f"note: {those} are not the ground truth's and left out, such as {others[0]}")
+            print(f"note: {those} are not the ground truth's and left out, such as {visible(others[0])}")
     else:
         rows, result = _detected(chosen)
     if chosen.detections:
         with atomic(chosen.detections) as temporary:
-            temporary.write_text(json.dumps(rows))
+            temporary.write_text(json.dumps(rows), encoding="utf-8")
     for name, value in [*result.numbers.items(), *(result.per_class.items() if chosen.per_class else ())]:
         print(f"{name:<12} {value:.4f}")
     _show_more(chosen, truth, rows, result)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lib.data import images
-from lib.errors import UserError
+from lib.errors import UserError, visible
 
 FLAGS = ("difficult", "truncated", "occluded")
 DECIMALS = 9  # of a pixel: float64 keeps as many up to images of a million pixels a side, so no step adds an error
@@ -60,7 +60,9 @@ class Fault:
 
     message: str
     loses: bool = True
-    of_set: bool = False  # of the set as a whole: every command that makes numbers of it says so
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", visible(self.message).replace("\n", "\\n"))  # it may name any file
 
 
 class Faults(list[Fault]):
@@ -72,9 +74,6 @@ class Faults(list[Fault]):
     def kept(self, message: str) -> None:
         self.append(Fault(message, loses=False))
 
-    def of_set(self, message: str) -> None:
-        self.append(Fault(message, loses=False, of_set=True))
-
 
 @dataclass(frozen=True)
 class Collection:
@@ -85,6 +84,7 @@ class Collection:
     classes: tuple[str, ...]  # by label
     splits: dict[str, tuple[Picture, ...]]  # by name: train, val, ...; "" where there is no split
     faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()  # no fault, but what whoever reads a number of it should know
     others: Counter[str] = field(default_factory=Counter)  # entries that no other format has -> how often
     renumbered: bool = False  # its class numbers are not 1..n (COCO)
 
@@ -112,7 +112,7 @@ def stem(name: str) -> str:
 
 def is_readable(name: object) -> bool:
     """Text of one line that can be shown and that every format can hold."""
-    return isinstance(name, str) and bool(name.strip()) and name.isprintable()
+    return isinstance(name, str) and bool(name.strip()) and visible(name) == name and "\n" not in name
 
 
 def text_lines(path: Path) -> list[str]:
@@ -136,7 +136,11 @@ def read_json(path: Path, parse_constant: Callable[[str], float] | None = None) 
             f"{path}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             "the file may be cut short: write or download it again"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: no valid JSON (lists in lists without an end); write or download it again") from error
+    except ValueError as error:
         raise UserError(f"{path}: no valid JSON ({error}); write or download it again") from error
 
 
@@ -171,6 +175,9 @@ def measured(collection: Collection, workers: int | None = None) -> Collection:
 def _measure(picture: Picture, judged: bool) -> tuple[Picture | None, Faults]:
     faults, kept = Faults(), []
     what = "the image" if picture.id is None else f"image {picture.id}"
+    if not is_readable(picture.name):
+        faults.lost(f"{picture.file}: its name is no UTF-8 or holds control characters; rename it and its annotations")
+        return None, faults
     try:
         image, stored = images.pixels(picture.file, what, picture.size[::-1] if picture.size else None)
     except UserError as error:

@@ -78,6 +78,7 @@ class Parsed:
     categories: dict[int, dict]
     images: dict[int, dict]
     annotations: dict[int, list[tuple[dict, bool]]]  # by image: the entry, and whether training sees it
+    notes: list[str]  # what is not wrong in any entry, but makes a number of the set mean less than it seems
     faults: Faults  # those that lose something are fatal for `load`
     flat: Faults  # of boxes without extent, which training skips as published and no other format can say
 
@@ -100,7 +101,7 @@ def load(json_path: str | Path, images_dir: str | Path | None = None) -> Dataset
         file = parsed.folder / entry["file_name"]
         entries.append(ImageEntry(image, file, entry["width"], entry["height"], _corners(targets), labels, aside))
     names = tuple(category["name"] for category in parsed.categories.values())
-    return Dataset(path, names, tuple(parsed.categories), tuple(entries), parsed.folder, tuple(_notes(path, parsed)))
+    return Dataset(path, names, tuple(parsed.categories), tuple(entries), parsed.folder, tuple(parsed.notes))
 
 
 def files(source: Path) -> dict[str, Path]:
@@ -154,7 +155,7 @@ def truth(path: Path) -> tuple[dict, list[str]]:
     that `verify` would: a number from a faulty truth is none."""
     parsed = _parsed(path, without_images=True)
     _refuse(parsed.faults)
-    return parsed.document, _notes(path, parsed)
+    return parsed.document, parsed.notes
 
 
 def _refuse(faults: Faults) -> None:
@@ -164,12 +165,6 @@ def _refuse(faults: Faults) -> None:
         raise UserError(fatal[0] + more)
 
 
-def _notes(path: Path, parsed: Parsed) -> list[str]:
-    """What is not wrong in any entry, but makes a number of the set mean less than it seems."""
-    said = [] if any(parsed.annotations.values()) else [f"{path}: has no object: nothing to learn or to find"]
-    return [*said, *(fault.message for fault in parsed.faults if fault.of_set)]
-
-
 def read_image(entry: ImageEntry) -> np.ndarray:
     """(h, w, 3) uint8 BGR in the annotated size. UserError as `images.pixels` says."""
     return images.pixels(entry.file, f"image {entry.id}", (entry.height, entry.width))[0]
@@ -177,7 +172,7 @@ def read_image(entry: ImageEntry) -> np.ndarray:
 
 def read(source: Path, images_dir: Path | None = None) -> Collection:
     """What the JSON files of `source` say, faulty entries left out and named."""
-    splits, faults, others, classes, numbers = {}, Faults(), Counter(), (), ()
+    splits, faults, notes, others, classes, numbers = {}, Faults(), [], Counter(), (), ()
     for split, path in files(source).items():
         parsed = _parsed(path, images_dir)
         names = tuple(category["name"] for category in parsed.categories.values())
@@ -185,6 +180,7 @@ def read(source: Path, images_dir: Path | None = None) -> Collection:
             raise UserError(f"{path}: its categories are not those of the other splits; convert the files one by one")
         classes, numbers = names, list(parsed.categories)
         faults += [*parsed.faults, *parsed.flat]
+        notes += parsed.notes
         marked = [annotation for entries in parsed.annotations.values() for annotation, _ in entries]
         levels = zip(KNOWN, ([parsed.document], parsed.images.values(), parsed.categories.values(), marked))
         for level, entries in levels:
@@ -194,7 +190,7 @@ def read(source: Path, images_dir: Path | None = None) -> Collection:
         splits[split] = tuple(_picture(path, parsed, image) for image in there)
     faults += annotated.class_faults(source, classes)
     renumbered = numbers != list(range(1, len(numbers) + 1))
-    return Collection(source, "coco", classes, splits, tuple(faults), others, renumbered)
+    return Collection(source, "coco", classes, splits, tuple(faults), tuple(notes), others, renumbered)
 
 
 def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Picture, ...]]) -> None:
@@ -232,7 +228,7 @@ def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bo
     document = _document(path)
     faults, flat = Faults(), Faults()
     categories = _sound(document["categories"], "category", _category_fault, path, faults)
-    _judge_names(categories, document["annotations"], path, faults)
+    notes = _judge_names(categories, document["annotations"], path, faults)
     pictures = _sound(document["images"], "image", _image_fault, path, faults)
     folder = path.parent
     if not without_images:
@@ -255,7 +251,8 @@ def _parsed(path: Path, images_dir: str | Path | None = None, without_images: bo
         if not (fault and (fault.loses or fault is FLAT)):
             marked[image["id"]].append((annotation, takes_part))
     pictures, categories = dict(sorted(pictures.items())), dict(sorted(categories.items()))
-    return Parsed(document, folder, categories, pictures, marked, faults, flat)
+    notes += [] if any(marked.values()) else [f"{path}: has no object: nothing to learn or to find"]
+    return Parsed(document, folder, categories, pictures, marked, notes, faults, flat)
 
 
 def _document(path: Path) -> dict:
@@ -275,8 +272,8 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _judge_names(categories: dict[int, dict], annotations: list, path: Path, faults: Faults) -> None:
-    """Leaves out what shares a name, the less annotated, for classes go by name; names a root that is no class."""
+def _judge_names(categories: dict[int, dict], annotations: list, path: Path, faults: Faults) -> list[str]:
+    """Leaves out what shares a name, the less annotated, for classes go by name; notes on roots that are no class."""
     used = Counter(
         entry["category_id"] for entry in annotations if isinstance(entry, dict) and _is_int(entry.get("category_id"))
     )
@@ -290,10 +287,12 @@ def _judge_names(categories: dict[int, dict], annotations: list, path: Path, fau
     above = {
         name for entry in categories.values() if (name := _quote(entry.get("supercategory"))) != _quote(entry["name"])
     }
-    for id_, entry in categories.items():
-        if not used[id_] and _quote(entry["name"]) in above:
-            said = "is only what others name as their supercategory, no annotation uses it, yet it counts as a class"
-            faults.of_set(f"{path}: category {id_} ({entry['name']}) {said}; remove it from the categories")
+    said = "is only what others name as their supercategory, no annotation uses it, yet it counts as a class"
+    return [
+        f"{path}: category {id_} ({entry['name']}) {said}; remove it from the categories"
+        for id_, entry in categories.items()
+        if not used[id_] and _quote(entry["name"]) in above
+    ]
 
 
 def _images_place(

@@ -1,40 +1,34 @@
-"""Published data sets from their publishers, a mirror or a folder: checked, unpacked safely, whole or not at all.
+"""Published data sets from their publishers, a mirror or a folder: checked, unpacked, whole or not at all.
 
 Archives come with pooch into `<folder>.download` beside the set, a half-written one continues where it ended, and its
-MD5 (as torchvision publishes it) decides whether it is used. They are removed when the set is there. Archives in a
-folder of yours are used where they lie and stay. Out of tar and zip come plain files and folders only, none outside the
-set's folder: paths that are absolute, name a drive or climb with `..`, links of either kind and devices are refused,
-each by its name, as is an archive that ends early. Of a path that comes twice the last file stays, as with tar itself.
+MD5 (as torchvision publishes it) decides whether it is used: nothing of an archive that is not the published one, byte
+for byte, is ever looked at, whatever it may hold. They are removed when the set is there. Archives in a folder of yours
+are used where they lie and stay.
 """
 
 import errno
 import hashlib
 import json
-import lzma
 import os
 import re
 import shutil
-import stat
 import tarfile
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
 from lib.errors import UserError
-from lib.record import FULL
+from lib.record import FULL, unwritten
 
 RECEIPT = "fetched.json"
 CHUNK = 1 << 16  # bytes at a time: what a broken connection may lose of them
-DEPTH, LONGEST = 50, 250  # of a path in an archive: folders, bytes; published ones have 5 and 60
 SECONDS = (10, 60)  # to connect, to wait for the next bytes
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 COCO = "http://images.cocodataset.org"
 
@@ -83,18 +77,18 @@ def fetch(
         return 0
     downloads = folder.absolute().with_name(f"{folder.absolute().name}.download")
     with whole_folder(folder) as temporary:
-        count = 0
         for file in [_have(archive, source, downloads, tell) for archive in chosen]:
             tell(f"{file}: unpacking")
-            count += extract(file, temporary)
-        (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
+            extract(file, temporary)
+        count = sum(path.is_file() for path in temporary.rglob("*"))
+        (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(downloads, ignore_errors=True)
     return count
 
 
 def _is_there(folder: Path, receipt: dict) -> bool:
     try:
-        return json.loads((folder / RECEIPT).read_text()) == receipt
+        return json.loads((folder / RECEIPT).read_text(encoding="utf-8")) == receipt
     except (OSError, ValueError):  # no set of ours: `whole_folder` says what to do
         return False
 
@@ -139,7 +133,7 @@ def _downloaded(url: str, archive: Archive, downloads: Path, tell: Callable[[str
         remedy = "it was removed: run again, or give --from a mirror you trust"
         raise UserError(f"{url}: is not the published archive, its MD5 differs; {remedy}") from error
     except OSError as error:
-        raise _unwritten(downloads, error) from error
+        raise unwritten(downloads, error) from error
 
 
 def _download(url: str, part: Path) -> None:
@@ -182,7 +176,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise _unwritten(target, error) from error
+        raise unwritten(target, error) from error
     try:
         yield temporary
         os.rename(temporary, target)  # over an empty folder too
@@ -190,69 +184,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
         inside = any(str(name).startswith(str(temporary)) for name in (error.filename, error.filename2))
         if error.errno not in FULL and (not inside or error.errno == errno.ENOENT):
             raise
-        raise _unwritten(target, error) from error
+        raise unwritten(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _unwritten(folder: Path, error: OSError) -> UserError:
-    remedy = "free some disk space and run the same again" if error.errno in FULL else "choose another folder"
-    return UserError(f"{folder}: can't be written ({error.strerror}); {remedy}")
-
-
-def extract(archive: Path, folder: Path) -> int:
-    """Unpack `archive` into `folder`, which holds nothing but what this function wrote; the number of files."""
-    try:
-        return (_extract_zip if zipfile.is_zipfile(archive) else _extract_tar)(archive, folder)
-    except DAMAGED as error:
-        raise UserError(f"{archive}: is damaged or no tar or zip archive ({error}); download it again") from error
-    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        name = os.path.relpath(error.filename, folder)
-        raise UserError(f"{archive}: {name!r} is in it as a file and as a folder; get it from its publisher") from error
-
-
-def _extract_tar(archive: Path, folder: Path) -> int:
-    count = 0
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack an archive whose checksum is the published one into `folder`."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(folder)
+        return
     with tarfile.open(archive) as content:
         for member in content:
-            _refuse(archive, member.name, not (member.isdir() or member.isreg()))
-            if member.isdir():
-                (folder / member.name).mkdir(parents=True, exist_ok=True)
-            else:
-                content.extract(member, folder, set_attrs=False)  # nobody else's owner, mode or time
-                count += 1
-        content.fileobj.seek(content.offset)
-        if content.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut for the end
-            raise tarfile.ReadError("no end mark")
-    return count
-
-
-def _extract_zip(archive: Path, folder: Path) -> int:
-    with zipfile.ZipFile(archive) as content:
-        members = content.infolist()
-        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"{archive}: unpacks to {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the disk of "
-                f"{folder.parent}; free some space"
-            )
-        for member in members:
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            _refuse(archive, member.orig_filename, kind not in (0, stat.S_IFREG, stat.S_IFDIR))
-            if member.flag_bits & 1:
-                raise UserError(f"{archive}: {member.filename!r} is encrypted; unpack it by hand")
-        content.extractall(folder)
-    return sum(not member.is_dir() for member in members)
-
-
-def _refuse(archive: Path, name: str, special: bool) -> None:
-    """UserError for a path that leads out of the folder, and for what is neither a file nor a folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable() or not name:
-        raise UserError(f"{archive}: {name!r} leads out of the folder; get the archive from its publisher")
-    if len(path.parts) > DEPTH or len(name.encode()) > LONGEST:
-        raise UserError(
-            f"{archive}: {name[:60]!r}… is no name in a data set, too long or too deep; get another archive"
-        )
-    if special:
-        raise UserError(f"{archive}: {name!r} is a link or a device; unpack it by hand if you trust it")
+            content.extract(member, folder, set_attrs=False)  # nobody else's owner, mode or time

@@ -27,11 +27,10 @@ from types import ModuleType
 from lib.data import coco, voc, yolo
 from lib.data.annotated import Annotation, Collection, Fault, Picture, measured, stem, tidy
 from lib.data.fetch import whole_folder
-from lib.errors import UserError
+from lib.errors import UserError, some
 
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
 IMAGES = {"voc": "JPEGImages", "coco": "images", "yolo": "images"}  # folder of the images in a written set
-SHOWN = 10  # class names that a description lists
 PIXELS = "pixels: VOC's boxes count pixels from 1 and include the last, the others' are edges from 0"
 
 
@@ -42,6 +41,7 @@ class Conversion:
     counts: dict[str, tuple[int, int]]  # split -> images, boxes
     lost: tuple[str, ...]  # one line each: what the target format can't hold
     faults: tuple[str, ...]  # of the source; those that lose something only with `skip_faults`
+    notes: tuple[str, ...]  # on it as a whole
 
 
 def detect(source: Path) -> str:
@@ -76,11 +76,12 @@ def verify(
 ) -> list[str]:
     """One line per fault, with file, entry and remedy; every annotation is read and every image decoded.
 
-    `tell` gets what the set is before its images are decoded.
+    `tell` gets what the set is, and notes that are no faults, before its images are decoded.
     """
     try:
         held = read(source, images_dir, kind)
-        tell(described(held))
+        for said in (described(held), *(f"note: {note}" for note in held.notes)):
+            tell(said)
         return [fault.message for fault in measured(held, workers).faults]
     except UserError as error:
         return [str(error)]
@@ -92,8 +93,8 @@ def described(collection: Collection) -> str:
     said = [
         f"{split + ': ' if split else ''}{images} images, {boxes} objects" for split, (images, boxes) in counts.items()
     ]
-    names = ", ".join(collection.classes[:SHOWN]) + (", …" if len(collection.classes) > SHOWN else "")
-    return f"{collection.path}: {collection.format}; {'; '.join(said)}; {len(collection.classes)} classes ({names})"
+    classes = f"{len(collection.classes)} classes ({some(collection.classes)})" if collection.classes else "no class"
+    return f"{collection.path}: {collection.format}; {'; '.join(said) or 'no image'}; {classes}"
 
 
 def convert(
@@ -141,7 +142,8 @@ def convert(
                 _place(picture, temporary / IMAGES[to] / (split if to == "yolo" else ""), link)
         FORMATS[to].write(temporary, collection.classes, splits)
     counts = {split: (len(held), sum(len(picture.annotations) for picture in held)) for split, held in splits.items()}
-    return Conversion(counts, tuple(_losses(collection, to, keep_difficult)), tuple(fault.message for fault in faults))
+    lost = tuple(_losses(collection, to, keep_difficult))
+    return Conversion(counts, lost, tuple(fault.message for fault in faults), collection.notes)
 
 
 def _joined(collection: Collection) -> Collection:

@@ -9,6 +9,7 @@
 
 import contextlib
 import io
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lib.errors import UserError
 
@@ -50,8 +51,7 @@ def pixels(file: Path, what: str = "the image", size: tuple[int, int] | None = N
         raise UserError(f"{file}: {what} cannot be read ({error.strerror}); restore the file") from error
     if not _complete(data):
         raise UserError(f"{file}: {what} is cut short or damaged ({len(data)} bytes); copy or download it again")
-    _refuse_large(data, file, what)
-    _refuse_untrue(data, file, what)
+    _refuse(data, file, what)
     image = _decode(data, cv2.IMREAD_COLOR, file, what)
     if size is None or image.shape[:2] == size:
         return image, False
@@ -124,31 +124,25 @@ def _complete(data: bytes) -> bool:
     return False
 
 
-def _refuse_large(data: bytes, file: Path, what: str) -> None:
-    """UserError for what would decode to more than LARGEST pixels, by the header."""
-    with contextlib.suppress(OSError, SyntaxError, ValueError):  # what is no image is refused by `_decode`
-        width, height = Image.open(io.BytesIO(data)).size
-        if width * height > LARGEST:
-            said = f"claims {width}x{height} pixels, more than {LARGEST // 10**6} million; cut it into tiles"
-            raise UserError(f"{file}: {what} {said}")
-
-
-def _refuse_untrue(data: bytes, file: Path, what: str) -> None:
-    """UserError for files that OpenCV decodes without a complaint, but not to what they show."""
+def _refuse(data: bytes, file: Path, what: str) -> None:
+    """UserError for what would decode to more than LARGEST pixels, by the header, and for files that OpenCV decodes
+    without a complaint, but not to what they show."""
+    picture, turned = None, 1
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # of a kind that OpenCV alone knows, or no image
+        picture = Image.open(io.BytesIO(data))
+        turned = picture.getexif().get(ORIENTATION, 1) if picture.format == "WEBP" else 1
+    if picture and math.prod(picture.size) > LARGEST:
+        said = f"claims {picture.width}x{picture.height} pixels, more than {LARGEST // 10**6} million"
+        raise UserError(f"{file}: {what} {said}; cut it into tiles")
     if data.startswith(TIFF):
-        try:
-            Image.open(io.BytesIO(data)).load()
-        except UnidentifiedImageError:
-            pass  # a kind that OpenCV alone knows
-        except (OSError, SyntaxError, ValueError) as error:  # OpenCV would leave grey what is missing
-            raise UserError(f"{file}: {what} is cut short or damaged ({error}); copy or download it again") from error
         raw = _decode(data, cv2.IMREAD_UNCHANGED, file, what)
         if raw.dtype not in (np.uint8, np.uint16):
             raise UserError(f"{file}: {what} has pixels of {raw.dtype}; convert it to 8 or 16 bits")
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        return
-    with contextlib.suppress(OSError, SyntaxError, ValueError):  # what is no image is refused by `_decode`
-        turned = Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1)
-        if turned in range(2, 9):
-            remedy = "which OpenCV leaves out; re-encode it upright"
-            raise UserError(f"{file}: {what} is WebP with EXIF orientation {turned}, {remedy}")
+        try:
+            if picture:
+                picture.load()
+        except (OSError, SyntaxError, ValueError) as error:  # OpenCV would leave grey what is missing
+            raise UserError(f"{file}: {what} is cut short or damaged ({error}); copy or download it again") from error
+    elif turned in range(2, 9):
+        remedy = "which OpenCV leaves out; re-encode it upright"
+        raise UserError(f"{file}: {what} is WebP with EXIF orientation {turned}, {remedy}")

@@ -148,7 +148,8 @@ def generate(folder: str | Path, seed: int = 0, train: int = 160, val: int = 40,
     for split, path in targets.items():
         info = dict(description=DESCRIPTION, version=VERSION, seed=seed, split=split, count=counts[split], size=size)
         if standing[split] is None or standing[split]["info"] != info or not _intact(path, standing[split]):
-            path.unlink(missing_ok=True)  # before its images change: it must not describe others
+            if standing[split]:
+                path.unlink()  # before its images change: it must not describe others
             document = _draw_split(path, info)
             with atomic(path) as temporary:
                 temporary.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")

@@ -16,7 +16,7 @@ import numpy as np
 
 from lib.data import coco, scenes
 from lib.errors import UserError
-from lib.record import atomic, sha256
+from lib.record import atomic, sha256, unwritten
 
 Fields, Arrays = dict[str, Any], dict[str, np.ndarray]
 KEPT = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")  # of an annotation; no outlines
@@ -109,12 +109,12 @@ def subset(
     folder = Path(folder)
     for split, content in contents.items():
         path = folder / f"{split}.json"
-        if path.exists() and path.read_text() != content:
+        if path.exists() and path.read_text(encoding="utf-8") != content:
             raise UserError(f"{path}: is another data set or another choice; choose another folder or remove it")
     _link(folder / "images", dataset.folder.resolve())
     for split, content in contents.items():
         with atomic(folder / f"{split}.json") as temporary:
-            temporary.write_text(content)
+            temporary.write_text(content, encoding="utf-8")
     return {split: folder / f"{split}.json" for split in ("train", "val")}
 
 
@@ -159,7 +159,10 @@ def _link(link: Path, target: Path) -> None:
         return
     if link.exists() and not link.is_symlink():
         raise UserError(f"{link}: is no link to {target}; choose another folder or remove it")
-    link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{os.getpid()}.{link.name}")  # lib.record.atomic is for files
-    os.symlink(target, temporary, target_is_directory=True)
-    os.replace(temporary, link)
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(target, temporary, target_is_directory=True)
+        os.replace(temporary, link)
+    except OSError as error:
+        raise unwritten(link, error) from error

@@ -2,7 +2,8 @@
 
 A VOC box is the first and the last pixel that belong to it, counted from 1, so xmin = 1, xmax = width is the whole
 image. In edges from 0 that is x1 = xmin - 1, x2 = xmax, and back exactly. The devkit's layout (JPEGImages, Annotations,
-ImageSets/Main, also below VOCdevkit/VOC20xx) or images and XML files together in one folder are read.
+ImageSets/Main, also below VOCdevkit/VOC20xx), images/ with annotations/ or labels/, or images and XML files together in
+one folder or in one per split are read.
 
 Real files are untidy; the rules:
 * An XML file belongs to the image of its own name; `filename` decides only where there is none or more than one, with
@@ -13,7 +14,7 @@ Real files are untidy; the rules:
 * xmax < xmin can't be meant; xmax = xmin is one pixel, reported, for tools exist that count from 0.
 * A class list in classes.txt, one name a line, orders the classes; without it they are in alphabetical order.
 * With ImageSets/Main its train, val and test are the set; trainval is its train where neither train nor val is there. A
-  single list of any other name is the set.
+  single list of any other name is the set. Without lists folders of the splits' names (train/, valid/ …) are them.
 XML comes from strangers: a document type declaration is refused, no entity is ever expanded, no other file opened.
 """
 
@@ -29,9 +30,10 @@ import defusedxml
 from defusedxml.ElementTree import fromstring
 
 from lib.data import annotated, images
-from lib.data.annotated import FLAGS, Annotation, Collection, Faults, Picture, stem, text_lines, tidy, write_lines
+from lib.data.annotated import FLAGS, SPLITS, Annotation, Collection, Faults, Picture, stem, text_lines, tidy
 from lib.errors import UserError
 
+DOCUMENTS = ("Annotations", "annotations", "labels")
 KNOWN = {"folder", "filename", "size", "segmented", "object"}  # root entries that are read, or written again
 KNOWN_OF_OBJECT = {"name", "pose", "bndbox", *FLAGS}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -41,14 +43,15 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 def is_voc(folder: Path) -> bool:
     """Whether `folder` looks like one."""
-    places = ("*.xml", "Annotations/", "VOCdevkit/VOC*/Annotations")
+    inside = (f"{name}/*.xml" for names in (DOCUMENTS, *SPLITS.values()) for name in names)
+    places = ("*.xml", "Annotations/", "VOCdevkit/VOC*/Annotations", *inside)
     return any(any(folder.glob(place)) for place in places)
 
 
 def read(folder: Path, images_dir: Path | None = None) -> Collection:
     """What the XML files of `folder` say, faulty entries left out and named."""
     root = _root(folder)
-    documents = root / "Annotations" if (root / "Annotations").is_dir() else root
+    documents = next((root / name for name in DOCUMENTS if images.files(root / name, (".xml",))), root)
     pool = _Pool(images_dir or next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), root))
     faults, others, pictures = Faults(), Counter(), {}
     for path in images.files(documents, (".xml",)):
@@ -68,7 +71,7 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
         classes = dict.fromkeys(line.strip() for line in text_lines(root / "classes.txt") if line.strip())
     faults += annotated.class_faults(root, tuple(classes))
     splits = {split: tuple(_listed(picture, classes, faults) for picture in chosen) for split, chosen in splits.items()}
-    return Collection(root, "voc", tuple(classes), splits, tuple(faults), others)
+    return Collection(root, "voc", tuple(classes), splits, tuple(faults), others=others)
 
 
 def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Picture, ...]]) -> None:
@@ -80,8 +83,10 @@ def write(folder: Path, classes: tuple[str, ...], splits: dict[str, tuple[Pictur
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(document(picture))
         if split:
-            write_lines(folder / "ImageSets" / "Main" / f"{split}.txt", (stem(picture.name) for picture in pictures))
-    write_lines(folder / "classes.txt", classes)
+            annotated.write_lines(
+                folder / "ImageSets" / "Main" / f"{split}.txt", (stem(picture.name) for picture in pictures)
+            )
+    annotated.write_lines(folder / "classes.txt", classes)
 
 
 def document(picture: Picture) -> bytes:
@@ -180,7 +185,7 @@ def _image_name(path: Path, own: str, filename: str, pool: _Pool, faults: Faults
     if chosen is None:
         nor = f" and none named {stated}" if stated else ""
         raise UserError(f"{path}: has no image {own}.* in {pool.folder}{nor}; restore the image or remove the XML")
-    if stated and stated not in (PurePosixPath(chosen).name, PurePosixPath(chosen).stem):
+    if stated and stated not in (PurePosixPath(chosen).name.strip(), PurePosixPath(chosen).stem.strip()):
         faults.kept(f"{path}: says filename {stated!r}, its own name fits {chosen}, which is used; correct it")
     elif not fitting:
         faults.kept(f"{path}: its own name fits no image, {chosen} by its filename is used; rename the XML")
@@ -251,11 +256,22 @@ def _splits(
         remedy = "write one (without objects if there are none) or remove the image"
         for file in pool.unclaimed.values():
             faults.lost(f"{file}: has no XML; {remedy}")
-        return {"": tuple(pictures.values())}
+        return _by_folder(pictures)
     names = {split: _names(path, pictures, pool, faults) for split, path in lists.items()}
     if unlisted := len(pictures.keys() - set().union(*names.values())) + len(pool.unclaimed):
         others["image outside ImageSets/Main"] = unlisted
     return {split: tuple(pictures[name] for name in listed) for split, listed in names.items()}
+
+
+def _by_folder(pictures: dict[str, Picture]) -> dict[str, tuple[Picture, ...]]:
+    """The splits by the folders that they lie in; one set where something lies elsewhere."""
+    split_of = {name: split for split, names in SPLITS.items() for name in names}
+    found: dict[str, list[Picture]] = {}
+    for own, picture in pictures.items():
+        found.setdefault(split_of.get(own.split("/")[0], ""), []).append(picture)
+    if "" in found or not found:
+        return {"": tuple(pictures.values())}
+    return {split: tuple(found[split]) for split in SPLITS if split in found}
 
 
 def _names(path: Path, pictures: dict[str, Picture], pool: _Pool, faults: Faults) -> list[str]:

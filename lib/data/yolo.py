@@ -32,7 +32,8 @@ LARGEST = 2.0  # sides: a box may stick out of its image, pixels are larger
 
 def is_yolo(folder: Path) -> bool:
     """Whether `folder` looks like one."""
-    if any((folder / name).exists() for name in (*SETTINGS, "labels", "train/labels", "obj.names")):
+    labels = (folder / "labels").exists() and not any(folder.glob("labels/*.xml"))
+    if labels or any((folder / name).exists() for name in (*SETTINGS, "train/labels", "obj.names")):
         return True
     others = any(any(folder.glob(place)) for place in ("Annotations/", "annotations/", "*.xml"))
     return (folder / "classes.txt").is_file() and not others
@@ -51,7 +52,7 @@ def read(folder: Path, images_dir: Path | None = None) -> Collection:
         held = {name: texts.of(file, name, faults) for name, file in files.items()}
         none = [text for text in held.values() if text not in texts.used]
         if none and len(none) == len(held):
-            said = f"none of the {len(held)} images {'of ' + split if split else ''} has a text file, such as {none[0]}"
+            said = f"none of the {len(held)} images{' of ' + split if split else ''} has a text file, such as {none[0]}"
             faults.lost(f"{folder}: {said}; restore them, or write empty ones if there are no objects")
             continue
         for text in none:
@@ -153,7 +154,7 @@ def _classes(folder: Path, path: Path, settings: dict, texts: _Texts) -> tuple[s
         raise UserError(f"{path}: names is no list or table 0..n-1 of names; correct it, names like yes in quotes")
     own = [folder / name for name in LISTS if (folder / name).is_file()]
     lists = {place: _names(place) for place in (*own, *texts.lists)}
-    found = {path: [str(name) for name in names]} if names else {}
+    found = {path: [str(name).strip() for name in names]} if names else {}
     found |= {place: listed for place, listed in lists.items() if listed}
     if not found:
         raise UserError(f"{folder}: has no class names; write them to {folder / 'classes.txt'}, one a line")

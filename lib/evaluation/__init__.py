@@ -9,17 +9,14 @@ of mistakes), both on the arrays of `table`; they take a fraction of the time th
 import contextlib
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lib.data.annotated import read_json
 from lib.errors import UserError
 from lib.evaluation.curves import Curves
 
@@ -48,16 +45,13 @@ def published_form(
     return rows
 
 
-def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Mapping]) -> Evaluation:
-    """Compare detections in COCO's result form with a COCO ground truth (file or its content).
+def evaluate(truth: Mapping, detections: Sequence[Mapping]) -> Evaluation:
+    """Compare detections in COCO's result form with a ground truth, the content of a sound COCO file (`coco.truth`).
 
     Annotations without `area` count with their box's, without `iscrowd` as no crowd. UserError for a detection of an
     image or category that the ground truth does not have, or with numbers that are not finite.
     """
-    held = isinstance(ground_truth, Mapping)
-    where = "the ground truth" if held else ground_truth
-    truth = _complete(ground_truth, where) if held else read_truth(ground_truth)
-    _check(truth, detections, where)
+    _check(truth, detections)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every phase
         run = COCOeval(_indexed(truth, truth["annotations"]), _indexed(truth, detections), "bbox")
         run.evaluate()
@@ -72,19 +66,7 @@ def evaluate(ground_truth: str | os.PathLike | Mapping, detections: Sequence[Map
     return Evaluation(dict(zip(NUMBERS, run.stats.tolist(), strict=True)), per_class, curves)
 
 
-def read_truth(path: str | os.PathLike) -> Mapping[str, Any]:
-    """The content of a COCO file with its three lists. UserError if it is none; `coco.truth` judges the entries too."""
-    return _complete(read_json(Path(path)), path)
-
-
-def _complete(truth: Any, where: Any) -> Mapping[str, Any]:
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(truth, Mapping) or not isinstance(truth.get(key), Sequence):
-            raise UserError(f"{where}: has no {key!r}; a COCO ground truth needs images, annotations and categories")
-    return truth
-
-
-def _check(truth: Mapping, detections: Sequence[Mapping], where: Any) -> None:
+def _check(truth: Mapping, detections: Sequence[Mapping]) -> None:
     known = {
         "image_id": {image["id"] for image in truth["images"]},
         "category_id": {category["id"] for category in truth["categories"]},
@@ -92,7 +74,7 @@ def _check(truth: Mapping, detections: Sequence[Mapping], where: Any) -> None:
     for index, found in enumerate(detections):
         for key, ids in known.items():
             if found[key] not in ids:
-                raise UserError(f"detection {index}: {key} {found[key]} is not in {where}; use matching annotations")
+                raise UserError(f"detection {index}: {key} {found[key]} is none of the ground truth's; use its ids")
         if not all(map(math.isfinite, (*found["bbox"], found["score"]))):
             raise UserError(f"detection {index} of image {found['image_id']}: NaN or infinity; check the weights")
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from lib.data import images
-from lib.data.annotated import read_json, text_lines
+from lib.data.annotated import is_readable, read_json, text_lines
 from lib.errors import UserError
 from lib.evaluation import published_form
 from lib.record import atomic
@@ -82,11 +82,14 @@ def read_classes(path: Path) -> Classes:
             ids, names = zip(*pairs, strict=True)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: has no categories with id and name ({error!r}); give a COCO file") from error
-        return Classes(names, ids)
-    names = tuple(line.strip() for line in text_lines(path) if line.strip())
+    else:
+        names = tuple(line.strip() for line in text_lines(path) if line.strip())
+        ids = tuple(range(1, len(names) + 1))
     if not names:
         raise UserError(f"{path}: names no class; write one per line")
-    return Classes(names, tuple(range(1, len(names) + 1)))
+    if bad := [name for name in names if not is_readable(name)]:
+        raise UserError(f"{path}: a class is called {bad[0]!r}; give it a readable name")
+    return Classes(names, ids)
 
 
 def run(

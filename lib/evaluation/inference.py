@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from lib import backend, models, postprocess
 from lib.backend import nn
 from lib.data import transforms
+from lib.data.annotated import read_json
 from lib.data.coco import Dataset
 from lib.data.loader import Loader
 from lib.errors import UserError
@@ -70,7 +71,7 @@ def evaluate_model(
     """The model's COCO numbers on the data set, and what `detect` found."""
     found = detect(model, name, dataset, size, batch, workers)
     rows = published_form([image.id for image in dataset.images], found, dataset.category_ids)
-    return evaluate(dataset.path, rows), found
+    return evaluate(read_json(dataset.path), rows), found
 
 
 @contextmanager

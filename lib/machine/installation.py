@@ -362,19 +362,20 @@ def precompile_headers(environment: Path, log: Path) -> None:
             logged(command, log, f"jittor: precompiling the headers of its {name}", COMPILER)
 
 
-def write_kernels(folder: Path) -> None:
-    """Both kernelspecs, in an environment's own share/jupyter: what is started there by any tool finds them.
+def write_kernels(own: Environment, folder: Path) -> None:
+    """Both kernelspecs, in an environment's own share/jupyter: what is started there by any tool finds them; `python3`,
+    which tools take by default, is the environment's own.
 
     They name no checkout, since environments are shared: the launcher finds it when a kernel starts.
     """
     launcher = (OWN / "launcher.py").read_text(encoding="utf-8")
-    for environment in ENVIRONMENTS:
-        target = folder / "share" / "jupyter" / "kernels" / environment.kernel
+    for name, environment in {**{one.kernel: one for one in ENVIRONMENTS}, "python3": own}.items():
+        target = folder / "share" / "jupyter" / "kernels" / name
         write(target / "launcher.py", launcher)
         started = [str(folder / "bin" / "python"), "-I", "-S", str(target / "launcher.py")]
         specification = {
             "argv": [*started, environment.name, "{connection_file}"],
-            "display_name": environment.title,
+            "display_name": environment.title if name == environment.kernel else f"Python 3: {environment.title}",
             "language": "python",
             "metadata": {"debugger": True},
         }
@@ -392,7 +393,7 @@ def make_environments() -> None:
             build_all(conda, python)
     for environment, folder in zip(ENVIRONMENTS, folders):
         replace_link(environment.link, folder)
-        write_kernels(folder)
+        write_kernels(environment, folder)
 
 
 def build_all(conda: str | None, python: Python | None) -> None:

@@ -246,7 +246,7 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
 
-    failed, partial = failed_copy(output), output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    failed, partial = failed_copy(output), output.with_name(f".{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     process = Process(partial.with_suffix(".log"))
     problem: UserError | None = None
@@ -276,6 +276,9 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
             raise
         problem = process.died(f"{notebook}: {last_started(partial)}: the kernel")
         problem.__cause__ = error
+    except BaseException:  # Ctrl-C, or a scheduler's SIGTERM: half a run is of no use to anybody
+        partial.unlink(missing_ok=True)
+        raise
     finally:
         said = process.lines(100 * LINES)
         process.log.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,8 +37,8 @@ from lib import report as pages
 from lib.errors import UserError, exit_code
 from lib.families import FAMILIES, family
 from lib.machine import environment
-from lib.machine.job import digest, ended, left, name_of, open_mark, read_mark, write_mark
-from lib.machine.notebook import BOTH, parameters, sources
+from lib.machine.job import digest, ended, left, name_of, open_mark, quote, read_mark, write_mark
+from lib.machine.notebook import BOTH, LINES, parameters, sources
 from lib.record import atomic
 
 
@@ -129,7 +130,7 @@ class Job:
 def load_profile(name: str) -> dict[str, Any]:
     """profiles/<name>.yaml: seed, threads, what it requires, and a section with parameters for each stage."""
     path = environment.ROOT / "profiles" / f"{name}.yaml"
-    if not path.is_file():
+    if not (re.fullmatch(r"[\w.-]+", name) and path.is_file()):  # Snakemake sees it in paths, where {} is a wildcard
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise UserError(f"PROFILE={name}: {path.name} is not in profiles/: choose one of {known}")
     try:
@@ -359,7 +360,7 @@ def report(request: Request, extra: list[str]) -> int:
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
         options = ["--nolock", "--rerun-incomplete", "--keep-going", "--cores", str(request.cores)]
         forced = ["--forcerun", *(job.name for job in to_do)] if to_do else []
-        command = [sys.executable, "-m", "snakemake", "--config", f"plan={plan_file}", *options, *forced, *extra]
+        command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()])
             code = wait(process, to_do if remote(extra) else ())
@@ -417,12 +418,14 @@ def wait(process: subprocess.Popen, elsewhere: Sequence[Job]) -> int:
 
 
 def cause(open_jobs: Sequence[Job], log: Path) -> str:
-    """Where to look after a failure: at what the jobs said, or at Snakemake's last words where none failed."""
+    """Where to look after a failure: at what the jobs said; where none failed, what Snakemake said last is shown."""
     if any("why" in read_mark(open_mark(job.done)) for job in open_jobs):
         return f"see above, and {log}"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith("message: ")] or lines[-1:]  # of a job that a cluster lost
-    return f"Snakemake stopped: {said[0].removeprefix('message: ') if said else 'it said nothing'} ({log})"
+    lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if lost := [line for line in lines if line.startswith("message: ")]:  # of a job that a cluster lost
+        return f"Snakemake stopped: {lost[0].removeprefix('message: ')} ({log})"
+    quote(lines[-LINES:])
+    return f"Snakemake stopped, though no job failed: its last words are above ({log})"
 
 
 def gaps(open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:

@@ -104,9 +104,14 @@ class Held:
         return self.record.model_dump(mode="json")
 
     def value(self, *keys: str | int) -> Any:
+        """What stands there; UserError where the record has no such field."""
         value: Any = self._content
-        for key in keys:
-            value = value[key]
+        try:
+            for key in keys:
+                value = value[key]
+        except (KeyError, IndexError, TypeError) as error:
+            said = f"has no field /{'/'.join(map(str, keys))}; run its stage again"
+            raise UserError(f"{self.record.run_id}: the record {said}") from error
         return value
 
     def ref(self, *keys: str | int) -> str:
@@ -119,12 +124,14 @@ class Held:
         """The element, or None where the record has no such field, or nothing in it."""
         try:
             return None if self.value(*keys) is None else self(*keys)
-        except (KeyError, IndexError, TypeError):
+        except UserError:
             return None
 
     def badge(self, *keys: str | int) -> Markup:
         """A verdict as a word in a frame."""
         verdict = self.value(*keys)
+        if f"verdict.{verdict}" not in self.words.texts:
+            raise UserError(f"{self.ref(*keys)}: {verdict!r:.60} is no verdict; run its stage again")
         return Markup('<span class="badge {}" data-ref="{}">{}</span>').format(
             badge_class(verdict), self.ref(*keys), self.words(f"verdict.{verdict}")
         )

@@ -30,7 +30,9 @@ Point = tuple[float, float]  # (epochs done, value)
 FIELD = re.compile(
     r"(\w+):([^|\s]+)\|"
 )  # NanoDet's; a line that ends neither in its bar nor in a port's time is cut off
-NANODET = re.compile(r"(Train|Val)\|Epoch:?(\d+)/\d+\|Iter:?(\d+)\((\d+)(?:/(\d+))?\)\|(.*\|)\s*(?:time:[\d.]+s\s*)?$")
+NANODET = re.compile(
+    r"([Tt]rain|[Vv]al)\|Epoch:?(\d+)/\d+\|Iter:?(\d+)\((\d+)(?:/(\d+))?\)\|(.*\|)\s*(?:time:[\d.]+s\s*)?$"
+)
 NANODET_METRICS = re.compile(r"Val_metrics: \{(.*)\}")
 METRIC = re.compile(r"'(\w+)': (?:np\.float\d+\()?([-+.\w]+)")
 NANODET_NAMES = {"mAP": "AP", "AP_50": "AP50", "AP_75": "AP75", "AP_small": "APs", "AP_m": "APm", "AP_l": "APl"}
@@ -135,30 +137,33 @@ def rt_detr_console(lines: Iterable[str]) -> Curves:
             at = epoch + (number + 1) / total
             curves.add_losses(at, _numbers(DETR_VALUE.findall(step[5]), "loss"))
             _add_rate(curves, at, step[4])
-        elif epoch is not None and (number := SUMMARY.search(line)):
-            curves.add_evaluation(epoch + 1.0, {_coco_name(*number.groups()[:4]): float(number[5])})
+        elif epoch is not None:
+            _add_summary(curves, epoch + 1.0, line)
     return curves
 
 
 def nanodet(lines: Iterable[str]) -> Curves:
-    """A line every so many steps, epochs counted from 1; the metrics of an evaluation as a dictionary.
+    """A line every so many steps, epochs counted from 1; the metrics of an evaluation as a dictionary, before which, in
+    the first version alone, pycocotools' summary stands.
 
     Old versions do not say how many batches an epoch has: then it is the largest number that the log shows.
     """
-    curves, epoch = Curves(), None
-    found = [(NANODET.search(line), NANODET_METRICS.search(line)) for line in lines]
-    most = max((int(step[4]) + 1 for step, _ in found if step and step[1] == "Train"), default=1)
-    for step, metrics in found:
+    curves, epoch, lines = Curves(), None, list(lines)
+    steps = [NANODET.search(line) for line in lines]
+    most = max((int(step[4]) + 1 for step in steps if step and step[1].lower() == "train"), default=1)
+    for line, step in zip(lines, steps):
         if step:
             epoch = int(step[2])
             at = epoch - 1 + min(int(step[4]) / int(step[5] or most), 1.0)
             fields = FIELD.findall(step[6])
-            if step[1] == "Train":
+            if step[1].lower() == "train":  # the first version's is small
                 curves.add_losses(at, _numbers(fields, "loss"))
                 _add_rate(curves, at, dict(fields).get("lr", ""))
-        elif metrics and epoch is not None:
+        elif epoch is not None and (metrics := NANODET_METRICS.search(line)):
             values = _numbers(METRIC.findall(metrics[1]))
             curves.add_evaluation(float(epoch), {NANODET_NAMES[n]: v for n, v in values.items() if n in NANODET_NAMES})
+        elif epoch is not None:
+            _add_summary(curves, float(epoch), line)
     return curves
 
 
@@ -207,6 +212,12 @@ def _add_rate(curves: Curves, at: float, text: str) -> None:
         place(curves.rates, at, rate)
 
 
+def _add_summary(curves: Curves, at: float, line: str) -> None:
+    """A line of pycocotools' summary."""
+    if number := SUMMARY.search(line):
+        curves.add_evaluation(at, {_coco_name(*number.groups()[:4]): float(number[5])})
+
+
 def _coco_name(kind: str, iou: str, area: str, detections: str) -> str:
     """COCO's short name of a line of its summary."""
     if area != "all":
@@ -244,7 +255,7 @@ def _entry(line: str) -> dict | None:
         return None
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 

@@ -21,6 +21,7 @@ SHOWN = 480  # pixels of an image's longer side from which on names are readable
 GOLDEN = 0.618034  # of a turn of the colour wheel: neighbours among labels are far apart
 FRAME, INSET = 48, 6  # grey and width in pixels of what lies between pictures on a board
 CAPTION = 17  # pixels of a caption's letters
+REACH = (-(2**20), 2**20)  # pixels: OpenCV draws no box that leaves the image by more than it can count
 
 
 class Painter:
@@ -48,7 +49,8 @@ class Painter:
         side = min(image.shape[:2])
         line, size = max(2, round(side / 240)), max(11, round(side / 36))
         marked = list(marks) or [False] * len(rows)
-        boxes = list(zip(np.asarray(rows, np.float64).tolist(), marked, strict=True))
+        near = np.clip(np.asarray(rows, np.float64).reshape(-1, 6), *REACH)
+        boxes = list(zip(near.tolist(), marked, strict=True))
         for (*box, _, label), mark in boxes[::-1]:
             _outline(drawn, box, colour_of(int(label)), 2 * line if mark else line)
         taken: list[tuple[int, int, int, int]] = []
@@ -77,7 +79,7 @@ class Painter:
 def outlined(image: np.ndarray, boxes: Sequence) -> np.ndarray:
     """A copy of (h, w, 3) uint8 with boxes (k, 4) as thin white lines with a black shadow."""
     drawn = image.copy()
-    for left, top, right, bottom in np.rint(np.reshape(boxes, (-1, 4))).astype(int).tolist():
+    for left, top, right, bottom in np.rint(np.reshape(boxes, (-1, 4)).clip(*REACH)).astype(int).tolist():
         cv2.rectangle(drawn, (left + 1, top + 1), (right + 1, bottom + 1), (0, 0, 0), 1)
         cv2.rectangle(drawn, (left, top), (right, bottom), (255, 255, 255), 1)
     return drawn

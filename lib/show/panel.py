@@ -85,7 +85,7 @@ class Panel:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             entries = content["annotations"] if isinstance(content, dict) else content
             rows = [_row(entry, label_of) for entry in entries]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}: no COCO result file of this data set ({error!r}); "
                 "write one with python -m lib evaluate --detections"

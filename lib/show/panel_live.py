@@ -14,6 +14,7 @@ from lib.evaluation import inference
 from lib.show.messages import words
 from lib.show.panel import Choice, Detector, Panel, Source, named
 from lib.show.style import called
+from lib.training import checkpoints
 
 FILE = "weights.safetensors"  # what a training leaves
 SIDE = words()("panel.live").format(side=called(backend.NAME))
@@ -42,12 +43,14 @@ class Live:
             raise UserError(f"model: '{model}' is unknown; choose one of {', '.join(models.NAMES)}")
         if not Path(path).is_file():
             raise UserError(f"{path or 'weights'}: no such file; choose weights of {model}")
-        panel.add(model, path, SIDE, self.detector(model, path, len(panel.names())))
+        panel.add(model, path, SIDE, self.detector(model, path, panel.names()))
         return {"model": model, "right": (path, SIDE)}
 
-    def detector(self, model: str, path: str | Path, classes: int) -> Detector:
-        network = models.build(model, classes)
-        convert.load(network, path)
+    def detector(self, model: str, path: str | Path, classes: tuple[str, ...]) -> Detector:
+        weights = checkpoints.read(path)
+        weights.other_classes(classes, "the panel's images")  # what it would say is seen in the figure
+        network = models.build(model, len(classes))
+        convert.load(network, weights.arrays, source=path)
         return lambda image: inference.detect_image(network, model, image, self.size)
 
 

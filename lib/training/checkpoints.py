@@ -27,7 +27,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lib.errors import UserError
+from lib.errors import UserError, some
 from lib.record import TYPES, atomic
 from lib.training import pickles
 from lib.training.pickles import Array, Refused, Storage, Tensor, Thing
@@ -58,7 +58,6 @@ PREFIXES = ("module.", "model.", "avg_model.")  # DataParallel's and Lightning's
 COMPILED = "_orig_mod."  # torch.compile's, around the model or a part of it
 AVERAGE = "avg_model."
 SAFE = {code: dtype for dtype, code in TYPES.items() if dtype in RAW} | {"BF16": "bfloat16"}
-SHOWN = 6  # names that a message lists
 METADATA = "classes"  # of a safetensors file: the names in the order of the labels, as JSON
 
 
@@ -196,13 +195,6 @@ def _stripped(entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     while prefix := next((p for p in PREFIXES if entries and all(name.startswith(p) for name in entries)), None):
         entries = {name.removeprefix(prefix): array for name, array in entries.items()}
     return entries
-
-
-def some(names: Iterable[str]) -> str:
-    """The names, or the first few where they are many."""
-    names = list(names)
-    rest = len(names) - SHOWN
-    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:SHOWN])} and {rest} more"
 
 
 # ----------------------------------------------------------------------------------------------------- formats, in

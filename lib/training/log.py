@@ -69,9 +69,11 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The whole lines of a log; a last line without its end is left out. UserError if there is no log."""
     try:
         text = Path(path).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); train first") from error
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is no log of a run ({error}); restore it, or train anew in another folder") from error
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list], list[dict[str, Any]]]:

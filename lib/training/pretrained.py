@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lib import convert, models
 from lib.backend import nn
-from lib.errors import UserError
+from lib.errors import UserError, some
 from lib.record import sha256
 from lib.training import checkpoints
 
@@ -27,8 +27,8 @@ class Origin:
 
     def __str__(self) -> str:
         taken = f", {self.weights}" if str(self.weights) else ""
-        kept = f"; first values stay in {checkpoints.some(self.first_values)}" if self.first_values else ""
-        left = f"; not used: {checkpoints.some(self.left_over)}" if self.left_over else ""
+        kept = f"; first values stay in {some(self.first_values)}" if self.first_values else ""
+        left = f"; not used: {some(self.left_over)}" if self.left_over else ""
         return f"{self.path}: {self.loaded} entries loaded{taken}{kept}{left}"
 
 

@@ -74,7 +74,7 @@ def read(path: Path, original: Side, port: Side) -> Names:
         content = json.loads(path.read_text(encoding="utf-8"))
         state, extra = dict(content["state"]), tuple(content.get("port only", ()))
         modules = dict(content.get("modules", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: no map of names ({type(error).__name__}: {error}); run without --names to get one"
         ) from error
