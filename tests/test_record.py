@@ -182,7 +182,7 @@ def another_framework(path):
     [
         (flip_a_bit, "a is not what"),
         (cut, "not valid JSON"),
-        (drop_arrays, "can't be read"),
+        (drop_arrays, "are not here; bring them"),
         (os.remove, "can't be read"),
         (other_schema, "schema_version"),
         (lose_a_field, "provenance.command"),

@@ -10,7 +10,7 @@ from lib.alignment import trajectory as bands
 from lib.alignment.compare import compare_sets, norm
 from lib.alignment.decisions import excuse, nearness
 from lib.alignment.evidence import Evidence
-from lib.alignment.questions.pair import Pair, identical, of_one_case
+from lib.alignment.questions.pair import Pair, identical
 from lib.alignment.rows import (
     chosen,
     excuse_flips,
@@ -33,7 +33,6 @@ def data(pair: Pair) -> Answer:
     return answer
 
 
-@of_one_case
 def losses(pair: Pair) -> Answer:
     """Every loss component in every phase, and the raw training outputs they come from."""
     theirs, ours = (
@@ -68,7 +67,6 @@ def _phase(row: Row) -> str:
     return f"{row.name.split('/')[0]}/"
 
 
-@of_one_case
 def assignment(pair: Pair) -> Answer:
     """The discrete decisions of a training step: the assigner's or the matcher's, and the selection of queries.
 
@@ -81,7 +79,6 @@ def assignment(pair: Pair) -> Answer:
     return replace(answer, reason="decided" if decided_so else answer.reason, values=values)
 
 
-@of_one_case
 def gradients(pair: Pair) -> Answer:
     """Every parameter's gradient in every phase."""
     single, double = pair.runs("gradient/")
@@ -101,7 +98,6 @@ def gradients(pair: Pair) -> Answer:
     return pair.conclude(rows, notes=sorted(zero))
 
 
-@of_one_case
 def step(pair: Pair) -> Answer:
     """One optimiser step: each side against the optimiser's rule applied to its own gradient, and the change's norms.
 
@@ -132,7 +128,6 @@ def step(pair: Pair) -> Answer:
     return pair.conclude(rows, notes=sorted(zero))
 
 
-@of_one_case
 def batch_norm(pair: Pair) -> Answer:
     """Running statistics after one training forward, counters included."""
     rows = tensors(*pair.where, *pair.runs("bn/"), "l2", "bn/")
