@@ -98,8 +98,10 @@ def _convert(side: str) -> tuple[dict, dict]:
         )
         kind = "param" if name in PARAMETERS else "buffer"
         rows.append([name, list(shape), "float32" if array is not None else "int64", kind, digest])
+    recipe = {"training/clip": 35.0, "augmentation/colours": (0.015, 0.7, 0.4), "group 0": (1.0, True, 0.0)}
     fields = {
         "case": "c",
+        "recipe": recipe,
         "state": rows,
         "parameters": sum(math.prod(shape) for shape in PARAMETERS.values()),
         "norm_layers": {"BatchNorm2d": 1},

@@ -18,7 +18,7 @@ from lib.report.fragments import Fragment, fragment
 from lib.show.messages import Messages
 
 THEMES = {  # what belongs together, in the order of the report
-    "parts": ("structure", "conversion", "initialisation", "data"),
+    "parts": ("structure", "conversion", "recipe", "initialisation", "data"),
     "answers": ("forward", "divergence", "decisions"),
     "learning": ("losses", "assignment", "gradients", "step", "batch_norm", "lockstep"),
     "result": ("training", "trajectory", "evaluation", "equivalence"),
@@ -35,7 +35,7 @@ LISTED = 6  # verdicts that fail, or were not run, that the first page names
 FAILED = ("FAIL", "NOT COMPARABLE")  # nobody may hand in a report of these
 WORST = (*FAILED, "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # the first of these stands for a question
 MEASURED_IN = {  # the notebooks whose records answer a question
-    **dict.fromkeys(("structure", "conversion"), ("40_convert",)),
+    **dict.fromkeys(("structure", "conversion", "recipe"), ("40_convert",)),
     "initialisation": ("61_lockstep",),
     "data": ("10_data", "61_lockstep"),
     "forward": ("50_forward",),

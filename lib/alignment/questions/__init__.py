@@ -28,6 +28,7 @@ COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "scale", "passed",
 QUESTIONS: dict[str, tuple[str, bool, Callable[[Pair], Answer]]] = {
     "structure": ("convert", True, inference.structure),
     "conversion": ("convert", True, inference.conversion),
+    "recipe": ("convert", True, learning.recipe),
     "initialisation": ("lockstep", False, inference.initialisation),
     "data": ("lockstep", False, learning.data),
     "forward": ("forward", True, inference.forward),

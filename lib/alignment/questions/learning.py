@@ -1,6 +1,8 @@
 """Questions about training: one step's losses, decisions, gradients, update and statistics; many steps; whole runs."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,30 @@ from lib.alignment.rows import (
     true_zeros,
 )
 from lib.alignment.verdict import Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
+
+
+def recipe(pair: Pair) -> Answer:
+    """Every number of the recipe, a row each: weights, candidates, rates, groups, augmentation's ranges in their order.
+
+    How many tensors a group has is published of the sizes alone that have golden files.
+    """
+    theirs, ours = (dict(_leaves("", numbers)) for numbers in pair.fields("recipe"))
+    asked = [*theirs, *(name for name in ours if name not in theirs and not name.endswith("/tensors"))]
+    rows = []
+    for name in asked:
+        first, second = (numbers.get(name, "nothing") for numbers in (theirs, ours))
+        rows.append(decisions(name, int(first != second), 1, f"{second} where the reference has {first}"))
+    return pair.conclude(rows)
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each number alone, those of a list by their place in it; an empty list as it is."""
+    held = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) and value else None
+    if held is None:
+        yield name, value
+        return
+    for key, one in held:
+        yield from _leaves(f"{name}, {key}" if name else str(key), one)
 
 
 def data(pair: Pair) -> Answer:

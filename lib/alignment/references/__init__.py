@@ -8,17 +8,20 @@ keyed by the name that the other sides give the array.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import yaml
 
 from lib.alignment.references import gold_yolo, nanodet_plus, rt_detr
 from lib.alignment.references.case import GOLDEN, Arrays, Case, arrays_of, content_of
-from lib.families import FAMILIES
+from lib.families import FAMILIES, family, size_of
 from lib.record import array_entry, measure, plain, read
 
+RECIPES = GOLDEN / "recipes.yml"
 _MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
 
@@ -32,6 +35,21 @@ def case(model: str, stage: str) -> Case:
     return module(model).case(model, stage)
 
 
+@cache
+def _recipes() -> dict[str, Any]:
+    return yaml.safe_load(RECIPES.read_text(encoding="utf-8"))
+
+
+def recipe(model: str) -> dict[str, Any]:
+    """Every published number of a model's recipe, by the name that `lib.alignment.recipe` gives it."""
+    held = _recipes()[family(model)]
+    found = {}
+    for place, value in [*held["all"].items(), *held[model].items()]:
+        found |= {f"{place}/{name}": one for name, one in value.items()} if isinstance(value, dict) else {place: value}
+    size = model == size_of(model)  # of a head that is published for training alone no golden file counts tensors
+    return {name: value for name, value in found.items() if size or not name.endswith("/tensors")}
+
+
 def published(model: str, golden: Path = GOLDEN) -> Iterator[tuple[str, Path, dict[str, Any], Arrays]]:
     """Of each stage that has a golden file: the stage, the file, fields and arrays of the published side's record."""
     reference = module(model)
@@ -40,6 +58,8 @@ def published(model: str, golden: Path = GOLDEN) -> Iterator[tuple[str, Path, di
         source = golden / chosen.file
         if source.exists() and (filled := fill(content_of(source), arrays_of(source), chosen)):
             fields, arrays = filled
+            if stage == "convert":
+                fields["recipe"] = recipe(model)
             yield stage, source, {"case": chosen.name, "float64": reference.FLOAT64, **fields}, arrays
 
 
