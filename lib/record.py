@@ -58,6 +58,10 @@ RESTARTS = "RECORD_RESTARTS"  # variable that tells a stage, as a JSON list, why
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class ArraysMissing(UserError):
+    """A record is here without its arrays, which are large: a report may travel so."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -200,7 +204,7 @@ def write(folder: str | os.PathLike, record: Record, arrays: Mapping[str, np.nda
     """
     path = Path(folder) / record.model / record.side / f"{record.stage}.json"
     ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
-    entries = {name: _array_entry(array) for name, array in ordered.items()}
+    entries = {name: array_entry(array) for name, array in ordered.items()}
     record = record.model_copy(update={"fields": plain(record.fields), "arrays": entries})
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     companion = path.with_suffix(".safetensors")
@@ -256,6 +260,8 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not entries:
         return {}
     companion = path.with_suffix(".safetensors")
+    if not companion.exists():
+        raise ArraysMissing(f"{companion}: the arrays of {path.name} are not here; bring them, or run the stage again")
     try:
         arrays = safetensors.numpy.load(companion.read_bytes())
     except (OSError, SafetensorError) as error:
@@ -263,7 +269,7 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if differing := sorted(arrays.keys() ^ entries.keys()):
         raise UserError(f"{companion}: its arrays are not those of {path.name} ({differing[0]}); run the stage again")
     for name, array in arrays.items():
-        if _array_entry(array) != entries[name]:
+        if array_entry(array) != entries[name]:
             raise UserError(f"{companion}: {name} is not what {path.name} was written with; run the stage again")
     return arrays
 
@@ -375,6 +381,7 @@ def _shown(path: str | os.PathLike) -> str:
     return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)
 
 
-def _array_entry(array: np.ndarray) -> ArrayEntry:
+def array_entry(array: np.ndarray) -> ArrayEntry:
+    """What a record says of one of its arrays."""
     seen = hashlib.sha256(np.ascontiguousarray(array))  # not tobytes: the copy takes longer than the hash
     return ArrayEntry(shape=array.shape, dtype=array.dtype.name, sha256=seen.hexdigest())

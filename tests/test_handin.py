@@ -73,7 +73,7 @@ def test_items_hold_what_the_records_hold(folder):
     page = rendered(folder)
     assert "NOT RUN" not in part(page, "synthetic-test_script") + part(page, "synthetic-data")
     assert "drawn" in part(page, "synthetic-data") and "29" in part(page, "synthetic-data")
-    assert "c" * 64 in part(page, "synthetic-training_script")
+    assert "d" * 64 in part(page, "synthetic-training_script")
     assert "pytest" in part(page, "synthetic-environment") or "0.0-synthetic" in part(page, "synthetic-environment")
     assert "training step" in part(page, "synthetic-performance")
     verdicts = read(folder / "records" / synthetic.MODEL / "none" / "compare.json").fields["verdicts"]

@@ -3,6 +3,7 @@
 Framework-free.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,20 +11,21 @@ import numpy as np
 import pytest
 import synthetic_records as synthetic
 
-from lib.alignment import questions
+from lib import record
+from lib.alignment import derived, equivalence, questions
+from lib.alignment.compare import norm
 from lib.alignment.evidence import Evidence
 from lib.alignment.measure import entries
-from lib.alignment.verdict import Verdict
+from lib.alignment.questions import admission
+from lib.alignment.verdict import Verdict, conclude, judge_value
 from lib.errors import UserError
+from lib.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
-    for side in ("torch", "jittor"):
-        for stage in ("forward", "divergence", "loss", "lockstep", "evaluate"):
-            synthetic.write(folder, side, stage, *synthetic.STAGES[stage](side))
-    return folder
+    return synthetic.write_all(folder)
 
 
 @pytest.fixture
@@ -375,3 +377,214 @@ def test_a_record_in_another_s_place_is_named(records):
         shutil.copy(place / "torch" / f"forward{suffix}", place / "jittor")
     with pytest.raises(UserError, match=f"is the record {synthetic.MODEL}/torch/forward: put it back"):
         answer(records, "forward")
+
+
+# ----------------------------------------------------------------------------------------------------------- forgeries
+def refused(folder, stage, a="torch", b="jittor"):
+    return admission.refused(Evidence(folder, synthetic.MODEL), stage, a, b)
+
+
+@pytest.mark.parametrize("stage, other", [("loss", "train"), ("evaluate", "train"), ("lockstep", "speed")])
+def test_a_record_that_holds_what_another_stage_writes_is_one_line(records, stage, other):
+    def change(fields, arrays):
+        fields.clear()
+        fields.update(synthetic.STAGES[other]("jittor")[0])
+
+    synthetic.edit(records, "jittor", stage, change)
+    with pytest.raises(UserError, match="not what the stage writes|has no field"):
+        questions.answers(Evidence(records, synthetic.MODEL))
+
+
+@pytest.mark.parametrize("stage", synthetic.STAGES)
+def test_honest_records_are_admitted(sound, stage):
+    assert refused(sound, stage) is None
+
+
+@pytest.mark.parametrize(
+    "changed, name",
+    [
+        ({"git_commit": "f" * 40}, "commit"),
+        ({"seed": 1}, "seed"),
+        ({"inputs": {"elsewhere/train.json": "1" * 64, "mine/torch/weights.safetensors": "3" * 64}}, "train.json"),
+        ({"inputs": {"data/val.json": "0" * 64}}, "files read"),
+        ({"versions": {"numpy": "0.1", "jittor": "2"}}, "version of numpy"),
+    ],
+)
+def test_records_of_other_runs_are_not_comparable(records, changed, name):
+    for side in ("torch", "jittor"):
+        synthetic.forge(records, side, "train", inputs={"data/train.json": "0" * 64, f"runs/{side}/x.pt": side})
+    assert refused(records, "train") is None, "a side's own weights, wherever the data lie"
+    synthetic.forge(records, "jittor", "train", **changed)
+    found = questions.answers(Evidence(records, synthetic.MODEL))
+    (training,) = [one for one in found if one.question == "training"]
+    assert training.verdict is Verdict.NOT_COMPARABLE and training.values["name"] == name
+    assert training.values["first_value"] != training.values["second_value"]
+    assert all(one.verdict is Verdict.PASS for one in found if one.question == "losses"), "other stages are compared"
+
+
+def test_records_of_other_cases_are_not_comparable(records):
+    synthetic.edit(records, "jittor", "loss", lambda fields, arrays: fields.update(case="d"))
+    assert refused(records, "loss")[0] is refused(records, "loss", "published")[0] is Verdict.NOT_COMPARABLE
+
+
+@pytest.mark.parametrize("stage", ["forward", "loss", "lockstep", "train"])
+def test_the_other_framework_s_bytes_under_its_own_name_fail(records, stage):
+    fields, arrays = synthetic.STAGES[stage]("torch")
+    synthetic.write(records, "jittor", stage, fields, arrays)
+    verdict, reason, values = refused(records, stage)
+    assert verdict is Verdict.FAIL and reason == "same_bits" and 2 * values["equal"] > values["total"]
+
+
+@pytest.mark.parametrize(
+    "stage, name, place, value",
+    [
+        ("convert", "parameters", ("parameters",), 338),
+        ("divergence", "cost/times_plain", ("cost", "times_plain"), 1.0),
+        ("divergence", "cost/gb_per_second", ("cost", "bytes"), 6e8),
+        ("loss", f"{PHASE}/float32/loss_total", ("losses", PHASE, "float32", "loss_bbox"), 1.5),
+        ("lockstep", "curves/own/loss", ("curves", "own", "loss_qfl", 5), 0.1),
+        ("train", "curves/loss", ("curves", "loss", -1), 0.5),
+        ("train", "first_step/float32", ("first_step", "float32", "loss_bbox"), 1.0),
+        ("train", "final", ("final", "AP"), 0.5),
+        ("train", "starts/after", ("starts", "fresh weights", "after", "AP50"), 0.5),
+        ("train", "starts/evaluations", ("epochs", 1, "AP"), 0.2),
+        ("train", "steps", ("curves", "step"), [0, 1]),
+        ("train", "seconds", ("seconds",), 30.0),
+        ("train", "waiting_seconds", ("waiting_seconds",), 0.1),
+        ("train", "waiting_share", ("waiting_share",), 0.0),
+        ("evaluate", "common_weights_sha256", ("common_weights_sha256",), "e" * 64),
+        ("evaluate", "common/AP of its matches", ("common", "AP"), 0.9),
+        ("speed", "forward, batch 8: synchronised_ms", ("cases", 1, "synchronised_ms", "median"), 1.0),
+        ("speed", "forward, batch 1: units", ("cases", 0, "units"), 0.1),
+        ("speed", "forward, batch 1: images_per_second", ("cases", 0, "images_per_second"), 1.0),
+        ("speed", "forward, batch 1: ratio_to", ("cases", 0, "ratio_to", "torch", "median"), 0.5),
+    ],
+)
+def test_a_number_that_no_longer_follows_is_named(records, stage, name, place, value):
+    def change(fields, arrays):
+        *way, last = place
+        for key in way:
+            fields = fields[key]
+        fields[last] = value
+
+    synthetic.edit(records, "jittor", stage, change)
+    verdict, reason, values = refused(records, stage)
+    assert verdict is Verdict.FAIL and reason == "not_derived" and values["name"] == name
+    assert values["record"] == f"{synthetic.MODEL}/jittor/{stage}"
+
+
+def test_what_is_no_number_is_what_follows_from_no_number(records):
+    """A loss that ran to NaN is said by its question, not taken for a forgery."""
+
+    def nan(fields, arrays):
+        fields["losses"][PHASE]["float32"] |= dict.fromkeys(("loss_bbox", "loss_total"), float("nan"))
+
+    synthetic.edit(records, "jittor", "loss", nan)
+    assert refused(records, "loss") is None and answer(records, "losses").verdict is Verdict.FAIL
+
+
+def halve(fields, arrays):
+    """The times of a case of the benchmark, and all that follows from them."""
+    case = fields["cases"][0]
+    case["turns_ms"] = [[call / 2 for call in turn] for turn in case["turns_ms"]]
+    case["synchronised_ms"] |= {name: case["synchronised_ms"][name] / 2 for name in ("median", "q1", "q3")}
+    case |= {"images_per_second": case["images_per_second"] * 2, "units": case["units"] / 2, "ratio_to": {}}
+
+
+def test_times_that_do_not_fit_each_other_are_named(records):
+    synthetic.edit(records, "jittor", "speed", halve)
+    found = derived.again(Evidence(records, synthetic.MODEL), "jittor", "speed")
+    assert [one.name for one in found if not one.holds] == ["forward, batch 1: a turn"]
+    synthetic.forge(records, "jittor", "train", wall_seconds=30.0)
+    assert refused(records, "train")[2]["name"] == "wall_seconds holds seconds"
+
+
+def test_norms_are_those_of_the_arrays_that_were_kept(records):
+    def keep(fields, arrays):
+        for run in ("float32", "float64"):
+            weight = synthetic.both("kept", (10, 8), "jittor")[f"{run}/kept"]
+            arrays[f"fed/{run}/0/parameter/head.weight"] = weight
+            fields["fed"]["steps"][0]["norms"][run]["parameter"]["head.weight"] = norm(weight)
+        gap = norm(np.subtract(*(arrays[f"fed/{run}/0/parameter/head.weight"] for run in ("float32", "float64"))))
+        fields["fed"]["steps"][0]["noise"]["parameter"]["head.weight"] = gap
+
+    synthetic.edit(records, "jittor", "lockstep", keep)
+    assert refused(records, "lockstep") is None
+
+    def louder(fields, arrays):
+        fields["fed"]["steps"][0]["noise"]["parameter"]["head.weight"] *= 1000
+
+    synthetic.edit(records, "jittor", "lockstep", louder)
+    assert refused(records, "lockstep")[2]["name"] == "noise of fed/float32/0/parameter/head.weight"
+
+
+def test_noise_made_larger_by_hand_is_found(records):
+    def louder(fields, arrays):
+        fields["noise"][BOXES]["score"] *= 1000
+
+    synthetic.edit(records, "torch", "loss", louder)
+    assert refused(records, "loss")[:2] == (Verdict.FAIL, "noise_apart")
+
+
+@pytest.mark.parametrize("factor, verdict", [(1, Verdict.PASS), (1000, Verdict.FAIL)])
+def test_floors_far_above_what_is_compared_are_no_noise(factor, verdict):
+    rows = [judge_value(f"row {i}", "L2 norm", 1e-6, factor * 1e-6, 1.0) for i in range(admission.NOISY)]
+    assert admission.held_up(conclude("gradients", "torch-jittor", rows, ())).verdict is verdict
+
+
+def test_coco_s_numbers_are_derived_from_the_detections(records, tmp_path):
+    """An AP that somebody would like, its detections left as they are."""
+    boxes = [{"id": i, "image_id": i % 2, "category_id": 1 + i % 2, "bbox": [10 * i, 5, 20, 30]} for i in range(6)]
+    truth = {
+        "images": [{"id": i, "width": 200, "height": 100} for i in (0, 1)],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "star"}],
+    }
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(truth))
+    rows = [[i % 2, 10 * i, 5, 10 * i + 18, 35, 0.9 - 0.1 * i, i % 2] for i in range(6)]  # a little too narrow
+    rows = np.array(rows, np.float32)
+    found = [one | {"bbox": [*one["bbox"][:2], 18, 30], "score": float(row[5])} for one, row in zip(boxes, rows)]
+    scored, matched = evaluate(truth, found), equivalence.arrays(equivalence.matches(truth, found))
+
+    def measured(fields, arrays):
+        for name in [name for name in arrays if name.startswith("matches/")]:
+            del arrays[name]
+        for weights in ("own", "common"):
+            fields |= {weights: dict(scored.numbers), f"{weights}_per_class": scored.per_class}
+            arrays[f"float32/{weights}/detections"] = rows
+            arrays |= {f"matches/{weights}/{name}": array for name, array in matched.items()}
+        fields["images"] = 2
+
+    synthetic.edit(records, "jittor", "evaluate", measured)
+    synthetic.forge(records, "jittor", "evaluate", inputs={"train.json": "0" * 64, str(path): record.sha256(path)})
+
+    def again():
+        return [one for one in derived.again(Evidence(records, synthetic.MODEL), "jittor", "evaluate") if not one.holds]
+
+    assert again() == [] and 0 < scored.numbers["AP"] < 1
+    synthetic.edit(records, "jittor", "evaluate", lambda fields, arrays: fields["common"].update(AP50=0.99))
+    assert [one.name for one in again()] == ["common"]
+    path.write_text(path.read_text() + " ")
+    assert {one.again for one in again()} == {"annotations of evaluate"}, "another file says nothing"
+
+
+def test_a_training_is_held_against_its_log(records):
+    """Curves changed in the record alone, with everything that follows from them."""
+    runs = records.parent / "runs" / synthetic.MODEL / "jittor"
+    runs.mkdir(parents=True)
+    fields = record.read(records / synthetic.MODEL / "jittor" / "train.json").fields
+    lines = [{name: column[i] for name, column in fields["curves"].items()} for i in range(80)]
+    for one in fields["epochs"]:
+        numbers = {name: one[name] for name in fields["final"]}
+        lines.append({"step": one["step"], "epoch": one["epoch"], "evaluation": numbers})
+    (runs / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    synthetic.edit(records, "jittor", "train", lambda fields, arrays: fields.update(cost=[]))
+    assert refused(records, "train") is None
+
+    def halve_the_last(fields, arrays):
+        for name in [name for name in fields["curves"] if "loss" in name]:
+            fields["curves"][name][-1] /= 2
+
+    synthetic.edit(records, "jittor", "train", halve_the_last)
+    assert refused(records, "train")[2]["name"] == "curves of the log"

@@ -183,7 +183,7 @@ def another_framework(path):
         (lambda path: path.write_text(10**5 * "["), "not valid JSON"),
         (flip_a_bit, "a is not what"),
         (cut, "not valid JSON"),
-        (drop_arrays, "can't be read"),
+        (drop_arrays, "are not here; bring them"),
         (os.remove, "can't be read"),
         (other_schema, "schema_version"),
         (lose_a_field, "provenance.command"),

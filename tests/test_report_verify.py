@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 
 import in_process
+import numpy as np
 import pytest
 import synthetic_records as synthetic
 from bs4 import BeautifulSoup
 
 from lib import __main__ as command_line
 from lib import record
-from lib.alignment import questions
+from lib.alignment import questions, references
 from lib.errors import UserError
 from lib.report import pictures, verify
 from lib.show import messages
@@ -40,9 +41,16 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def drawn_once():
-    """Every copy's figures are the same in a language: they are drawn for the first and kept."""
-    kept = {}
+def drawn_and_judged_once():
+    """Every copy's figures are the same in a language, and so are verdicts on the same records: the first are kept."""
+    kept, judge = {}, questions.answers
+
+    def judged(evidence, partial=False):
+        files = sorted((evidence.folder / evidence.model).glob("[!n]*/*"))
+        key = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        if key not in kept:
+            kept[key] = judge(evidence, partial)
+        return kept[key]
 
     def drawn(evidence, question, words):
         key = question, words.language
@@ -52,6 +60,7 @@ def drawn_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw", drawn)
+        patch.setattr(questions, "answers", judged)
         yield
 
 
@@ -172,7 +181,15 @@ def test_a_record_that_was_edited_later_is_found_though_nothing_of_it_is_shown(c
     synthetic.edit(copy / "records", "jittor", "train", lambda fields, arrays: fields.update(batches_sha256="c" * 64))
     assert faults(copy) == (
         "synthetic/jittor/train: the record changed after synthetic/none/compare was made from it; compare again",
+        "synthetic/none/compare: says PASS of training (torch-jittor), where its records give FAIL; compare again",
     )
+
+
+def test_swapped_folders_are_found_without_a_traceback(copy):
+    place = copy / "records" / synthetic.MODEL
+    for before, after in (("torch", "other"), ("jittor", "torch"), ("other", "jittor")):
+        (place / before).rename(place / after)
+    assert any("torch/convert.json: is the record synthetic/jittor/convert: put it back" in one for one in faults(copy))
 
 
 def test_arrays_that_are_not_their_record_s_are_found(copy):
@@ -194,6 +211,46 @@ def test_a_verdict_edited_in_its_record_is_found(copy):
     path.write_text(json.dumps(held))
     found = faults(copy)
     assert any("says 'FAIL'" in fault for fault in found) and any("leaves out FAIL" in fault for fault in found)
+
+
+def test_verdicts_are_those_that_the_records_give(copy):
+    """Whoever edits the verdicts and renders them again has a page that agrees with them."""
+    records = copy / "records"
+    synthetic.edit(
+        records, "jittor", "loss", lambda fields, arrays: arrays.update({"bn/body.1.num_batches_tracked": np.array(2)})
+    )
+    (compared,) = questions.judge_records(records, [synthetic.MODEL])
+    assert not verify.Judged.of(records, synthetic.MODEL).faults
+    verdicts = compared.fields["verdicts"]
+    at = next(i for i, one in enumerate(verdicts) if (one["verdict"], one["pair"]) == ("FAIL", "torch-jittor"))
+    before, fail, after = verdicts[:at], verdicts[at], verdicts[at + 1 :]
+    first, *rest = fail["rows"]
+    forgeries = {
+        "says PASS of batch_norm (torch-jittor), where": [fail | {"verdict": "PASS", "reason": "identical"}],
+        "says nothing of batch_norm (torch-jittor), where": [],
+        "says FAIL of batch_norm (torch-jittor), where": [fail | {"rows": [[*first[:2], first[2] * 0.99], *rest]}],
+        "answers beauty, which nobody asks": [fail, fail | {"question": "beauty"}],
+    }
+    for said, forged in forgeries.items():
+        changed = compared.fields | {"verdicts": [*before, *forged, *after]}
+        record.write(records, compared.model_copy(update={"fields": changed}), {})
+        (found,) = verify.Judged.of(records, synthetic.MODEL).faults
+        assert said in found
+
+
+def test_a_published_number_is_what_the_golden_files_hold(tmp_path):
+    model = "nanodet-plus-m_320"
+    references.write(tmp_path, model)
+    assert references.forged(tmp_path, model) == []
+    for stage, change in {
+        "forward": lambda fields, arrays: arrays.update({"float64/preds": arrays["float64/preds"] * (1 + 1e-9)}),
+        "convert": lambda fields, arrays: fields.update(parameters=1),
+    }.items():
+        path = tmp_path / model / "published" / f"{stage}.json"
+        held, arrays = record.read(path), record.load_arrays(path)
+        change(held.fields, arrays)
+        record.write(tmp_path, held, arrays)
+        assert path in references.forged(tmp_path, model)
 
 
 def test_the_command_line_says_where(copy, capsys):
@@ -368,10 +425,12 @@ def test_gaps_and_restarts_are_said_and_held_against_their_record(made, tmp_path
     monkeypatch.setenv(record.RESTARTS, json.dumps(["the kernel died of signal 11 (SIGSEGV)"]))
     with record.measure("gaps", "all", folder / "records") as measured:
         measured.fields["gaps"] = GAPS
+    synthetic.forge(folder / "records", "jittor", "train", git_commit="f" * 40)  # said with both values
     in_process.made(folder, [synthetic.MODEL], language)
     assert faults(folder) == ()
     said = (folder / "index.html").read_text(encoding="utf-8")
     assert f'<a href="{GAPS[0]["see"]}"><span data-ref="all/none/gaps#/fields/gaps/0/see">' in said
+    assert 'class="badge not-comparable"' in said and ">" + "f" * 40 in said
     assert "signal 9 (SIGKILL)" in said and "m/<wbr/>jittor/<wbr/>train" in said and "signal 11 (SIGSEGV)" in said
     edit(folder, "signal 9 ", "signal 8 ")
     assert [fault for fault in faults(folder) if "signal 8" in fault]

@@ -161,6 +161,18 @@ def test_colours_change_within_their_ranges():
     assert only_hue._recolour(red, stream(0, "hue"))[0, 0].tolist() == [200, 0, 0]  # RGB; hue 0 stays
 
 
+def test_colours_are_the_published_rule_on_the_same_draws():
+    """The rule restated: factors 1 + gain u of hue, saturation, value, in this order, one u each; whole numbers cut."""
+    image = noise(16, 24)
+    for seed in range(5):
+        draws, planes = stream(seed, "rule"), cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+        factors = [1 + gain * draws.uniform(-1, 1) for gain in (0.015, 0.7, 0.4)]
+        hue, saturation, value = (plane * factor for plane, factor in zip(planes, factors))
+        changed = np.stack([hue % 180, np.minimum(saturation, 255), np.minimum(value, 255)], 2).astype(np.uint8)
+        expected = cv2.cvtColor(changed, cv2.COLOR_HSV2RGB)
+        np.testing.assert_array_equal(RECIPE._recolour(image, stream(seed, "rule")), expected)
+
+
 def test_repeated_boxes_count_once_and_none_leaves_its_image():
     boxes = np.array([[50, 50, 120, 130], [0, 0, 9, 9], [50, 50, 110, 140], [50, 50, 96, 96]], np.float32)
     picture = Picture(np.zeros((96, 96, 3), np.uint8), boxes, np.array([3, 1, 3, 2]))

@@ -20,6 +20,7 @@ from lib.alignment import by_family
 from lib.alignment.evidence import is_reference
 from lib.alignment.margins import Margins
 from lib.alignment.measure import Arrays, entries, features, gradients, moved, precisions
+from lib.alignment.recipe import numbers
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array
 from lib.alignment.trajectory import perturbed
@@ -55,6 +56,7 @@ def conversion(name: str, case: Case) -> Fields:
     kinds = [type(module).__name__ for module in model.modules()]
     return {
         "case": case.name,
+        "recipe": numbers(name, model),
         "state": entries(state, trained),
         "parameters": sum(state[entry].size for entry in trained),
         "norm_layers": {kind: kinds.count(kind) for kind in ("BatchNorm2d", "GroupNorm")},

@@ -30,12 +30,13 @@ class Evidence:
         self.folder, self.model = Path(folder), model
         self._records: dict[tuple[str, str], record.Record | None] = {}
         self._stage, self._arrays = "", {}
+        self.derived: dict[tuple[str, str], list] = {}  # what `derived.again` found of a side and stage
 
     def get(self, side: str, stage: str) -> record.Record | None:
         """The record, or None where that stage was not run on that side."""
         key = (side, stage)
         if key not in self._records:
-            path = self._path(side, stage)
+            path = self.path(side, stage)
             found = record.read(path) if path.exists() else None
             if found and found.run_id != self.run_id(side, stage):
                 raise UserError(
@@ -50,7 +51,7 @@ class Evidence:
         for depth, key in enumerate(keys):
             if not isinstance(value, dict) or key not in value:
                 raise UserError(
-                    f"{self._path(side, stage)}: has no field {'/'.join(keys[: depth + 1])}; run the stage again"
+                    f"{self.path(side, stage)}: has no field {'/'.join(keys[: depth + 1])}; run the stage again"
                 )
             value = value[key]
         return value
@@ -61,11 +62,12 @@ class Evidence:
             self._stage, self._arrays = stage, {}
         if side not in self._arrays:
             # safetensors gives them in an order of its own, another one each time.
-            self._arrays[side] = dict(sorted(record.load_arrays(self._path(side, stage)).items()))
+            self._arrays[side] = dict(sorted(record.load_arrays(self.path(side, stage)).items()))
         return {name[len(prefix) :]: array for name, array in self._arrays[side].items() if name.startswith(prefix)}
 
     def run_id(self, side: str, stage: str) -> str:
         return f"{self.model}/{side}/{stage}"
 
-    def _path(self, side: str, stage: str) -> Path:
+    def path(self, side: str, stage: str) -> Path:
+        """Where the record of a side's stage lies."""
         return self.folder / self.model / side / f"{stage}.json"

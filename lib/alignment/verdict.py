@@ -31,11 +31,13 @@ TARGETS = {"forward": 1e-5, "losses": 1e-3, "gradients": 1e-4, "step": 1e-6}
 
 
 class Verdict(StrEnum):
-    """SHOWN: measured and shown, but no gate can be derived for it. UNDERPOWERED: what was measured can't tell."""
+    """SHOWN: measured and shown, but no gate can be derived for it. UNDERPOWERED: what was measured can't tell.
+    NOT COMPARABLE: the records are of runs that nobody may set side by side."""
 
     PASS = "PASS"
     FAIL = "FAIL"
     NOT_RUN = "NOT RUN"
+    NOT_COMPARABLE = "NOT COMPARABLE"
     SHOWN = "SHOWN"
     UNDERPOWERED = "UNDERPOWERED"
 

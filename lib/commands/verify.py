@@ -9,8 +9,8 @@ PURPOSE = "does a report say what its records say?"
 EXAMPLES = """\
   python -m lib verify reports/quick
 Reads index.html and handin.html of the folder and the records behind them. Fails, and says where, if a number, a name,
-a verdict or a figure is not what its record holds, if a record is missing or was changed after it was compared, and if
-a digit belongs to no record.
+a verdict or a figure is not what its record holds, if a record is missing, was changed after it was compared or gives
+another verdict when it is judged again, and if a digit belongs to no record.
 """
 
 
@@ -30,6 +30,10 @@ def run(chosen: argparse.Namespace) -> None:
             print(f"  the arrays of {count} records are not here: their numbers in JSON were checked, the arrays not")
         if one.not_drawn:
             print(f"  {one.not_drawn} figures need them and were not drawn again")
+        if one.not_judged:
+            print(f"  {one.not_judged} verdicts need them and were not judged again")
+        if one.absent:
+            print(f"  not here, so that what follows from them was not derived again: {', '.join(one.absent)}")
         print("\n".join(f"  {fault}" for fault in one.faults) or "  all as recorded")
     for one in checked:
         if one.faults:

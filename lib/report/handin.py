@@ -24,7 +24,7 @@ from lib.show.messages import Messages
 NO_SIDE = ("none",)  # records that no framework wrote
 READERS = ("train", "evaluate")  # stages that read the data set
 RAN = ("train", "evaluate", "loss", "forward", "convert", "speed")  # any of these says what the framework ran on
-KINDS = ("PASS", "FAIL", "NOT RUN", "SHOWN", "UNDERPOWERED")
+KINDS = ("PASS", "FAIL", "NOT COMPARABLE", "NOT RUN", "SHOWN", "UNDERPOWERED")
 
 
 class Ask(NamedTuple):

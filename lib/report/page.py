@@ -18,7 +18,7 @@ from lib.report.fragments import Fragment, fragment
 from lib.show.messages import Messages
 
 THEMES = {  # what belongs together, in the order of the report
-    "parts": ("structure", "conversion", "initialisation", "data"),
+    "parts": ("structure", "conversion", "recipe", "initialisation", "data"),
     "answers": ("forward", "divergence", "decisions"),
     "learning": ("losses", "assignment", "gradients", "step", "batch_norm", "lockstep"),
     "result": ("training", "trajectory", "evaluation", "equivalence"),
@@ -29,12 +29,13 @@ TEXTS = ("name", "what", "note")  # columns that hold a text, not a number
 FAILING_ROWS = 5  # of each kind that are shown; of those that pass the one closest to its gate
 FLIPS = 100  # flipped decisions that are shown, legal or not; a record lists them all
 STATUSES = ("met", "missed", "below rounding")  # of a quoted target
-COUNTED = ("FAIL", "PASS", "UNDERPOWERED", "NOT RUN")  # what is shown only is no answer to count
+COUNTED = ("FAIL", "NOT COMPARABLE", "PASS", "UNDERPOWERED", "NOT RUN")  # what is shown only is no answer to count
 ABREAST = 3  # models beside each other in one table, as many as A4 holds
 LISTED = 6  # verdicts that fail, or were not run, that the first page names
-WORST = ("FAIL", "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # the first of these stands for a question
+FAILED = ("FAIL", "NOT COMPARABLE")  # nobody may hand in a report of these
+WORST = (*FAILED, "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # the first of these stands for a question
 MEASURED_IN = {  # the notebooks whose records answer a question
-    **dict.fromkeys(("structure", "conversion"), ("40_convert",)),
+    **dict.fromkeys(("structure", "conversion", "recipe"), ("40_convert",)),
     "initialisation": ("61_lockstep",),
     "data": ("10_data", "61_lockstep"),
     "forward": ("50_forward",),
@@ -349,8 +350,8 @@ class Page:
 
     @property
     def failures(self) -> list[str]:
-        """ "model: question (pair)" of every FAIL."""
-        found = ((model, one.held) for model in self.models for one in model.answers if one.verdict == "FAIL")
+        """ "model: question (pair)" of every FAIL, and of what is not comparable."""
+        found = ((model, one.held) for model in self.models for one in model.answers if one.verdict in FAILED)
         return [f"{model.evidence.model}: {held['question']} ({held['pair']})" for model, held in found]
 
     def anchor(self, question: str) -> str:
@@ -365,9 +366,9 @@ class Page:
     def _summarise(self, verdicts: Sequence[Mapping[str, Any]]) -> None:
         """The first page: `verdict` is the worst, `kinds` are explained, `pairs` those that were asked."""
         words, kinds = self.words, {verdict["verdict"] for verdict in verdicts}
-        failed, not_run, judged = "FAIL" in kinds, "NOT RUN" in kinds, kinds & {"PASS", "FAIL"}
-        self.verdict = "FAIL" if failed else "NOT RUN" if not_run or not judged else "PASS"
-        headline = "fail" if failed else "none" if not judged else "gaps" if not_run else "pass"
+        failed, gaps, judged = "FAIL" in kinds, kinds & {"NOT RUN", "NOT COMPARABLE"}, kinds & {"PASS", "FAIL"}
+        self.verdict = "FAIL" if failed else "NOT RUN" if gaps or not judged else "PASS"
+        headline = "fail" if failed else "none" if not judged else "gaps" if gaps else "pass"
         lists = {ref: found for model in self.models for ref, found in model.lists.items()}
         self.headline = words.say(f"headline.{headline}", counts=counts(lists, words))
         self.kinds = [kind for kind in WORST if kind in kinds]
@@ -376,7 +377,7 @@ class Page:
         self.pairs = [(pair, words.pair(pair)) for pair in pairs if pair in asked]
         self.tables = [self.models[i : i + ABREAST] for i in range(0, len(self.models), ABREAST)]
         self.facts = facts(self.models, self.shared, words)
-        self.failing = self._named(lambda one: one.verdict == "FAIL", "reason")
+        self.failing = self._named(lambda one: one.verdict in FAILED, "reason")
         self.missing = self._named(lambda one: one.verdict == "NOT RUN", "reason")
         self.apart = self._named(lambda one: one.verdict in ("PASS", "SHOWN") and one.apart, "apart")
 

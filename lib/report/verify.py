@@ -1,21 +1,26 @@
 """Does a report say what the records say? Reads the pages as they lie there, and the records again.
 
 A page passes when each number, name, verdict, figure and table in it is what its records hold, no digit stands outside
-of these, no verdict of a model is left out, and the records are those that were compared. Style, script and the picture
+of these, no verdict of a model is left out, the records are those that were compared, and give the same verdicts when
+they are judged again; those of the published side are what the golden files hold. Style, script and the picture
 of how to read it must be the project's own, and nothing may be hidden: they could change what is seen. Arrays must be
 those of their record where they are there; a report may travel without the large ones, and is then told to.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 
+from lib.alignment import questions
+from lib.alignment.derived import alike
 from lib.alignment.evidence import Evidence, pointer
+from lib.alignment.references import forged
 from lib.errors import UserError
-from lib.record import ROOT, load_arrays, sha256
+from lib.record import ROOT, ArraysMissing, load_arrays, plain, read, sha256
 from lib.report import bound, fragments, pictures
 from lib.report.page import COUNTED
 from lib.show.messages import LANGUAGES, TEXTS, Messages, entries
@@ -69,6 +74,8 @@ class Checked:
     records: int
     without_arrays: int  # records whose arrays don't lie beside them: only their JSON could be checked
     not_drawn: int  # figures that could not be drawn again for want of these arrays
+    not_judged: int  # verdicts, likewise
+    absent: tuple[str, ...]  # what numbers are derived from, and is not here
     faults: tuple[str, ...]
 
 
@@ -77,10 +84,46 @@ def verify(report: Path) -> list[Checked]:
     found = [report / name for name in PAGES if (report / name).is_file()]
     if not found:
         raise UserError(f"{report}: holds no {' or '.join(PAGES)}; run `make report` first")
-    return [_page(path) for path in found]
+    judged = cache(Judged.of)  # both pages show the same records
+    return [_page(path, judged) for path in found]
 
 
-def _page(path: Path) -> Checked:
+@dataclass(frozen=True)
+class Judged:
+    """What becomes of a model's records when they are judged again."""
+
+    faults: tuple[str, ...]
+    not_judged: int
+    absent: frozenset[str]
+
+    @classmethod
+    def of(cls, folder: Path, model: str) -> "Judged":
+        """Against the verdicts that were recorded; of records that nobody can judge, why."""
+        run_id, evidence = f"{model}/none/compare", Evidence(folder, model)
+        try:
+            faults = [f"{path}: is not what the golden files hold; compare again" for path in forged(folder, model)]
+            verdicts, answers = read(folder / f"{run_id}.json"), questions.answers(evidence, partial=True)
+        except UserError as error:
+            return cls((str(error),), 0, frozenset())
+        held = {(one["question"], one["pair"]): one for one in verdicts.fields["verdicts"]}
+        found = {(one.question, one.pair): one for one in answers}
+        for (question, pair), answer in found.items():
+            said = held.get((question, pair))
+            if not said or not alike(said, plain(questions.plain(answer))):
+                says, gives = said["verdict"] if said else "nothing", answer.verdict.value
+                faults.append(
+                    f"{run_id}: says {says} of {question} ({pair}), where its records give {gives}; compare again"
+                )
+        faults += [
+            f"{run_id}: answers {question}, which nobody asks"
+            for question, pair in held
+            if question not in questions.QUESTIONS
+        ]
+        absent = {one.again for found in evidence.derived.values() for one in found if one.holds is None}
+        return cls(tuple(faults), len(held.keys() - found.keys()), frozenset(absent))
+
+
+def _page(path: Path, judged: Callable[[Path, str], Judged]) -> Checked:
     content = Content(path.read_text(encoding="utf-8"))
     if content.language not in LANGUAGES or content.records is None:
         raise UserError(f"{path}: does not say its language and where its records lie; render it again")
@@ -91,7 +134,9 @@ def _page(path: Path) -> Checked:
     ids = sorted({ref.partition("#")[0] for element in content.bound for ref in refs(element)})
     bare = [one for one in ids if fields.path(one).is_file() and fields[f"{one}#/arrays"]]
     bare = [one for one in bare if not fields.arrays(one).is_file()]
-    drawn, not_drawn = _figures(content, fields, words, bare)
+    drawn, not_drawn = _figures(content, fields, words)
+    compared = [one for one in ids if one.endswith("/compare") and fields.path(one).is_file()]
+    again = [judged(folder, one.split("/")[0]) for one in compared]
     faults = [
         *(fault for element in content.bound for fault in _element(element, fields, words)),
         *_unbound(content, words, path),
@@ -100,10 +145,13 @@ def _page(path: Path) -> Checked:
         *_uncounted(content, fields),
         *drawn,
         *_records(ids, fields),
+        *(fault for one in again for fault in one.faults),
     ]
     numbers = sum(element.name == "data" for element in content.bound)
     names, figures = len(content.bound) - numbers, sum(one.name == "figure" for one in content.figures)
-    return Checked(path, numbers, names, figures, len(ids), len(bare), not_drawn, tuple(dict.fromkeys(faults)))
+    without = len(bare), not_drawn, sum(one.not_judged for one in again)
+    absent = sorted({what for one in again for what in one.absent})
+    return Checked(path, numbers, names, figures, len(ids), *without, tuple(absent), tuple(dict.fromkeys(faults)))
 
 
 def _element(element: Tag, fields: bound.Fields, words: Messages) -> Iterator[str]:
@@ -207,7 +255,7 @@ def _uncounted(content: Content, fields: bound.Fields) -> Iterator[str]:
             yield f"{where(elements[0])}: the page counts verdicts and leaves out {kind}"
 
 
-def _figures(content: Content, fields: bound.Fields, words: Messages, bare: Sequence[str]) -> tuple[list[str], int]:
+def _figures(content: Content, fields: bound.Fields, words: Messages) -> tuple[list[str], int]:
     """Figures that are not what the records draw; and how many need arrays that are not there."""
     faults, without = [], 0
     drawn: dict[str, list[str]] = {}
@@ -220,11 +268,11 @@ def _figures(content: Content, fields: bound.Fields, words: Messages, bare: Sequ
             if key not in drawn and model:
                 found = pictures.draw(Evidence(fields.folder, model), question, words)
                 drawn |= {one.key: _parts(Content(f"<p>{one.picture.html()}</p>").page.p) for one in found}
-        except (UserError, OSError) as error:
-            if any(str(fields.arrays(one)) in str(error) for one in bare):
-                without += 1
-            else:
-                faults.append(f"{where(figure)}: the figure can't be drawn again: {error}")
+        except ArraysMissing:
+            without += 1
+            continue
+        except (UserError, OSError, LookupError, TypeError, ValueError) as error:
+            faults.append(f"{where(figure)}: the figure can't be drawn again: {error}")
             continue
         if drawn.get(key) != _parts(figure):
             said = "is not what the records draw (edited, or drawn by another version of lib/show or with other fonts)"

@@ -33,7 +33,7 @@ from lib.backend import nn
 from lib.errors import UserError
 
 # What the records of a port have not: the questions skip it. Entries are paired by name, so their order says nothing.
-WITHOUT = ("order", "detections", "losses", "assignment", "step", "counters")
+WITHOUT = ("recipe", "order", "detections", "losses", "assignment", "step", "counters")
 SPREAD = 0.1  # of seeded values around a constant, relative
 SMALL = 0.05  # and around zero
 

@@ -11,21 +11,24 @@ most norm(a - b) / sqrt(n). Pair torch-jittor: difference <= K x PyTorch's own f
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lib.alignment import references, rosetta
 from lib.alignment.evidence import PAIRS, SIDES, Evidence
-from lib.alignment.questions import inference, learning
+from lib.alignment.questions import admission, inference, learning
 from lib.alignment.questions.pair import Pair
 from lib.alignment.verdict import TARGETS, Answer, K, Verdict, target_status
-from lib.record import Record, measure, read
+from lib.errors import UserError
+from lib.record import ArraysMissing, Record, measure, read
 
 COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "scale", "passed", "note", "target")
 # What is asked, in the order of the report: question -> (stage its records come from, whether published has it, how).
 QUESTIONS: dict[str, tuple[str, bool, Callable[[Pair], Answer]]] = {
     "structure": ("convert", True, inference.structure),
     "conversion": ("convert", True, inference.conversion),
+    "recipe": ("convert", True, learning.recipe),
     "initialisation": ("lockstep", False, inference.initialisation),
     "data": ("lockstep", False, learning.data),
     "forward": ("forward", True, inference.forward),
@@ -50,24 +53,36 @@ def ask(question: str, evidence: Evidence, a: str, b: str) -> Answer:
     return how(Pair(evidence, question, stage, a, b))
 
 
-def answers(folder: str | Path, model: str) -> list[Answer]:
-    """One answer per question and pair that can have one; NOT RUN where a record is missing."""
-    evidence = Evidence(folder, model)
+def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
+    """One answer per question and pair that can have one; NOT RUN where a record is missing.
+
+    partial: without those whose records came without their arrays, which is a UserError else.
+    """
+    refused = cache(admission.refused)
     # A port that a user brings has no published numbers to miss.
-    known = references.module(model) is not None or any(
+    known = references.module(evidence.model) is not None or any(
         evidence.get("published", stage) for stage, *_ in QUESTIONS.values()
     )
     found = []
-    for question, (stage, has_published, _) in QUESTIONS.items():
-        for a, b in (pair for pair in PAIRS if "published" not in pair or (has_published and known)):
+    for question, (stage, has_published, how) in QUESTIONS.items():
+        for a, b in (sides for sides in PAIRS if "published" not in sides or (has_published and known)):
+            pair = Pair(evidence, question, stage, a, b)
             missing = [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]
-            if not missing and not Pair(evidence, question, stage, a, b).holds(question):
+            if not missing and not pair.holds(question):
                 missing = [question]
             if missing:
                 values = {"missing": ", ".join(missing)}
                 found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", values))
-            else:
-                found.append(ask(question, evidence, a, b))
+                continue
+            try:
+                refusal = refused(evidence, stage, a, b)
+                found.append(pair.answer(*refusal) if refusal else admission.held_up(how(pair)))
+            except ArraysMissing:
+                if not partial:
+                    raise
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                said = f"{' and '.join(pair.sources)}: not what the stage writes ({type(error).__name__}: {error})"
+                raise UserError(f"{said}; run it again") from error
     return found
 
 
@@ -85,11 +100,11 @@ def _judge_model(folder: Path, model: str, golden: Path) -> Record:
     inputs = sorted(path for side in SIDES for path in (folder / model / side).glob("*.json"))
     with measure("compare", model, folder, inputs=inputs) as measurement:
         measurement.fields |= {"k": K, "columns": list(COLUMNS)}
-        measurement.fields["verdicts"] = [_plain(answer) for answer in answers(folder, model)]
+        measurement.fields["verdicts"] = [plain(answer) for answer in answers(Evidence(folder, model))]
     return read(measurement.path)
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
+def plain(answer: Answer) -> dict[str, Any]:
     """The answer as JSON: rows as lists under COLUMNS, with the status of the quoted target where there is one."""
     target = TARGETS.get(answer.question)
     statuses = [target_status(row, target) if target and row.scale else None for row in answer.rows]

@@ -10,7 +10,7 @@ from lib.alignment.compare import compare_sets
 from lib.alignment.decisions import FLIP, Decisions, excuse, nearness
 from lib.alignment.equivalence import Equivalence, Outcome
 from lib.alignment.evidence import pointer
-from lib.alignment.questions.pair import Pair, identical, of_one_case
+from lib.alignment.questions.pair import Pair, identical
 from lib.alignment.rows import NOTHING, detections, mapping, tensors
 from lib.alignment.verdict import Answer, K, Number, Row, Verdict, decisions, fault, judge_value
 
@@ -60,7 +60,6 @@ def initialisation(pair: Pair) -> Answer:
     return pair.conclude([mapping("bytes of the fresh weights", *pair.fields("initial"))])
 
 
-@of_one_case
 def forward(pair: Pair) -> Answer:
     """Raw outputs and named features in evaluation mode, the decisions on their way, and the detections they give."""
     runs, held = pair.runs(), pair.decided()
@@ -98,7 +97,6 @@ def _integers(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: kept.pop(name) for name in list(kept) if kept[name].dtype.kind != "f"}
 
 
-@of_one_case
 def divergence(pair: Pair) -> Answer:
     """Each layer's own error, its inputs the reference's: the first layer beyond its gate, forward and backward."""
     found = depth.localise(pair.evidence.get(pair.b, pair.stage).fields)

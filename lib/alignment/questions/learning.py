@@ -1,6 +1,8 @@
 """Questions about training: one step's losses, decisions, gradients, update and statistics; many steps; whole runs."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from lib.alignment import trajectory as bands
 from lib.alignment.compare import compare_sets, norm
 from lib.alignment.decisions import excuse, nearness
 from lib.alignment.evidence import Evidence
-from lib.alignment.questions.pair import Pair, identical, of_one_case
+from lib.alignment.questions.pair import Pair, identical
 from lib.alignment.rows import (
     chosen,
     excuse_flips,
@@ -25,6 +27,30 @@ from lib.alignment.rows import (
 from lib.alignment.verdict import SHARP, Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
 
 
+def recipe(pair: Pair) -> Answer:
+    """Every number of the recipe, a row each: weights, candidates, rates, groups, augmentation's ranges in their order.
+
+    How many tensors a group has is published of the sizes alone that have golden files.
+    """
+    theirs, ours = (dict(_leaves("", numbers)) for numbers in pair.fields("recipe"))
+    asked = [*theirs, *(name for name in ours if name not in theirs and not name.endswith("/tensors"))]
+    rows = []
+    for name in asked:
+        first, second = (numbers.get(name, "nothing") for numbers in (theirs, ours))
+        rows.append(decisions(name, int(first != second), 1, f"{second} where the reference has {first}"))
+    return pair.conclude(rows)
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each number alone, those of a list by their place in it; an empty list as it is."""
+    held = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) and value else None
+    if held is None:
+        yield name, value
+        return
+    for key, one in held:
+        yield from _leaves(f"{name}, {key}" if name else str(key), one)
+
+
 def data(pair: Pair) -> Answer:
     """The first batch's way from the files: each image decoded, each function of its augmentation, batch, targets."""
     answer = pair.conclude(datastages.differences(*pair.fields("data")))
@@ -33,7 +59,6 @@ def data(pair: Pair) -> Answer:
     return answer
 
 
-@of_one_case
 def losses(pair: Pair) -> Answer:
     """Every loss component in every phase, and the raw training outputs they come from."""
     theirs, ours = map(_by_precision, pair.fields("losses"))
@@ -64,7 +89,6 @@ def _phase(row: Row) -> str:
     return f"{row.name.split('/')[0]}/"
 
 
-@of_one_case
 def assignment(pair: Pair) -> Answer:
     """The discrete decisions of a training step: the assigner's or the matcher's, and the selection of queries.
 
@@ -77,7 +101,6 @@ def assignment(pair: Pair) -> Answer:
     return replace(answer, reason="decided" if decided_so else answer.reason, values=values)
 
 
-@of_one_case
 def gradients(pair: Pair) -> Answer:
     """Every parameter's gradient in every phase."""
     single, double = pair.runs("gradient/")
@@ -97,7 +120,6 @@ def gradients(pair: Pair) -> Answer:
     return pair.conclude(rows, notes=sorted(zero))
 
 
-@of_one_case
 def step(pair: Pair) -> Answer:
     """One optimiser step: each side against the optimiser's rule applied to its own gradient, and the change's norms.
 
@@ -128,7 +150,6 @@ def step(pair: Pair) -> Answer:
     return pair.conclude(rows, notes=sorted(zero))
 
 
-@of_one_case
 def batch_norm(pair: Pair) -> Answer:
     """Running statistics after one training forward, counters included."""
     rows = tensors(*pair.where, *pair.runs("bn/"), "l2", "bn/")

@@ -1,6 +1,6 @@
 """Two sides' records of one stage, and what the answers about them are put together from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,18 +103,6 @@ class Pair:
         held = self.evidence.get(REFERENCE, self.stage)
         same = held is not None and held.fields["case"] == self.field(self.b, "case")
         return self.evidence.arrays(REFERENCE, self.stage) if same else {}
-
-
-def of_one_case(how: Callable[[Pair], Answer]) -> Callable[[Pair], Answer]:
-    """The question, answered FAIL where the two records measured different inputs."""
-
-    def asked(pair: Pair) -> Answer:
-        first, second = pair.fields("case")
-        if first != second:
-            return pair.answer(Verdict.FAIL, "other_case", {"first": first, "second": second})
-        return how(pair)
-
-    return asked
 
 
 def identical(comparisons: Sequence[Comparison]) -> list[Row]:

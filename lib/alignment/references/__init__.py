@@ -7,14 +7,21 @@ statistics (norm, mean, first values, size of the float32 error) for the rest; t
 keyed by the name that the other sides give the array.
 """
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import yaml
 
 from lib.alignment.references import gold_yolo, nanodet_plus, rt_detr
-from lib.alignment.references.case import GOLDEN, Case, arrays_of, content_of
-from lib.families import FAMILIES
-from lib.record import measure
+from lib.alignment.references.case import GOLDEN, Arrays, Case, arrays_of, content_of
+from lib.families import FAMILIES, family, size_of
+from lib.record import array_entry, measure, plain, read
 
+RECIPES = GOLDEN / "recipes.yml"
 _MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
 
@@ -28,25 +35,56 @@ def case(model: str, stage: str) -> Case:
     return module(model).case(model, stage)
 
 
-def write(folder: str | Path, model: str, golden: Path = GOLDEN) -> list[Path]:
-    """Write the published side's records of `model` into `folder`; stages without a golden file are left out."""
-    paths, reference = [], module(model)
+@cache
+def _recipes() -> dict[str, Any]:
+    return yaml.safe_load(RECIPES.read_text(encoding="utf-8"))
+
+
+def recipe(model: str) -> dict[str, Any]:
+    """Every published number of a model's recipe, by the name that `lib.alignment.recipe` gives it."""
+    held = _recipes()[family(model)]
+    found = {}
+    for place, value in [*held["all"].items(), *held[model].items()]:
+        found |= {f"{place}/{name}": one for name, one in value.items()} if isinstance(value, dict) else {place: value}
+    size = model == size_of(model)  # of a head that is published for training alone no golden file counts tensors
+    return {name: value for name, value in found.items() if size or not name.endswith("/tensors")}
+
+
+def published(model: str, golden: Path = GOLDEN) -> Iterator[tuple[str, Path, dict[str, Any], Arrays]]:
+    """Of each stage that has a golden file: the stage, the file, fields and arrays of the published side's record."""
+    reference = module(model)
     for stage, fill in reference.STAGES.items() if reference else ():
         chosen = case(model, stage)
         source = golden / chosen.file
-        if not source.exists():
-            continue
-        content = content_of(source)
-        filled = fill(content, arrays_of(source), chosen)
-        if filled is None:
-            continue
+        if source.exists() and (filled := fill(content_of(source), arrays_of(source), chosen)):
+            fields, arrays = filled
+            if stage == "convert":
+                fields["recipe"] = recipe(model)
+            yield stage, source, {"case": chosen.name, "float64": reference.FLOAT64, **fields}, arrays
+
+
+def write(folder: str | Path, model: str, golden: Path = GOLDEN) -> list[Path]:
+    """Write the published side's records of `model` into `folder`; stages without a golden file are left out."""
+    paths = []
+    for stage, source, fields, arrays in published(model, golden):
         inputs = [path for path in (source, source.with_suffix(".npz")) if path.exists()]
         side = SimpleNamespace(
-            NAME="published", VERSION=reference.COMMIT, device=lambda: "cpu", cache_path=lambda: None
+            NAME="published", VERSION=module(model).COMMIT, device=lambda: "cpu", cache_path=lambda: None
         )
         with measure(stage, model, folder, inputs=inputs, side=side) as measurement:
-            fields, arrays = filled
-            measurement.fields |= {"case": chosen.name, "float64": reference.FLOAT64, **fields}
+            measurement.fields |= fields
             measurement.arrays |= arrays
         paths.append(measurement.path)
     return paths
+
+
+def forged(folder: str | Path, model: str) -> list[Path]:
+    """The published side's records that are not what the golden files hold."""
+    found = []
+    for stage, _, fields, arrays in published(model):
+        path = Path(folder, model, "published", f"{stage}.json")
+        if path.exists():
+            held, entries = read(path), {name: array_entry(np.asarray(array)) for name, array in arrays.items()}
+            if (held.fields, held.arrays) != (plain(fields), entries):
+                found.append(path)
+    return found

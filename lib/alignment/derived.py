@@ -1,0 +1,249 @@
+"""What follows from the rest of a record, derived again: a number that somebody changed no longer follows.
+
+Here belongs what a record says twice, once as it was measured and once as a summary of that: COCO's numbers and its
+detections, a curve and the lines of the log, a median and its samples, a norm and its array, a sum and its parts, a
+time and the times it holds. What the summary is made of may lie beside the record (arrays, the log of a training, the
+annotations); where it does not, the number is `absent`: nobody can say.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lib.alignment import equivalence
+from lib.alignment.compare import norm
+from lib.alignment.evidence import REFERENCE, Evidence
+from lib.alignment.references import module
+from lib.errors import UserError
+from lib.evaluation import evaluate, published_form, read_truth
+from lib.record import ROOT, ArraysMissing, plain, sha256
+
+# The same float64 numbers added in another order, by another version of a library or on another processor: 2**13
+# roundings of float64 are more than a sum of millions of terms shows, and less than anybody would forge.
+ORDER = 2.0**-40
+FILLED = 0.9  # of a benchmark's turn by what it timed: the rest is what a loop costs
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A number of a record, and what it is when derived again."""
+
+    name: str
+    recorded: Any
+    again: Any
+    holds: bool | None  # None: what it is derived from is not here
+
+    @classmethod
+    def equal(cls, name: str, recorded: Any, again: Any) -> "Derived":
+        return cls(name, recorded, again, alike(recorded, plain(again)))
+
+    @classmethod
+    def within(cls, name: str, part: float, whole: float) -> "Derived":
+        """A part is at most the whole."""
+        return cls(name, whole, part, part <= whole * (1 + ORDER))
+
+    @classmethod
+    def absent(cls, name: str, what: str) -> "Derived":
+        return cls(name, None, what, None)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values of JSON are the same, numbers but for the order in which they were added."""
+    match one, other:
+        case (bool(), _) | (_, bool()):
+            return one is other
+        case int() | float(), int() | float():
+            return math.isclose(one, other, rel_tol=ORDER)
+        case Mapping(), Mapping():
+            return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+        case list() | tuple(), list() | tuple():
+            return len(one) == len(other) and all(map(alike, one, other))
+    return one == other
+
+
+def again(evidence: Evidence, side: str, stage: str) -> list[Derived]:
+    """Everything that follows from the rest of a side's record of a stage; nothing where that has no record."""
+    if (side, stage) not in evidence.derived:
+        held, how = evidence.get(side, stage), RULES.get(stage)
+        brought = held and "without" in held.fields and module(evidence.model) is None  # a user's port: it holds less
+        try:
+            found = list(how(evidence, side, held.fields)) if held and how and not brought else []
+        except KeyError as missing:
+            path = evidence.path(side, stage)
+            raise UserError(f"{path}: has no field {missing.args[0]}; run the stage again") from missing
+        evidence.derived[side, stage] = found
+    return evidence.derived[side, stage]
+
+
+def _convert(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    sizes = [math.prod(shape) for _, shape, _, kind, _ in fields["state"] if kind == "param"]
+    yield Derived.equal("parameters", fields["parameters"], sum(sizes))
+    yield Derived.equal("coverage/total", fields["coverage"]["total"], len(fields["state"]))
+
+
+def _divergence(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    cost = fields["cost"]
+    yield Derived.equal("cost/times_plain", cost["times_plain"], cost["seconds"] / cost["plain_seconds"])
+    yield Derived.equal("cost/gb_per_second", cost["gb_per_second"], cost["bytes"] / cost["seconds"] / 1e9)
+    yield _fits(evidence, side, "divergence", "cost/seconds", cost["seconds"])
+
+
+def _loss(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    for phase, runs in fields["losses"].items():
+        for run, losses in runs.items():
+            if "loss_total" in losses:
+                parts = [float(value) for name, value in losses.items() if name != "loss_total"]
+                yield Derived.equal(f"{phase}/{run}/loss_total", losses["loss_total"], math.fsum(parts))
+
+
+def _lockstep(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    curves = {"own": fields["curves"]["own"]}
+    if "off" in fields["curves"]:
+        controls = enumerate(fields["curves"]["controls"])
+        curves |= {"off": fields["curves"]["off"], **{f"control {i}": run for i, run in controls}}
+    for name, run in curves.items():
+        yield Derived.equal(f"curves/{name}/loss", run["loss"], _sums(run))
+    try:
+        arrays = evidence.arrays(side, "lockstep")
+    except ArraysMissing:
+        yield Derived.absent("norms", "arrays of lockstep")
+        return
+    for place, array in arrays.items():
+        mode, run, step, kind, name = place.split("/", 4)
+        line, exact = fields[mode]["steps"][int(step)], arrays.get(f"{mode}/float64/{step}/{kind}/{name}")
+        yield Derived.equal(f"norm of {place}", line["norms"][run][kind][name], norm(array))
+        if run == "float32" and exact is not None:
+            noise = norm(np.subtract(array, exact, dtype=np.float64))
+            yield Derived.equal(f"noise of {place}", line["noise"][kind][name], noise)
+
+
+def _sums(columns: Mapping[str, Sequence[float]]) -> list[float]:
+    """The loss of each step from its components."""
+    return [math.fsum(map(float, parts)) for parts in zip(*(columns[name] for name in columns if "loss_" in name))]
+
+
+def _train(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    curves, seconds = fields["curves"], math.fsum(fields["curves"]["step_seconds"])
+    yield Derived.equal("curves/loss", curves["loss"], _sums(curves))
+    first = {name: column[0] for name, column in curves.items() if "loss_" in name}
+    yield Derived.equal("first_step/float32", fields["first_step"]["float32"], first)
+    yield Derived.equal("steps", fields["steps"], len(curves["step"]))
+    waited = math.fsum(curves["wait_seconds"])
+    yield Derived.equal("seconds", fields["seconds"], seconds)
+    yield Derived.equal("waiting_seconds", fields["waiting_seconds"], waited)
+    yield Derived.equal("waiting_share", fields["waiting_share"], waited / seconds)
+    yield _fits(evidence, side, "train", "seconds", seconds)
+    told = math.fsum(one["seconds"] - 0.001 for one in fields.get("cost", ()))  # rounded to milliseconds
+    yield Derived.within("seconds hold cost", told, seconds)
+    best = max(fields["epochs"], key=lambda numbers: numbers["AP"])  # the first of equals, as in training
+    yield Derived.equal("final", fields["final"], {name: best[name] for name in fields["final"]})
+    *_, start = fields["starts"].values()  # the last is the one whose curves these are
+    yield Derived.equal("starts/after", {**start["after"], "step": best["step"]}, best)
+    trained = [one for one in start["evaluations"] if one["epoch"] >= 0]
+    yield Derived.equal("starts/evaluations", trained, fields["epochs"])
+    yield from _log(evidence, side, fields)
+
+
+def _log(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    """Curves and numbers of a training from its own log, which lies beside the records of a report."""
+    path = evidence.folder.parent / "runs" / evidence.model / side / "log.jsonl"
+    if not path.is_file():
+        yield Derived.absent("curves", "logs of train")
+        return
+    from lib.training import log  # what writes TensorBoard's files takes seconds to import
+
+    lines = log.read_log(path)
+    curves, evaluations = log.curves(lines)
+    yield Derived.equal("curves of the log", fields["curves"], curves)
+    yield Derived.equal("epochs of the log", fields["epochs"], [one for one in evaluations if one["epoch"] >= 0])
+    cost = [{"epoch": line["epoch"], **line["cost"]} for line in lines if "cost" in line]
+    yield Derived.equal("cost of the log", fields["cost"], cost)
+
+
+def _evaluate(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    if evidence.get(REFERENCE, "train"):
+        trained = evidence.field(REFERENCE, "train", "checkpoint", "sha256")
+        yield Derived.equal("common_weights_sha256", fields["common_weights_sha256"], trained)
+    try:
+        arrays = evidence.arrays(side, "evaluate")
+    except ArraysMissing:
+        yield Derived.absent("own, common", "arrays of evaluate")
+        return
+    truth = _truth(evidence.get(side, "evaluate").provenance.inputs)
+    for weights in ("own", "common"):
+        prefix = f"matches/{weights}/"
+        kept = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        once = np.ones((1, fields["images"]), int)
+        value = equivalence.mean_average_precision(equivalence.restored(kept, fields["images"]), once)
+        yield Derived.equal(f"{weights}/AP of its matches", fields[weights]["AP"], float(value[0]))
+        if truth is None:
+            yield Derived.absent(weights, "annotations of evaluate")
+            continue
+        found = _in_published_form(truth, arrays[f"float32/{weights}/detections"])
+        scored = evaluate(truth, found)
+        yield Derived.equal(weights, fields[weights], scored.numbers)
+        yield Derived.equal(f"{weights}_per_class", fields[f"{weights}_per_class"], scored.per_class)
+        matched = equivalence.arrays(equivalence.matches(truth, found))
+        same = kept.keys() == matched.keys() and all(np.array_equal(kept[name], matched[name]) for name in kept)
+        yield Derived(f"{weights}, matches", "", "others", same)
+
+
+def _truth(inputs: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """The annotations that were evaluated on, the second file that the stage read, where they are what they were."""
+    for path, digest in list(inputs.items())[1:2]:
+        if (ROOT / path).is_file() and sha256(ROOT / path) == digest:
+            return read_truth(ROOT / path)
+    return None
+
+
+def _in_published_form(truth: Mapping, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Detections (m, 7: image id, x1, y1, x2, y2, score, label) in COCO's result form."""
+    ids = {float(np.float32(image["id"])): image["id"] for image in truth["images"]}
+    categories = sorted(category["id"] for category in truth["categories"])
+    return published_form([ids[float(row[0])] for row in rows], rows[:, None, 1:], categories)
+
+
+def _speed(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
+    taken = 0.0
+    for case in fields["cases"]:
+        name, turns, unit = f"{case['operation']}, batch {case['batch']}", case["turns_ms"], case["unit_ms"]["median"]
+        calls = [call for turn in turns for call in turn]
+        median = statistics.median(calls)
+        yield Derived.equal(f"{name}: synchronised_ms", case["synchronised_ms"], _spread(calls))
+        yield Derived.equal(f"{name}: images_per_second", case["images_per_second"], 1e3 * case["batch"] / median)
+        yield Derived.equal(f"{name}: units", case["units"], median / unit)
+        # A turn ends when its time has passed: a unit product and calls fill it.
+        yield Derived.within(f"{name}: a turn", FILLED * 1e3 * fields["seconds_per_turn"], unit + min(map(sum, turns)))
+        for other, ratio in case["ratio_to"].items():
+            theirs = evidence.get(other, "speed")
+            for one in theirs.fields["cases"] if theirs else ():
+                if all(one[key] == case[key] for key in ("operation", "batch", "size")):
+                    medians = [map(statistics.median, held["turns_ms"]) for held in (case, one)]
+                    yield Derived.equal(f"{name}: ratio_to", ratio, _spread([a / b for a, b in zip(*medians)]))
+        taken += sum(calls) / 1e3
+    yield _fits(evidence, side, "speed", "the calls", taken)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return {"median": middle, "q1": low, "q3": high, "samples": len(values)}
+
+
+def _fits(evidence: Evidence, side: str, stage: str, name: str, seconds: float) -> Derived:
+    """What was timed took no longer than the stage."""
+    return Derived.within(f"wall_seconds holds {name}", seconds, evidence.get(side, stage).provenance.wall_seconds)
+
+
+RULES: dict[str, Callable[[Evidence, str, Mapping], Iterator[Derived]]] = {
+    "convert": _convert,
+    "divergence": _divergence,
+    "loss": _loss,
+    "lockstep": _lockstep,
+    "train": _train,
+    "evaluate": _evaluate,
+    "speed": _speed,
+}
