@@ -58,6 +58,9 @@ RESTARTS = "RECORD_RESTARTS"  # variable that tells a stage, as a JSON list, why
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+ONE_SIDED = ("backend", "commands", "machine", "report", "show")  # rooms that shape no number, or one side's alone
+
+
 class ArraysMissing(UserError):
     """A record is here without its arrays, which are large: a report may travel so."""
 
@@ -89,6 +92,7 @@ class Provenance(_Part):
     cache_path: str | None
     git_commit: str | None
     git_dirty: bool | None
+    sources: dict[str, str] = {}  # what both sides share of lib and had imported: path -> SHA-256, see `sources`
     inputs: dict[str, str]  # path (relative to the project where it lies inside) -> SHA-256
     started: str  # UTC, ISO 8601
     wall_seconds: float
@@ -307,6 +311,7 @@ def measure(
         cache_path=side.cache_path() if side else None,
         git_commit=commit,
         git_dirty=dirty,
+        sources=sources(),
         inputs=hashes,
         started=started.isoformat(timespec="seconds"),
         wall_seconds=round(time.perf_counter() - clock, 3),
@@ -358,6 +363,15 @@ def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
         return _git(root, "rev-parse", "HEAD"), bool(_git(root, "status", "--porcelain"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
+
+
+def sources() -> dict[str, str]:
+    """SHA-256 of each imported file of lib that both sides share: no backend, which is one side's own, and nothing that
+    only shows or runs. Records of two commits are of one source where these are equal."""
+    files = (getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name.startswith("lib."))
+    paths = sorted(Path(file) for file in files if file)
+    shared = (path.relative_to(ROOT) for path in paths if path.is_relative_to(ROOT / "lib"))
+    return {str(path): sha256(ROOT / path) for path in shared if path.parts[1] not in ONE_SIDED}
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -403,7 +403,8 @@ def test_honest_records_are_admitted(sound, stage):
 @pytest.mark.parametrize(
     "changed, name",
     [
-        ({"git_commit": "f" * 40}, "commit"),
+        ({"sources": {"lib/convert.py": "0" * 64}}, "lib/convert.py"),
+        ({"sources": {}, "git_commit": "f" * 40}, "commit"),  # of before sources were recorded
         ({"seed": 1}, "seed"),
         ({"inputs": {"elsewhere/train.json": "1" * 64, "mine/torch/weights.safetensors": "3" * 64}}, "train.json"),
         ({"inputs": {"data/val.json": "0" * 64}}, "files read"),
@@ -413,7 +414,9 @@ def test_honest_records_are_admitted(sound, stage):
 def test_records_of_other_runs_are_not_comparable(records, changed, name):
     for side in ("torch", "jittor"):
         synthetic.forge(records, side, "train", inputs={"data/train.json": "0" * 64, f"runs/{side}/x.pt": side})
-    assert refused(records, "train") is None, "a side's own weights, wherever the data lie"
+    synthetic.forge(records, "torch", "train", git_commit="f" * 40)
+    assert refused(records, "train") is None, "a side's own weights, wherever the data lie; a commit of the same source"
+    synthetic.forge(records, "torch", "train", git_commit=None)
     synthetic.forge(records, "jittor", "train", **changed)
     found = questions.answers(Evidence(records, synthetic.MODEL))
     (training,) = [one for one in found if one.question == "training"]
@@ -534,9 +537,12 @@ def test_floors_far_above_what_is_compared_are_no_noise(factor, verdict):
 
 def test_coco_s_numbers_are_derived_from_the_detections(records, tmp_path):
     """An AP that somebody would like, its detections left as they are."""
-    boxes = [{"id": i, "image_id": i % 2, "category_id": 1 + i % 2, "bbox": [10 * i, 5, 20, 30]} for i in range(6)]
+    boxes = [
+        {"id": i, "image_id": i % 2, "category_id": 1 + i % 2, "bbox": [10 * i, 5, 20, 30], "area": 600, "iscrowd": 0}
+        for i in range(6)
+    ]
     truth = {
-        "images": [{"id": i, "width": 200, "height": 100} for i in (0, 1)],
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 200, "height": 100} for i in (0, 1)],
         "annotations": boxes,
         "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "star"}],
     }

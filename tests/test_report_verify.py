@@ -425,7 +425,7 @@ def test_gaps_and_restarts_are_said_and_held_against_their_record(made, tmp_path
     monkeypatch.setenv(record.RESTARTS, json.dumps(["the kernel died of signal 11 (SIGSEGV)"]))
     with record.measure("gaps", "all", folder / "records") as measured:
         measured.fields["gaps"] = GAPS
-    synthetic.forge(folder / "records", "jittor", "train", git_commit="f" * 40)  # said with both values
+    synthetic.forge(folder / "records", "jittor", "train", sources={}, git_commit="f" * 40)  # said with both values
     in_process.made(folder, [synthetic.MODEL], language)
     assert faults(folder) == ()
     said = (folder / "index.html").read_text(encoding="utf-8")

@@ -18,8 +18,9 @@ from lib.alignment import equivalence
 from lib.alignment.compare import norm
 from lib.alignment.evidence import REFERENCE, Evidence
 from lib.alignment.references import module
+from lib.data import coco
 from lib.errors import UserError
-from lib.evaluation import evaluate, published_form, read_truth
+from lib.evaluation import evaluate, published_form
 from lib.record import ROOT, ArraysMissing, plain, sha256
 
 # The same float64 numbers added in another order, by another version of a library or on another processor: 2**13
@@ -196,7 +197,7 @@ def _truth(inputs: Mapping[str, str]) -> Mapping[str, Any] | None:
     """The annotations that were evaluated on, the second file that the stage read, where they are what they were."""
     for path, digest in list(inputs.items())[1:2]:
         if (ROOT / path).is_file() and sha256(ROOT / path) == digest:
-            return read_truth(ROOT / path)
+            return coco.truth(ROOT / path)[0]
     return None
 
 

@@ -1,6 +1,6 @@
 """What two records must be before a question is asked of what they say.
 
-Of one run each: one commit, seed, data, libraries and case, or they are not comparable. Right in themselves: what
+Of one run each: one source, seed, data, libraries and case, or they are not comparable. Right in themselves: what
 follows from the rest of a record does. And two: float32 runs of two frameworks differ in nearly every tensor, and what
 they measure as their rounding noise is of one size.
 """
@@ -55,7 +55,10 @@ def refused(evidence: Evidence, stage: str, a: str, b: str) -> Refusal | None:
 def _told(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
     """What must be the same of both: name, one, other. Published numbers are nobody's run here but for their case."""
     if "published" not in (a.side, b.side):
-        yield "commit", a.provenance.git_commit, b.provenance.git_commit
+        if a.provenance.sources and b.provenance.sources:
+            yield from _in_both("", a.provenance.sources, b.provenance.sources)
+        else:
+            yield "commit", a.provenance.git_commit, b.provenance.git_commit
         yield "seed", a.provenance.seed, b.provenance.seed
         first, second = _inputs(a), _inputs(b)
         yield "files read", sorted(first), sorted(second)
