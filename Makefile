@@ -49,6 +49,7 @@ slides: envs
 
 # The one report that is kept in git: the quick profile's, with the probes of both frameworks, which it leaves out.
 example: ALSO = rosetta
+example: PROFILE = quick
 example: report
 	@$(ALIGN) run torch -m lib.report.readme reports/quick reports/example
 

@@ -55,10 +55,8 @@ TYPES = {
     "bool": "BOOL",
 }
 RESTARTS = "RECORD_RESTARTS"  # variable that tells a stage, as a JSON list, why it was started again
+SOURCES = "RECORD_SOURCES"  # likewise, the list whose digests it records
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-ONE_SIDED = ("backend", "commands", "machine", "report", "show")  # rooms that shape no number, or one side's alone
 
 
 class ArraysMissing(UserError):
@@ -92,7 +90,7 @@ class Provenance(_Part):
     cache_path: str | None
     git_commit: str | None
     git_dirty: bool | None
-    sources: dict[str, str] = {}  # what both sides share of lib and had imported: path -> SHA-256, see `sources`
+    sources: dict[str, str] = {}  # path -> SHA-256, see `sources`
     inputs: dict[str, str]  # path (relative to the project where it lies inside) -> SHA-256
     started: str  # UTC, ISO 8601
     wall_seconds: float
@@ -366,12 +364,9 @@ def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
 
 
 def sources() -> dict[str, str]:
-    """SHA-256 of each imported file of lib that both sides share: no backend, which is one side's own, and nothing that
-    only shows or runs. Records of two commits are of one source where these are equal."""
-    files = (getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name.startswith("lib."))
-    paths = sorted(Path(file) for file in files if file)
-    shared = (path.relative_to(ROOT) for path in paths if path.is_relative_to(ROOT / "lib"))
-    return {str(path): sha256(ROOT / path) for path in shared if path.parts[1] not in ONE_SIDED}
+    """SHA-256 of each file of lib that a job says both sides of its stage depend on; none where no job runs. Records of
+    two commits are of one source where these are equal."""
+    return {name: sha256(ROOT / name) for name in json.loads(os.environ.get(SOURCES) or "[]")}
 
 
 def _git(root: Path, *arguments: str) -> str:

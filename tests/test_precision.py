@@ -127,7 +127,7 @@ def test_outputs_leave_mixed_precision_as_float32(mixed):
 def test_a_run_logs_its_scale_and_resumes_with_it(tmp_path, mixed, monkeypatch):
     monkeypatch.setattr(training, "LossScale", lambda: LossScale(HUGE * 2))
     straight = run(tmp_path / "straight", precision="mixed")
-    scales = [line["loss_scale"] for line in steps_of(straight.log)]
+    scales = [line["scale"] for line in steps_of(straight.log)]
     skipped = [line[NORM] is None for line in steps_of(straight.log)]
     assert skipped[0] and scales[0] == HUGE and skipped == [a < b for a, b in zip(scales, [HUGE * 2, *scales])]
     with pytest.raises(UserError, match="loss_square is nan"):

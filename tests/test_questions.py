@@ -404,7 +404,7 @@ def test_honest_records_are_admitted(sound, stage):
     "changed, name",
     [
         ({"sources": {"lib/convert.py": "0" * 64}}, "lib/convert.py"),
-        ({"sources": {}, "git_commit": "f" * 40}, "commit"),  # of before sources were recorded
+        ({"sources": {}}, "commit"),  # made by hand: nobody says which files they depend on
         ({"seed": 1}, "seed"),
         ({"inputs": {"elsewhere/train.json": "1" * 64, "mine/torch/weights.safetensors": "3" * 64}}, "train.json"),
         ({"inputs": {"data/val.json": "0" * 64}}, "files read"),
@@ -413,10 +413,10 @@ def test_honest_records_are_admitted(sound, stage):
 )
 def test_records_of_other_runs_are_not_comparable(records, changed, name):
     for side in ("torch", "jittor"):
-        synthetic.forge(records, side, "train", inputs={"data/train.json": "0" * 64, f"runs/{side}/x.pt": side})
+        inputs = {"data/train.json": "0" * 64, f"runs/{side}/x.pt": side}
+        synthetic.forge(records, side, "train", inputs=inputs, sources={"lib/convert.py": "1" * 64})
     synthetic.forge(records, "torch", "train", git_commit="f" * 40)
     assert refused(records, "train") is None, "a side's own weights, wherever the data lie; a commit of the same source"
-    synthetic.forge(records, "torch", "train", git_commit=None)
     synthetic.forge(records, "jittor", "train", **changed)
     found = questions.answers(Evidence(records, synthetic.MODEL))
     (training,) = [one for one in found if one.question == "training"]
@@ -500,6 +500,8 @@ def test_times_that_do_not_fit_each_other_are_named(records):
     assert [one.name for one in found if not one.holds] == ["forward, batch 1: a turn"]
     synthetic.forge(records, "jittor", "train", wall_seconds=30.0)
     assert refused(records, "train")[2]["name"] == "wall_seconds holds seconds"
+    synthetic.edit(records, "jittor", "train", lambda fields, arrays: fields.update(resumed_at=70))
+    assert refused(records, "train") is None, "what an earlier process took is not this one's"
 
 
 def test_norms_are_those_of_the_arrays_that_were_kept(records):
@@ -537,9 +539,9 @@ def test_floors_far_above_what_is_compared_are_no_noise(factor, verdict):
 
 def test_coco_s_numbers_are_derived_from_the_detections(records, tmp_path):
     """An AP that somebody would like, its detections left as they are."""
+    box = {"area": 600, "iscrowd": 0}
     boxes = [
-        {"id": i, "image_id": i % 2, "category_id": 1 + i % 2, "bbox": [10 * i, 5, 20, 30], "area": 600, "iscrowd": 0}
-        for i in range(6)
+        box | {"id": i, "image_id": i % 2, "category_id": 1 + i % 2, "bbox": [10 * i, 5, 20, 30]} for i in range(6)
     ]
     truth = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 200, "height": 100} for i in (0, 1)],
@@ -577,15 +579,17 @@ def test_coco_s_numbers_are_derived_from_the_detections(records, tmp_path):
 
 def test_a_training_is_held_against_its_log(records):
     """Curves changed in the record alone, with everything that follows from them."""
-    runs = records.parent / "runs" / synthetic.MODEL / "jittor"
-    runs.mkdir(parents=True)
+    (runs := records.parent / "runs" / synthetic.MODEL / "jittor").mkdir(parents=True)
     fields = record.read(records / synthetic.MODEL / "jittor" / "train.json").fields
     lines = [{name: column[i] for name, column in fields["curves"].items()} for i in range(80)]
     for one in fields["epochs"]:
         numbers = {name: one[name] for name in fields["final"]}
         lines.append({"step": one["step"], "epoch": one["epoch"], "evaluation": numbers})
     (runs / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    synthetic.edit(records, "jittor", "train", lambda fields, arrays: fields.update(cost=[]))
+    weights = runs / "last.safetensors"
+    weights.write_bytes(b"of this run")
+    kept = {"cost": [], "checkpoint": {"path": f"elsewhere/{weights.name}", "sha256": record.sha256(weights)}}
+    synthetic.edit(records, "jittor", "train", lambda fields, arrays: fields.update(kept))
     assert refused(records, "train") is None
 
     def halve_the_last(fields, arrays):
@@ -594,3 +598,5 @@ def test_a_training_is_held_against_its_log(records):
 
     synthetic.edit(records, "jittor", "train", halve_the_last)
     assert refused(records, "train")[2]["name"] == "curves of the log"
+    weights.write_bytes(b"of a later run")
+    assert refused(records, "train") is None, "the log of another run says nothing"

@@ -10,13 +10,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from lib.alignment import equivalence
 from lib.alignment.compare import norm
-from lib.alignment.evidence import REFERENCE, Evidence
+from lib.alignment.evidence import REFERENCE, SIDES, Evidence
 from lib.alignment.references import module
 from lib.data import coco
 from lib.errors import UserError
@@ -76,6 +77,9 @@ def again(evidence: Evidence, side: str, stage: str) -> list[Derived]:
         except KeyError as missing:
             path = evidence.path(side, stage)
             raise UserError(f"{path}: has no field {missing.args[0]}; run the stage again") from missing
+        except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+            path = evidence.path(side, stage)
+            raise UserError(f"{path}: is not what the stage writes ({error}); run the stage again") from error
         evidence.derived[side, stage] = found
     return evidence.derived[side, stage]
 
@@ -137,7 +141,8 @@ def _train(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
     yield Derived.equal("seconds", fields["seconds"], seconds)
     yield Derived.equal("waiting_seconds", fields["waiting_seconds"], waited)
     yield Derived.equal("waiting_share", fields["waiting_share"], waited / seconds)
-    yield _fits(evidence, side, "train", "seconds", seconds)
+    own = math.fsum(curves["step_seconds"][fields.get("resumed_at", 0) :])  # of the process that ended it
+    yield _fits(evidence, side, "train", "seconds", own)
     told = math.fsum(one["seconds"] - 0.001 for one in fields.get("cost", ()))  # rounded to milliseconds
     yield Derived.within("seconds hold cost", told, seconds)
     best = max(fields["epochs"], key=lambda numbers: numbers["AP"])  # the first of equals, as in training
@@ -151,8 +156,10 @@ def _train(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
 
 def _log(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
     """Curves and numbers of a training from its own log, which lies beside the records of a report."""
-    path = evidence.folder.parent / "runs" / evidence.model / side / "log.jsonl"
-    if not path.is_file():
+    folder, kept = evidence.folder.parent / "runs" / evidence.model / side, fields["checkpoint"]
+    path, weights = folder / "log.jsonl", folder / PurePath(kept["path"]).name
+    of_this_run = path.is_file() and weights.is_file() and sha256(weights) == kept["sha256"]
+    if not of_this_run:
         yield Derived.absent("curves", "logs of train")
         return
     from lib.training import log  # what writes TensorBoard's files takes seconds to import
@@ -180,7 +187,9 @@ def _evaluate(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derive
         kept = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         once = np.ones((1, fields["images"]), int)
         value = equivalence.mean_average_precision(equivalence.restored(kept, fields["images"]), once)
-        yield Derived.equal(f"{weights}/AP of its matches", fields[weights]["AP"], float(value[0]))
+        average = float(value[0])
+        # COCO's number of a set without objects is -1, a mean over no class is none.
+        yield Derived.equal(f"{weights}/AP of its matches", fields[weights]["AP"], -1 if np.isnan(average) else average)
         if truth is None:
             yield Derived.absent(weights, "annotations of evaluate")
             continue
@@ -194,10 +203,14 @@ def _evaluate(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derive
 
 
 def _truth(inputs: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """The annotations that were evaluated on, the second file that the stage read, where they are what they were."""
-    for path, digest in list(inputs.items())[1:2]:
-        if (ROOT / path).is_file() and sha256(ROOT / path) == digest:
-            return coco.truth(ROOT / path)[0]
+    """The annotations that were evaluated on, the last file of data that the stage read; None where they are not what
+    they were, or name images by numbers that float32 rows can't tell apart."""
+    data = [(ROOT / path, digest) for path, digest in inputs.items() if PurePath(path).parent.name not in SIDES]
+    for path, digest in data[-1:]:
+        if path.is_file() and sha256(path) == digest:
+            truth = coco.truth(path)[0]
+            apart = {float(np.float32(image["id"])) for image in truth["images"]}
+            return truth if len(apart) == len(truth["images"]) else None
     return None
 
 
@@ -217,8 +230,10 @@ def _speed(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
         yield Derived.equal(f"{name}: synchronised_ms", case["synchronised_ms"], _spread(calls))
         yield Derived.equal(f"{name}: images_per_second", case["images_per_second"], 1e3 * case["batch"] / median)
         yield Derived.equal(f"{name}: units", case["units"], median / unit)
-        # A turn ends when its time has passed: a unit product and calls fill it.
-        yield Derived.within(f"{name}: a turn", FILLED * 1e3 * fields["seconds_per_turn"], unit + min(map(sum, turns)))
+        # A turn ends when its time has passed: a unit product and calls fill it where nothing runs elsewhere meanwhile.
+        if evidence.get(side, "speed").provenance.device == "cpu":
+            filled = unit + min(map(sum, turns))
+            yield Derived.within(f"{name}: a turn", FILLED * 1e3 * fields["seconds_per_turn"], filled)
         for other, ratio in case["ratio_to"].items():
             theirs = evidence.get(other, "speed")
             for one in theirs.fields["cases"] if theirs else ():

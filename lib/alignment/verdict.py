@@ -42,6 +42,9 @@ class Verdict(StrEnum):
     UNDERPOWERED = "UNDERPOWERED"
 
 
+FAILED = (Verdict.FAIL, Verdict.NOT_COMPARABLE)  # nobody may hand in a report of these
+
+
 @dataclass(frozen=True)
 class Noise:
     """A measured floor: largest absolute deviation, and L2 norm of the deviation."""

@@ -14,7 +14,8 @@ PURPOSE = "the alignment report of recorded models, or of a port of your own"
 EXAMPLES = """\
   python -m lib compare reports/quick/records reports/quick nanodet-plus-m_320
 Judges what the records hold, writes index.html and report.pdf, prints a verdict per question and pair. It runs no
-model; what has no record is NOT RUN. Fails when a verdict is FAIL, after the report is written.
+model; what has no record is NOT RUN. Fails when a verdict is
+FAIL or NOT COMPARABLE, after the report is written.
 
   python -m lib compare --torch notebooks.ports.original:build --jittor notebooks.ports.port:build --input 2,3,64,64
   python -m lib compare --torch mine.net:build --jittor mine.ported:build --input batch.npz --out runs/mine --name mine

@@ -46,6 +46,7 @@ def run(file: Path) -> None:
     if job["wait_policy"]:
         os.environ["OMP_WAIT_POLICY"] = job["wait_policy"]
     os.environ["RECORD_COMMAND"] = f"python -m lib.machine.job {file}"
+    os.environ[record.SOURCES] = json.dumps([name for name in job["inputs"] if shared(name)])
     print(f"[report] {title}: {what(job)} starts", flush=True)
     started = time.time()
     write_mark(open_mark(done), since=started)
@@ -66,6 +67,11 @@ def run(file: Path) -> None:
     write_mark(done, inputs=key, results=results, seconds=seconds, restarts=restarts)
     open_mark(done).unlink(missing_ok=True)
     print(f"[report] {ended(done, started)}", flush=True)
+
+
+def shared(name: str) -> bool:
+    """Whether an input is a file of lib that both sides' jobs of a stage depend on: no backend, which is one's own."""
+    return name.startswith("lib/") and not name.startswith("lib/backend/")
 
 
 def run_twice(job: Description, title: str) -> list[str]:

@@ -188,7 +188,7 @@ class Port:
         total = [[*self._header(f"verdict.{kind}"), count((kind,), lists)] for kind in KINDS]
         header = [*self._header("summary.question"), *(escape(self.words.pair(pair)) for pair in pairs)]
         tables = [[header, *rows], [self._header("verdicts", "handin.number"), *total]]
-        return all(one["verdict"] != "NOT RUN" for one in verdicts), tables
+        return all(one["verdict"] not in ("NOT RUN", "NOT COMPARABLE") for one in verdicts), tables
 
     def _performance(self) -> tuple[bool, list[beside.Rows]]:
         """Times and memory, a row per case and side."""

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import PAIRS, Evidence
+from lib.alignment.verdict import FAILED
 from lib.errors import UserError
 from lib.machine.notebook import BOTH
 from lib.report import beside, pictures
@@ -32,7 +33,6 @@ STATUSES = ("met", "missed", "below rounding")  # of a quoted target
 COUNTED = ("FAIL", "NOT COMPARABLE", "PASS", "UNDERPOWERED", "NOT RUN")  # what is shown only is no answer to count
 ABREAST = 3  # models beside each other in one table, as many as A4 holds
 LISTED = 6  # verdicts that fail, or were not run, that the first page names
-FAILED = ("FAIL", "NOT COMPARABLE")  # nobody may hand in a report of these
 WORST = (*FAILED, "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # the first of these stands for a question
 MEASURED_IN = {  # the notebooks whose records answer a question
     **dict.fromkeys(("structure", "conversion", "recipe"), ("40_convert",)),

@@ -24,7 +24,8 @@ TEXTS = Path(__file__).parent / "texts"
 LANGUAGES = tuple(sorted(path.name for path in TEXTS.iterdir()))
 _NUMBER = r"\d+"
 _CHINESE = r"[\u3000-\u9fff\uff00-\uffef]"
-_GAP = re.compile(rf"({_CHINESE}(?:<[^>]+>)*) ((?:<[^>]+>)*{_CHINESE})")
+_OPEN, _CLOSE = "\x02", "\x03"  # around what is filled in, until gaps are closed
+_GAP = re.compile(rf"({_CHINESE}(?:<[^>]+>|{_CLOSE})*) ((?:<[^>]+>|{_OPEN})*{_CHINESE})")
 _FORMS = {  # what placeholders of the records' texts stand for; any other name: a whole number
     "text": ".+",
     "rest": "(?s:.*)",
@@ -57,11 +58,11 @@ class Messages:
 
     def say(self, key: str, **values: object) -> Markup:
         """A text with its placeholders filled in; what is no markup yet is escaped."""
-        return _closed(Markup(escape(self.texts[key])).format(**values))
+        return _closed(Markup(escape(self.texts[key])).format(**{name: _inside(one) for name, one in values.items()}))
 
     def beside(self, *parts: object) -> Markup:
         """Parts one after the other."""
-        return _closed(Markup(" ").join(parts))
+        return _closed(Markup(" ").join(map(_inside, parts)))
 
     def count(self, things: str, number: int, shown: object = None) -> Markup:
         """So many `things`, in the language's form for the number; `shown` stands in its place."""
@@ -86,9 +87,18 @@ class Messages:
         return text
 
 
+def _inside(value: object) -> Markup:
+    return Markup(f"{_OPEN}{{}}{_CLOSE}").format(value)
+
+
 def _closed(said: Markup) -> Markup:
-    """Between Chinese letters stands no space, which a text has for names."""
-    return Markup(_GAP.sub(r"\1\2", str(said)))  # a Markup would escape what it is joined of
+    """Between a Chinese text and what is filled in, if it is Chinese too, stands no space, which is there for names."""
+
+    def close(gap: re.Match) -> str:
+        return gap[1] + gap[2] if _CLOSE in gap[1] or _OPEN in gap[2] else gap[0]
+
+    text = _GAP.sub(close, str(said))  # a Markup would escape what it is joined of
+    return Markup(text.replace(_OPEN, "").replace(_CLOSE, ""))
 
 
 def entries(path: Path) -> list[Message]:

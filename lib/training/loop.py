@@ -311,7 +311,7 @@ class _Run:
             values = dict(zip(asked, backend.floats(list(asked.values())), strict=True))
             extra: dict[str, Any] = {NORM: values.pop(NORM)}
             if trainer.scale:
-                extra["loss_scale"] = trainer.scale.value
+                extra["scale"] = trainer.scale.value
                 if not math.isfinite(extra[NORM]) and trainer.scale.value >= 1:
                     extra[NORM] = None  # the update was left out; the next has a smaller scale
             for name, value in (values | extra).items():

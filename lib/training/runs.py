@@ -207,6 +207,7 @@ def left(outcome: loop.Outcome, batches: Loader) -> dict[str, Any]:
         "epochs": [numbers for numbers in evaluations if numbers["epoch"] >= 0],
         "final": outcome.best["evaluation"],
         "steps": outcome.steps,
+        "resumed_at": outcome.resumed_at,  # steps of an earlier process, whose time is not this one's
         "seconds": seconds,
         "waiting_seconds": waited,
         "waiting_share": waited / seconds,

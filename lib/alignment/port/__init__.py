@@ -17,6 +17,7 @@ from lib.alignment import divergence
 from lib.alignment.divergence import Divergence, Layer
 from lib.alignment.questions import judge_records
 from lib.alignment.seeded import seeded_input
+from lib.alignment.verdict import FAILED
 from lib.errors import UserError
 from lib.machine import environment
 from lib.record import Record, atomic, read
@@ -115,7 +116,7 @@ class Result:
     divergence: Mapping[str, Divergence]
 
     def failing(self) -> list[str]:
-        return [v["question"] for v in self.verdicts.fields["verdicts"] if v["verdict"] == "FAIL"]
+        return [v["question"] for v in self.verdicts.fields["verdicts"] if v["verdict"] in FAILED]
 
     def pairs(self) -> str:
         """How the names were paired, in one line."""

@@ -80,7 +80,7 @@ def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
             except ArraysMissing:
                 if not partial:
                     raise
-            except (AttributeError, IndexError, KeyError, TypeError) as error:
+            except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 said = f"{' and '.join(pair.sources)}: not what the stage writes ({type(error).__name__}: {error})"
                 raise UserError(f"{said}; run it again") from error
     return found
