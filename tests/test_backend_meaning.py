@@ -208,6 +208,18 @@ def test_gradient_of_the_unused_is_zero():
     assert B.numpy(B.grad(B.sum(used * used), [used, unused])[1]).tolist() == [0, 0, 0]
 
 
+def test_a_graph_is_used_again_only_where_it_is_retained():
+    t = leaf(array(3))
+    y = B.sum(B.exp(t * t))
+    first, again, last = (B.numpy(B.grad(y, [t], retain_graph=kept)[0]) for kept in (True, True, False))
+    assert np.array_equal(first, again) and np.array_equal(first, last) and first.all()
+    if B.NAME == "torch":
+        with pytest.raises(RuntimeError, match="a second time"):
+            B.grad(y, [t])
+    else:
+        assert not B.numpy(B.grad(y, [t])[0]).any()
+
+
 def test_the_gradient_of_a_scalar_made_of_scalars():
     """In one process float64 after float32, as records are made: Jittor fused the first gradient, 1, away from who
     reads it."""

@@ -139,6 +139,6 @@ def test_a_run_logs_its_scale_and_resumes_with_it(tmp_path, mixed, monkeypatch):
 
 def test_gradients_that_no_scale_mends_end_the_run(tmp_path, mixed, monkeypatch):
     monkeypatch.setattr(training, "LossScale", lambda: LossScale(1.0))
-    monkeypatch.setattr(backend, "grad", lambda scalar, tensors: [t * np.float32("inf") for t in tensors])
+    monkeypatch.setattr(backend, "grad", lambda scalar, tensors, **_: [t * np.float32("inf") for t in tensors])
     with pytest.raises(UserError, match="gradient_norm is (inf|nan) at step 0"):
         run(tmp_path, precision="mixed")

@@ -302,6 +302,21 @@ def test_gradients_are_summed_until_an_update_is_due():
     assert updates == [1, 1, 1, 1, 2, 2] and len(trainer._sum) == len(named)
 
 
+@pytest.mark.skipif(backend.NAME != "torch", reason="Jittor frees what no tensor needs any more")
+def test_a_step_frees_its_graph():
+    kept = []
+
+    def keeping(*given, **options):
+        losses = criterion(*given, **options)
+        kept.append(sum(losses.values()))
+        return losses
+
+    model = Scaled().train()
+    Trainer(model, keeping, SUMMING, 3, all_of(model)).issue(seeded_input("toy:0", (2, 2, 4, 4)), [])
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        backend.grad(kept[0], list(model.parameters()))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run_continues_bit_for_bit(tmp_path, name):
     straight = run(tmp_path / "straight", recipe=RECIPES[name])

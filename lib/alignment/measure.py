@@ -96,7 +96,7 @@ def parameters(model: nn.Module) -> dict[str, Any]:
 
 def gradients(scalar: Any, starts: Mapping[str, Any]) -> dict[str, Any]:
     """The scalar's gradient in each of the tensors."""
-    return dict(zip(starts, backend.grad(scalar, list(starts.values())), strict=True))
+    return dict(zip(starts, backend.grad(scalar, list(starts.values()), retain_graph=False), strict=True))
 
 
 def seeded_gradients(key: str, outputs: Mapping[str, Any], values: Arrays, starts: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,12 +89,14 @@ def float64(model: nn.Module) -> nn.Module:
     return model
 
 
-def grad(scalar: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept, and the
-    gradients have none (Jittor's keep theirs: one that nobody uses would lead a later step back into this one)."""
+def grad(scalar: Tensor, tensors: list[Tensor], retain_graph: bool = True) -> list[Tensor]:
+    """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the gradients have no graph
+    (Jittor's keep theirs: one that nobody uses would lead a later step back into this one).
+
+    retain_graph: the graph can be used again; else a second gradient is zero."""
     return [
         _scalar(g.detach(), getattr(t, "is_scalar", False))
-        for g, t in zip(_jt.grad(_elementwise.root(scalar), tensors), tensors)
+        for g, t in zip(_jt.grad(_elementwise.root(scalar), tensors, retain_graph), tensors)
     ]
 
 

@@ -67,9 +67,11 @@ def float64(model: nn.Module) -> nn.Module:
     return model.double()
 
 
-def grad(scalar: _torch.Tensor, tensors: list[_torch.Tensor]) -> list[_torch.Tensor]:
-    """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it; the graph is kept."""
-    found = _torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True)
+def grad(scalar: _torch.Tensor, tensors: list[_torch.Tensor], retain_graph: bool = True) -> list[_torch.Tensor]:
+    """d scalar / d tensor for each tensor, zeros where the scalar does not depend on it.
+
+    retain_graph: the graph can be used again, as where a cell is run twice; else what it saved is freed on the way."""
+    found = _torch.autograd.grad(scalar, tensors, retain_graph=retain_graph, allow_unused=True)
     return [_torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
 
 

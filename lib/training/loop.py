@@ -132,8 +132,8 @@ class Trainer:
 
     def _gradients(self, loss: Any) -> list:
         if self.scale is None:
-            return backend.grad(loss, self._parameters)
-        gradients = backend.grad(loss * self.scale.value, self._parameters)
+            return backend.grad(loss, self._parameters, retain_graph=False)
+        gradients = backend.grad(loss * self.scale.value, self._parameters, retain_graph=False)
         return [gradient * (1 / self.scale.value) for gradient in gradients]
 
     def _is_usable(self, norm: Any) -> bool:
