@@ -1,7 +1,4 @@
-"""The questions that look inside: layers, steps, curves, data, mAP. Each way of being wrong is planted and named.
-
-Framework-free.
-"""
+"""The questions that look inside, framework-free: layers, steps, curves, data, mAP. Each fault is planted and named."""
 
 import json
 import shutil
@@ -539,6 +536,7 @@ def test_floors_far_above_what_is_compared_are_no_noise(factor, verdict):
 
 def test_coco_s_numbers_are_derived_from_the_detections(records, tmp_path):
     """An AP that somebody would like, its detections left as they are."""
+
     box = {"area": 600, "iscrowd": 0}
     boxes = [
         box | {"id": i, "image_id": i % 2, "category_id": 1 + i % 2, "bbox": [10 * i, 5, 20, 30]} for i in range(6)
