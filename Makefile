@@ -20,7 +20,7 @@ unexport DATA WEIGHTS BACKBONE  # make would first take a `$` in them for a vari
 typed = '$(subst ','\'',$(value $1))'
 ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
-.PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-cluster lab envs locks doctor system clean
+.PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-jt-notebooks test-cluster lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report ALSO=rosetta: with a stage that the profile leaves out: the probes of both frameworks (30_migration)'
@@ -60,17 +60,21 @@ exam: envs
 test: envs
 	@$(ALIGN) system --if-possible
 	@echo '[test] both environments side by side; how far: tail -f envs/test-*.log'
-	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target test-jt test-torch $(if $(TESTS),,test-notebooks)
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target test-torch $(if $(TESTS),test-jt,test-jt-notebooks)
 
 # Half of the cores each, and who waits sleeps.
 test-jt test-torch: test-%:
 	@OMP_NUM_THREADS=$$(( ($$(nproc) + 1) / 2 )) OMP_WAIT_POLICY=PASSIVE $(ALIGN) run $* -m pytest -p no:cacheprovider $(TESTS) > envs/test-$*.log 2>&1; \
 	    code=$$?; printf '\n=== tests in the %s environment ===\n' $*; cat envs/test-$*.log; exit $$code
 
-# Every notebook, and the report that they make: on what the other tests leave idle.
+# Every notebook, and the report that they make. After the shorter side, whose core it fills: beside both its kernels would
+# take the longer side's, for each is a session of its own, and between sessions Linux shares evenly, whatever is nice.
 test-notebooks:
-	@nice $(ALIGN) run torch -m pytest -p no:cacheprovider tests/notebooks > envs/$@.log 2>&1; \
+	@$(ALIGN) run torch -m pytest -p no:cacheprovider tests/notebooks > envs/$@.log 2>&1; \
 	    code=$$?; printf '\n=== every notebook ===\n'; cat envs/$@.log; exit $$code
+
+test-jt-notebooks:
+	@code=0; for one in test-jt test-notebooks; do $(MAKE) --no-print-directory $$one || code=$$?; done; exit $$code
 
 # A SLURM cluster of one node, brought up on loopback: minutes of waiting, so not part of `test`.
 test-cluster: envs

@@ -1,6 +1,6 @@
 """Every notebook of every family in its kernel, and the report that they make.
 
-Takes minutes of both cores, so `make test` runs it beside the tests of both environments, on what they leave idle.
+Takes minutes of both cores: `make test` runs it once, beside the last tests of the torch environment.
 """
 
 import shutil
