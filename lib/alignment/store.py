@@ -43,7 +43,8 @@ class Writer:
             try:
                 np.save(_file(self._folder, name), np.asarray(array, order="C"), allow_pickle=False)
             except OSError as error:
-                raise UserError(f"{self._folder}: can't be written ({error.strerror or error}); make room for it") from error
+                why = error.strerror or error
+                raise UserError(f"{self._folder}: can't be written ({why}); make room for it") from error
         return name
 
 

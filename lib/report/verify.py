@@ -133,13 +133,18 @@ def _same(said: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 def _row(said: Sequence[Any], found: Sequence[Any]) -> bool:
     one, other = (dict(zip(questions.COLUMNS, row)) for row in (said, found))
-    reach = {name: ORDER * one["scale"] for name in ("error", "floor", "gate")}
-    reach["ratio"] = reach["gate"] / one["gate"] if one["gate"] else 0.0
+    scale = one["scale"] if _numbers(one["scale"]) else 0.0
+    reach = dict.fromkeys(("error", "floor", "gate"), ORDER * scale)
+    reach["ratio"] = reach["gate"] / one["gate"] if _numbers(one["gate"]) and one["gate"] else 0.0
     return all(
         alike(one[name], other[name])
-        or (name in reach and not isinstance(one[name], str) and abs(one[name] - other[name]) <= reach[name])
+        or (name in reach and _numbers(one[name], other[name]) and abs(one[name] - other[name]) <= reach[name])
         for name in one
     )
+
+
+def _numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _page(path: Path, judged: Callable[[Path, str], Judged]) -> Checked:
