@@ -132,6 +132,8 @@ def _same(said: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 
 def _row(said: Sequence[Any], found: Sequence[Any]) -> bool:
+    if len(said) != len(found):
+        return False
     one, other = (dict(zip(questions.COLUMNS, row)) for row in (said, found))
     scale = one["scale"] if _numbers(one["scale"]) else 0.0
     reach = dict.fromkeys(("error", "floor", "gate"), ORDER * scale)
