@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as npst
 
 from lib import record
 from lib.errors import UserError
+from lib.machine import job
 
 
 def measured(folder, fields=None, arrays=None, **options):
@@ -69,6 +70,15 @@ def test_arrays_in_fields_are_refused(tmp_path):
     with pytest.raises(TypeError, match=r"fields\.state\.w: ndarray"):
         measured(tmp_path, {"state": {"w": np.zeros(3)}})
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_record_holds_the_files_that_its_job_says_both_sides_depend_on(tmp_path, monkeypatch):
+    inputs = ["lib/record.py", "lib/backend/torch.py", "notebooks/40_convert.ipynb"]
+    monkeypatch.setenv(record.SOURCES, json.dumps([name for name in inputs if job.shared(name)]))
+    found = record.read(measured(tmp_path)).provenance.sources
+    assert found == {"lib/record.py": record.sha256(record.ROOT / "lib" / "record.py")}
+    monkeypatch.delenv(record.SOURCES)
+    assert record.read(measured(tmp_path)).provenance.sources == {}
 
 
 def test_a_failing_stage_leaves_the_earlier_record(tmp_path):

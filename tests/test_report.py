@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import synthetic_records as synthetic
 from bs4 import BeautifulSoup
+from markupsafe import Markup
 
 from lib import record, report
 from lib.alignment import questions, rosetta
@@ -404,6 +405,12 @@ def test_a_notebook_that_stops_early_makes_no_page(judged, tmp_path, monkeypatch
     with pytest.raises(UserError, match="no such part"):
         in_process.made(tmp_path, [synthetic.MODEL], records=judged)
     assert not (tmp_path / "index.html").exists()
+
+
+def test_a_space_goes_between_chinese_texts_and_stays_inside_a_name():
+    words = messages.Messages("zh")
+    assert words.beside("数据", Markup("<b>行人 车辆</b>"), "图像") == "数据<b>行人 车辆</b>图像"
+    assert words.beside("数据", "COCO", "图像") == "数据 COCO 图像"
 
 
 def test_the_readme_block_needs_its_marks_and_its_records(tmp_path):
