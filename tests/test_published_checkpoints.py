@@ -47,13 +47,11 @@ class Config(dict):
 WRITER = """
 import argparse, collections, datetime, pathlib, sys, shutil
 
-folder, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
-sys.path.insert(0, str(folder))
+root = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(root))
 import numpy as np, torch
 from elsewhere import Block, Config
 
-last = {name: torch.from_numpy(array) for name, array in np.load(folder / "last.npz").items()}
-averaged = {name: torch.from_numpy(array) for name, array in np.load(folder / "averaged.npz").items()}
 own = [torch.nn.Parameter(torch.ones(3))]
 optimizer = torch.optim.AdamW(own)
 own[0].sum().backward()
@@ -66,53 +64,72 @@ beside = {
     "config": Config(lr=1),
     "results": np.float64(0.3),
 }
-if kind == "nanodet":  # lightning, and its best file
-    state = {f"model.{name}": value for name, value in last.items()}
-    state |= {f"avg_model.{name}": value for name, value in averaged.items()}
-    callbacks = {Config: {"best_model_path": pathlib.Path("x"), "best": torch.tensor(0.3)}}
-    content = {"state_dict": state, "callbacks": callbacks, "optimizer_states": [beside], "hyper": Config(a=1)}
-    torch.save(content, folder / "both.ckpt")
-    torch.save({"state_dict": averaged}, folder / "averaged.pth")
-elif kind == "gold_yolo":  # whole modules in half precision
-    content = {"model": Block(last).half(), "ema": Block(averaged).half(), "updates": 9, "epoch": 3, **beside}
-    torch.save(content, folder / "both.pt")
-    torch.save(content, folder / "legacy.pt", _use_new_zipfile_serialization=False)
-    stripped = {"model": Block(averaged).half(), "ema": None, "updates": None, "optimizer": None, "epoch": -1}
-    torch.save(stripped, folder / "averaged.pt")
-elif kind == "rt_detr":
-    content = {"date": "2024", "last_epoch": 5, "model": last, "ema": {"module": averaged, "updates": 5}, **beside}
-    torch.save(content, folder / "both.pth")
-    torch.save({"ema": {"module": averaged}}, folder / "averaged.pth")
-else:  # ImageNet's, before 1.6
+for folder in map(pathlib.Path, sys.argv[2:]):
+    kind = folder.name
+    last = {name: torch.from_numpy(array) for name, array in np.load(folder / "last.npz").items()}
+    averaged = {name: torch.from_numpy(array) for name, array in np.load(folder / "averaged.npz").items()}
+    if kind == "nanodet":  # lightning, and its best file
+        state = {f"model.{name}": value for name, value in last.items()}
+        state |= {f"avg_model.{name}": value for name, value in averaged.items()}
+        callbacks = {Config: {"best_model_path": pathlib.Path("x"), "best": torch.tensor(0.3)}}
+        content = {"state_dict": state, "callbacks": callbacks, "optimizer_states": [beside], "hyper": Config(a=1)}
+        torch.save(content, folder / "both.ckpt")
+        torch.save({"state_dict": averaged}, folder / "averaged.pth")
+    elif kind == "gold_yolo":  # whole modules in half precision
+        content = {"model": Block(last).half(), "ema": Block(averaged).half(), "updates": 9, "epoch": 3, **beside}
+        torch.save(content, folder / "both.pt")
+        torch.save(content, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+        stripped = {"model": Block(averaged).half(), "ema": None, "updates": None, "optimizer": None, "epoch": -1}
+        torch.save(stripped, folder / "averaged.pt")
+    elif kind == "rt_detr":
+        content = {"date": "2024", "last_epoch": 5, "model": last, "ema": {"module": averaged, "updates": 5}, **beside}
+        torch.save(content, folder / "both.pth")
+        torch.save({"ema": {"module": averaged}}, folder / "averaged.pth")
+    # ImageNet's, before 1.6
     state = {name.removeprefix("backbone."): value for name, value in last.items() if name.startswith("backbone.")}
     state |= {"fc.weight": torch.ones(10, 4), "fc.bias": torch.ones(10)}
     torch.save(collections.OrderedDict(state), folder / "backbone.pth", _use_new_zipfile_serialization=False)
-shutil.rmtree(folder / "elsewhere")
+shutil.rmtree(root / "elsewhere")
 """
 NAMES = {"nanodet": "nanodet-plus-m_320", "gold_yolo": "gold-yolo-n", "rt_detr": "rtdetr_r18vd"}
 
 
-def written(folder, kind, name):
-    """(the last step's entries, the averaged ones) of the checkpoints that are in `folder` now."""
+def drawn(name):
+    """(the last step's entries, the averaged ones) of a model, as half precision holds them."""
     rng = np.random.default_rng(3)
-    fresh = convert.state(models.build(name, 3))
+    fresh = convert.state(models.build(name, 3, seed=None))
     last = {
         entry: rng.normal(size=array.shape).astype(np.float16).astype(array.dtype) if array.dtype.kind == "f" else array
         for entry, array in fresh.items()
     }
     averaged = {entry: array + 1 if array.dtype.kind == "f" else array for entry, array in last.items()}
-    averaged = {entry: array.astype(np.float16).astype(array.dtype) for entry, array in averaged.items()}
-    np.savez(folder / "last.npz", **last)
-    np.savez(folder / "averaged.npz", **averaged)
-    (folder / "elsewhere.py").unlink(missing_ok=True)
-    (folder / "elsewhere").mkdir()
-    (folder / "elsewhere" / "__init__.py").write_text(PACKAGE)
+    return last, {entry: array.astype(np.float16).astype(array.dtype) for entry, array in averaged.items()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder in which each kind has one, with its checkpoints and the entries in them; one process writes all."""
     python = environment.interpreter(environment.TORCH)
     if not python.exists():
         pytest.skip("the environment of PyTorch, which writes the checkpoints, is not there: make envs")
-    done = subprocess.run([python, "-c", WRITER, folder, kind], capture_output=True, text=True, check=False)
+    root = tmp_path_factory.mktemp("published")
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere" / "__init__.py").write_text(PACKAGE)
+    for kind, name in NAMES.items():
+        (root / kind).mkdir()
+        for file, entries in zip(("last", "averaged"), drawn(name)):
+            np.savez(root / kind / f"{file}.npz", **entries)
+    done = subprocess.run(
+        [python, "-c", WRITER, root, *(root / kind for kind in NAMES)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    return last, averaged
+    assert not (root / "elsewhere").exists() and "elsewhere" not in sys.modules
+    return root
+
+
+def entries_of(folder):
+    """(the last step's, the averaged ones) in the checkpoints of a folder."""
+    return tuple(dict(np.load(folder / f"{file}.npz").items()) for file in ("last", "averaged"))
 
 
 def same(model, expected):
@@ -121,12 +138,12 @@ def same(model, expected):
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_a_published_checkpoint_is_the_model_to_the_last_bit(tmp_path, kind):
-    last, averaged = written(tmp_path, kind, NAMES[kind])
-    assert not (tmp_path / "elsewhere").exists() and "elsewhere" not in sys.modules
-    model = models.build(NAMES[kind], 3)
+def test_a_published_checkpoint_is_the_model_to_the_last_bit(written, kind):
+    folder = written / kind
+    last, averaged = entries_of(folder)
+    model = models.build(NAMES[kind], 3, seed=None)
     fresh = convert.state(model)
-    for path in sorted(tmp_path.glob("[abl]*.[pc]*")):
+    for path in sorted({*folder.glob("averaged.p*"), *folder.glob("both.*"), *folder.glob("legacy.*")}):
         convert.load(model, fresh)
         coverage = convert.load(model, path)
         assert len(coverage.loaded) == len(averaged) and not coverage.missing + coverage.left_over
@@ -139,7 +156,7 @@ def test_a_published_checkpoint_is_the_model_to_the_last_bit(tmp_path, kind):
         assert "not the averaged ones" in str(read)
         convert.load(model, read.arrays)
         same(model, last)
-    (both,) = tmp_path.glob("both.*")
+    (both,) = folder.glob("both.*")
     read = dict(checkpoints.read(both).arrays)
     first = next(iter(read))
     read["left.over"] = read.pop(first)
@@ -147,12 +164,12 @@ def test_a_published_checkpoint_is_the_model_to_the_last_bit(tmp_path, kind):
         convert.load(model, read)
 
 
-@pytest.mark.parametrize("name", ["nanodet-plus-m_320", "rtdetr_r18vd"])
-def test_a_backbone_of_imagenet_is_the_backbone_to_the_last_bit(tmp_path, name):
-    last, _ = written(tmp_path, "imagenet", name)
-    model = models.build(name, 3)
+@pytest.mark.parametrize("kind", ["nanodet", "rt_detr"])
+def test_a_backbone_of_imagenet_is_the_backbone_to_the_last_bit(written, kind):
+    last, _ = entries_of(written / kind)
+    model = models.build(NAMES[kind], 3)
     before = convert.state(model)
-    origin = pretrained.load_backbone(model, tmp_path / "backbone.pth")
+    origin = pretrained.load_backbone(model, written / kind / "backbone.pth")
     own = {entry for entry in before if entry.startswith("backbone.")}
     assert origin.loaded == len(own) and origin.left_over == ("fc.weight", "fc.bias")
     same(model, {entry: last[entry] if entry in own else before[entry] for entry in before})
