@@ -11,7 +11,7 @@ from rt_detr_cases import FACTOR, Replay, error, image, read, seeded_model, shap
 
 from lib import backend, losses, models
 from lib.alignment import live, references
-from lib.alignment.capture import features
+from lib.alignment.capture import features, forward
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.alignment.verdict import K
 from lib.convert import state
@@ -22,15 +22,6 @@ if backend.NAME != "torch":
     pytest.skip("transformers runs in the torch environment only", allow_module_level=True)
 transformers = pytest.importorskip("transformers", reason="transformers, an optional dependency, is not installed")
 torch = pytest.importorskip("torch")
-
-
-def their_model(name, model):
-    """Their model of the variant with our model's weights, strictly: no entry missing, none left over."""
-    chosen = live.settings(name, model.num_classes)
-    backbone = transformers.RTDetrResNetConfig(**chosen.pop("backbone_config"))
-    theirs = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(backbone_config=backbone, **chosen))
-    theirs.load_state_dict({key: torch.tensor(value) for key, value in live.renamed(state(model)).items()}, strict=True)
-    return theirs
 
 
 def test_key_map_as_recorded(shared):
@@ -50,7 +41,7 @@ def test_same_predictions_on_a_square_image(name):
     """After the layer at which the variant's inference ends: theirs runs all. Queries are aligned by their token."""
     model = models.build(name, 80, seed=None)
     backend.load_state(model, seeded_state(shapes(model)))
-    theirs, images = their_model(name, model).eval(), seeded_input("image14", (1, 3, 320, 320))
+    theirs, images = live.built(name, 80, state(model)).eval(), seeded_input("image14", (1, 3, 320, 320))
     with backend.no_grad(), features(model, {"tokens": ("decoder.selection", 4)}) as kept:
         ours = {key: backend.numpy(value) for key, value in model.eval()(backend.tensor(images)).items()}
         found = theirs(torch.tensor(images))
@@ -67,9 +58,9 @@ def test_same_predictions_on_a_square_image(name):
 
 def test_the_record_of_50_forward(monkeypatch):
     """Theirs lies within the gate; and beyond it where one weight of theirs is a thousandth larger."""
-    case, run, ran = references.case("rtdetr_r18vd", "forward"), live._ours, {}
-    monkeypatch.setattr(live, "_ours", lambda *given: ran.get(given[2]) or ran.setdefault(given[2], run(*given)))
-    sound = live.compare("rtdetr_r18vd", case)
+    case = references.case("rtdetr_r18vd", "forward")
+    _, ours = forward("rtdetr_r18vd", case)
+    sound = live.compare("rtdetr_r18vd", case, ours)
     assert sound["version"] == transformers.__version__
     assert all(found["error"] <= K * found["floor"] for found in sound["outputs"].values())
     given = live.convert.state
@@ -81,12 +72,12 @@ def test_the_record_of_50_forward(monkeypatch):
         }
 
     monkeypatch.setattr(live.convert, "state", changed)
-    found = live.compare("rtdetr_r18vd", case)["outputs"]["pred_logits"]
+    found = live.compare("rtdetr_r18vd", case, ours)["outputs"]["pred_logits"]
     assert found["error"] > K * found["floor"]
 
 
 def test_other_models_have_no_live_reference():
-    assert live.compare("gold-yolo-n", references.case("gold-yolo-n", "forward")) is None
+    assert live.compare("gold-yolo-n", references.case("gold-yolo-n", "forward"), {}) is None
 
 
 @pytest.mark.parametrize("variant", ["dn", "nodn"])
@@ -94,7 +85,7 @@ def test_same_losses(variant):
     """With the record's denoising draws: theirs from torch's generator, which made the record, ours replayed."""
     record, arrays = read("train_r18vd_gentle")
     model = seeded_model("f32", record["weight_overrides"]).train()
-    theirs = their_model("rtdetr_r18vd", model).train()
+    theirs = live.built("rtdetr_r18vd", 80, state(model)).train()
     images, given = image(record, "f32"), targets(record)
     model.step = Step(random=Replay(arrays) if variant == "dn" else None, targets=given)
     scalars = losses.build("rtdetr_r18vd", 80)(model(backend.tensor(images)), given, image_size=(320, 320))

@@ -4,14 +4,16 @@ A reference for outputs and losses on square inputs, not for gradients: it predi
 before's without that one's history. Names and settings are those of transformers 5.23, RTDetrForObjectDetection.
 """
 
+import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lib import backend, convert, models
-from lib.alignment import by_family, capture
+from lib.alignment import capture
 from lib.alignment.references.case import Case
 from lib.models.rt_detr import EXPANSION, STAGE_WIDTHS, VARIANTS
 
@@ -46,47 +48,44 @@ _RULES = (
 )
 
 
-def compare(name: str, case: Case) -> dict[str, Any] | None:
+def compare(name: str, case: Case, ours: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
     """{"name", "version", "outputs": {output: {"error", "floor", "scale"}}} on the forward case's image.
 
-    error: the largest difference of their float32 output from ours in float64; floor: of ours in float32 from it;
-    scale: the largest size of it. None for a model that transformers doesn't have, and where it isn't installed (it
-    needs PyTorch).
+    ours: what `capture.forward` gave. error: the largest difference of their float32 output from ours in float64;
+    floor: of ours in float32 from it; scale: the largest size of it. None for a model that transformers doesn't have,
+    and where it isn't installed (it needs PyTorch).
     """
     if models.family(name) != "rt_detr" or importlib.util.find_spec("transformers") is None:
         return None
-    single, exact = (_ours(name, case, run) for run in ("float32", "float64"))
-    theirs, version = _theirs(name, case)
-    outputs = {
-        key: {
-            "error": float(np.abs(array - exact[f"final/{key}"]).max()),
-            "floor": float(np.abs(single[f"final/{key}"] - exact[f"final/{key}"]).max()),
-            "scale": float(np.abs(exact[f"final/{key}"]).max()),
-        }
-        for key, array in theirs.items()
-    }
-    return {"name": "transformers", "version": version, "outputs": outputs}
+    outputs = {}
+    for key, array in _theirs(name, case).items():
+        single, exact = (ours[f"{run}/final/{key}"] for run in ("float32", "float64"))
+        errors = {"error": array - exact, "floor": single - exact, "scale": exact}
+        outputs[key] = {what: float(np.abs(values).max()) for what, values in errors.items()}
+    return {"name": "transformers", "version": importlib.metadata.version("transformers"), "outputs": outputs}
 
 
-def _ours(name: str, case: Case, run: str) -> dict[str, np.ndarray]:
-    model = capture.seeded_model(name, case, run).eval()
-    with backend.no_grad(), capture.features(model, models.intermediates(name)) as found:
-        return by_family.named(name, model(backend.tensor(case.input().astype(run))), found)
-
-
-def _theirs(name: str, case: Case) -> tuple[dict[str, np.ndarray], str]:
-    """Their outputs after the layer at which ours ends, queries in the order of tokens, and their version."""
+def built(name: str, num_classes: int, state: dict[str, np.ndarray]) -> Any:
+    """Their model of the variant with all entries of ours, none left over."""
     import transformers
+    from transformers.initialization import no_init_weights
 
-    chosen = settings(name, case.num_classes)
+    chosen = settings(name, num_classes)
     backbone = transformers.RTDetrResNetConfig(**chosen.pop("backbone_config"))
-    model = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(backbone_config=backbone, **chosen)).eval()
-    state = renamed(convert.state(capture.seeded_model(name, case)))
-    if unknown := set(state) ^ {entry for entry, _ in backend.named_state(model)}:
+    with no_init_weights():  # all are given
+        model = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(backbone_config=backbone, **chosen))
+    given = renamed(state)
+    if unknown := set(given) ^ {entry for entry, _ in backend.named_state(model)}:
         raise AssertionError(
             f"transformers {transformers.__version__}: entries without a counterpart: {sorted(unknown)[:3]}"
         )
-    backend.load_state(model, state)
+    backend.load_state(model, given)
+    return model
+
+
+def _theirs(name: str, case: Case) -> dict[str, np.ndarray]:
+    """Their outputs after the layer at which ours ends, queries in the order of tokens."""
+    model = built(name, case.num_classes, convert.state(capture.seeded_model(name, case))).eval()
     with backend.no_grad():
         found = model(backend.tensor(case.input()))
     scores = backend.numpy(found.enc_outputs_class).max(2)
@@ -97,7 +96,7 @@ def _theirs(name: str, case: Case) -> tuple[dict[str, np.ndarray], str]:
     return {
         "pred_logits": np.take_along_axis(logits, order, 1),
         "pred_boxes": np.take_along_axis(boxes, order, 1),
-    }, transformers.__version__
+    }
 
 
 def renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
