@@ -22,7 +22,7 @@ def seeded_array(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     return None if name.endswith(CONSTANTS) else _drawn(name, tuple(map(int, shape))).copy()
 
 
-@lru_cache(maxsize=1000)  # entries of a large model: a stage builds its own a dozen times, and draws take longest
+@lru_cache(maxsize=1500)  # Gold-YOLO-M has 1373 entries: a stage builds its model a dozen times, draws take longest
 def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
     kind, draw = name.rsplit(".", 1)[-1], _generator(name)
     if kind == "running_var":
