@@ -8,10 +8,21 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-# The torch environment's tests do these once: there reports are rendered, verified and handed in; or they read sources
-# alone, or start kernels of both environments themselves. Named on a command line they run in either.
-ONCE = ("handin", "house", "kernels", "notebooks", "report", "report_beside", "report_verify")
-collect_ignore = [] if importlib.util.find_spec("torch") else [f"test_{name}.py" for name in ONCE]
+# The torch environment's tests do these once, for both environments have the same version of every package that they
+# share (test_environment.py). Named on a command line they run in either. In the first lines what renders, draws or
+# judges what was recorded, reads sources, or starts kernels of both environments itself; then what reaches no framework
+# (test_house.py).
+ONCE = (
+    *("alignment", "curves", "figures", "handin", "house", "kernels", "notebooks", "report", "report_beside"),
+    *("report_verify", "tour_figures"),
+)
+PLAIN = (
+    *("by_hand", "data", "decisions", "detection", "diagnosis", "equivalence", "evaluation", "evaluation_curves"),
+    *("evaluation_errors", "evaluation_voc", "fetch", "figures_alignment", "formats", "images", "kernel", "loader"),
+    *("log", "panel", "profiles", "progress", "record", "subset", "transforms", "transforms_gold_yolo"),
+    *("transforms_nanodet_plus", "transforms_rt_detr", "voc", "yolo"),
+)
+collect_ignore = [] if importlib.util.find_spec("torch") else [f"test_{name}.py" for name in ONCE + PLAIN]
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PLAIN
 
+from lib.families import NAMES
+from lib.machine import notebook
 from lib.machine.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 # What lib may weigh at most. Who needs more says so here.
-FILES, LINES, FILE_LINES, FLAT_MODULES = 165, 28100, 600, 6
+FILES, LINES, FILE_LINES, FLAT_MODULES = 165, 28099, 600, 6
 SOURCES = sorted((ROOT / "lib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHARED_SOURCE = sorted([*(ROOT / "lib" / "models").glob("*.py"), *(ROOT / "lib" / "losses").glob("*.py")])
@@ -191,7 +194,17 @@ def test_jittor_is_imported_in_one_place_of_the_backend():
     assert not [path.name for path in backend if "jittor" in imports(ast.parse(path.read_text()))]
 
 
+def backend_files(name):
+    """What the tests of a file, or lib on their behalf, import of the backend, in functions too."""
+    return [file for file in notebook.sources(Path("tests", f"test_{name}.py"), "jittor", NAMES) if "/backend/" in file]
+
+
+def test_what_is_tested_in_one_environment_alone_reaches_no_framework():
+    assert not [name for name in PLAIN if backend_files(name)]
+
+
 def test_the_rules_see_a_breach():
+    assert backend_files("precision") and backend_files("curves")  # itself, and through what a command needs
     assert "torch" in imports(ast.parse("def f():\n    from torch import nn"))
     assert list(asks_for_the_framework(ast.parse("if backend.NAME == 'jittor': pass")))
     assert list(tensor_methods(ast.parse("def f(x):\n    return x.sum(1)")))

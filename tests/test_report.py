@@ -22,7 +22,6 @@ from markupsafe import Markup
 from lib import record, report
 from lib.alignment import questions, rosetta
 from lib.errors import UserError
-from lib.machine.locks import requirements
 from lib.report import fragments, pdf, pictures, verify
 from lib.report.page import MEASURED_IN, THEMES, Page, grouped
 from lib.show import messages, tables
@@ -369,11 +368,6 @@ def test_a_notebook_s_table_speaks_the_reader_s_language_in_one_notation(monkeyp
     assert "nan" not in shown and "None" not in shown and shown.count("text-align: left") == 3, (
         "rows, their name, a column"
     )
-
-
-def test_both_environments_pin_the_same_numpy():
-    pins = [set(requirements(record.ROOT / f"environment-{name}.yml")) for name in ("torch", "jt")]
-    assert len([pin for pin in pins[0] & pins[1] if pin.startswith("numpy==")]) == 1
 
 
 # --------------------------------------------------------------------------------------------------------- notebook
