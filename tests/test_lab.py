@@ -85,16 +85,17 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser():
+    """One profile for all pages: each with its own would fetch and compile JupyterLab's scripts again."""
     with playwright.sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield found
+        yield found.new_context(viewport={"width": 1400, "height": 1600})
         found.close()
 
 
 @pytest.fixture
 def page(browser, request):
     """A page of the browser; a picture of it is kept where the test fails."""
-    found = browser.new_page(viewport={"width": 1400, "height": 1600})
+    found = browser.new_page()
     found.set_default_timeout(SECONDS * 1000)
     failed = request.session.testsfailed
     yield found

@@ -358,8 +358,12 @@ def test_an_edit_while_a_job_runs_is_not_taken_for_done(project):
 
 
 @pytest.mark.slow
-def test_only_what_depends_on_a_change_runs_again(project):
+def test_only_what_depends_on_a_change_runs_again_and_a_dry_run_tells(project):
+    """An empty folder is not "up to date"; a record that was overwritten runs its job, and what reads it, again."""
     trains = {"train/jittor", "train/torch"}
+    code, printed, ran = report("--dry-run")
+    assert code == 0 and not ran and f"to do, 4 of 4 jobs: data_all_none, train_{MODEL}_torch" in printed
+    assert "up to date" not in printed and not list(project.glob("reports/mini/.done/*/*/*"))
     code, printed, ran = report()
     assert code == 0, printed
     assert ran[0] == "data/none" and set(ran[1:3]) == trains and ran[3:] == ["compare/none"]
@@ -372,6 +376,14 @@ def test_only_what_depends_on_a_change_runs_again(project):
     assert report()[2] == []
     (project / "lib" / "backend" / "jittor_nn.py").write_text("# mended")
     assert report()[2] == ["train/jittor", "compare/none"]
+    record = project / "reports/mini/records" / MODEL / "torch" / "train.json"
+    mark = project / "reports/mini/.done" / MODEL / "torch" / "train"
+    record.write_text("a lesson's")
+    os.utime(record, (1, 1))  # older than all marks: only its content tells
+    code, printed, ran = report("--dry-run")
+    assert not ran and f"to do, 2 of 4 jobs: train_{MODEL}_torch, compare_all_none" in printed and mark.exists()
+    code, printed, ran = report()
+    assert ran == ["train/torch", "compare/none"] and "2 jobs, about" in printed and "; 2 of 2 jobs" in printed
     profile(project, epochs=2)
     assert set(report()[2]) == {*trains, "compare/none"}
 
@@ -403,24 +415,6 @@ def test_a_record_that_is_gone_or_changed_and_what_reads_it_is_not_done(project)
     data.write_text("ten digits"[: state.st_size])
     os.utime(data, ns=(state.st_atime_ns, state.st_mtime_ns + 1))  # no newer than its mark
     assert len(pipeline.stale(planned)) == len(planned) == 4
-
-
-@pytest.mark.slow
-def test_a_dry_run_and_a_change_behind_its_back_are_told(project):
-    """An empty folder is not "up to date"; a record that was overwritten runs its job, and what reads it, again."""
-    code, printed, ran = report("--dry-run")
-    assert code == 0 and not ran and f"to do, 4 of 4 jobs: data_all_none, train_{MODEL}_torch" in printed
-    assert "up to date" not in printed and not list(project.glob("reports/mini/.done/*/*/*"))
-    assert report()[0] == 0
-    record = project / "reports/mini/records" / MODEL / "torch" / "train.json"
-    mark = project / "reports/mini/.done" / MODEL / "torch" / "train"
-    record.write_text("a lesson's")
-    os.utime(record, (1, 1))  # older than all marks: only its content tells
-    code, printed, ran = report("--dry-run")
-    assert not ran and f"to do, 2 of 4 jobs: train_{MODEL}_torch, compare_all_none" in printed and mark.exists()
-    code, printed, ran = report()
-    assert ran == ["train/torch", "compare/none"] and "2 jobs, about" in printed and "; 2 of 2 jobs" in printed
-    assert report()[2] == []
 
 
 def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
