@@ -2,7 +2,7 @@
 
 import ast
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from lib.show.messages import Messages
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAW = pictures.draw
-_drawn: dict[tuple, tuple[pictures.Figure, ...]] = {}
+# What was drawn: by model, question and language, what the figures were drawn from, and they.
+_drawn: dict[tuple, list[tuple[dict[tuple, str], tuple[pictures.Figure, ...]]]] = {}
 
 
 def execute(source: Path, output: Path, kernel: str, values: Mapping[str, Any]) -> None:
@@ -59,13 +60,39 @@ def printed(source: Path, target: Path) -> str:
 
 def drawn_once(evidence: Evidence, question: str, words: Messages | None = None) -> tuple[pictures.Figure, ...]:
     """Stands for `pictures.draw`: what the same records show, whenever and wherever they were written, is kept."""
-    shown = hashlib.sha256()
-    for path in sorted((evidence.folder / evidence.model).rglob("*.*")):
-        shown.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes().partition(b'"provenance"')[0])
-    key = evidence.model, shown.hexdigest(), question, words and words.language
-    if key not in _drawn:
-        _drawn[key] = DRAW(evidence, question, words)
-    return _drawn[key]
+    kept = _drawn.setdefault((evidence.model, question, words and words.language), [])
+    for read, found in kept:
+        if read == _digests(evidence, read):
+            return found
+    noted = Noted(evidence.folder, evidence.model)
+    found = DRAW(noted, question, words)
+    kept.append((_digests(noted, noted.asked), found))
+    return found
+
+
+class Noted(Evidence):
+    """Notes the files that it is asked for: side, stage, suffix."""
+
+    def __init__(self, folder: Path, model: str):
+        super().__init__(folder, model)
+        self.asked: set[tuple[str, str, str]] = set()
+
+    def get(self, side: str, stage: str):
+        self.asked.add((side, stage, ".json"))
+        return super().get(side, stage)
+
+    def arrays(self, side: str, stage: str, prefix: str = ""):
+        self.asked.add((side, stage, ".safetensors"))
+        return super().arrays(side, stage, prefix)
+
+
+def _digests(evidence: Evidence, asked: Iterable[tuple[str, str, str]]) -> dict[tuple, str]:
+    """Of each file what it holds before its provenance, which is another in each run; "" where it is absent."""
+    paths = {one: evidence.path(*one[:2]).with_suffix(one[2]) for one in asked}
+    return {
+        one: hashlib.sha256(path.read_bytes().partition(b'"provenance"')[0]).hexdigest() if path.is_file() else ""
+        for one, path in paths.items()
+    }
 
 
 def patch(monkeypatch) -> None:

@@ -254,7 +254,7 @@ def test_three_models_stand_beside_each_other(judged, tmp_path, monkeypatch):
             path.write_text(path.read_text().replace(f'"{synthetic.MODEL}', f'"{name}'))
     (folder / "second" / "jittor" / "train.json").unlink()
     questions.judge_records(folder, ["second"])
-    monkeypatch.setattr(pictures, "draw", lambda *_: ())
+    monkeypatch.setattr(in_process, "drawn_once", lambda *_: ())
     page = rendered(folder, tmp_path / "out", monkeypatch, [synthetic.MODEL, *names])
     first = page.split("</header>")[0]
     assert [table.count('scope="colgroup"') for table in first.split('<table class="matrix">')[1:]] == [3, 1]
@@ -265,7 +265,7 @@ def test_three_models_stand_beside_each_other(judged, tmp_path, monkeypatch):
 
 def test_probes_of_the_operators_are_counted(judged, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(judged, tmp_path / "records"))
-    monkeypatch.setattr(pictures, "draw", lambda *_: ())
+    monkeypatch.setattr(in_process, "drawn_once", lambda *_: ())
     assert "No record of the probes" in rendered(folder, tmp_path / "out", monkeypatch)
     native = [probe for probe in PROBES if probe.backend is None and np.asarray(probe.reference()).dtype.kind == "f"][
         :2

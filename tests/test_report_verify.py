@@ -23,7 +23,6 @@ from lib.show.messages import LANGUAGES, Messages
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARE = "synthetic/none/compare.json"
-DRAW = in_process.DRAW
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn_and_judged_once():
-    """Every copy's figures are the same in a language, and so are verdicts on the same records: the first are kept."""
+    """What the same records show, and the verdicts that they give, are the same in every copy: the first are kept."""
     kept, judge = {}, questions.answers
 
     def judged(evidence, partial=False):
@@ -52,14 +51,8 @@ def drawn_and_judged_once():
             kept[key] = judge(evidence, partial)
         return kept[key]
 
-    def drawn(evidence, question, words):
-        key = question, words.language
-        if key not in kept:
-            kept[key] = DRAW(evidence, question, words)
-        return kept[key]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", drawn)
+        patch.setattr(pictures, "draw", in_process.drawn_once)
         patch.setattr(questions, "answers", judged)
         yield
 
@@ -273,18 +266,16 @@ def test_the_command_line_says_where(copy, capsys):
     assert "#summary: the page says '99'" in printed.out and printed.err.count("\n") == 1
 
 
-def test_an_example_is_verified_as_its_own_page_says(copy, tmp_path, capsys, monkeypatch):
+def test_an_example_is_verified_as_its_own_page_says(copy, tmp_path, capsys):
     """With its records, but not their arrays, of which a figure is drawn."""
     from lib.report import readme
 
-    readme.copy(copy, tmp_path / "example")
-    assert not list((tmp_path / "example").rglob("*.safetensors"))
-    monkeypatch.setattr(pictures, "draw", DRAW)
-    assert command_line.main(["verify", str(tmp_path / "example")]) == 0
-    assert "figures need them" in capsys.readouterr().out
+    (tmp_path / "example").mkdir()
     (tmp_path / "example" / "old.html").write_text("of an earlier report")
     readme.copy(copy, tmp_path / "example")
-    assert not (tmp_path / "example" / "old.html").exists()
+    assert not list((tmp_path / "example").rglob("*.safetensors")) and not (tmp_path / "example" / "old.html").exists()
+    assert command_line.main(["verify", str(tmp_path / "example")]) == 0
+    assert "figures need them" in capsys.readouterr().out
 
 
 def test_an_example_that_is_not_as_recorded_is_not_made(copy, tmp_path):
@@ -380,7 +371,8 @@ def test_chinese_texts_have_chinese_letters_and_signs():
     for key, text in {**words.texts, **words.terms}.items():
         text = re.sub("`[^`]*`", "", text)
         assert not re.search(r"[\u4e00-\u9fff] *[,;:()?!]|[,;:()?!] *[\u4e00-\u9fff]|底噪", text), (key, text)
-    same = {key for key, text in words.texts.items() if text == Messages("en").texts[key]}
+    english = Messages("en").texts
+    same = {key for key, text in words.texts.items() if text == english[key]}
     assert same <= NAMES, same - NAMES
 
 

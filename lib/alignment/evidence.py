@@ -46,8 +46,10 @@ class Evidence:
         return self._records[key]
 
     def field(self, side: str, stage: str, *keys: str) -> Any:
-        """A field of an existing record; UserError that names record and field where it is absent."""
-        value: Any = self.get(side, stage).fields
+        """A field of a record; UserError that names record and field where either is absent."""
+        if (found := self.get(side, stage)) is None:
+            raise UserError(f"{self.path(side, stage)}: the record is missing; run the stage again")
+        value: Any = found.fields
         for depth, key in enumerate(keys):
             if not isinstance(value, dict) or key not in value:
                 raise UserError(

@@ -9,7 +9,7 @@ which is a text again.
 import os
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from gettext import c2py
 from pathlib import Path
 
@@ -101,10 +101,11 @@ def _closed(said: Markup) -> Markup:
     return Markup(text.replace(_OPEN, "").replace(_CLOSE, ""))
 
 
-def entries(path: Path) -> list[Message]:
+@cache  # reading all of a language takes longer than to check a page
+def entries(path: Path) -> tuple[Message, ...]:
     """What a catalogue's file holds, its header left out."""
     with path.open("rb") as file:
-        return [one for one in read_po(file, abort_invalid=True) if one.id]
+        return tuple(one for one in read_po(file, abort_invalid=True) if one.id)
 
 
 def spoken(variables: Mapping[str, str] = os.environ) -> str:
