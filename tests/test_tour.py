@@ -74,7 +74,7 @@ def test_a_scene_is_what_its_boxes_say(name):
     assert (view.boxes[:, 2:] > view.boxes[:, :2]).all() and view.boxes.min() >= 0 and view.boxes.max() <= 96
 
 
-def by_hand(stem: str, change: tuple[str, str] = ("", "")) -> None:
+def by_hand(stem: str, change: tuple[str, str]) -> None:
     """Run a tour's statements and what it prints, one text replaced by another; what is only shown is left out."""
     names: dict = {}
     for cell in json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]:
@@ -86,14 +86,8 @@ def by_hand(stem: str, change: tuple[str, str] = ("", "")) -> None:
             exec(compile(tree, stem, "exec"), names)
 
 
-@pytest.mark.parametrize("stem, claims", [("20_nanodet_plus", 2), ("21_gold_yolo", 1), ("22_rt_detr", 3)])
-def test_what_is_computed_by_hand_is_what_the_library_computes(stem, claims, capsys):
-    by_hand(stem)
-    said = capsys.readouterr().out
-    assert said.count("True") == claims and "False" not in said, said
-
-
 def test_another_rule_by_hand_is_seen(capsys):
+    """As it stands each tour is run in both kernels, and what it says is held, by the report of all notebooks."""
     by_hand("20_nanodet_plus", ("top_k=13", "top_k=5"))
     assert "as the library assigns: False" in capsys.readouterr().out
 

@@ -17,7 +17,6 @@ from lib.alignment import capture
 from lib.alignment.references.case import Case
 from lib.models.rt_detr import EXPANSION, STAGE_WIDTHS, VARIANTS
 
-_BRANCHES = {"a": "0", "b": "1", "c": "2"}
 # Rewritten one after the other; what a pattern matches is replaced wherever it stands.
 _RULES = (
     (r"^backbone\.conv1\.conv1_1\.", "model.backbone.model.embedder.embedder.0."),
@@ -26,7 +25,7 @@ _RULES = (
     (r"^backbone\.res_layers\.(\d+)\.blocks\.(\d+)\.", r"model.backbone.model.encoder.stages.\1.layers.\2."),
     (r"short\.conv\.(conv|norm)\.", r"shortcut.1.\1."),
     (r"short\.", "shortcut."),
-    (r"branch2([abc])\.", lambda found: f"layer.{_BRANCHES[found[1]]}."),
+    (r"branch2([abc])\.", lambda found: f"layer.{'abc'.index(found[1])}."),
     (r"(^model\.backbone.*\.)conv\.", r"\1convolution."),
     (r"(^model\.backbone.*\.)norm\.", r"\1normalization."),
     (r"^decoder\.input_proj\.(\d)\.conv\.", r"model.decoder_input_proj.\1.0."),

@@ -14,6 +14,7 @@ from lib.machine.notebook import cells
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("nanodet-plus-m_320", "gold-yolo-n", "rtdetr_r18vd")  # one of each family
+TOURS = {"20_nanodet_plus": 2, "21_gold_yolo": 1, "22_rt_detr": 3}  # how often each says that by hand is as by lib
 
 
 @pytest.mark.slow
@@ -29,6 +30,15 @@ def test_the_real_notebooks_make_a_report_on_the_smallest_profile():
     assert (ROOT / "reports" / "smallest" / "index.html").stat().st_size > 0
     assert second.returncode == 0 and "nothing to do" in second.stdout
     executed = (ROOT / "reports" / "smallest" / "notebooks").rglob("[0-9]*.ipynb")
-    outputs = (output for path in executed for cell in cells(path) for output in cell["outputs"])
-    said = [line for output in outputs for line in "".join(output.get("text", "")).splitlines() if "equal: " in line]
-    assert len(said) > 10 and not [line for line in said if not line.endswith("equal: True")]
+    said = [(path.stem, printed(path)) for path in executed]
+    equal = [line for _, lines in said for line in lines if "equal: " in line]
+    assert len(equal) > 10 and not [line for line in equal if not line.endswith("equal: True")]
+    toured = [(stem, "".join(lines)) for stem, lines in said if stem in TOURS]
+    assert sorted(stem for stem, _ in toured) == sorted(2 * list(TOURS))
+    assert not [one for one in toured if one[1].count("True") != TOURS[one[0]] or "False" in one[1]]
+
+
+def printed(notebook: Path) -> list[str]:
+    """The lines that the cells of an executed notebook printed."""
+    outputs = (output for cell in cells(notebook) for output in cell["outputs"])
+    return [line for output in outputs for line in "".join(output.get("text", "")).splitlines()]

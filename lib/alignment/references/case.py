@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.alignment.seeded import seeded_array, seeded_input
+from lib.alignment.seeded import seeded_input, seeded_state
 from lib.models.step import Step
 from lib.record import ROOT
 
@@ -60,8 +60,7 @@ class Case:
 
     def weights(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
         """The entries of these shapes, but for constants, which have no seed."""
-        values = {name: seeded_array(name, shape) for name, shape in shapes.items()}
-        return self.adjust({name: value for name, value in values.items() if value is not None})
+        return self.adjust(seeded_state(shapes.items()))
 
     def input(self) -> np.ndarray:
         """float32 (batch, 3, h, w)."""
