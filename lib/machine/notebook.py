@@ -261,6 +261,7 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
             log_output=False,
             cwd=environment.ROOT,
             kernel_manager_class=process.manager(),
+            shutdown_kernel="immediate",  # all that it wrote is on the disk, and to take itself apart takes it a second
             extra_arguments=ARGUMENTS,
         )
         skipped = [cell for cell in cells(partial) if cell["source"].strip() and cell["execution_count"] is None]

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,12 +46,15 @@ def make(name: str, values: Mapping[str, Any]) -> Rendered:
     os.environ.setdefault("RECORD_COMMAND", shlex.join(sys.orig_argv))  # of what is judged: the kernel can't know it
     executed, failure = folder / "notebooks" / "all" / "none" / f"{name}.ipynb", None
     notebook.failed_copy(executed).unlink(missing_ok=True)
-    try:
-        notebook.execute(source, executed, "torch", values)
-    except UserError as error:
-        executed, failure = notebook.failed_copy(executed), error
-        if isinstance(error, notebook.ProcessDied) or not complete(executed):
-            raise
+    with ThreadPoolExecutor(1) as beside:  # the kernel is another process: a second core would have nothing to do
+        others = beside.submit(render_notebooks, folder, values["language"])
+        try:
+            notebook.execute(source, executed, "torch", values)
+        except UserError as error:
+            executed, failure = notebook.failed_copy(executed), error
+            if isinstance(error, notebook.ProcessDied) or not complete(executed):
+                raise
+    others.result()
     page, printed = (folder / file for file in PAGES[name])
     render(executed, page, "report", values["language"])
     with atomic(printed) as temporary:
