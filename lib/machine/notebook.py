@@ -245,15 +245,29 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, managed: Any, *arguments: Any, **options: Any) -> None:
+            """Written once it has ended, however that was: papermill would write all of it before and after each
+            cell."""
+            write, managed.save = managed.save, lambda: None
+            try:
+                super().execute_managed_notebook(managed, *arguments, **options)
+            finally:
+                managed.save = write
 
     failed, partial = failed_copy(output), output.with_name(f".{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     process = Process(partial.with_suffix(".log"))
     problem: UserError | None = None
+    papermill_engines.register("written once", Engine)
     try:
         papermill.execute_notebook(
             notebook,
             partial,
+            engine_name="written once",
             parameters=dict(values),
             kernel_name=kernel,
             language="python",
