@@ -135,7 +135,8 @@ def measured(
     del trainers  # several times the model, which the jumps need again
     backend.give_back()
     if jumping:
-        fields = with_jumps(fields, jumps(partial(build, "float64"), advance, steps, REPEATS // 2, folder))
+        found = jumps(partial(build, "float64"), advance, steps, REPEATS // 2, folder)
+        fields["steps"] = [line | {"jumps": jump} for line, jump in zip(fields["steps"], found, strict=True)]
     return fields, arrays
 
 
@@ -193,14 +194,13 @@ def _advanced(trainer: Watched, advance: Advance, step: int) -> Iterator[tuple[s
 
 def jumps(
     build: Callable[[int, float], Watched], advance: Advance, steps: int, draws: int, folder: str | None = None
-) -> list[list[Jumps]]:
-    """By how much the tensors of each step jump where activations flip, of each draw: largest element and L2 of there +
-    back - 2 exact.
+) -> list[Jumps]:
+    """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2
+    exact, the larger of what several draws show.
 
     build: gives a trainer in float64 whose weights are moved by a draw and so many roundings: K there, K back, and 0.
-    What responds smoothly falls out. One is there at a time: what the exact one gives, and the one there, waits in
-    files in `folder` (None: where temporary files go), each six times the model in float64 for each step. UserError if
-    there is no room for it.
+    What responds smoothly falls out. One is there at a time: what two of them gave waits in files in `folder` (None:
+    where temporary files go), each six times the model in float64 for each step. UserError if there is no room.
     """
 
     def passed(draw: int, roundings: float) -> Iterator[tuple[int, str, Arrays]]:
@@ -212,14 +212,16 @@ def jumps(
         del trainer
         backend.give_back()
 
-    found: list[list[Jumps]] = [[{} for _ in range(steps)] for _ in range(draws)]
+    found: list[Jumps] = [{} for _ in range(steps)]
     with _scratch(folder) as exact, _scratch(folder) as there:
         _write(exact, passed(0, 0.0))
-        for draw, pair in enumerate(found):
+        for draw in range(draws):
             _write(there, passed(draw, K))
             exact.seek(0)
             for step, kind, values in passed(draw, -K):
-                pair[step][kind] = {name: _jump(value, there, exact) for name, value in values.items()}
+                pair = {name: _jump(value, there, exact) for name, value in values.items()}
+                held = found[step].get(kind, pair)
+                found[step][kind] = {name: list(map(max, held[name], jump)) for name, jump in pair.items()}
                 del values
     return found
 
@@ -228,9 +230,8 @@ def _write(file: IO[bytes], passed: Iterable[tuple[int, str, Arrays]]) -> None:
     """All tensors, to be read from the file's beginning."""
     file.seek(0)
     for _, _, values in passed:
-        for value in values.values():
-            file.write(np.asarray(value, order="C"))
-        del value, values
+        file.writelines(np.asarray(value, order="C") for value in values.values())
+        del values
     file.seek(0)
 
 
@@ -255,18 +256,6 @@ def _scratch(folder: str | None) -> Iterator[IO[bytes]]:
             f"{where}: can't hold the steps of two trainings ({error.strerror}): make room there, or give "
             "another folder"
         ) from error
-
-
-def with_jumps(fields: Mapping[str, Any], measured: Iterable[list[Jumps]]) -> dict[str, Any]:
-    """A lock-step's fields, each step with the larger of what several draws show."""
-    larger = [
-        {
-            kind: {name: [max(sizes) for sizes in zip(*(jump[kind][name] for jump in pairs))] for name in names}
-            for kind, names in pairs[0].items()
-        }
-        for pairs in zip(*measured)
-    ]
-    return {**fields, "steps": [line | {"jumps": jump} for line, jump in zip(fields["steps"], larger, strict=True)]}
 
 
 def _size(value: np.ndarray) -> float:

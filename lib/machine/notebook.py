@@ -250,8 +250,7 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, managed: Any, *arguments: Any, **options: Any) -> None:
-            """Written once it has ended, however that was: papermill would write all of it before and after each
-            cell."""
+            # All is written once, at its end, however that was: papermill would write it before and after each cell.
             write, managed.save = managed.save, lambda: None
             try:
                 super().execute_managed_notebook(managed, *arguments, **options)

@@ -357,7 +357,8 @@ def report(request: Request, extra: list[str]) -> int:
             return 0
         begin(plan_file, jobs, to_do, request.cores, hours)
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
-        options = ["--nolock", "--rerun-incomplete", "--keep-going", "--cores", str(request.cores)]
+        # The other scheduler asks a solver of integer programs before each job: a priority is all there is to know.
+        options = [*"--nolock --rerun-incomplete --keep-going --scheduler greedy --cores".split(), str(request.cores)]
         forced = ["--forcerun", *(job.name for job in to_do)] if to_do else []
         command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
@@ -379,8 +380,7 @@ def report(request: Request, extra: list[str]) -> int:
 def priorities(jobs: Sequence[Job]) -> dict[str, int]:
     """By mark; of the jobs that are ready the highest starts first: the one that begins the longest chain, for what is
     long and starts late ends alone. What nothing may run beside comes last: others have compiled its kernels then."""
-    behind: dict[str, int] = {}
-    found = {}
+    behind, found = {}, {}
     for job in reversed(jobs):  # they stand in the order of their needs
         chain = job.stage.weight + behind.get(str(job.done), 0)
         behind |= {mark: max(behind.get(mark, 0), chain) for mark in (*job.needs, *job.after)}

@@ -52,7 +52,8 @@ def make(name: str, values: Mapping[str, Any]) -> Rendered:
             notebook.execute(source, executed, "torch", values)
         except UserError as error:
             executed, failure = notebook.failed_copy(executed), error
-            if isinstance(error, notebook.ProcessDied) or not complete(executed):
+            all_but_the_last = executed.is_file() and notebook.cells(executed)[-1]["execution_count"] is not None
+            if isinstance(error, notebook.ProcessDied) or not all_but_the_last:
                 raise
     others.result()
     page, printed = (folder / file for file in PAGES[name])
@@ -60,11 +61,6 @@ def make(name: str, values: Mapping[str, Any]) -> Rendered:
     with atomic(printed) as temporary:
         printer = pdf.write(page, temporary)
     return Rendered(page, printed, printer, failure)
-
-
-def complete(executed: Path) -> bool:
-    """Whether every code cell before the last one has run."""
-    return executed.is_file() and notebook.cells(executed)[-1]["execution_count"] is not None
 
 
 def render_notebooks(folder: Path, language: str) -> None:
@@ -79,9 +75,8 @@ def render(executed: Path, page: Path, template: str, language: str) -> None:
     language where the notebook was executed in none; nothing to do where that is there already."""
     sources = [executed, *TEMPLATES.glob("notebook/*"), *TEMPLATES.glob("report/*")]
     if page.is_file() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources):
-        with page.open(encoding="utf-8") as file:
-            if f'lang="{language}"' in file.read(100):
-                return
+        if f'lang="{language}"' in page.read_text(encoding="utf-8")[:100]:
+            return
     from nbformat import v4
 
     held = v4.reads(executed.read_text(encoding="utf-8"))  # unchecked: papermill wrote it

@@ -29,8 +29,7 @@ class Log:
         self._path, self._step, self._pending = path, step, pending
 
     def __enter__(self) -> "Log":
-        # Here and below: it takes longer to import than all else that a training needs, and few who import this write.
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX import event_file_writer, proto  # slow to import, and few who import this write a log
 
         lines = [line for line in read_log(self._path) if line["step"] < self._step] if self._step else []
         if self._pending:
@@ -41,7 +40,8 @@ class Log:
             old.unlink()
         self._stream = open(self._path, "a", encoding="utf-8")
         # The step in the name: two starts within a second would write the same file.
-        self._events = EventsWriter(str(self._path.with_name("events")), f".{self._step}")
+        self._event = proto.event_pb2.Event
+        self._events = event_file_writer.EventsWriter(str(self._path.with_name("events")), f".{self._step}")
         if self._step:
             self._tell(self._step, session_log={"status": "START"})
         return self
@@ -59,9 +59,7 @@ class Log:
 
     def _tell(self, step: int, **what: Any) -> None:
         """One event for TensorBoard, which counts steps from one."""
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._events.write_event(Event(wall_time=time.time(), step=step + 1, **what))
+        self._events.write_event(self._event(wall_time=time.time(), step=step + 1, **what))
 
     def flush(self) -> None:
         """Bring TensorBoard's file up to date on the disk: before a checkpoint, after which no line comes again."""
