@@ -358,7 +358,7 @@ def report(request: Request, extra: list[str]) -> int:
         begin(plan_file, jobs, to_do, request.cores, hours)
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
         # The other scheduler asks a solver of integer programs before each job: a priority is all there is to know.
-        options = [*"--nolock --rerun-incomplete --keep-going --scheduler greedy --cores".split(), str(request.cores)]
+        options = ["--nolock", "--rerun-incomplete", "--keep-going", "--scheduler=greedy", f"--cores={request.cores}"]
         forced = ["--forcerun", *(job.name for job in to_do)] if to_do else []
         command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout

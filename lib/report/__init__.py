@@ -74,9 +74,9 @@ def render(executed: Path, page: Path, template: str, language: str) -> None:
     """What `jupyter nbconvert --to html --template lib/report/templates/<template>` makes of a notebook, in this
     language where the notebook was executed in none; nothing to do where that is there already."""
     sources = [executed, *TEMPLATES.glob("notebook/*"), *TEMPLATES.glob("report/*")]
-    if page.is_file() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources):
-        if f'lang="{language}"' in page.read_text(encoding="utf-8")[:100]:
-            return
+    fresh = page.is_file() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources)
+    if fresh and f'lang="{language}"' in page.read_text(encoding="utf-8")[:100]:
+        return
     from nbformat import v4
 
     held = v4.reads(executed.read_text(encoding="utf-8"))  # unchecked: papermill wrote it
