@@ -14,6 +14,6 @@ for job in config["jobs"]:
         input: job["file"], job["needs"], [ancient(mark) for mark in job["after"]]  # ready, however new
         output: job["done"]
         threads: job["threads"]
-        priority: job["stage"]["priority"]
+        priority: job["priority"]
         resources: **job["demand"]
         shell: "{sys.executable:q} -m lib.machine.job {input[0]:q}"

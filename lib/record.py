@@ -208,7 +208,7 @@ def write(folder: str | os.PathLike, record: Record, arrays: Mapping[str, np.nda
     ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     entries = {name: array_entry(array) for name, array in ordered.items()}
     record = record.model_copy(update={"fields": plain(record.fields), "arrays": entries})
-    text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = record.model_dump_json(indent=1) + "\n"  # json's writer takes ten times as long
     companion = path.with_suffix(".safetensors")
     if not ordered:
         with atomic(path) as temporary:

@@ -1,6 +1,9 @@
 """The comparison can't be fooled: each way of being wrong is planted and must be seen."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,15 @@ from lib.alignment.evidence import Evidence
 from lib.alignment.verdict import ROUNDING, K, Noise, Verdict
 from lib.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = np.arange(1.0, 25.0, dtype=np.float32).reshape(4, 6)
+
+
+def python(code: str, **variables: str) -> str:
+    """What this environment's Python prints, under these variables."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "", **variables}
+    run = [sys.executable, "-c", code]
+    return subprocess.run(run, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout
 
 
 # ---------------------------------------------------------------------------------------------------------- tensors
@@ -80,6 +91,15 @@ def test_metrics_against_numpy_in_float64():
     a, b = REFERENCE.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     assert found.max_abs == 4.0 and found.worst == (2, 3) and found.differing == 1
     assert found.relative_l2 == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-15)
+
+
+def test_no_number_of_threads_changes_a_norm():
+    """BLAS adds 100,000 squares in another order with two threads than with one."""
+    code = "import numpy as np; from lib.alignment.compare import norm; x = np.random.default_rng(0).random(10**5); "
+    code += "print(norm(x).hex(), float(x @ x).hex())"
+    norms, products = zip(*(python(code, OPENBLAS_NUM_THREADS=str(threads)).split() for threads in (1, 2)))
+    assert norms[0] == norms[1]
+    assert products[0] != products[1] or len(os.sched_getaffinity(0)) == 1  # what is guarded against
 
 
 def test_integers_beyond_float64_are_told_apart():

@@ -163,12 +163,12 @@ def test_of_moved_trainings_one_and_of_steps_none_is_held():
             most[1] = max(most[1], sum(array() is not None for array in held))
             return super().issue(images, targets)
 
-    def build(roundings):
+    def build(draw, roundings):
         alive.add(trainer := trainers(kind=Counted)["float64"])
         most[0] = max(most[0], len(alive))
         return trainer
 
-    steps.jumps(build, steps.native(BATCHES), STEPS)
+    steps.jumps(build, steps.native(BATCHES), STEPS, 2)
     assert most == [1, 0]
     held.clear()
     most[1] = 0
@@ -179,7 +179,7 @@ def test_of_moved_trainings_one_and_of_steps_none_is_held():
 def test_a_full_disk_is_one_line(monkeypatch):
     with open("/dev/full", "r+b", 0) as full, pytest.raises(UserError, match="make room"):
         monkeypatch.setattr(steps.tempfile, "TemporaryFile", lambda dir: nullcontext(full))
-        steps.jumps(lambda roundings: trainers()["float64"], steps.native(BATCHES), 1)
+        steps.jumps(lambda *moved: trainers()["float64"], steps.native(BATCHES), 1, 1)
 
 
 SLOPE = 0.1
@@ -212,8 +212,8 @@ def test_what_an_activation_that_flips_within_rounding_does_is_measured():
             single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())}
         )
         both = {"float32": watched(single), "float64": watched(kinked(activation=activation))}
-        measured = steps.jumps(lambda roundings: watched(kinked(roundings, activation)), steps.native(BATCHES), 1)
-        return steps.with_jumps(steps.lockstep(both, steps.native(BATCHES), 1, ())[0], [measured])
+        measured = steps.jumps(lambda _, roundings: watched(kinked(roundings, activation)), steps.native(BATCHES), 1, 1)
+        return steps.with_jumps(steps.lockstep(both, steps.native(BATCHES), 1, ())[0], measured)
 
     def gradients_of(found):
         return {name: float(value) for name, value in found["steps"][0]["norms"]["float64"]["gradient"].items()}

@@ -431,6 +431,10 @@ def test_a_command_that_prepares_its_own_side_is_a_stage(project, monkeypatch):
     assert {name for name, job in planned.items() if str(own.done) in job.after} == {f"train_{MODEL}_jittor"}
     assert not [name for name, job in planned.items() if str(own.done) in (*job.needs, *job.inputs)]
     assert "lib/backend/ready.py" in own.inputs and own.results == ()
+    marks = pipeline.priorities(list(planned.values()))
+    chain = [f"ready_{MODEL}_jittor", f"train_{MODEL}_jittor", "compare_all_none"]
+    first, second, last = (marks[str(planned[name].done)] for name in chain)
+    assert first > second > last > 0, "who begins the longest chain does not start first"
     jobs.run(own.file)
     assert (project / "ready").read_text() == f"--model {MODEL} --size 64" and pipeline.is_done(own)
     (project / "lib" / "backend" / "ready.py").write_text("import os\nos.write(2, b'no compiler\\n')\nos.abort()")
@@ -447,6 +451,7 @@ def test_a_stage_that_runs_alone_has_all_cores_unless_its_section_says_threads(p
     told = json.loads(job.file.read_text())
     assert job.threads == told["threads"] == told["parameters"]["threads"] == threads
     assert told["wait_policy"] == ("" if threads == 2 else "PASSIVE")
+    assert pipeline.priorities([job]) == {str(job.done): 0}
 
 
 def test_only_a_death_by_a_signal_is_started_once_more_and_its_record_is_told(monkeypatch):

@@ -23,6 +23,7 @@ from lib.data import coco
 from lib.errors import UserError
 from lib.evaluation import evaluate, published_form
 from lib.record import ROOT, ArraysMissing, plain, sha256
+from lib.training import log
 
 # The same float64 numbers added in another order, by another version of a library or on another processor: 2**13
 # roundings of float64 are more than a sum of millions of terms shows, and less than anybody would forge.
@@ -162,8 +163,6 @@ def _log(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
     if not of_this_run:
         yield Derived.absent("curves", "logs of train")
         return
-    from lib.training import log  # what writes TensorBoard's files takes seconds to import
-
     lines = log.read_log(path)
     curves, evaluations = log.curves(lines)
     yield Derived.equal("curves of the log", fields["curves"], curves)

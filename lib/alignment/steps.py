@@ -135,8 +135,8 @@ def measured(
     del trainers  # several times the model, which the jumps need again
     backend.give_back()
     if jumping:
-        draws = (partial(build, "float64", draw) for draw in range(REPEATS // 2))
-        fields = with_jumps(fields, (jumps(moved, advance, steps, folder) for moved in draws))
+        found = jumps(partial(build, "float64"), advance, steps, REPEATS // 2, folder)
+        fields["steps"] = [line | {"jumps": jump} for line, jump in zip(fields["steps"], found, strict=True)]
     return fields, arrays
 
 
@@ -192,22 +192,53 @@ def _advanced(trainer: Watched, advance: Advance, step: int) -> Iterator[tuple[s
     yield from trainer.kinds()
 
 
-def jumps(build: Callable[[float], Watched], advance: Advance, steps: int, folder: str | None = None) -> list[Jumps]:
+def jumps(
+    build: Callable[[int, float], Watched], advance: Advance, steps: int, draws: int, folder: str | None = None
+) -> list[Jumps]:
     """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2
-    exact.
+    exact, the larger of what several draws show.
 
-    build: gives a trainer in float64 whose weights are moved by so many roundings: K there, K back, and 0. What
-    responds smoothly falls out. One is there at a time: what the pair adds up to waits in a file in `folder` (None:
-    where temporary files go), six times the model in float64 for each step. UserError if there is no room for it.
+    build: gives a trainer in float64 whose weights are moved by a draw and so many roundings: K there, K back, and 0.
+    What responds smoothly falls out. One is there at a time: what two of them gave waits in files in `folder` (None:
+    where temporary files go), each six times the model in float64 for each step. UserError if there is no room.
     """
-    with _scratch(folder) as file:
-        for roundings in (K, -K, 0.0):
-            file.seek(0)
-            trainer = build(roundings)
-            found = [_passed(file, dict(_advanced(trainer, advance, step)), roundings) for step in range(steps)]
-            del trainer
-            backend.give_back()
+
+    def passed(draw: int, roundings: float) -> Iterator[tuple[int, str, Arrays]]:
+        trainer = build(draw, roundings)
+        for step in range(steps):
+            for kind, values in _advanced(trainer, advance, step):
+                yield step, kind, {name: values[name] for name in sorted(values)}  # the same order in each run
+                del values  # not held through the next step
+        del trainer
+        backend.give_back()
+
+    found: list[Jumps] = [{} for _ in range(steps)]
+    with _scratch(folder) as exact, _scratch(folder) as there:
+        _write(exact, passed(0, 0.0))
+        for draw in range(draws):
+            _write(there, passed(draw, K))
+            exact.seek(0)
+            for step, kind, values in passed(draw, -K):
+                pair = {name: _jump(value, there, exact) for name, value in values.items()}
+                held = found[step].get(kind, pair)
+                found[step][kind] = {name: list(map(max, held[name], jump)) for name, jump in pair.items()}
+                del values
     return found
+
+
+def _write(file: IO[bytes], passed: Iterable[tuple[int, str, Arrays]]) -> None:
+    """All tensors, to be read from the file's beginning."""
+    file.seek(0)
+    for _, _, values in passed:
+        file.writelines(np.asarray(value, order="C") for value in values.values())
+        del values
+    file.seek(0)
+
+
+def _jump(back: np.ndarray, *files: IO[bytes]) -> list[float]:
+    there, exact = (np.fromfile(file, back.dtype, back.size).reshape(back.shape) for file in files)
+    jump = size(there + back - 2.0 * exact)
+    return [jump.max_abs, jump.l2]
 
 
 @contextmanager
@@ -225,37 +256,6 @@ def _scratch(folder: str | None) -> Iterator[IO[bytes]]:
             f"{where}: can't hold the steps of two trainings ({error.strerror}): make room there, or give "
             "another folder"
         ) from error
-
-
-def _passed(file: IO[bytes], kinds: Kinds, roundings: float) -> Jumps:
-    """A step on its way through the file, which holds what is there, then there + back; at last the jumps."""
-    found: Jumps = {kind: dict.fromkeys(values, []) for kind, values in kinds.items()}
-    for kind, values in kinds.items():
-        for name in sorted(values):  # the same order in each run
-            value, start = np.asarray(values[name], order="C"), file.tell()
-            if roundings == K:
-                file.write(value)
-                continue
-            held = np.fromfile(file, value.dtype, value.size).reshape(value.shape)
-            if roundings:
-                file.seek(start)
-                file.write(np.asarray(held + value))
-            else:
-                jump = size(held - 2.0 * value)
-                found[kind][name] = [jump.max_abs, jump.l2]
-    return found
-
-
-def with_jumps(fields: Mapping[str, Any], measured: Iterable[list[Jumps]]) -> dict[str, Any]:
-    """A lock-step's fields, each step with the larger of what several pairs show; one pair is there at a time."""
-    larger = [
-        {
-            kind: {name: [max(sizes) for sizes in zip(*(jump[kind][name] for jump in pairs))] for name in names}
-            for kind, names in pairs[0].items()
-        }
-        for pairs in zip(*measured)
-    ]
-    return {**fields, "steps": [line | {"jumps": jump} for line, jump in zip(fields["steps"], larger, strict=True)]}
 
 
 def _size(value: np.ndarray) -> float:

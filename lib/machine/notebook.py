@@ -245,15 +245,28 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, managed: Any, *arguments: Any, **options: Any) -> None:
+            # All is written once, at its end, however that was: papermill would write it before and after each cell.
+            write, managed.save = managed.save, lambda: None
+            try:
+                super().execute_managed_notebook(managed, *arguments, **options)
+            finally:
+                managed.save = write
 
     failed, partial = failed_copy(output), output.with_name(f".{output.stem}.partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     process = Process(partial.with_suffix(".log"))
     problem: UserError | None = None
+    papermill_engines.register("written once", Engine)
     try:
         papermill.execute_notebook(
             notebook,
             partial,
+            engine_name="written once",
             parameters=dict(values),
             kernel_name=kernel,
             language="python",
@@ -261,6 +274,7 @@ def execute(notebook: Path, output: Path, kernel: str, values: Mapping[str, Any]
             log_output=False,
             cwd=environment.ROOT,
             kernel_manager_class=process.manager(),
+            shutdown_kernel="immediate",  # all that it wrote is on the disk, and to take itself apart takes it a second
             extra_arguments=ARGUMENTS,
         )
         skipped = [cell for cell in cells(partial) if cell["source"].strip() and cell["execution_count"] is None]

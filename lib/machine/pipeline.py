@@ -56,34 +56,33 @@ class Stage:
     per_model: bool = True  # else one run for all models
     leads: str = ""  # the side that the other is held against: it must be done before
     alone: bool = False  # nothing may run beside it, unless its section says threads
-    priority: int = 1  # of those that are ready the highest starts first
-    weight: int = 10  # its share of a report's time, to guess what is left where it was not measured yet
+    weight: int = 5  # about its seconds (NanoDet-Plus, quick): what is left, and what to start first, is guessed by it
     memory: int = 4096  # MiB that a scheduler is asked for where no earlier record says what it takes
 
 
 TOURS = {"nanodet_plus": "20_nanodet_plus", "gold_yolo": "21_gold_yolo", "rt_detr": "22_rt_detr"}
 STAGES = (
     Stage("start", "00_start_here", sides=("none",), per_model=False),
-    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, priority=4),
-    Stage("kernels", command=("lib.alignment.kernels",), sides=("jittor",), prepares=True, priority=4, weight=30),
-    Stage("tour", "tour"),
-    Stage("rosetta", "30_migration", writes=("own",), per_model=False),
+    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, weight=10),
+    Stage("kernels", command=("lib.alignment.kernels",), sides=("jittor",), prepares=True, weight=30),
+    Stage("tour", "tour", weight=20),
+    Stage("rosetta", "30_migration", writes=("own",), per_model=False, weight=20),
     Stage("convert", "40_convert", writes=("own",)),
-    Stage("forward", "50_forward", writes=("own",)),
-    Stage("divergence", "52_divergence", writes=("own",), leads="torch", weight=30),
-    Stage("loss", "51_loss_and_gradient", writes=("own",), weight=40),
-    Stage("lockstep", "61_lockstep", needs=("data",), writes=("own",), priority=2, weight=40),
-    Stage("train", "60_train", needs=("data",), writes=("own",), priority=3, weight=150),  # the longest
-    Stage("evaluate", "70_evaluate", needs=("data", "train"), writes=("own",)),
+    Stage("forward", "50_forward", writes=("own",), weight=8),
+    Stage("divergence", "52_divergence", writes=("own",), leads="torch", weight=12),
+    Stage("loss", "51_loss_and_gradient", writes=("own",), weight=20),
+    Stage("lockstep", "61_lockstep", needs=("data",), writes=("own",), weight=40),
+    Stage("train", "60_train", needs=("data",), writes=("own",), weight=90),
+    Stage("evaluate", "70_evaluate", needs=("data", "train"), writes=("own",), weight=8),
     Stage("detect", "71_detect", sides=("none",), needs=("data", "evaluate")),
-    # The last to start: others have compiled its kernels.
-    Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True, priority=0, weight=80),
+    Stage("speed", "80_speed", sides=("none",), writes=BOTH, alone=True, weight=40),
     Stage(
         "compare",
         "90_compare",
         sides=("none",),
         per_model=False,
         needs=("data", "rosetta", "convert", "forward", "divergence", "loss", "lockstep", "train", "evaluate", "speed"),
+        weight=20,
     ),
 )
 
@@ -358,7 +357,8 @@ def report(request: Request, extra: list[str]) -> int:
             return 0
         begin(plan_file, jobs, to_do, request.cores, hours)
         # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
-        options = ["--nolock", "--rerun-incomplete", "--keep-going", "--cores", str(request.cores)]
+        # The other scheduler asks a solver of integer programs before each job: a priority is all there is to know.
+        options = ["--nolock", "--rerun-incomplete", "--keep-going", "--scheduler=greedy", f"--cores={request.cores}"]
         forced = ["--forcerun", *(job.name for job in to_do)] if to_do else []
         command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
         with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
@@ -377,14 +377,26 @@ def report(request: Request, extra: list[str]) -> int:
     return 0
 
 
+def priorities(jobs: Sequence[Job]) -> dict[str, int]:
+    """By mark; of the jobs that are ready the highest starts first: the one that begins the longest chain, for what is
+    long and starts late ends alone. What nothing may run beside comes last: others have compiled its kernels then."""
+    behind, found = {}, {}
+    for job in reversed(jobs):  # they stand in the order of their needs
+        chain = job.stage.weight + behind.get(str(job.done), 0)
+        behind |= {mark: max(behind.get(mark, 0), chain) for mark in (*job.needs, *job.after)}
+        found[str(job.done)] = 0 if job.stage.alone else chain
+    return found
+
+
 def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int, hours: float) -> None:
     """Write the plan of a run, with the times of earlier runs of the same jobs where their marks have them."""
-    entries = []
+    entries, first = [], priorities(jobs)
     for job in jobs:
         open_mark(job.done).unlink(missing_ok=True)
         seconds = read_mark(job.done).get("seconds")
         more = {"name": job.name, "done": str(job.done), "seconds": seconds, "to_do": job in to_do}
-        entries.append({**asdict(job), **more, "demand": demand(job, hours)})
+        more |= {"priority": first[str(job.done)], "demand": demand(job, hours)}
+        entries.append(asdict(job) | more)
     write_mark(plan_file, cores=cores, began=time.time(), jobs=entries)
     if to_do:
         rest = left([entry for entry in entries if entry["to_do"]], {}, cores)

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,22 +46,21 @@ def make(name: str, values: Mapping[str, Any]) -> Rendered:
     os.environ.setdefault("RECORD_COMMAND", shlex.join(sys.orig_argv))  # of what is judged: the kernel can't know it
     executed, failure = folder / "notebooks" / "all" / "none" / f"{name}.ipynb", None
     notebook.failed_copy(executed).unlink(missing_ok=True)
-    try:
-        notebook.execute(source, executed, "torch", values)
-    except UserError as error:
-        executed, failure = notebook.failed_copy(executed), error
-        if isinstance(error, notebook.ProcessDied) or not complete(executed):
-            raise
+    with ThreadPoolExecutor(1) as beside:  # the kernel is another process: a second core would have nothing to do
+        others = beside.submit(render_notebooks, folder, values["language"])
+        try:
+            notebook.execute(source, executed, "torch", values)
+        except UserError as error:
+            executed, failure = notebook.failed_copy(executed), error
+            all_but_the_last = executed.is_file() and notebook.cells(executed)[-1]["execution_count"] is not None
+            if isinstance(error, notebook.ProcessDied) or not all_but_the_last:
+                raise
+    others.result()
     page, printed = (folder / file for file in PAGES[name])
     render(executed, page, "report", values["language"])
     with atomic(printed) as temporary:
         printer = pdf.write(page, temporary)
     return Rendered(page, printed, printer, failure)
-
-
-def complete(executed: Path) -> bool:
-    """Whether every code cell before the last one has run."""
-    return executed.is_file() and notebook.cells(executed)[-1]["execution_count"] is not None
 
 
 def render_notebooks(folder: Path, language: str) -> None:
@@ -74,10 +74,9 @@ def render(executed: Path, page: Path, template: str, language: str) -> None:
     """What `jupyter nbconvert --to html --template lib/report/templates/<template>` makes of a notebook, in this
     language where the notebook was executed in none; nothing to do where that is there already."""
     sources = [executed, *TEMPLATES.glob("notebook/*"), *TEMPLATES.glob("report/*")]
-    if page.is_file() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources):
-        with page.open(encoding="utf-8") as file:
-            if f'lang="{language}"' in file.read(100):
-                return
+    fresh = page.is_file() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources)
+    if fresh and f'lang="{language}"' in page.read_text(encoding="utf-8")[:100]:
+        return
     from nbformat import v4
 
     held = v4.reads(executed.read_text(encoding="utf-8"))  # unchecked: papermill wrote it

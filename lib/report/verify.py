@@ -8,16 +8,15 @@ those of their record where they are there; a report may travel without the larg
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bs4 import BeautifulSoup, Tag
 
 from lib.alignment import questions
-from lib.alignment.derived import ORDER, alike
+from lib.alignment.derived import alike
 from lib.alignment.evidence import Evidence, pointer
 from lib.alignment.references import forged
 from lib.errors import UserError
@@ -110,7 +109,7 @@ class Judged:
         found = {(one.question, one.pair): one for one in answers}
         for (question, pair), answer in found.items():
             said = held.get((question, pair))
-            if not said or not _same(said, plain(questions.plain(answer))):
+            if not said or not alike(said, plain(questions.plain(answer))):
                 says, gives = said["verdict"] if said else "nothing", answer.verdict.value
                 faults.append(
                     f"{run_id}: says {says} of {question} ({pair}), where its records give {gives}; compare again"
@@ -122,31 +121,6 @@ class Judged:
         ]
         absent = {one.again for found in evidence.derived.values() for one in found if one.holds is None}
         return cls(tuple(faults), len(held.keys() - found.keys()), frozenset(absent))
-
-
-def _same(said: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether two answers are one. Norms are added in another order by other threads, and a row's numbers may be the
-    difference of two norms: they are one to the rounding of its scale."""
-    rows = said["rows"], found["rows"]
-    return alike({**said, "rows": ()}, {**found, "rows": ()}) and len(rows[0]) == len(rows[1]) and all(map(_row, *rows))
-
-
-def _row(said: Sequence[Any], found: Sequence[Any]) -> bool:
-    if len(said) != len(found):
-        return False
-    one, other = (dict(zip(questions.COLUMNS, row)) for row in (said, found))
-    scale = one["scale"] if _numbers(one["scale"]) else 0.0
-    reach = dict.fromkeys(("error", "floor", "gate"), ORDER * scale)
-    reach["ratio"] = reach["gate"] / one["gate"] if _numbers(one["gate"]) and one["gate"] else 0.0
-    return all(
-        alike(one[name], other[name])
-        or (name in reach and _numbers(one[name], other[name]) and abs(one[name] - other[name]) <= reach[name])
-        for name in one
-    )
-
-
-def _numbers(*values: Any) -> bool:
-    return all(isinstance(value, int | float) for value in values)
 
 
 def _page(path: Path, judged: Callable[[Path, str], Judged]) -> Checked:

@@ -10,10 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 from lib.errors import UserError
 from lib.record import atomic
 
@@ -33,6 +29,8 @@ class Log:
         self._path, self._step, self._pending = path, step, pending
 
     def __enter__(self) -> "Log":
+        from tensorboardX import event_file_writer, proto  # slow to import, and few who import this write a log
+
         lines = [line for line in read_log(self._path) if line["step"] < self._step] if self._step else []
         if self._pending:
             lines = [line for line in lines if "evaluation" not in line or line["step"] < self._step - 1]
@@ -42,11 +40,10 @@ class Log:
             old.unlink()
         self._stream = open(self._path, "a", encoding="utf-8")
         # The step in the name: two starts within a second would write the same file.
-        self._events = EventsWriter(str(self._path.with_name("events")), f".{self._step}")
+        self._event = proto.event_pb2.Event
+        self._events = event_file_writer.EventsWriter(str(self._path.with_name("events")), f".{self._step}")
         if self._step:
-            self._events.write_event(
-                Event(wall_time=time.time(), step=self._step + 1, session_log=SessionLog(status="START"))
-            )
+            self._tell(self._step, session_log={"status": "START"})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,8 +54,12 @@ class Log:
         """Append one line, handed to the operating system at once: a killed process loses none."""
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
-        self._events.write_event(Event(wall_time=time.time(), step=line["step"] + 1, summary=Summary(value=values)))
+        values = [{"tag": tag, "simple_value": value} for tag, value in scalars(line).items()]
+        self._tell(line["step"], summary={"value": values})
+
+    def _tell(self, step: int, **what: Any) -> None:
+        """One event for TensorBoard, which counts steps from one."""
+        self._events.write_event(self._event(wall_time=time.time(), step=step + 1, **what))
 
     def flush(self) -> None:
         """Bring TensorBoard's file up to date on the disk: before a checkpoint, after which no line comes again."""
