@@ -24,6 +24,7 @@ NAMES = [
     "binary_cross_entropy_with_logits",
     "cache_path",
     "cat",
+    "channels_last",
     "chunk",
     "clamp",
     "cos",

@@ -130,6 +130,11 @@ def set_mode(model: nn.Module, training: bool) -> nn.Module:
     return model
 
 
+def channels_last(model: nn.Module) -> nn.Module:
+    """The model as it is: Jittor's tensors have no strides, so that there is one layout."""
+    return model
+
+
 def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     """Overwrite the named entries, dtypes kept. KeyError on an unknown name, ValueError on another shape;
     Jittor's own `load_parameters` logs both and goes on."""

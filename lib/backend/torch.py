@@ -101,6 +101,12 @@ def set_mode(model: nn.Module, training: bool) -> nn.Module:
     return model.train(training)
 
 
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay a model's weights out with channels innermost, in place: every convolution then reads and writes images so,
+    which oneDNN and cuDNN compute as they lie; those of the other layout are reordered around each convolution."""
+    return model.to(memory_format=_torch.channels_last)
+
+
 def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     """Overwrite the named entries, dtypes kept. KeyError on an unknown name, ValueError on another shape."""
     entries = model.state_dict()
