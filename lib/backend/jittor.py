@@ -130,11 +130,6 @@ def set_mode(model: nn.Module, training: bool) -> nn.Module:
     return model
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """The model as it is: Jittor's tensors have no strides, so that there is one layout."""
-    return model
-
-
 def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     """Overwrite the named entries, dtypes kept. KeyError on an unknown name, ValueError on another shape;
     Jittor's own `load_parameters` logs both and goes on."""
@@ -146,6 +141,15 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
         entry = entries[name]
         entry.update(tensor(_np.asarray(value, str(entry.dtype)).reshape(entry.shape)))
     sync()
+
+
+def tuned(model: nn.Module) -> nn.Module:
+    """Make a model that nobody will train faster, in place: its convolutions know no gradient. They stay in PyTorch's
+    layout, for Jittor's tensors have no strides."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.trained = False
+    return model
 
 
 def profile(call) -> list[tuple[str, float, int]]:
