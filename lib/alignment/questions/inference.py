@@ -203,7 +203,7 @@ def speed(pair: Pair) -> Answer:
             if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
                 return pair.answer(Verdict.FAIL, "clock_fault", {"side": side, "work": work, "batch": batch})
     keys = ("units",) if published else ("synchronised_ms", "median")
-    numbers, ratios, forms, disturbed = [], {}, {}, {}
+    numbers, ratios, forms, disturbed = [], {}, [], {}
     for key, (i, case) in held[0].items():
         if key not in held[1]:
             continue
@@ -215,18 +215,19 @@ def speed(pair: Pair) -> Answer:
             ref = pointer(pair.evidence.run_id(side, pair.stage), "fields", "cases", index, *keys)
             numbers.append(Number(keys[0], side, value, ref, about))
             if judged := found.get("form_judged"):
-                forms[side] = Row(**{**judged["worst"], "name": f"{side}: {judged['worst']['name']}"})
+                name, *said = (judged["worst"][key] for key in ("name", "what", "error", "floor", "scale"))
+                forms.append(judge_value(f"{side}, batch {key[1]}: {name}", *said))
             scatter, others = disturbance(found, against)
             if max(scatter, others) > STEADY:
                 disturbed = {"work": about, "side": side, "scatter": scatter, "others": others}
     values, verdict, reason = {"ratios": ratios, **disturbed}, Verdict.SHOWN, "ratios"
     if forms:
-        worst = max(forms.values(), key=lambda row: row.ratio)
+        worst = max(forms, key=lambda row: row.ratio)
         values |= {key: getattr(worst, key) for key in ("name", "error", "gate", "ratio")}
         verdict, reason = (verdict, "ratios_form") if worst.passed else (Verdict.FAIL, "form_differs")
     if disturbed and verdict is Verdict.SHOWN:
         verdict, reason = Verdict.UNDERPOWERED, "ratios_disturbed"
-    return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms.values()))
+    return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms))
 
 
 def disturbance(case: Mapping, against: str) -> tuple[float, float]:
