@@ -1,7 +1,8 @@
 """Questions about the model before it learns: its entries, an image's way through it, detections, times."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -198,10 +199,8 @@ def speed(pair: Pair) -> Answer:
         {(case["operation"], case["batch"], tuple(case["size"])): (i, case) for i, case in enumerate(cases)}
         for cases in pair.fields("cases")
     ]
-    for side, cases in zip((pair.a, pair.b), held):
-        for (work, batch, _), (_, case) in cases.items() if pair.field(side, "deferred") else ():
-            if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
-                return pair.answer(Verdict.FAIL, "clock_fault", {"side": side, "work": work, "batch": batch})
+    if fault := _clock_fault(pair, held):
+        return pair.answer(Verdict.FAIL, "clock_fault", fault)
     keys = ("units",) if published else ("synchronised_ms", "median")
     numbers, ratios, forms, disturbed = [], {}, [], {}
     for key, (i, case) in held[0].items():
@@ -215,19 +214,29 @@ def speed(pair: Pair) -> Answer:
             ref = pointer(pair.evidence.run_id(side, pair.stage), "fields", "cases", index, *keys)
             numbers.append(Number(keys[0], side, value, ref, about))
             if judged := found.get("form_judged"):
-                name, *said = (judged["worst"][key] for key in ("name", "what", "error", "floor", "scale"))
-                forms.append(judge_value(f"{side}, batch {key[1]}: {name}", *said))
+                said = (judged["worst"][part] for part in ("what", "error", "floor", "scale"))
+                forms.append(judge_value(f"{side}, batch {key[1]}: {judged['worst']['name']}", *said))
             scatter, others = disturbance(found, against)
             if max(scatter, others) > STEADY:
                 disturbed = {"work": about, "side": side, "scatter": scatter, "others": others}
     values, verdict, reason = {"ratios": ratios, **disturbed}, Verdict.SHOWN, "ratios"
     if forms:
         worst = max(forms, key=lambda row: row.ratio)
+        values |= {"total": len(forms), "failing": sum(not row.passed for row in forms)}
         values |= {key: getattr(worst, key) for key in ("name", "error", "gate", "ratio")}
         verdict, reason = (verdict, "ratios_form") if worst.passed else (Verdict.FAIL, "form_differs")
     if disturbed and verdict is Verdict.SHOWN:
         verdict, reason = Verdict.UNDERPOWERED, "ratios_disturbed"
     return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms))
+
+
+def _clock_fault(pair: Pair, held: Sequence[Mapping]) -> dict[str, Any] | None:
+    """Where not waiting took as long as waiting although calls return before the work is done."""
+    for side, cases in zip((pair.a, pair.b), held):
+        for (work, batch, _), (_, case) in cases.items() if pair.field(side, "deferred") else ():
+            if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
+                return {"side": side, "work": work, "batch": batch}
+    return None
 
 
 def disturbance(case: Mapping, against: str) -> tuple[float, float]:
