@@ -199,8 +199,8 @@ def speed(pair: Pair) -> Answer:
         {(case["operation"], case["batch"], tuple(case["size"])): (i, case) for i, case in enumerate(cases)}
         for cases in pair.fields("cases")
     ]
-    if fault := _clock_fault(pair, held):
-        return pair.answer(Verdict.FAIL, "clock_fault", fault)
+    if lie := _clock_fault(pair, held):
+        return pair.answer(Verdict.FAIL, "clock_fault", lie)
     keys = ("units",) if published else ("synchronised_ms", "median")
     numbers, ratios, forms, disturbed = [], {}, [], {}
     for key, (i, case) in held[0].items():
