@@ -214,8 +214,7 @@ def speed(pair: Pair) -> Answer:
             ref = pointer(pair.evidence.run_id(side, pair.stage), "fields", "cases", index, *keys)
             numbers.append(Number(keys[0], side, value, ref, about))
             if judged := found.get("form_judged"):
-                said = (judged["worst"][part] for part in ("what", "error", "floor", "scale"))
-                forms.append(judge_value(f"{side}, batch {key[1]}: {judged['worst']['name']}", *said))
+                forms.append(_same_function(f"{side}, batch {key[1]}", **judged["worst"]))
             scatter, others = disturbance(found, against)
             if max(scatter, others) > STEADY:
                 disturbed = {"work": about, "side": side, "scatter": scatter, "others": others}
@@ -228,6 +227,11 @@ def speed(pair: Pair) -> Answer:
     if disturbed and verdict is Verdict.SHOWN:
         verdict, reason = Verdict.UNDERPOWERED, "ratios_disturbed"
     return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms))
+
+
+def _same_function(where: str, name: str, what: str, **values: Any) -> Row:
+    """The row of what a form was off by the most, judged again."""
+    return judge_value(f"{where}: {name}", what, *(float(values[key]) for key in ("error", "floor", "scale")))
 
 
 def _clock_fault(pair: Pair, held: Sequence[Mapping]) -> dict[str, Any] | None:
