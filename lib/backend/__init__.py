@@ -72,6 +72,7 @@ NAMES = [
     "sync",
     "tensor",
     "topk",
+    "tuned",
     "where",
     "zeros",
     "zeros_like",

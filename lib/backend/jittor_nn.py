@@ -4,6 +4,8 @@ Every class is a real `jittor.nn.Module`; `Module` mends what the base class doe
 own differences. Only what the models use is here.
 """
 
+import copy
+
 import numpy as np
 
 from .jittor_functions import array
@@ -32,6 +34,16 @@ class Module(jt.nn.Module):
         for hook in list(self.__dict__.get("_hooks", {}).values()):
             hook(self, inputs, output)
         return output
+
+    def __deepcopy__(self, memo):
+        """A copy whose tensors are what they were; Jittor's copies are neither parameters nor scalars."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        for name, value in vars(self).items():
+            vars(twin)[name] = copied = copy.deepcopy(value, memo)
+            if isinstance(value, Tensor):
+                for mark in ("is_parameter", "is_scalar"):
+                    setattr(copied, mark, getattr(value, mark, False))
+        return twin
 
     def register_forward_hook(self, hook) -> "HookHandle":
         """Call hook(module, inputs, output) after every forward; Jittor keeps one hook a module."""
@@ -155,8 +167,11 @@ class Conv2d(Module):
         self.padding, self.dilation = _pair(padding), _pair(dilation)
         self.weight = Parameter(jt.zeros((out_channels, in_channels // groups, *self.kernel_size)))
         self.bias = Parameter(jt.zeros((out_channels,))) if bias else None
+        self.is_product = False  # see `tuned`
 
     def forward(self, x):
+        if self.is_product:
+            return products.pointwise(x, self.weight, self.bias)
         y = products.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else normalise.add_bias(y, self.bias)
 

@@ -112,6 +112,16 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
             entries[name].copy_(_torch.as_tensor(_np.asarray(value)))
 
 
+def tuned(model: nn.Module) -> nn.Module:
+    """Make a model that nobody will train faster, in place. Weights lie with channels innermost: every convolution then
+    reads and writes images so, which oneDNN and cuDNN compute as they lie; others are reordered around each one.
+    Activations overwrite what they are given, which none of our models reads again."""
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = True
+    return model.to(memory_format=_torch.channels_last)
+
+
 def grid_sample(x: _torch.Tensor, grid: _torch.Tensor) -> _torch.Tensor:
     """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
     return _functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -50,14 +50,24 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 def load(
     model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
-) -> None:
-    """Load what was read of `chosen.weights`; say which they are, and where their classes are not those of `where`."""
+) -> "Module":
+    """Load what was read of `chosen.weights`; say which they are, and where their classes are not those of `where`.
+
+    Returns the model as it is to be run: its inference form, where the gate says that it is the same function."""
     from lib import convert
+    from lib.alignment import form
+    from lib.models.inference import inference_form
 
     note = weights.other_classes(classes, where)
     convert.load(model, weights.arrays, absent=tuple(chosen.absent), source=chosen.weights)
     for said in filter(None, (str(weights), note)):
         print(f"note: {chosen.weights}: {said}")
+    worst = max(form.judged(chosen.model, model.eval()), key=lambda row: row.ratio)
+    if worst.passed:
+        return inference_form(model)
+    off = f"{worst.name} is off by {worst.error:.2g} where {worst.gate:.2g} is allowed"
+    print(f"note: {chosen.weights}: run as trained; with norms folded into convolutions, {off}")
+    return model
 
 
 def use(chosen: argparse.Namespace) -> tuple[int, int] | None:

@@ -56,7 +56,7 @@ def run(chosen: argparse.Namespace) -> None:
     usual = named if weights.classes and weights.classes != detection.coco_classes().names else detection.coco_classes()
     classes = detection.read_classes(chosen.classes) if chosen.classes else usual
     model = models.build(chosen.model, len(classes.names))
-    arguments.load(model, chosen, weights, classes.names, chosen.classes)
+    model = arguments.load(model, chosen, weights, classes.names, chosen.classes)
     painter = Painter(classes)
 
     def found(image):

@@ -27,7 +27,6 @@ import numpy as np
 from lib.backend import (
     adaptive_avg_pool2d,
     cat,
-    float64,
     interpolate,
     load_state,
     matmul,
@@ -42,6 +41,7 @@ from lib.backend import (
 )
 from lib.data import boxes
 from lib.errors import UserError
+from lib.models.inference import merged
 from lib.models.step import ParameterGroup, Step
 
 STRIDES = (8, 16, 32)
@@ -115,32 +115,11 @@ class RepVGGBlock(nn.Module):
         """Merge the branches into `rbr_reparam`, in float64 rounded once; nothing happens the second time."""
         if self.rbr_reparam is not None:
             return
-        dense = self.rbr_dense.conv
-        weight = numpy(dense.weight)
-        c_out, c_in = weight.shape[:2]
-        centre = np.zeros((c_out, c_in, 3, 3))
-        centre[:, :, 1, 1] = numpy(self.rbr_1x1.conv.weight)[:, :, 0, 0]
-        branches = [(weight, self.rbr_dense.bn), (centre, self.rbr_1x1.bn)]
+        branches = [(branch.conv, branch.bn) for branch in (self.rbr_dense, self.rbr_1x1)]
         if self.rbr_identity is not None:
-            unit = np.zeros((c_out, c_in, 3, 3))
-            unit[:, :, 1, 1] = np.eye(c_out)
-            branches.append((unit, self.rbr_identity))
-        kernels, biases = zip(*(_fold(kernel, norm) for kernel, norm in branches))
-        merged = nn.Conv2d(c_in, c_out, 3, dense.stride[0], 1)
-        if weight.dtype == np.float64:
-            float64(merged)
-        load_state(merged, {"weight": np.sum(kernels, 0), "bias": np.sum(biases, 0)})
+            branches.append((None, self.rbr_identity))
+        self.rbr_reparam = merged(*branches)
         self.rbr_identity = self.rbr_dense = self.rbr_1x1 = None
-        self.rbr_reparam = merged
-
-
-def _fold(kernel: np.ndarray, norm: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """The convolution (kernel, bias), float64, that equals the kernel followed by the norm in eval()."""
-    mean, variance, weight, bias = (
-        numpy(value).astype(np.float64) for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
-    factor = weight / np.sqrt(variance + norm.eps)
-    return kernel * factor[:, None, None, None], bias - mean * factor
 
 
 class ConvWrapper(nn.Module):

@@ -318,6 +318,11 @@ class NanoDetPlus(nn.Module):
         aux_pyramid = self.aux_fpn(features)
         return logits, self.aux_head([cat(pair, 1) for pair in zip(pyramid, aux_pyramid)])
 
+    def deploy(self) -> nn.Module:
+        """Drop the branch that exists only in training; returns the model, which can only be run in eval() then."""
+        self.aux_fpn = self.aux_head = None
+        return self
+
 
 def build(name: str, num_classes: int, seed: int | None) -> nn.Module:
     model = NanoDetPlus(VARIANTS[name], num_classes)

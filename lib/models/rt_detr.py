@@ -46,6 +46,7 @@ from lib.backend import (
     topk,
 )
 from lib.errors import UserError
+from lib.models.inference import merged
 from lib.models.step import ParameterGroup, Step
 
 STRIDE = 32  # of the coarsest map
@@ -149,13 +150,15 @@ class SelfAttention(nn.Module):
 class FrozenBatchNorm2d(nn.Module):
     """A batch norm that is never trained: its affine values are buffers and its statistics stay."""
 
+    eps = 1e-5
+
     def __init__(self, channels: int):
         super().__init__()
         for name, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
             self.register_buffer(name, tensor(np.full(channels, value, np.float32)))
 
     def forward(self, x):
-        scale = self.weight / sqrt(self.running_var + constant(1e-5, x))
+        scale = self.weight / sqrt(self.running_var + constant(self.eps, x))
         shift = self.bias - self.running_mean * scale
         return x * scale.reshape(1, x.shape[1], 1, 1) + shift.reshape(1, x.shape[1], 1, 1)
 
@@ -327,23 +330,8 @@ class RepVggBlock(nn.Module):
 
     def deploy(self) -> None:
         """Replace both convolutions and their norms, as they are in eval(), by one 3 x 3 convolution with bias."""
-        (kernel, bias), (centre, other) = _folded(self.conv1), _folded(self.conv2)
-        kernel[:, :, 1:2, 1:2] += centre
-        kind, channels = dtype_name(self.conv1.conv.weight), len(bias)
-        self.conv = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.conv.weight = nn.Parameter(tensor(kernel.astype(kind)))
-        self.conv.bias = nn.Parameter(tensor((bias + other).astype(kind)))
+        self.conv = merged(*((layer.conv, layer.norm) for layer in (self.conv1, self.conv2)))
         self.conv1 = self.conv2 = None
-
-
-def _folded(layer: ConvNorm) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias, float64, of the one convolution that equals `layer` in eval() without its activation."""
-    norm = layer.norm
-    weight, bias, mean, variance = (
-        numpy(x).astype(np.float64) for x in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    )
-    scale = weight / np.sqrt(variance + norm.eps)
-    return numpy(layer.conv.weight) * scale[:, None, None, None], bias - mean * scale
 
 
 class CSPRepLayer(nn.Module):

@@ -136,3 +136,14 @@ template <class F> static void unroll(const Geometry& g, F visit) {
             multiply(O, entries, pixels, in0_p + (n * groups + group) * O * pixels, pixels, 1, columns.data(), dw);
         }
     }
+
+/// Of a 1 x 1 convolution every image (c, pixels) is one product with the weights (o, c).
+//// kernel pointwise convolution: product, <algorithm>
+    // kernel: pointwise convolution;
+    const int64_t c = in0_shape1, o = out_shape1, pixels = in0_shape2 * in0_shape3;
+    for (int64_t n = 0; n < in0_shape0; n++) {
+        out_type* y = out_p + n * o * pixels;
+        #pragma omp parallel for if(o * pixels > 16384)
+        for (int64_t k = 0; k < o; k++) std::fill(y + k * pixels, y + (k + 1) * pixels, in2_p[k]);
+        product(false, false, o, pixels, c, in1_p, in0_p + n * c * pixels, 1, y);
+    }

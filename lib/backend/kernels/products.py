@@ -119,3 +119,10 @@ def conv2d(x, weight, stride, padding, dilation, groups):
     primitives called directly are three kernels for every convolution of a model.
     """
     return _Convolution(stride, padding, dilation, groups)(x, weight)
+
+
+@on_cpu(lambda x, weight, bias: jt.nn.conv2d(x, weight, bias))
+def pointwise(x, weight, bias):
+    """1 x 1 convolution of x (n, c, h, w) with a bias, without a gradient: a product of matrices as they lie. oneDNN's
+    convolution reorders images before and after, which takes as long again."""
+    return KERNELS["pointwise convolution"]([x, weight, bias], [x.shape[0], weight.shape[0], *x.shape[2:]])[0]
