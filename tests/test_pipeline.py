@@ -22,7 +22,7 @@ import yaml
 from lib.alignment.evidence import REFERENCE
 from lib.errors import UserError
 from lib.families import FAMILIES, family
-from lib.machine import environment, pipeline
+from lib.machine import environment, gaps, pipeline
 from lib.machine import job as jobs
 from lib.machine import notebook as notebooks
 
@@ -71,6 +71,7 @@ def make(name, values):
     return SimpleNamespace(failure=None)
 def render_notebooks(folder, language):
     Path(folder, "rendered").touch()""",
+    "report/overview": "def write(folder, reports, language):\n    (folder / 'index.html').touch()",
     "show/tables": "from lib import models",
     "data": "",
     "backend/__init__": "from .torch import *\nfrom .jittor import *",
@@ -83,7 +84,8 @@ REAL = (
     "errors",
     "families",
     "record",
-    *(f"machine/{name}" for name in ("__init__", "doctor", "environment", "notebook", "job", "pipeline")),
+    *(f"machine/{name}" for name in ("__init__", "doctor", "environment", "notebook")),
+    *(f"machine/{name}" for name in ("job", "gaps", "table", "pipeline")),
 )
 
 
@@ -498,9 +500,13 @@ def test_a_name_of_the_users_reaches_the_notebook_as_it_is(project, name):
 
 def test_what_snakemake_says_before_the_first_job_is_shown(project, capsys):
     (project / "snakemake.log").write_text("Building\nError in Snakefile, line 8:\n    no such thing\n\n")
-    said = pipeline.cause(pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2)), project / "snakemake.log")
+    said = gaps.cause(pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2)), project / "snakemake.log")
     assert said.startswith("Snakemake stopped, though no job failed") and "snakemake.log" in said
     assert "[report]   |     no such thing" in capsys.readouterr().out
+    (project / "snakemake.log").write_text(
+        "Error in rule train:\n    message: job '3': NODE_FAIL: gone\n    jobid: 3\n"
+    )
+    assert gaps.cause([], project / "snakemake.log").startswith("Snakemake stopped: job '3': NODE_FAIL: gone (")
 
 
 def test_a_gap_says_what_failed_or_what_it_waits_for(project):
@@ -513,7 +519,7 @@ def test_a_gap_says_what_failed_or_what_it_waits_for(project):
         json.dumps({"since": 1.0, "why": "died", "see": "reports/mini/notebooks/m/60_train.failed.ipynb"})
     )
     jobs.open_mark(other.done).write_text(json.dumps({"since": 1.0}))
-    found = pipeline.gaps(pipeline.stale(planned), Path("reports/mini"))
+    found = gaps.gaps(pipeline.stale(planned), Path("reports/mini"))
     assert [(gap["side"], gap["why"], gap["see"], gap["waits_for"]) for gap in found] == [
         (train.side, "died", "notebooks/m/60_train.failed.ipynb", ""),
         (other.side, "", "", ""),
@@ -523,7 +529,7 @@ def test_a_gap_says_what_failed_or_what_it_waits_for(project):
         job.done.unlink(missing_ok=True)
     jobs.open_mark(train.done).unlink()
     waiting = dataclasses.replace(train, needs=(str(data.done),))
-    found = pipeline.gaps([data, waiting], Path("reports/mini"))
+    found = gaps.gaps([data, waiting], Path("reports/mini"))
     assert [gap["waits_for"] for gap in found] == ["", "all/none/data"]
 
 
