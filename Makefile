@@ -5,6 +5,7 @@ MODELS ?= nanodet-plus-m_320
 DATA ?=
 WEIGHTS ?=
 BACKBONE ?=
+TABLE ?=
 ALSO ?=
 J ?= $(shell nproc)
 # The first that runs: a name on PATH may be another Python's, or nobody's.
@@ -15,7 +16,7 @@ TESTS ?=
 SIDE ?= torch
 SPOKEN := $(if $(filter zh%,$(or $(LC_ALL),$(LC_MESSAGES),$(LANG))),zh,en)
 export ALIGN_HOME ALIGN_CONDA
-unexport DATA WEIGHTS BACKBONE  # make would first take a `$` in them for a variable or a function of its own
+unexport DATA WEIGHTS BACKBONE TABLE  # make would first take a `$` in them for a variable or a function of its own
 # What a variable was typed as, in the shell's quotes: names of files may hold anything.
 typed = '$(subst ','\'',$(value $1))'
 ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
@@ -23,6 +24,7 @@ ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python
 .PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-jt-notebooks test-cluster lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
+	@echo 'make report PROFILE=course TABLE=class.csv   a report for each row, name,model,seed: reports/class/index.html links them'
 	@echo 'make report ALSO=rosetta: with a stage that the profile leaves out: the probes of both frameworks (30_migration)'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
 	@echo 'make report PROFILE=finetune_50 DATA=coco MODELS=rtdetr_r18vd [WEIGHTS=checkpoint] [BACKBONE=ImageNet weights]'
@@ -38,8 +40,8 @@ help:
 report: envs
 	@$(ALIGN) system --if-possible
 	@$(ALIGN) run torch -m lib.machine.pipeline --profile=$(call typed,PROFILE) --models=$(call typed,MODELS) \
-	    --data=$(call typed,DATA) --weights=$(call typed,WEIGHTS) --backbone=$(call typed,BACKBONE) --also '$(ALSO)' \
-	    --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
+	    --data=$(call typed,DATA) --weights=$(call typed,WEIGHTS) --backbone=$(call typed,BACKBONE) \
+	    --table=$(call typed,TABLE) --also '$(ALSO)' --cores $(J) --language $(SPOKEN) -- $(SNAKEMAKE)
 
 handin: envs
 	@$(ALIGN) run torch -m lib handin reports/$(PROFILE) --language $(SPOKEN)

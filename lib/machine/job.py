@@ -1,9 +1,9 @@
-"""One job of a report: `python -m lib.machine.job FILE` runs the notebook or command that a file names, starts it
-a second time after a crash, and says how far the report is.
+"""One job of a report: `python -m lib.machine.job FILE [PLAN]` runs the notebook or command that a file names, starts
+it a second time after a crash, and says how far the report is.
 
 A job is done when its mark exists, which is written last and holds the digests of what it read and of what it wrote.
-Another mark beside it says, of a job that is running or that failed, since when and why. `reports/<profile>/.plan.json`
-lists the jobs of the run that is under way, for the Snakefile and for the jobs.
+Another mark beside it says, of a job that is running or that failed, since when and why. A plan lists the jobs of the
+run that is under way, of one report or of many, for the Snakefile and for the jobs.
 """
 
 from lib.errors import silent_interrupts
@@ -33,8 +33,8 @@ Description = Mapping[str, Any]
 Entry = Mapping[str, Any]  # a job in a plan
 
 
-def run(file: Path) -> None:
-    """Run the job that a file describes, and mark it as done."""
+def run(file: Path, plan: Path | None = None) -> None:
+    """Run the job that a file describes, as one of a plan or by hand, and mark it as done."""
     job = json.loads(file.read_text(encoding="utf-8"))
     done = Path(job["done"])
     title = name_of(done)
@@ -66,7 +66,7 @@ def run(file: Path) -> None:
     seconds, results = round(time.time() - started, 1), {result: digest([result]) for result in job["results"]}
     write_mark(done, inputs=key, results=results, seconds=seconds, restarts=restarts)
     open_mark(done).unlink(missing_ok=True)
-    print(f"[report] {ended(done, started)}", flush=True)
+    print(f"[report] {ended(done, started, plan)}", flush=True)
 
 
 def shared(name: str) -> bool:
@@ -153,8 +153,8 @@ def forget_other_run(folder: Path, key: str) -> None:
 
 
 def name_of(done: Path) -> str:
-    """model/side/stage."""
-    return "/".join(done.parts[-3:])
+    """model/side/stage, below the name of its report where there are many."""
+    return "/".join((*done.parts[2:-4], *done.parts[-3:]))
 
 
 def open_mark(done: Path) -> Path:
@@ -198,17 +198,17 @@ def content(name: str, _mtime: int, _size: int) -> bytes:
 # ------------------------------------------------------------------------------------------------ how far the report is
 
 
-def ended(done: Path, since: float) -> str:
-    """How a job ended since then, with what is left to do; "" where it has not."""
+def ended(done: Path, since: float, plan: Path | None) -> str:
+    """How a job ended since then, with what is left to do of a plan; "" where it has not."""
     if done.is_file() and done.stat().st_mtime >= since:
-        return f"{name_of(done)}: done in {read_mark(done)['seconds']:.0f} s{told(done)}"
+        return f"{name_of(done)}: done in {read_mark(done)['seconds']:.0f} s{told(done, plan) if plan else ''}"
     why = read_mark(open_mark(done)).get("why")
     return f"{name_of(done)}: FAILED: {why}" if why else ""
 
 
-def told(done: Path) -> str:
-    """ "; 7 of 18 jobs, about 2 min left" for a job that has just ended; nothing for one that was run by hand."""
-    plan = read_mark(done.parents[3] / ".plan.json")
+def told(done: Path, file: Path) -> str:
+    """ "; 7 of 18 jobs, about 2 min left" for a job of a plan that has just ended; nothing for one of none."""
+    plan = read_mark(file)
     entries = [entry for entry in plan.get("jobs", ()) if entry["to_do"]]
     marks = [path for path in (Path(entry["done"]) for entry in entries) if path.is_file()]
     ended = {str(path): read_mark(path)["seconds"] for path in marks if path.stat().st_mtime >= plan["began"]}
@@ -222,7 +222,7 @@ def left(entries: Sequence[Entry], ended: Mapping[str, float], cores: int) -> st
     """How long the entries that have not ended will take on these cores, in words; "" where none are left or no time is
     known: a job takes what it took before, else its weight by what the others take for theirs."""
     took = {entry["done"]: ended.get(entry["done"], entry["seconds"]) for entry in entries}
-    weights = {entry["done"]: entry["stage"]["weight"] for entry in entries}
+    weights = {entry["done"]: entry["weight"] for entry in entries}
     known = [done for done, seconds in took.items() if seconds]
     waiting = [entry for entry in entries if entry["done"] not in ended]
     if not known or not waiting:
@@ -257,7 +257,7 @@ def stopped(signum: int, _frame: object) -> None:
 def main() -> int:
     signal.signal(signal.SIGTERM, stopped)
     try:
-        run(Path(sys.argv[1]))
+        run(*map(Path, sys.argv[1:]))
     except UserError as error:
         print(f"[report] FAILED: {error}", flush=True)
         return 1

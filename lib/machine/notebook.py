@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ BACKENDS = {"torch": "torch", "jittor": ("jittor", "kernels")}  # how the names 
 PACKAGES = ("lib", "notebooks")  # whose modules a record may depend on
 # Else ipykernel reads file descriptors 1 and 2 through a pipe, and what a dying process wrote last is lost in it.
 ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
+NOTEBOOKS = 64  # read once for all jobs of a plan, which share them
 LINES = 12  # of what a dead process wrote that are told; a failed notebook holds up to a hundred times as many
 WIDTH = 300  # of each of these lines: mangled names of C++ are longer
 LITTLE = 0.02  # share of the memory below which a process that was killed is said to have lacked it
@@ -36,23 +37,29 @@ NOISE = re.compile(r"\x1b\[[0-9;]*m|^Extension modules: .*$", re.MULTILINE)
 def cells(notebook: Path) -> list[dict[str, Any]]:
     """The code cells, each with its source joined to one string."""
     try:
-        content = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return _cells(notebook.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{notebook}: not a readable notebook ({error}): restore it from git") from error
+
+
+@lru_cache(NOTEBOOKS)
+def _cells(text: str) -> list[dict[str, Any]]:
+    content = json.loads(text)["cells"]
     return [{**cell, "source": "".join(cell["source"])} for cell in content if cell["cell_type"] == "code"]
 
 
 def declared(notebook: Path) -> dict[str, Any]:
     """Names and defaults in the cell tagged `parameters`, which holds literals only."""
     tagged = [cell for cell in cells(notebook) if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    if not tagged:
-        return {}
+    return _declared(tagged[0]["source"], notebook.name) if tagged else {}
+
+
+@lru_cache(NOTEBOOKS)
+def _declared(code: str, where: str) -> dict[str, Any]:
     found = {}
-    for statement in ast.parse(tagged[0]["source"]).body:
+    for statement in ast.parse(code).body:
         if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
-            raise UserError(
-                f"{notebook.name}: the parameters cell holds more than `name = literal` (line {statement.lineno})"
-            )
+            raise UserError(f"{where}: the parameters cell holds more than `name = literal` (line {statement.lineno})")
         found[statement.targets[0].id] = ast.literal_eval(statement.value)
     return found
 
@@ -110,18 +117,31 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
 
     Left out: the other side's backend, the other families' models, and what stands aside (unless `display`).
     """
-    others = set(FAMILIES) - {family(model) for model in models}
+    others = frozenset(FAMILIES) - {family(model) for model in models}
     if start.suffix == ".py":
-        waiting = [".".join(start.with_suffix("").parts)]
+        names = (".".join(start.with_suffix("").parts),)
     else:
-        waiting = [name for cell in cells(start) for name in imported(cell["source"], "", start)]
-    found, seen, first = set(), set(), str(start)
+        names = _named(tuple(cell["source"] for cell in cells(start)), start)
+    return list(_reached(environment.ROOT, names, str(start), side, others, display))
+
+
+@lru_cache(NOTEBOOKS)
+def _named(code: tuple[str, ...], where: Path) -> tuple[str, ...]:
+    return tuple(name for cell in code for name in imported(cell, "", where))
+
+
+@cache
+def _reached(
+    root: Path, names: tuple[str, ...], first: str, side: str, others: frozenset[str], display: bool
+) -> list[str]:
+    """The files of these names and of what they import; `others` are the families left out, unless one is `first`."""
+    waiting, found, seen = list(names), set(), set()
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
-        file, imports = module(environment.ROOT, name)
+        file, imports = module(root, name)
         stem = Path(file).stem
         elsewhere = (
             name.startswith("lib.backend.") and side in BOTH and not name.split(".")[2].startswith(BACKENDS[side])
@@ -129,8 +149,8 @@ def sources(start: Path, side: str, models: Iterable[str], display: bool = False
         left_out = stem in others or elsewhere or (name.startswith(ASIDE) and not display)
         if file and (not left_out or file == first):
             found.add(file)
-            headers = environment.ROOT.joinpath(file).parent.glob("*.h")
-            found.update(str(header.relative_to(environment.ROOT)) for header in headers)
+            headers = root.joinpath(file).parent.glob("*.h")
+            found.update(str(header.relative_to(root)) for header in headers)
             waiting += imports
     return sorted(found)
 

@@ -19,14 +19,14 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ from lib import record
 from lib import report as pages
 from lib.errors import UserError, exit_code
 from lib.families import FAMILIES, family
-from lib.machine import environment
-from lib.machine.job import digest, ended, left, name_of, open_mark, quote, read_mark, write_mark
-from lib.machine.notebook import BOTH, LINES, parameters, sources
-from lib.record import atomic
+from lib.machine import environment, table
+from lib.machine.gaps import cause, report_with_gaps
+from lib.machine.job import digest, ended, left, open_mark, read_mark, write_mark
+from lib.machine.notebook import BOTH, parameters, sources
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Stage:
     notebook: str = ""  # notebooks/<notebook>.ipynb; "tour" stands for the family's own, see TOURS
     command: tuple[str, ...] = ()  # instead of a notebook: a module and its arguments, for its side's Python
     prepares: bool = False  # what runs its model on its side waits for it, but reads nothing that it writes
+    shared: bool = False  # it makes what other reports read too: the first makes it, as it does what `prepares`
     sides: tuple[str, ...] = BOTH  # one run per side; "none" runs in the torch kernel and knows no framework
     needs: tuple[str, ...] = ()  # stages that must be done before, on every side
     writes: tuple[str, ...] = ()  # the sides whose records it writes
@@ -63,7 +64,7 @@ class Stage:
 TOURS = {"nanodet_plus": "20_nanodet_plus", "gold_yolo": "21_gold_yolo", "rt_detr": "22_rt_detr"}
 STAGES = (
     Stage("start", "00_start_here", sides=("none",), per_model=False),
-    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, weight=10),
+    Stage("data", "10_data", sides=("none",), writes=("own",), per_model=False, shared=True, weight=10),
     Stage("kernels", command=("lib.alignment.kernels",), sides=("jittor",), prepares=True, weight=30),
     Stage("tour", "tour", weight=20),
     Stage("rosetta", "30_migration", writes=("own",), per_model=False, weight=20),
@@ -87,6 +88,8 @@ STAGES = (
 )
 
 
+NAMED = 24  # jobs that a line names at most
+PER_SECOND = 1000  # marks that are looked for on a shared disk
 # What a profile may require of the request, and how to give it.
 REQUIRED = {
     "data": "DATA=… (a COCO folder or file)",
@@ -106,6 +109,12 @@ class Request:
     weights: str = ""  # trainings start from this checkpoint of the model
     backbone: str = ""  # or from these weights of its backbone; with both, one training from each
     also: tuple[str, ...] = ()  # stages that the profile leaves out
+    seed: int | None = None  # of all that is drawn, instead of the profile's
+    place: str = ""  # of the report below reports/, instead of the profile's name
+
+    @property
+    def folder(self) -> Path:
+        return Path("reports", self.place or self.profile)
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return "_".join((self.stage.name, self.model, self.side))
+        """After the name of its report where there are many."""
+        return "_".join((*self.done.parts[2:-4], self.stage.name, self.model, self.side))
 
 
 def load_profile(name: str) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def load_profile(name: str) -> dict[str, Any]:
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise UserError(f"PROFILE={name}: {path.name} is not in profiles/: choose one of {known}")
     try:
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+        profile = _parsed(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"profiles/{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(profile, dict):
@@ -142,6 +152,12 @@ def load_profile(name: str) -> dict[str, Any]:
     for name in sorted(set(profile) - {*stages, "seed", "threads", "requires", "hours"}):
         raise UserError(f"profiles/{path.name}: '{name}' is no stage: choose from {', '.join(stages)}")
     return profile
+
+
+@lru_cache(1)
+def _parsed(text: str) -> Any:
+    """Once for the many reports of a profile."""
+    return yaml.safe_load(text)
 
 
 def section(values: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -153,20 +169,66 @@ def section(values: Mapping[str, Any], model: str) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- the plan
 
 
-def plan(request: Request) -> list[Job]:
-    """All jobs of a report, in order; writes their descriptions."""
+def plan(*requests: Request) -> list[Job]:
+    """All jobs of these reports, in order; writes their descriptions where they say something else: any difference runs
+    a job again."""
+    for request in requests:
+        check(request, load_profile(request.profile))
+    jobs = []
+    for job, description in together(requests):
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        if not job.file.is_file() or job.file.read_text(encoding="utf-8") != text:
+            job.file.parent.mkdir(parents=True, exist_ok=True)
+            job.file.write_text(text, encoding="utf-8")  # half of one is another text, and written again
+        jobs.append(job)
+    return jobs
+
+
+def together(requests: Iterable[Request]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """The jobs of reports, one report after the other, and what their files say. What a stage makes outside of them is
+    made by the first that needs it, and the others wait: never forty at the same time."""
+    first: dict[tuple[str, ...], str] = {}
+    for request in requests:
+        made = dataset(request, load_profile(request.profile))
+        for job, description in described(request):
+            if job.stage.shared or job.stage.prepares:
+                what = job.stage.name, job.model, job.side, "" if job.stage.per_model else made
+                earlier = first.setdefault(what, str(job.done))
+                job = replace(job, after=(*job.after, earlier)) if earlier != str(job.done) else job
+            yield job, description
+
+
+def described(request: Request) -> list[tuple[Job, dict[str, Any]]]:
+    """The jobs of a report, and what their files say."""
     profile = dict.fromkeys(request.also) | load_profile(request.profile)
-    check(request, profile)
-    jobs: list[Job] = []
+    found: list[tuple[Job, dict[str, Any]]] = []
     for stage in (stage for stage in STAGES if stage.name in profile):
         for model in request.models if stage.per_model else ("all",):
             leader: list[str] = []
             for side in sorted(stage.sides, key=lambda side: side != stage.leads):
-                needs = [str(job.done) for job in jobs if feeds(job, stage, model)] + leader
-                after = [str(job.done) for job in jobs if prepares(job, stage, model, side)]
-                jobs.append(make_job(stage, model, side, request, profile, needs, after))
-                leader = [str(jobs[-1].done)] if side == stage.leads else leader
-    return jobs
+                needs = [str(job.done) for job, _ in found if feeds(job, stage, model)] + leader
+                after = [str(job.done) for job, _ in found if prepares(job, stage, model, side)]
+                found.append(make_job(stage, model, side, request, profile, needs, after))
+                leader = [str(found[-1][0].done)] if side == stage.leads else leader
+    return found
+
+
+def of_table(path: Path, common: Request) -> tuple[list[Request], Path]:
+    """A request for each row of a table, and the folder of their reports, which has the table's name."""
+    profile, folder = load_profile(common.profile), Path("reports", path.stem)
+    profiles = (environment.ROOT / "profiles").glob("*.yaml")
+    if not re.fullmatch(r"\w[\w.-]*", folder.name) or folder.name in {one.stem for one in profiles}:
+        raise UserError(f"TABLE={path}: reports/{folder.name} would not be its own: give the file another name")
+    if (folder / "records").exists():
+        raise UserError(f"TABLE={path}: {folder} holds one report: give the file another name, or move that away")
+    requests = []
+    for where, name, said in table.rows(path):
+        requests.append(replace(common, place=f"{folder.name}/{name}", **said))
+        try:
+            check(requests[-1], profile)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    return requests, folder
 
 
 def owners(stage: Stage, side: str) -> list[str]:
@@ -185,11 +247,15 @@ def prepares(job: Job, stage: Stage, model: str, side: str) -> bool:
 
 
 def check(request: Request, profile: Mapping[str, Any]) -> None:
-    """UserError if the profile requires what was not given, or if a stage or a file that was given is not there."""
+    """UserError if the profile requires what was not given, or if a stage, a model or a file that was given is not
+    there."""
     stages = [stage.name for stage in STAGES]
     for name in request.also:
         if name not in stages:
             raise UserError(f"ALSO={name}: no stage: choose from {', '.join(stages)}")
+    for name in request.models:
+        family(name)
+    annotations(request.data)
     given = {"data": request.data, "start": request.weights or request.backbone}
     for what in profile.get("requires", ()):
         if not given[what]:
@@ -202,11 +268,16 @@ def check(request: Request, profile: Mapping[str, Any]) -> None:
 def dataset(request: Request, profile: Mapping[str, Any]) -> str:
     """Where the data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes."""
     if not request.data:
-        return f"data/scenes-{request.profile}"
+        own = "" if seed(request, profile) == profile.get("seed", 0) else f"-{request.seed}"
+        return f"data/scenes-{request.profile}{own}"
     if not is_subset(profile):
         return request.data
-    choice = json.dumps([os.path.abspath(request.data), profile.get("seed", 0), profile["data"]], sort_keys=True)
+    choice = json.dumps([os.path.abspath(request.data), seed(request, profile), profile["data"]], sort_keys=True)
     return f"data/{request.profile}-{hashlib.sha256(choice.encode()).hexdigest()[:8]}"
+
+
+def seed(request: Request, profile: Mapping[str, Any]) -> int:
+    return profile.get("seed", 0) if request.seed is None else request.seed
 
 
 def is_subset(profile: Mapping[str, Any]) -> bool:
@@ -222,9 +293,9 @@ def make_job(
     profile: Mapping[str, Any],
     needs: Sequence[str],
     after: Sequence[str],
-) -> Job:
-    """Describe a job in its file, unless that says so already: any difference runs it again."""
-    report, place = Path("reports", request.profile), Path(model, side)
+) -> tuple[Job, dict[str, Any]]:
+    """A job and its description."""
+    report, place = request.folder, Path(model, side)
     chosen = section(profile[stage.name] or {}, model)
     usual = request.cores if stage.alone else profile.get("threads", 1)
     threads = min(request.cores, chosen.pop("threads", usual))
@@ -241,7 +312,7 @@ def make_job(
         offered = {
             "model": model,
             "models": list(request.models),
-            "seed": profile.get("seed", 0),
+            "seed": seed(request, profile),
             "threads": threads,
             "data": dataset(request, profile),
             "source": request.data if subset else "",
@@ -276,12 +347,8 @@ def make_job(
         **runs,
         "inputs": [*inputs, *needs],
     }
-    text = json.dumps(description, indent=1, ensure_ascii=False)
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        with atomic(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
     read = (str(file), *inputs, *needs)
-    return Job(stage, model, side, file, done, read, tuple(results), threads, tuple(needs), tuple(after))
+    return Job(stage, model, side, file, done, read, tuple(results), threads, tuple(needs), tuple(after)), description
 
 
 def report_files() -> list[str]:
@@ -323,53 +390,66 @@ def demand(job: Job, hours: float) -> dict[str, Any]:
 def stale(jobs: Sequence[Job]) -> list[Job]:
     """The jobs that are not done: that never ended well, whose inputs or results are not what they were, and those that
     read the results of such a job."""
-    found: list[Job] = []
+    found: dict[str, Job] = {}
     for job in jobs:
-        if any(str(other.done) in job.needs for other in found) or not is_done(job):
-            found.append(job)
-    return found
+        if not found.keys().isdisjoint(job.needs) or not is_done(job):
+            found[str(job.done)] = job
+    return list(found.values())
 
 
 def is_done(job: Job) -> bool:
     """Whether a job's mark fits the files as they are now."""
-    mark, results = read_mark(job.done), {name: digest([name]) for name in job.results}
-    return mark.get("inputs") == digest(job.inputs) and mark.get("results") == results
+    if not (mark := read_mark(job.done)):
+        return False
+    results = {name: digest([name]) for name in job.results}
+    return mark.get("results") == results and mark.get("inputs") == digest(job.inputs)
 
 
 # ------------------------------------------------------------------------------------------------------- the report
 
 
-def report(request: Request, extra: list[str]) -> int:
-    """Have Snakemake bring `reports/<profile>` up to date."""
-    hours = load_profile(request.profile).get("hours", 1)
-    target = Path("reports", request.profile)
-    page, plan_file = target / "index.html", target / ".plan.json"
-    target.mkdir(parents=True, exist_ok=True)
-    with open(target / ".lock", "w") as lock:
+def report(requests: Sequence[Request], folder: Path, extra: list[str], rows: Path | None = None) -> int:
+    """Have Snakemake bring what lies below `folder` up to date: one report, or those of a table's rows."""
+    page, plan_file, cores = folder / "index.html", folder / ".plan.json", requests[0].cores
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{target}: another `make report` is at work on it: wait for its end") from error
-        jobs = plan(request)  # a user's mistake shows here, in one line
+            raise UserError(f"{folder}: another `make report` is at work on it: wait for its end") from error
+        jobs = plan(*requests)  # a user's mistake shows here, in one line
         to_do = stale(jobs)
-        if not to_do and not extra:
+        told = not rows or page.is_file() and page.stat().st_mtime_ns >= rows.stat().st_mtime_ns
+        if not to_do and not extra and told:
             print(f"[report] nothing to do, up to date: {page}", flush=True)
             return 0
-        begin(plan_file, jobs, to_do, request.cores, hours)
-        # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill.
-        # The other scheduler asks a solver of integer programs before each job: a priority is all there is to know.
-        options = ["--nolock", "--rerun-incomplete", "--keep-going", "--scheduler=greedy", f"--cores={request.cores}"]
-        forced = ["--forcerun", *(job.name for job in to_do)] if to_do else []
+        begin(plan_file, jobs, to_do, cores, load_profile(requests[0].profile).get("hours", 1))
+        # Our lock goes when this process and Snakemake have ended; Snakemake's own would stay after a kill. What makes
+        # a job stale beyond the times of its files, the digests in its mark say. The other scheduler asks a solver of
+        # integer programs before each job: a priority is all there is to know.
+        options = ["--nolock", "--rerun-incomplete", "--keep-going", "--rerun-triggers=mtime", "--scheduler=greedy"]
+        options.append(f"--cores={cores}")
+        marks = [str(job.done) for job in to_do if job.done.exists()]
+        forced = ["--forcerun", *marks] if marks else []
         command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
-        with open(target / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
+        with open(folder / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()])
-            code = wait(process, to_do if remote(extra) else ())
-        pages.render_notebooks(target, request.language)
+            code = wait(process, to_do if remote(extra) else (), plan_file)
         open_jobs = stale(jobs)
-        names = ", ".join(job.name for job in open_jobs)
+        names = ", ".join(job.name for job in open_jobs[:NAMED])
+        names += f" and {len(open_jobs) - NAMED} more" if len(open_jobs) > NAMED else ""
         if code:
             print(f"[report] not finished: {names}: {cause(open_jobs, Path(log.name))}", flush=True)
-            report_with_gaps(jobs, open_jobs)
+        for request in requests:
+            pages.render_notebooks(request.folder, request.language)
+        if code:
+            for own, rest in zip(by_report(jobs, requests), by_report(open_jobs, requests)):
+                report_with_gaps(own, rest)
+        if rows:
+            from lib.report import overview  # only many reports need it
+
+            overview.write(folder, {one.folder.name: one.models for one in requests}, requests[0].language)
+        if code:
             return 1
     # Open although all went well: Snakemake was asked for something else, what it would do or a part.
     said = f"to do, {len(open_jobs)} of {len(jobs)} jobs: {names}" if open_jobs else f"up to date: {page}"
@@ -377,27 +457,46 @@ def report(request: Request, extra: list[str]) -> int:
     return 0
 
 
+def by_report(jobs: Sequence[Job], requests: Sequence[Request]) -> list[list[Job]]:
+    """The jobs of each report."""
+    found: dict[Path, list[Job]] = {request.folder: [] for request in requests}
+    for job in jobs:
+        found[job.done.parents[3]].append(job)
+    return list(found.values())
+
+
 def priorities(jobs: Sequence[Job]) -> dict[str, int]:
-    """By mark; of the jobs that are ready the highest starts first: the one that begins the longest chain, for what is
+    """By stage; of the jobs that are ready the highest starts first: the one that begins the longest chain, for what is
     long and starts late ends alone. What nothing may run beside comes last: others have compiled its kernels then."""
     behind, found = {}, {}
     for job in reversed(jobs):  # they stand in the order of their needs
         chain = job.stage.weight + behind.get(str(job.done), 0)
         behind |= {mark: max(behind.get(mark, 0), chain) for mark in (*job.needs, *job.after)}
-        found[str(job.done)] = 0 if job.stage.alone else chain
+        found[job.stage.name] = 0 if job.stage.alone else max(chain, found.get(job.stage.name, 0))
     return found
 
 
 def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int, hours: float) -> None:
     """Write the plan of a run, with the times of earlier runs of the same jobs where their marks have them."""
-    entries, first = [], priorities(jobs)
+    entries, marks, first = [], {job.done for job in to_do}, priorities(jobs)
     for job in jobs:
         open_mark(job.done).unlink(missing_ok=True)
-        seconds = read_mark(job.done).get("seconds")
-        more = {"name": job.name, "done": str(job.done), "seconds": seconds, "to_do": job in to_do}
-        more |= {"priority": first[str(job.done)], "demand": demand(job, hours)}
-        entries.append(asdict(job) | more)
-    write_mark(plan_file, cores=cores, began=time.time(), jobs=entries)
+        entries.append(
+            {
+                "stage": job.stage.name,
+                "file": str(job.file),
+                "done": str(job.done),
+                "needs": job.needs,
+                "after": job.after,
+                "threads": job.threads,
+                "priority": first[job.stage.name],
+                "demand": demand(job, hours),
+                "weight": job.stage.weight,
+                "seconds": read_mark(job.done).get("seconds"),
+                "to_do": job.done in marks,
+            }
+        )
+    write_mark(plan_file, plan=str(plan_file), cores=cores, began=time.time(), jobs=entries)
     if to_do:
         rest = left([entry for entry in entries if entry["to_do"]], {}, cores)
         count = f"{len(to_do)} job{'s' if len(to_do) != 1 else ''}"
@@ -409,89 +508,25 @@ def remote(options: Sequence[str]) -> bool:
     return any(text.startswith(("--executor", "--profile", "--workflow-profile")) for text in options)
 
 
-def wait(process: subprocess.Popen, elsewhere: Sequence[Job]) -> int:
+def wait(process: subprocess.Popen, elsewhere: Sequence[Job], plan_file: Path) -> int:
     """Its exit code; of jobs that run elsewhere it is said here how they end. On Ctrl-C it is asked to end its jobs and
     waited for."""
-    began, told = time.time(), set()
+    began, running = time.time(), [job.done for job in elsewhere]
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
-                return process.wait(timeout=1 if elsewhere else None)
-            for job in elsewhere:
-                said = ended(job.done, began)
-                if said and said not in told:
-                    print(f"[report] {said}", flush=True)
-                    told.add(said)
+                process.wait(timeout=max(1, len(running) / PER_SECOND) if running else None)
+            said = {done: text for done in running if (text := ended(done, began, plan_file))}
+            for text in said.values():
+                print(f"[report] {text}", flush=True)
+            running = [done for done in running if done not in said]
+            if process.returncode is not None:
+                return process.returncode
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.send_signal(signal.SIGINT)  # it has it already, if a terminal sent it
         process.wait()
         raise
-
-
-def cause(open_jobs: Sequence[Job], log: Path) -> str:
-    """Where to look after a failure: at what the jobs said; where none failed, what Snakemake said last is shown."""
-    if any("why" in read_mark(open_mark(job.done)) for job in open_jobs):
-        return f"see above, and {log}"
-    lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if lost := [line for line in lines if line.startswith("message: ")]:  # of a job that a cluster lost
-        return f"Snakemake stopped: {lost[0].removeprefix('message: ')} ({log})"
-    quote(lines[-LINES:])
-    return f"Snakemake stopped, though no job failed: its last words are above ({log})"
-
-
-def gaps(open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:
-    """Why each job of a report that is not done is not: what it failed of and where to look, seen from the page; or the
-    names of the failed jobs that it waits for."""
-    by_mark = {str(job.done): job for job in open_jobs}
-    said = {mark: read_mark(open_mark(job.done)) for mark, job in by_mark.items()}
-    found = []
-    for mark, job in by_mark.items():
-        why, see = said[mark].get("why", ""), said[mark].get("see", "")
-        failed = [other for other in before(job, by_mark) if "why" in said[other]]
-        gap = {
-            "stage": job.stage.name,
-            "model": job.model,
-            "side": job.side,
-            "why": why,
-            "see": os.path.relpath(see, page) if see else "",
-            "waits_for": "" if why else ", ".join(name_of(Path(other)) for other in failed),
-        }
-        found += [gap] if job.stage.name != "compare" else []
-    return found
-
-
-def before(job: Job, open_jobs: Mapping[str, Job]) -> list[str]:
-    """The marks of the open jobs that a job waits for, directly or not."""
-    direct = [mark for mark in (*job.needs, *job.after) if mark in open_jobs]
-    return list(dict.fromkeys(other for one in direct for other in (one, *before(open_jobs[one], open_jobs))))
-
-
-def report_with_gaps(jobs: Sequence[Job], open_jobs: Sequence[Job]) -> None:
-    """Render from the records of the jobs that are done, so that the others show as NOT RUN, with a record of the gaps.
-
-    A mistake in the data stops everything; then the earlier report stays as it was.
-    """
-    stages = {job.stage.name for job in open_jobs}
-    if "compare" not in stages or len(stages) == 1 or "data" in stages:
-        return
-    compare = next(job for job in open_jobs if job.stage.name == "compare")
-    compare.done.unlink(missing_ok=True)
-    description = json.loads(compare.file.read_text(encoding="utf-8"))
-    values = description["parameters"]
-    records, page = Path(values["records"]), Path(values["report"], "index.html")
-    view = page.with_name(".records")
-    shutil.rmtree(view, ignore_errors=True)
-    for result in (Path(result) for job in jobs if job not in open_jobs for result in job.results):
-        if records in result.parents:
-            link = view / result.relative_to(records)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            for suffix in (".json", ".safetensors"):
-                link.with_suffix(suffix).symlink_to(result.with_suffix(suffix).resolve())
-    with record.measure("gaps", "all", view) as measured:
-        measured.fields["gaps"] = gaps(open_jobs, page.parent)
-    pages.make(Path(description["notebook"]).stem, {**values, "records": str(view)})
-    print(f"[report] a report with gaps: {page}", flush=True)
 
 
 def main() -> int:
@@ -501,16 +536,24 @@ def main() -> int:
     parser.add_argument("--data", default="", help="folder or COCO JSON; the built-in scenes by default")
     parser.add_argument("--weights", default="", help="checkpoint of the model that trainings start from")
     parser.add_argument("--backbone", default="", help="weights of its backbone that they start from")
+    parser.add_argument(
+        "--table",
+        type=lambda text: Path(text) if text else None,
+        help="CSV file with a row for each of many reports: name, model, seed …",
+    )
     parser.add_argument("--also", default="", help="stages that the profile leaves out, separated by spaces")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the report (%(default)s)")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("snakemake", nargs="*", help="further arguments for snakemake, after --")
     chosen = vars(parser.parse_args())
-    extra, models = chosen.pop("snakemake"), tuple(dict.fromkeys(chosen.pop("models").split()))
+    extra, rows = chosen.pop("snakemake"), chosen.pop("table")
+    models, also = (tuple(dict.fromkeys(chosen.pop(name).split())) for name in ("models", "also"))
     if not models:
         raise UserError("MODELS: no model is named: for example MODELS=nanodet-plus-m_320")
-    also = tuple(chosen.pop("also").split())
-    return report(Request(models=models, also=also, **chosen), extra)
+    request = Request(models=models, also=also, **chosen)
+    if rows:
+        return report(*of_table(rows, request), extra, rows)
+    return report([request], request.folder, extra)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ those of their record where they are there; a report may travel without the larg
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +21,10 @@ from lib.alignment.derived import alike
 from lib.alignment.evidence import Evidence, pointer
 from lib.alignment.references import forged
 from lib.errors import UserError
+from lib.families import NAMES
 from lib.record import ROOT, ArraysMissing, load_arrays, plain, read, sha256
 from lib.report import bound, fragments, pictures
+from lib.report.overview import worst
 from lib.report.page import COUNTED
 from lib.show.messages import LANGUAGES, TEXTS, Messages, entries
 
@@ -85,7 +88,11 @@ def verify(report: Path) -> list[Checked]:
     if not found:
         raise UserError(f"{report}: holds no {' or '.join(PAGES)}; run `make report` first")
     judged = cache(Judged.of)  # both pages show the same records
-    return [_page(path, judged) for path in found]
+    if " data-report=" not in (text := found[0].read_text(encoding="utf-8")):
+        return [_page(path, judged) for path in found]
+    many = Content(text)
+    names = [str(row["data-report"]) for row in many.page.select("[data-report]") if row.get("data-records")]
+    return [_overview(found[0], many), *(checked for name in names for checked in verify(report / name))]
 
 
 @dataclass(frozen=True)
@@ -154,8 +161,36 @@ def _page(path: Path, judged: Callable[[Path, str], Judged]) -> Checked:
     return Checked(path, numbers, names, figures, len(ids), *without, tuple(absent), tuple(dict.fromkeys(faults)))
 
 
-def _element(element: Tag, fields: bound.Fields, words: Messages) -> Iterator[str]:
-    """What is wrong with a bound element: text, value and record must say the same."""
+def _overview(path: Path, content: Content) -> Checked:
+    """The page of many reports: each row against the records of its report."""
+    words, shown, ids = Messages(content.language), Counter(), set()
+    faults = [*_unbound(content, words, path), *_disguised(content, words)]
+    for row in content.page.select("[data-report]"):
+        name, own = str(row["data-report"]), Content(str(row))
+        page, fields = f"{name}/index.html", bound.Fields(path.parent / name / str(row.get("data-records")))
+        said = [fault for element in own.bound for fault in _element(element, fields, words, page)]
+        said += _uncounted(own, fields)
+        if any(str(link.get("href")).partition("#")[0] != page for link in row.select("a")):
+            said.append("the row leads to another report")
+        for badge in row.select(".verdict .badge") if not said else ():
+            ref = str(badge.get("data-ref", ""))
+            listed = [one["verdict"] for one in fields[ref.rsplit("/", 2)[0]]] if ref else ["NOT RUN"]
+            shown[worst(listed)] += 1
+            if ref and fields[ref] != worst(listed):
+                said.append(f"the row says {fields[ref]}, where the worst verdict is {worst(listed)}")
+        ids |= {f"{name}/{ref.partition('#')[0]}" for element in own.bound for ref in refs(element)}
+        faults += [f"{name}: {fault}" for fault in said]
+    for element in content.bound:
+        if not element.find_parent(attrs={"data-report": True}):
+            number = str(shown[str(element.get("data-rows"))])
+            if (element.get_text(), element.get("value")) != (number, number):
+                faults.append(f"'{element.get_text()}' is not how many rows say {element.get('data-rows')}: {number}")
+    numbers = sum(element.name == "data" for element in content.bound)
+    return Checked(path, numbers, len(content.bound) - numbers, 0, len(ids), 0, 0, 0, (), tuple(dict.fromkeys(faults)))
+
+
+def _element(element: Tag, fields: bound.Fields, words: Messages, page: str = "") -> Iterator[str]:
+    """What is wrong with a bound element: text, value and record must say the same. page: where its record is told."""
     ref, said, look = str(element.get("data-ref", "")), element.get_text(), element.get("class", [])
     if not ref:
         yield f"{where(element)}: '{said}' is bound to no record"
@@ -170,7 +205,7 @@ def _element(element: Tag, fields: bound.Fields, words: Messages) -> Iterator[st
     if element.name == "data" and element.get("value") != str(value):
         yield f"{where(element)}: the value of '{said}' is {element.get('value')}, {ref} holds {value}"
     link = element.find_parent("a", class_="ref")
-    if link and (link.get("title"), link.get("href")) != (ref, f"#{bound.anchor(ref)}"):
+    if link and (link.get("title"), link.get("href")) != (ref, f"{page}#{bound.anchor(ref)}"):
         yield f"{where(element)}: '{said}' leads to {link.get('href')}, not to the record of {ref}"
     if "badge" in look and look != ["badge", bound.badge_class(value)]:
         yield f"{where(element)}: '{said}' looks like another verdict ({' '.join(look)})"
@@ -189,7 +224,8 @@ def _expected(element: Tag, ref: str, fields: bound.Fields, words: Messages) -> 
 def _unbound(content: Content, words: Messages, path: Path) -> Iterator[str]:
     """Digits outside of bound elements: only words of the catalogue (float64, …), the names of notebooks and of the
     folder may have some."""
-    allowed = digits(words.language) | {path.parent.name}
+    reports = {str(row["data-report"]) for row in content.page.select("[data-report]")}
+    allowed = digits(words.language) | {path.parent.name, *reports, *NAMES}
     allowed |= {name for file in (ROOT / "notebooks").glob("*.ipynb") for name in (file.stem, f"notebooks/{file.name}")}
     for text, said in content.free():
         for token in _tokens(said):

@@ -1,0 +1,81 @@
+"""What is said of a report that isn't finished: where to look, and a page that shows what is missing as NOT RUN."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib import record
+from lib import report as pages
+from lib.machine.job import name_of, open_mark, quote, read_mark
+from lib.machine.notebook import LINES
+
+if TYPE_CHECKING:
+    from lib.machine.pipeline import Job
+
+
+def cause(open_jobs: Sequence["Job"], log: Path) -> str:
+    """Where to look after a failure: at what the jobs said; where none failed, what Snakemake said last is shown."""
+    if any("why" in read_mark(open_mark(job.done)) for job in open_jobs):
+        return f"see above, and {log}"
+    lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if lost := [line for line in lines if line.startswith("    message: ")]:  # of a job that a cluster lost
+        return f"Snakemake stopped: {lost[0].partition(': ')[2]} ({log})"
+    quote(lines[-LINES:])
+    return f"Snakemake stopped, though no job failed: its last words are above ({log})"
+
+
+def gaps(open_jobs: Sequence["Job"], page: Path) -> list[dict[str, str]]:
+    """Why each job of a report that is not done is not: what it failed of and where to look, seen from the page; or the
+    names of the failed jobs that it waits for."""
+    by_mark = {str(job.done): job for job in open_jobs}
+    said = {mark: read_mark(open_mark(job.done)) for mark, job in by_mark.items()}
+    found = []
+    for mark, job in by_mark.items():
+        why, see = said[mark].get("why", ""), said[mark].get("see", "")
+        failed = [other for other in before(job, by_mark) if "why" in said[other]]
+        gap = {
+            "stage": job.stage.name,
+            "model": job.model,
+            "side": job.side,
+            "why": why,
+            "see": os.path.relpath(see, page) if see else "",
+            "waits_for": "" if why else ", ".join(name_of(Path(other)) for other in failed),
+        }
+        found += [gap] if job.stage.name != "compare" else []
+    return found
+
+
+def before(job: "Job", open_jobs: Mapping[str, "Job"]) -> list[str]:
+    """The marks of the open jobs that a job waits for, directly or not."""
+    direct = [mark for mark in (*job.needs, *job.after) if mark in open_jobs]
+    return list(dict.fromkeys(other for one in direct for other in (one, *before(open_jobs[one], open_jobs))))
+
+
+def report_with_gaps(jobs: Sequence["Job"], open_jobs: Sequence["Job"]) -> None:
+    """Render from the records of the jobs that are done, so that the others show as NOT RUN, with a record of the gaps.
+
+    A mistake in the data stops everything; then the earlier report stays as it was.
+    """
+    stages = {job.stage.name for job in open_jobs}
+    if "compare" not in stages or len(stages) == 1 or "data" in stages:
+        return
+    compare = next(job for job in open_jobs if job.stage.name == "compare")
+    compare.done.unlink(missing_ok=True)
+    description = json.loads(compare.file.read_text(encoding="utf-8"))
+    values = description["parameters"]
+    records, page = Path(values["records"]), Path(values["report"], "index.html")
+    view = page.with_name(".records")
+    shutil.rmtree(view, ignore_errors=True)
+    for result in (Path(result) for job in jobs if job not in open_jobs for result in job.results):
+        if records in result.parents:
+            link = view / result.relative_to(records)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            for suffix in (".json", ".safetensors"):
+                link.with_suffix(suffix).symlink_to(result.with_suffix(suffix).resolve())
+    with record.measure("gaps", "all", view) as measured:
+        measured.fields["gaps"] = gaps(open_jobs, page.parent)
+    pages.make(Path(description["notebook"]).stem, {**values, "records": str(view)})
+    print(f"[report] a report with gaps: {page}", flush=True)
