@@ -11,10 +11,15 @@ and `tests/test_backend*.py` shows each against NumPy in float64. Kernels that m
 import ctypes as _ctypes
 import os as _os
 import re as _re
+import shutil as _shutil
+import sys as _sys
 
 import numpy as _np
 
+from lib.errors import UserError as _UserError
+
 from . import jittor_nn as nn
+from . import together as _together
 from .jittor_compiler import compile_fast as _compile_fast
 from .jittor_compiler import show_progress_in_notebooks as _show_progress_in_notebooks
 from .jittor_functions import array as _array
@@ -26,6 +31,7 @@ from .kernels import optim as _optim
 NAME = "jittor"
 VERSION = _jt.__version__
 FLOAT64 = "full"
+all_gather = _together.all_gather
 Tensor = _jt.Var
 AdamW, SGD = _optim.AdamW, _optim.SGD
 exp, log, sqrt, where = _jt.exp, _jt.log, _jt.sqrt, _jt.where  # mean the same
@@ -176,6 +182,51 @@ def give_back() -> None:
     _jt.gc()
     if hasattr(_ctypes.CDLL(None), "malloc_trim"):
         _ctypes.CDLL(None).malloc_trim(0)
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+LAUNCHED = "OMPI_COMM_WORLD_SIZE"  # set in the processes that `launcher` starts
+DIED = r"process rank (\d+) .*?exited on\s+signal (\d+)"  # a process and the signal, as the launcher says it
+
+
+def launcher(processes: int) -> list[str]:
+    """What starts the options behind it as so many Pythons: OpenMPI's mpirun. UserError where it, or what Jittor
+    compiles its MPI operators with, is absent."""
+    for tool in ("mpirun", "mpicc"):
+        if not _shutil.which(tool):
+            raise _UserError(
+                f"training: several processes of Jittor need OpenMPI, and there is no {tool} on this machine: install "
+                "it (Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev), or leave --processes out"
+            )
+    root = ["--allow-run-as-root"] if _os.geteuid() == 0 else []
+    return ["mpirun", *root, "--bind-to", "none", "--oversubscribe", "-n", str(processes), _sys.executable]
+
+
+def join() -> None:
+    """Take this process's place among those that the launcher started: Jittor's import has done it."""
+
+
+def world() -> int:
+    """How many processes train together; 1 without the launcher."""
+    return _jt.world_size
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return _jt.rank
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """The sum of x over all processes, x itself for one; so is its gradient. Floats alone: Jittor's operator sums int64
+    as pairs of a double and an int."""
+    return _scalar(x.mpi_all_reduce(), getattr(x, "is_scalar", False)) if world() > 1 else x
+
+
+def synchronise(model: nn.Module) -> None:
+    """Let every batch norm in train() take its statistics over the images of all processes."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.synchronised = True
 
 
 _compile_fast()

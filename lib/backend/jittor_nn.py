@@ -6,6 +6,7 @@ own differences. Only what the models use is here.
 
 import numpy as np
 
+from . import together
 from .jittor_functions import array
 from .jittor_import import jt
 from .kernels import elementwise, normalise, products, windows
@@ -165,6 +166,8 @@ class BatchNorm2d(Module):
     """Two-pass statistics, and a running variance of the unbiased ones: Jittor computes E[x²] - E[x]² (9e-4 off at
     mean / std = 10) and averages the biased variance. Has `num_batches_tracked`, as published checkpoints do."""
 
+    synchronised = False  # whether the statistics are those of all processes' images
+
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = Parameter(jt.ones((num_features,)))
@@ -182,8 +185,11 @@ class BatchNorm2d(Module):
             scale = self.weight / jt.sqrt(self.running_var + eps)
             shift = self.bias - self.running_mean * scale
             return normalise.affine(x, scale, shift)
-        y, mean, variance = normalise.batch_norm(x, self.weight, self.bias, self.eps)
-        count = x.numel() // x.shape[1]
+        if self.synchronised:
+            y, mean, variance, count = together.batch_norm(x, self.weight, self.bias, self.eps)
+        else:
+            y, mean, variance = normalise.batch_norm(x, self.weight, self.bias, self.eps)
+            count = x.numel() // x.shape[1]
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training, got shape {x.shape}")
         self.running_mean.update(normalise.blend(self.running_mean, mean, self.momentum))
