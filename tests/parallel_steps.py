@@ -1,30 +1,62 @@
-"""Steps of a training as the engine records them, in as many processes as start this: MODEL DATA SIZE BATCH STEPS OUT."""
+"""Training steps as the engine records them, in as many processes as start this: DATA SIZE BATCH FOLDER.
+
+The first process writes `sound.json`; several also write, for each way to train wrongly, a file of its name.
+"""
 
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
-
-from lib import backend
-from lib.alignment import watch
+from lib import backend, convert, losses, models
+from lib.alignment import references, steps
 from lib.record import plain
 from lib.training import parallel, runs
 
+MODEL, STEPS = "nanodet-plus-m_320", 1
 
-def record(model: str, data: str, size: int, batch: int, steps: int, out: Path) -> None:
-    """Files of the fields and arrays, written by the first process."""
-    plan = runs.Training(model, data, str(out.parent), (size, size), batch, epochs=50)
-    fields, arrays = watch.first_steps(plan, steps, seeded=not model.startswith("gold"))
-    if backend.rank() == 0:
-        out.write_text(json.dumps(plain(fields)))
-        np.savez(out.with_suffix(".npz"), **arrays)
+
+def halved(tensors):
+    return [t * 0.5 for t in whole(tensors)]
+
+
+whole = backend.all_reduce_each
+WRONG = {  # name -> what is replaced by what
+    "statistics of its own images": ("synchronise", lambda model: None),
+    "the mean of the gradients": ("all_reduce_each", halved),
+}
+
+
+def record(data: str, size: int, batch: int) -> dict:
+    """The fields of a lock-step in both precisions."""
+    plan = runs.Training(MODEL, data, "", (size, size), batch, epochs=50)
+    loader = runs.loader(plan)
+
+    def trainer(precision: str) -> steps.Watched:
+        model = runs.network(plan, loader, drawn=False)[0]
+        state = convert.state(model)
+        seeded = references.case(MODEL, "loss").weights({name: array.shape for name, array in state.items()})
+        convert.load(model, state | seeded)
+        model = backend.float64(model) if precision == "float64" else model
+        criterion, groups = losses.build(MODEL, len(loader.dataset.classes)), models.parameter_groups(MODEL, model)
+        return steps.Watched(model, criterion, runs.recipe(plan, loader), len(loader), groups)
+
+    trainers = {precision: trainer(precision) for precision in ("float32", "float64")}
+    return plain(steps.lockstep(trainers, steps.native(list(loader.iter_epoch(0))), STEPS, ())[0])
+
+
+def main(data: str, size: str, batch: str, folder: str) -> None:
+    def write(name: str) -> None:
+        fields = record(data, int(size), int(batch))
+        if backend.rank() == 0:
+            Path(folder, f"{name}.json").write_text(json.dumps(fields))
+
+    write("sound")
+    for name, (replaced, by) in WRONG.items() if backend.world() > 1 else ():
+        with mock.patch.object(backend, replaced, by):
+            write(name)
 
 
 if __name__ == "__main__":
-    model, data, out, *numbers = sys.argv[1:]
-    if not parallel.launched():
-        record(model, data, *map(int, numbers), Path(out))
-    else:
-        with parallel.member(2):
-            record(model, data, *map(int, numbers), Path(out))
+    with parallel.member(2):
+        main(*sys.argv[1:])

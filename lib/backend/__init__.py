@@ -21,6 +21,7 @@ NAMES = [
     "adaptive_avg_pool2d",
     "all_gather",
     "all_reduce",
+    "all_reduce_each",
     "amax",
     "arange",
     "argmax",

@@ -222,6 +222,11 @@ def all_reduce(x: Tensor) -> Tensor:
     return _scalar(x.mpi_all_reduce(), getattr(x, "is_scalar", False)) if world() > 1 else x
 
 
+def all_reduce_each(tensors: list[Tensor]) -> list[Tensor]:
+    """`all_reduce` of each."""
+    return [all_reduce(t) for t in tensors]
+
+
 def synchronise(model: nn.Module) -> None:
     """Let every batch norm in train() take its statistics over the images of all processes."""
     for module in model.modules():

@@ -252,7 +252,7 @@ def join() -> None:
 
 
 def world() -> int:
-    """How many processes train together; 1 without `join`."""
+    """How many processes train together."""
     return _distributed.get_world_size() if _distributed.is_initialized() else 1
 
 
@@ -279,6 +279,15 @@ class _AllReduce(_torch.autograd.Function):
 def all_reduce(x: _torch.Tensor) -> _torch.Tensor:
     """The sum of x over all processes, x itself for one; so is its gradient. ConnectionError where another is gone."""
     return _AllReduce.apply(x) if world() > 1 else x
+
+
+def all_reduce_each(tensors: list[_torch.Tensor]) -> list[_torch.Tensor]:
+    """`all_reduce` of each, without a graph, in one message: each waits for all processes."""
+    if world() == 1:
+        return tensors
+    with _torch.no_grad():
+        parts = all_reduce(_torch.cat([t.reshape(-1) for t in tensors])).split([t.numel() for t in tensors])
+    return [part.view_as(t) for part, t in zip(parts, tensors)]
 
 
 class _SynchronisedBatchNorm2d(nn.BatchNorm2d):

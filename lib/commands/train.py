@@ -4,12 +4,9 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lib.commands import arguments
-
-if TYPE_CHECKING:
-    from lib.training.runs import Training
 
 PURPOSE = "train a model in this environment's framework"
 EXAMPLES = """\
@@ -26,7 +23,7 @@ EXAMPLES = """\
                                                              Gold-YOLO's own two steps (M, L: gold-yolo-m, gold-yolo-l)
   python -m lib train rtdetr_r18vd coco/ runs/coco --device cuda --processes 4
                                                              four GPUs, each with a quarter of every batch: torchrun
-                                                             (gloo without a GPU), in Jittor OpenMPI's mpirun
+                                                             (without --device on the CPU), in Jittor OpenMPI's mpirun
 The same command again continues an interrupted run bit for bit; an interrupt loses the epoch that was running, or of a
 long one at most ten minutes. A folder with another run, or a complete one, is refused. runs/scenes then holds log.jsonl
 (and the same numbers for TensorBoard: tensorboard --logdir runs), checkpoint.safetensors, and the averaged weights:
@@ -85,7 +82,7 @@ def run(chosen: argparse.Namespace) -> None:
         _train(plan)
 
 
-def _train(plan: "Training") -> None:
+def _train(plan: Any) -> None:
     from lib import backend
     from lib.data import coco
     from lib.training import runs
@@ -100,10 +97,6 @@ def _train(plan: "Training") -> None:
     before = next((line["evaluation"] for line in read_log(outcome.log) if line["epoch"] < 0), None)
     started = f" (before the first step {before['AP']:.3f})" if before else ""
     print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}{started}")
-    again = [
-        plan.model,
-        outcome.weights,
-        coco.splits(plan.data)[1],
-        *(["--size", *plan.input_size] if plan.input_size else []),
-    ]
-    print(f"again: python -m lib evaluate {shlex.join(map(str, again))}")
+    size = ["--size", *plan.input_size] if plan.input_size else []
+    again = shlex.join(map(str, [plan.model, outcome.weights, coco.splits(plan.data)[1], *size]))
+    print(f"again: python -m lib evaluate {again}")

@@ -17,7 +17,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class Trainer:
     def _gradients(self, loss: Any) -> list:
         scaled = loss if self.scale is None else loss * self.scale.value
         found = backend.grad(scaled, self._parameters, retain_graph=False)
-        gradients = [backend.all_reduce(gradient) for gradient in found]
+        gradients = backend.all_reduce_each(found)
         return gradients if self.scale is None else [gradient * (1 / self.scale.value) for gradient in gradients]
 
     def _is_usable(self, norm: Any) -> bool:
@@ -258,12 +258,11 @@ def train(
     known = {**(identity or {}), "precision": precision}
     facts = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": known}
     run = (_Follower if backend.rank() else _Run)(trainer, folder, facts, replace, classes)
-    if backend.world() > 1:
-        run.compare_start(loader)
+    run.compare(loader)
     due = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
     with (
         _memory_named(recipe.batch, folder),
-        run.logging() as run.log,
+        nullcontext() if backend.rank() else Log(folder / LOG, trainer.step, run.pending) as run.log,
         tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training") as run.bar,
     ):
         if evaluate and evaluate_before and not trainer.step:
@@ -274,8 +273,7 @@ def train(
                 run.save(pending=True)  # a broken validation image does not cost the epoch
                 run.evaluate(evaluate, epoch)
             run.save()
-            if backend.world() > 1:
-                run.compare_weights()
+            run.compare(loader)
         if not evaluate:
             run.keep(LAST, WEIGHTS)
     files = (folder / name for name in (LOG, CHECKPOINT, WEIGHTS, LAST))
@@ -294,25 +292,19 @@ class _Run:
         held = self._resume(replace)
         self.best, self.pending, self.resumed_at = held.get("best"), held.get("pending", False), trainer.step
 
-    def compare_start(self, loader: Any) -> None:
-        """UserError unless all processes begin at the same step with the same weights and the same next batch."""
-        trainer = self.trainer
-        here = f"{self.folder} must be one folder that all processes see"
-        parallel.agree([np.array(trainer.step)], f"begins at another step than process 0: {here}")
-        self.compare_weights()
-        if trainer.step < len(trainer.rates):
-            batch = loader.whole(*divmod(trainer.step, len(loader)))
-            parallel.agree(
-                [batch.images, *(target[key] for target in batch.targets for key in ("boxes", "labels"))],
-                "sees another first batch than process 0: they need the same files, versions and options",
-            )
-
-    def compare_weights(self) -> None:
-        """UserError unless all processes have the same state."""
-        held = self.trainer.state()
-        step = self.trainer.step
+    def compare(self, loader: Any) -> None:
+        """UserError unless all processes stand at the same step with the same state and have the same next batch."""
+        if backend.world() == 1:
+            return
+        held, step = self.trainer.state(), self.trainer.step
+        arrays = [held[name] for name in sorted(held)]
+        if step < len(self.trainer.rates):
+            batch = loader.whole(*divmod(step, len(loader)))
+            arrays += [batch.images, *(target[key] for target in batch.targets for key in ("boxes", "labels"))]
         parallel.agree(
-            [held[name] for name in sorted(held)], f"has other weights than process 0 before step {step}: train anew"
+            arrays,
+            f"has other weights or another batch than process 0 at step {step}: all need this folder, {self.folder}, "
+            "the same files, versions and options",
         )
 
     def train(self, batches: Iterator, checkpoint_every: int) -> None:
@@ -376,9 +368,6 @@ class _Run:
             self.best = line
         self.keep(*((LAST, WEIGHTS) if line is self.best else (LAST,)))
 
-    def logging(self) -> AbstractContextManager[Log | None]:
-        return Log(self.folder / LOG, self.trainer.step, self.pending)
-
     def write(self, line: Mapping[str, Any]) -> None:
         self.log.write(line)
 
@@ -425,13 +414,10 @@ class _Run:
 class _Follower(_Run):
     """The run in a process that is not the first: it trains alike, and leaves evaluating and writing to that one."""
 
-    def logging(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """The first process does it."""
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    evaluate = keep = save = write
+    write = evaluate = keep = save = _nothing
 
 
 def _differences(state: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

@@ -28,22 +28,17 @@ from lib.errors import UserError, of_a_user
 from lib.record import threads
 
 ERROR = "error: "
-LAST_WORDS = re.compile(rf"{ERROR}|Traceback|-----")  # what begins a line that is not passed on at once
-QUIET = {"LOGLEVEL": "CRITICAL", "TORCH_CPP_LOG_LEVEL": "ERROR", "OMPI_MCA_mpi_yield_when_idle": "1"}
+# Where passing on stops: an error of a process, or what a launcher says of its end.
+LAST_WORDS = re.compile(rf"{ERROR}|Traceback|-----|[EW]\d{{4}} \d\d:")
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMPI_MCA_mpi_yield_when_idle": "1"}
 
 
 def check(processes: int, batch: int) -> None:
-    """UserError unless so many processes can share a batch."""
-    if not 1 <= processes <= batch:
+    """UserError unless so many processes can have equal parts of a batch."""
+    if processes < 1 or batch % processes:
         raise UserError(
-            f"training: {processes} processes can't share a batch of {batch}: give --processes 1 to {batch}, or a "
-            "larger --batch"
-        )
-    if batch % processes:
-        near = sorted({max(1, batch // processes) * processes, -(-batch // processes) * processes})
-        raise UserError(
-            f"training: a batch of {batch} can't be divided among {processes} processes: give --batch "
-            f"{' or '.join(map(str, near))}"
+            f"training: {processes} processes can't share a batch of {batch} equally: give a multiple of "
+            "--processes as --batch"
         )
 
 
@@ -65,7 +60,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         command, env=variables, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     with _ended_with_this(child):
-        said = "".join(_relayed(child.stderr))
+        said = _relayed(child.stderr)
         code = child.wait()
     if code:
         raise UserError(_reason(said, processes) or f"a process of the training ended with code {code}:\n{said}")
@@ -83,25 +78,22 @@ def _ended_with_this(child: subprocess.Popen) -> Iterator[None]:
         child.wait()
 
 
-def _relayed(stream: IO[bytes]) -> Iterator[str]:
-    """What is written, passed on line by line up to the first of the last words; these, and all that follows."""
-    rest, last = b"", False
-    while piece := os.read(stream.fileno(), 1 << 16):
-        *lines, rest = re.split(rb"(?<=[\r\n])", rest + piece)
-        for line in (line.decode(errors="replace") for line in lines):
-            last = last or bool(LAST_WORDS.match(line))
-            if last:
-                yield line
-            else:
-                print(line, end="", file=sys.stderr, flush=True)
-    yield rest.decode(errors="replace")
+def _relayed(stream: IO[bytes]) -> str:
+    """Pass on what is written up to the first of the last words; give back these, and all that follows."""
+    pieces = iter(lambda: os.read(stream.fileno(), 1 << 16).decode(errors="replace"), "")
+    for piece in pieces:
+        if found := LAST_WORDS.search(piece):
+            print(piece[: found.start()], file=sys.stderr)  # and so ends the line of a bar
+            return piece[found.start() :] + "".join(pieces)
+        print(piece, end="", file=sys.stderr, flush=True)
+    return ""
 
 
 def _reason(said: str, processes: int) -> str:
     """The line of what ended the training; empty where nobody says it."""
     died = [(int(rank), signal.Signals(int(number))) for rank, number in re.findall(backend.DIED, said, re.DOTALL)]
     died.sort(key=lambda one: one[1] == signal.SIGTERM)  # which launchers send to the others
-    errors = [line.removeprefix(ERROR) for line in said.splitlines() if line.startswith(ERROR)]
+    errors = re.findall(f"{ERROR}(.*)", said)
     if died and (died[0][1] != signal.SIGTERM or not errors):
         rank, number = died[0]
         return (
