@@ -19,7 +19,6 @@ import numpy as _np
 from lib.errors import UserError as _UserError
 
 from . import jittor_nn as nn
-from . import together as _together
 from .jittor_compiler import compile_fast as _compile_fast
 from .jittor_compiler import show_progress_in_notebooks as _show_progress_in_notebooks
 from .jittor_functions import array as _array
@@ -31,7 +30,6 @@ from .kernels import optim as _optim
 NAME = "jittor"
 VERSION = _jt.__version__
 FLOAT64 = "full"
-all_gather = _together.all_gather
 Tensor = _jt.Var
 AdamW, SGD = _optim.AdamW, _optim.SGD
 exp, log, sqrt, where = _jt.exp, _jt.log, _jt.sqrt, _jt.where  # mean the same
@@ -225,6 +223,13 @@ def all_reduce(x: Tensor) -> Tensor:
 def all_reduce_each(tensors: list[Tensor]) -> list[Tensor]:
     """`all_reduce` of each."""
     return [all_reduce(t) for t in tensors]
+
+
+def all_gather(numbers: list[float]) -> _np.ndarray:
+    """The numbers of every process, float64 (processes, k), exact up to 2**53. All must ask, in the same order."""
+    rows = _np.zeros((world(), len(numbers)))
+    rows[rank()] = numbers
+    return numpy(all_reduce(tensor(rows))) if world() > 1 else rows
 
 
 def synchronise(model: nn.Module) -> None:

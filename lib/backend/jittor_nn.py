@@ -6,7 +6,6 @@ own differences. Only what the models use is here.
 
 import numpy as np
 
-from . import together
 from .jittor_functions import array
 from .jittor_import import jt
 from .kernels import elementwise, normalise, products, windows
@@ -185,11 +184,9 @@ class BatchNorm2d(Module):
             scale = self.weight / jt.sqrt(self.running_var + eps)
             shift = self.bias - self.running_mean * scale
             return normalise.affine(x, scale, shift)
-        if self.synchronised:
-            y, mean, variance, count = together.batch_norm(x, self.weight, self.bias, self.eps)
-        else:
-            y, mean, variance = normalise.batch_norm(x, self.weight, self.bias, self.eps)
-            count = x.numel() // x.shape[1]
+        rule = normalise.synchronised_batch_norm if self.synchronised else normalise.batch_norm
+        y, mean, variance = rule(x, self.weight, self.bias, self.eps)
+        count = x.numel() // x.shape[1] * (jt.world_size if self.synchronised else 1)
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training, got shape {x.shape}")
         self.running_mean.update(normalise.blend(self.running_mean, mean, self.momentum))

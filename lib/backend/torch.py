@@ -16,12 +16,9 @@ from torch import distributed as _distributed
 from torch import nn
 from torch.nn import functional as _functional
 
-from . import together as _together
-
 NAME, FRAMEWORK = "torch", _torch
 VERSION = _torch.__version__
 FLOAT64 = "full"
-all_gather = _together.all_gather
 # Of these PyTorch has others in its first module, or none.
 adaptive_avg_pool2d = _functional.adaptive_avg_pool2d
 binary_cross_entropy_with_logits = _functional.binary_cross_entropy_with_logits
@@ -290,17 +287,28 @@ def all_reduce_each(tensors: list[_torch.Tensor]) -> list[_torch.Tensor]:
     return [part.view_as(t) for part, t in zip(parts, tensors)]
 
 
+def all_gather(numbers: list[float]) -> _np.ndarray:
+    """The numbers of every process, float64 (processes, k), exact up to 2**53. All must ask, in the same order."""
+    rows = _np.zeros((world(), len(numbers)))
+    rows[rank()] = numbers
+    return numpy(all_reduce(tensor(rows))) if world() > 1 else rows
+
+
 class _SynchronisedBatchNorm2d(nn.BatchNorm2d):
     """PyTorch's own needs a GPU."""
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        y, mean, variance, count = _together.batch_norm(x, self.weight, self.bias, self.eps)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        count, shape = world() * x.numel() // x.shape[1], (1, -1, 1, 1)
+        mean = all_reduce(x.sum((0, 2, 3), keepdim=True)) / count
+        centred = x - mean
+        variance = all_reduce((centred * centred).sum((0, 2, 3), keepdim=True)) / count
+        self.running_mean.lerp_(mean.detach().flatten(), self.momentum)
+        self.running_var.lerp_(variance.detach().flatten() * (count / (count - 1)), self.momentum)
         self.num_batches_tracked.add_(1)
-        return y
+        scale = self.weight.reshape(shape) / (variance + self.eps).sqrt()
+        return centred * scale + self.bias.reshape(shape)
 
 
 def synchronise(model: nn.Module) -> None:
