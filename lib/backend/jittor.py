@@ -215,8 +215,8 @@ def rank() -> int:
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """The sum of x over all processes, x itself for one; so is its gradient. Floats alone: Jittor's operator sums int64
-    as pairs of a double and an int."""
+    """The sum of x over all processes, x itself for one; so is its gradient. Floats alone: Jittor hands MPI an int64 as
+    a pair of a double and an int, which have no sum, and MPI ends the processes."""
     return _scalar(x.mpi_all_reduce(), getattr(x, "is_scalar", False)) if world() > 1 else x
 
 
