@@ -11,8 +11,12 @@ and `tests/test_backend*.py` shows each against NumPy in float64. Kernels that m
 import ctypes as _ctypes
 import os as _os
 import re as _re
+import shutil as _shutil
+import sys as _sys
 
 import numpy as _np
+
+from lib.errors import UserError as _UserError
 
 from . import jittor_nn as nn
 from .jittor_compiler import compile_fast as _compile_fast
@@ -186,6 +190,63 @@ def give_back() -> None:
     _jt.gc()
     if hasattr(_ctypes.CDLL(None), "malloc_trim"):
         _ctypes.CDLL(None).malloc_trim(0)
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+LAUNCHED = "OMPI_COMM_WORLD_SIZE"  # set in the processes that `launcher` starts
+DIED = r"process rank (\d+) .*?exited on\s+signal (\d+)"  # a process and the signal, as the launcher says it
+
+
+def launcher(processes: int) -> list[str]:
+    """What starts the options behind it as so many Pythons: OpenMPI's mpirun. UserError where it, or what Jittor
+    compiles its MPI operators with, is absent."""
+    for tool in ("mpirun", "mpicc"):
+        if not _shutil.which(tool):
+            raise _UserError(
+                f"training: several processes of Jittor need OpenMPI, and there is no {tool} on this machine: install "
+                "it (Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev), or leave --processes out"
+            )
+    root = ["--allow-run-as-root"] if _os.geteuid() == 0 else []
+    return ["mpirun", *root, "--bind-to", "none", "--oversubscribe", "-n", str(processes), _sys.executable]
+
+
+def join() -> None:
+    """Take this process's place among those that the launcher started: Jittor's import has done it."""
+
+
+def world() -> int:
+    """How many processes train together; 1 without the launcher."""
+    return _jt.world_size
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return _jt.rank
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """The sum of x over all processes, x itself for one; so is its gradient. Floats alone: Jittor hands MPI an int64 as
+    a pair of a double and an int, which have no sum, and MPI ends the processes."""
+    return _scalar(x.mpi_all_reduce(), getattr(x, "is_scalar", False)) if world() > 1 else x
+
+
+def all_reduce_each(tensors: list[Tensor]) -> list[Tensor]:
+    """`all_reduce` of each."""
+    return [all_reduce(t) for t in tensors]
+
+
+def all_gather(numbers: list[float]) -> _np.ndarray:
+    """The numbers of every process, float64 (processes, k), exact up to 2**53. All must ask, in the same order."""
+    rows = _np.zeros((world(), len(numbers)))
+    rows[rank()] = numbers
+    return numpy(all_reduce(tensor(rows))) if world() > 1 else rows
+
+
+def synchronise(model: nn.Module) -> None:
+    """Let every batch norm in train() take its statistics over the images of all processes."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.synchronised = True
 
 
 _compile_fast()

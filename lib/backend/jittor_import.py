@@ -34,6 +34,8 @@ def _import_jittor():
     sys.path[:] = [os.path.realpath(p) if "site-packages" in p else p for p in sys.path]
     os.environ.setdefault("cache_name", "alignment")
     os.environ.setdefault("log_silent", "1")
+    # Its MPI operators only where mpirun started this process: else any import would compile and load them.
+    os.environ["use_mpi"] = str(int("OMPI_COMM_WORLD_SIZE" in os.environ))
     if os.environ.get("ALIGN_DEVICE", "cpu") == "cpu":
         os.environ["nvcc_path"] = ""  # a broken CUDA toolkit must not stop a CPU run
     core = environment.header(Path(sys.prefix).resolve(), "core")

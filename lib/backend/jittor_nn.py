@@ -180,6 +180,8 @@ class BatchNorm2d(Module):
     """Two-pass statistics, and a running variance of the unbiased ones: Jittor computes E[x²] - E[x]² (9e-4 off at
     mean / std = 10) and averages the biased variance. Has `num_batches_tracked`, as published checkpoints do."""
 
+    synchronised = False  # whether the statistics are those of all processes' images
+
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = Parameter(jt.ones((num_features,)))
@@ -197,8 +199,9 @@ class BatchNorm2d(Module):
             scale = self.weight / jt.sqrt(self.running_var + eps)
             shift = self.bias - self.running_mean * scale
             return normalise.affine(x, scale, shift)
-        y, mean, variance = normalise.batch_norm(x, self.weight, self.bias, self.eps)
-        count = x.numel() // x.shape[1]
+        rule = normalise.synchronised_batch_norm if self.synchronised else normalise.batch_norm
+        y, mean, variance = rule(x, self.weight, self.bias, self.eps)
+        count = x.numel() // x.shape[1] * (jt.world_size if self.synchronised else 1)
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training, got shape {x.shape}")
         self.running_mean.update(normalise.blend(self.running_mean, mean, self.momentum))

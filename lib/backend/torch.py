@@ -6,10 +6,13 @@ Twin of `jittor.py`.
 import ctypes as _ctypes
 import inspect as _inspect
 import os as _os
+import sys as _sys
 from collections import Counter as _Counter
+from datetime import timedelta as _timedelta
 
 import numpy as _np
 import torch as _torch
+from torch import distributed as _distributed
 from torch import nn
 from torch.nn import functional as _functional
 
@@ -235,6 +238,94 @@ def AdamW(groups: list[dict], lr: float, betas=(0.9, 0.999), eps=1e-8, weight_de
 def SGD(groups: list[dict], lr: float, momentum=0.0, nesterov=False, weight_decay=0.0) -> _SGD:
     """SGD with momentum, as torch.optim.SGD."""
     return _SGD(_torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # set in the processes that `launcher` starts
+DIED = r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: -(\d+)"  # a process and the signal, as the launcher says it
+
+
+def launcher(processes: int) -> list[str]:
+    """What starts the options behind it as so many Pythons: torchrun."""
+    return [_sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
+def join() -> None:
+    """Take this process's place among those that the launcher started. They may wait for one another for days: who
+    dies ends the others through the launcher."""
+    if _device == "cuda":
+        _torch.cuda.set_device(int(_os.environ["LOCAL_RANK"]))
+    _distributed.init_process_group("nccl" if _device == "cuda" else "gloo", timeout=_timedelta(days=30))
+
+
+def world() -> int:
+    """How many processes train together."""
+    return _distributed.get_world_size() if _distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return _distributed.get_rank() if _distributed.is_initialized() else 0
+
+
+class _AllReduce(_torch.autograd.Function):
+    @staticmethod
+    def forward(_, x):
+        total = x.clone(memory_format=_torch.contiguous_format)
+        try:
+            _distributed.all_reduce(total)
+        except RuntimeError as error:
+            raise ConnectionError("another process of this training is gone") from error
+        return total
+
+    @staticmethod
+    def backward(_, gradient):
+        return _AllReduce.apply(gradient)
+
+
+def all_reduce(x: _torch.Tensor) -> _torch.Tensor:
+    """The sum of x over all processes, x itself for one; so is its gradient. ConnectionError where another is gone."""
+    return _AllReduce.apply(x) if world() > 1 else x
+
+
+def all_reduce_each(tensors: list[_torch.Tensor]) -> list[_torch.Tensor]:
+    """`all_reduce` of each, without a graph, in one message: each waits for all processes."""
+    if world() == 1:
+        return tensors
+    with _torch.no_grad():
+        parts = all_reduce(_torch.cat([t.reshape(-1) for t in tensors])).split([t.numel() for t in tensors])
+    return [part.view_as(t) for part, t in zip(parts, tensors)]
+
+
+def all_gather(numbers: list[float]) -> _np.ndarray:
+    """The numbers of every process, float64 (processes, k), exact up to 2**53. All must ask, in the same order."""
+    rows = _np.zeros((world(), len(numbers)))
+    rows[rank()] = numbers
+    return numpy(all_reduce(tensor(rows))) if world() > 1 else rows
+
+
+class _SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's own needs a GPU."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        count, shape = world() * x.numel() // x.shape[1], (1, -1, 1, 1)
+        mean = all_reduce(x.sum((0, 2, 3), keepdim=True)) / count
+        centred = x - mean
+        variance = all_reduce((centred * centred).sum((0, 2, 3), keepdim=True)) / count
+        self.running_mean.lerp_(mean.detach().flatten(), self.momentum)
+        self.running_var.lerp_(variance.detach().flatten() * (count / (count - 1)), self.momentum)
+        self.num_batches_tracked.add_(1)
+        scale = self.weight.reshape(shape) / (variance + self.eps).sqrt()
+        return centred * scale + self.bias.reshape(shape)
+
+
+def synchronise(model: nn.Module) -> None:
+    """Let every batch norm in train() take its statistics over the images of all processes."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _SynchronisedBatchNorm2d
 
 
 set_device(_os.environ.get("ALIGN_DEVICE", "cpu"))

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from lib.commands import arguments
 
@@ -20,6 +21,9 @@ EXAMPLES = """\
   python -m lib train gold-yolo-s-fuse-ab data/own runs/teacher
   python -m lib train gold-yolo-s-distill data/own runs/student --teacher runs/teacher/weights.safetensors
                                                              Gold-YOLO's own two steps (M, L: gold-yolo-m, gold-yolo-l)
+  python -m lib train rtdetr_r18vd coco/ runs/coco --device cuda --processes 4
+                                                             four GPUs, each with a quarter of every batch: torchrun
+                                                             (without --device on the CPU), in Jittor OpenMPI's mpirun
 The same command again continues an interrupted run bit for bit; an interrupt loses the epoch that was running, or of a
 long one at most ten minutes. A folder with another run, or a complete one, is refused. runs/scenes then holds log.jsonl
 (and the same numbers for TensorBoard: tensorboard --logdir runs), checkpoint.safetensors, and the averaged weights:
@@ -53,6 +57,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="mixed: float16 where it pays, with a scaled loss; on a GPU (%(default)s)",
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that share each batch, and train as one would (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments.add_absent(parser)
     arguments.add_workers(parser)
@@ -60,20 +67,36 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Train and say what came out."""
+    """Train, in one process or several, and say what came out."""
+    from lib.training import parallel, runs, schedule
+
+    size = arguments.use(chosen)
+    asked = {name: value for name, value in vars(chosen).items() if name in runs.Training.__dataclass_fields__}
+    plan = runs.Training(**{**asked, "absent": tuple(chosen.absent), "input_size": size})
+    if chosen.processes == 1:
+        return _train(plan)
+    parallel.check(chosen.processes, plan.batch or schedule.recipe(plan.model).batch)
+    if not parallel.launched():
+        return parallel.launch(chosen.processes, sys.argv[1:])
+    with parallel.member(chosen.processes):
+        _train(plan)
+
+
+def _train(plan: Any) -> None:
+    from lib import backend
     from lib.data import coco
     from lib.training import runs
     from lib.training.log import read_log
 
-    size = arguments.use(chosen)
-    if chosen.model.endswith("-distill") and not chosen.teacher:
+    if plan.model.endswith("-distill") and not plan.teacher:
         alone = "trains alone, without distillation; its teacher's weights are --teacher"
-        print(f"warning: {chosen.model}: {alone}", file=sys.stderr)
-    asked = {name: value for name, value in vars(chosen).items() if name in runs.Training.__dataclass_fields__}
-    plan = runs.Training(**{**asked, "absent": tuple(chosen.absent), "input_size": size})
+        print(f"warning: {plan.model}: {alone}", file=sys.stderr)
     outcome = runs.train(plan, replace=False)
+    if backend.rank():
+        return
     before = next((line["evaluation"] for line in read_log(outcome.log) if line["epoch"] < 0), None)
     started = f" (before the first step {before['AP']:.3f})" if before else ""
     print(f"{outcome.weights}: best of {outcome.steps} steps, AP {outcome.best['evaluation']['AP']:.3f}{started}")
-    again = [chosen.model, outcome.weights, coco.splits(chosen.data)[1], *(["--size", *size] if size else [])]
-    print(f"again: python -m lib evaluate {shlex.join(map(str, again))}")
+    size = ["--size", *plan.input_size] if plan.input_size else []
+    again = shlex.join(map(str, [plan.model, outcome.weights, coco.splits(plan.data)[1], *size]))
+    print(f"again: python -m lib evaluate {again}")

@@ -67,6 +67,7 @@ class Loader:
     Training: shuffled per (seed, epoch), augmented per (seed, epoch, image), the incomplete last batch dropped;
     `epochs` is the length of the whole run, for recipes that change towards its end (None: they do not).
     Validation: in the data set's order, only preprocessed, every image.
+    part: (r, w), of each batch the r-th of w equal parts, which one of several processes trains on.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Loader:
         workers: int = 2,
         train: bool = True,
         epochs: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch < 1 or workers < 1:
             raise UserError(f"{dataset.path}: batch {batch} and workers {workers} must be at least 1")
@@ -90,6 +92,8 @@ class Loader:
         self.dataset, self.recipe, self.size, self.batch = dataset, recipe, size, batch
         self.seed, self.workers, self.train, self.epochs = seed, workers, train, epochs
         self._pictures = Pictures(dataset, MEMORY if train else 0)
+        share = batch // part[1]
+        self._part = slice(part[0] * share, (part[0] + 1) * share)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -102,14 +106,13 @@ class Loader:
         At most AHEAD + 1 batches are in memory. A faulty image raises its UserError when its batch's turn comes.
         Closing the iterator, Ctrl-C or an error drops what is not begun and waits for the images that are.
         """
-        order = self._order(epoch)
-        recipe = self.recipe if self.epochs is None else self.recipe.at(epoch, self.epochs)
+        order, recipe = self._order(epoch), self._recipe(epoch)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
         try:
             pending: deque = deque()
             for number in range(skip, len(self)):
-                chosen = order[number * self.batch : (number + 1) * self.batch]
-                pending.append([pool.submit(self._sample, recipe, epoch, index) for index in chosen.tolist()])
+                chosen = self._chosen(order, number)[self._part]
+                pending.append([pool.submit(self._sample, recipe, epoch, index) for index in chosen])
                 if len(pending) > AHEAD:
                     yield _collate([future.result() for future in pending.popleft()])
             while pending:
@@ -117,11 +120,22 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def whole(self, epoch: int, number: int) -> Batch:
+        """A batch of `epoch`, whatever part of it is trained on here."""
+        chosen = self._chosen(self._order(epoch), number)
+        return _collate([self._sample(self._recipe(epoch), epoch, index) for index in chosen])
+
     def images_per_second(self, epoch: int = 0) -> float:
         """Wall-clock rate over one epoch with nothing else to do between the batches."""
         start = time.perf_counter()
         images = sum(len(batch.ids) for batch in self.iter_epoch(epoch))
         return images / (time.perf_counter() - start)
+
+    def _chosen(self, order: np.ndarray, number: int) -> list[int]:
+        return order[number * self.batch : (number + 1) * self.batch].tolist()
+
+    def _recipe(self, epoch: int) -> transforms.Recipe:
+        return self.recipe if self.epochs is None else self.recipe.at(epoch, self.epochs)
 
     def _order(self, epoch: int) -> np.ndarray:
         count = len(self.dataset.images)

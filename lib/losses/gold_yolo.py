@@ -13,6 +13,8 @@ task-aligned assignment: arXiv:2108.07755). Deliberate differences:
 * SIoU's angle cost cos(2 asin(s) - pi/2) is written 2 s sqrt(1 - s^2), which is the product of both offsets over their
   squared length, whichever is the smaller;
 * normalisers and loss weights are part of the NumPy targets, a batch without positives keeps one row at weight 0;
+* of several processes each gives its part of the one loss of all their images; published, each divides by its own
+  target scores;
 * distillation's terms have names of their own, published they are parts of the class and of the distribution loss; left
   out is the channel-wise term of the neck's maps (--distill_feat), which no published command turns on.
 
@@ -26,6 +28,7 @@ import numpy as np
 
 from lib.backend import (
     abs,
+    all_gather,
     binary_cross_entropy_with_logits,
     clamp,
     exp,
@@ -242,6 +245,8 @@ class Criterion:
     def positives(self, assignment: Assignment, targets: list[dict], image_size: tuple[int, int]) -> Positives:
         """The assignment's positives with their targets."""
         image, cell = assignment.box.nonzero()
+        score = assignment.score[image, cell]
+        total = all_gather([np.sum(score)]).sum()
         if image.size == 0:
             nothing = np.zeros(1, np.int64)
             return Positives(nothing, nothing, nothing, np.ones((1, 4)), np.zeros(1), False)
@@ -251,13 +256,12 @@ class Criterion:
         cells = self.cells(image_size)[cell]
         points = centres(cells)
         sides = np.concatenate([points - own[:, :2], own[:, 2:] - points], 1) / cells[:, 2:]
-        score = assignment.score[image, cell]
-        return Positives(image, cell, label, sides, score / (np.sum(score) or 1), True)
+        return Positives(image, cell, label, sides, score / (total or 1), True)
 
     def _class_loss(self, logits, assignment: Assignment, positives: Positives, kind: np.dtype):
         """Varifocal loss, divided by the sum of all target scores unless that is 0."""
         target = np.zeros((*assignment.box.shape, self.num_classes), kind)
-        share = CLASS_WEIGHT / (float(np.sum(assignment.score)) or 1.0)
+        share = CLASS_WEIGHT / (float(all_gather([np.sum(assignment.score)]).sum()) or 1.0)
         focal = np.full_like(target, FOCAL_WEIGHT * share)
         if positives.real:
             at = positives.image, positives.cell, positives.label
@@ -388,7 +392,8 @@ class Distillation(Criterion):
         n, p, width = student.shape
         at = tensor(positives.image * p + positives.cell)
         own, other = (rows.reshape(n * p, width)[at].reshape(-1, width // 4) for rows in (student, teacher))  # (4m, b)
-        return divergence(own, other, weight * float(np.sum(positives.weight)) / (4 * len(positives.image)))
+        count, shares = all_gather([len(positives.image) * positives.real, np.sum(positives.weight)]).sum(0)
+        return divergence(own, other, weight * positives.real * float(shares) / (4 * max(count, 1)))
 
 
 def fading(epoch: int, epochs: int) -> float:

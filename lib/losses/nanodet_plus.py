@@ -7,7 +7,9 @@ Deliberate differences:
   each box, instead of building a (priors, boxes, classes) array;
 * GIoU compares the sides' distances from the prior instead of corners;
 * normalisers and loss weights are part of the NumPy targets;
-* a batch without positives keeps one prior at weight 0, which gives the published zero loss and zero gradient.
+* a batch without positives keeps one prior at weight 0, which gives the published zero loss and zero gradient;
+* of several processes each gives its part of the one loss of all their images: both normalisers are sums over them
+  that are at least 1, where the published means over them are.
 
 Letters: n images, p priors, v priors inside some box, g boxes of an image, m positives of the batch, k classes.
 """
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.backend import (
+    all_gather,
     binary_cross_entropy_with_logits,
     clamp,
     exp,
@@ -150,7 +153,7 @@ class Criterion:
         assignment = self.assign(values[-1], targets, image_size)
         positives = self.positives(assignment, targets, image_size)
         qualities = tensor(_quality_map(assignment, positives, self.num_classes))
-        count = float(max(np.count_nonzero(assignment.box), 1))
+        count = float(max(all_gather([np.count_nonzero(assignment.box)]).sum(), 1))
         losses = {}
         for prefix, head, value in zip(("", "aux_"), heads, values):
             losses[f"{prefix}loss_qfl"] = quality_focal(head[:, :, : self.num_classes], qualities) / count
@@ -186,7 +189,7 @@ class Criterion:
         """GIoU and distribution focal loss, each positive weighted by its own best class score."""
         k, m = self.num_classes, len(positives.image)
         scores = boxes.sigmoid(value[positives.image, positives.prior, :k].max(1)) * positives.real
-        weights = scores / max(scores.sum(), 1)  # (m,)
+        weights = scores / scores.dtype.type(max(all_gather([scores.sum()]).sum(), 1))  # (m,)
         n, p, width = value.shape
         rows = head.reshape(n * p, width)[tensor(positives.image * p + positives.prior)]
         logs = log_softmax(rows[:, k:].reshape(m, 4, REG_MAX + 1), 2)  # (m, 4, 8)

@@ -6,6 +6,8 @@ Deliberate differences:
 * matching and everything without a gradient (targets, IoUs, weights) is NumPy;
 * normalisers and loss weights are part of the NumPy weights;
 * a batch without a pair keeps one at weight 0, which gives the published zero loss and zero gradient;
+* of several processes each gives its part of the one loss of all their images: published, the number of boxes that they
+  have on average, by which each divides, is at least 1;
 * two boxes without area have IoU 0, where the published code divides 0 by 0.
 
 Boxes are centre, width, height as parts of the image. Letters: n images, q queries, k classes, g boxes of an image,
@@ -18,7 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # its parts come when asked for: optimize takes 0.3 s, which only RT-DETR's matcher needs
 
-from lib.backend import abs, binary_cross_entropy_with_logits, clamp, maximum, minimum, numpy, sum, sync, tensor
+from lib.backend import (
+    abs,
+    all_gather,
+    binary_cross_entropy_with_logits,
+    clamp,
+    maximum,
+    minimum,
+    numpy,
+    sum,
+    sync,
+    tensor,
+)
 from lib.data import boxes as geometry
 from lib.errors import UserError
 from lib.models.rt_detr import Truth, corners, truths
@@ -98,7 +111,8 @@ class Pairs:
     query: np.ndarray  # (m,) int64
     labels: np.ndarray  # (m,) int64
     boxes: np.ndarray  # (m, 4) centre, width, height as parts of the image
-    weight: float  # of each pair, 1 over the number of boxes; 0: there are no pairs, the one row stands for nothing
+    weight: float  # of each pair, 1 over the number of boxes of all images, which is at least 1
+    real: bool  # False: there are no pairs, the one row stands for nothing
 
 
 class Criterion:
@@ -128,8 +142,8 @@ class Criterion:
         rows = prediction["pred_boxes"].reshape(n * q, 4)[tensor(paired.image * q + paired.query)]
         true = paired.boxes.astype(boxes.dtype)
         shares, weights = _varifocal_targets(logits, paired, iou(own, true))
-        l1 = abs(rows - tensor(true)) * tensor(np.full_like(own, BOX_WEIGHT * paired.weight))
-        giou = giou_loss(rows, true) * tensor(np.full_like(own[:, 0], GIOU_WEIGHT * paired.weight))
+        l1 = abs(rows - tensor(true)) * tensor(np.full_like(own, BOX_WEIGHT * paired.weight * paired.real))
+        giou = giou_loss(rows, true) * tensor(np.full_like(own[:, 0], GIOU_WEIGHT * paired.weight * paired.real))
         entropy = binary_cross_entropy_with_logits(prediction["pred_logits"], tensor(shares), reduction="none")
         return {
             f"loss_vfl{suffix}": sum(entropy * tensor(weights)),
@@ -151,15 +165,16 @@ def values(prediction: Mapping) -> tuple[np.ndarray, np.ndarray]:
 def pairs(matchings: Sequence[Matching], true: Sequence[Truth], groups: int) -> Pairs:
     """The images' pairs in one list; their losses are shared by `groups` times as many as the batch has boxes."""
     image = np.repeat(np.arange(len(matchings)), [len(m.queries) for m in matchings])
-    count = groups * len(np.concatenate([t.labels for t in true]))
+    weight = 1 / max(groups * int(all_gather([len(np.concatenate([t.labels for t in true]))]).sum()), 1)
     if image.size == 0:
-        return Pairs(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), np.zeros((1, 4)), 0.0)
+        return Pairs(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), np.zeros((1, 4)), weight, False)
     return Pairs(
         image,
         np.concatenate([m.queries for m in matchings]),
         np.concatenate([t.labels[m.boxes] for m, t in zip(matchings, true)]),
         np.concatenate([t.boxes[m.boxes] for m, t in zip(matchings, true)]),
-        1 / count,
+        weight,
+        True,
     )
 
 
@@ -174,15 +189,11 @@ def denoised(meta: Mapping, true: Sequence[Truth]) -> Pairs:
 
 
 def _varifocal_targets(logits: np.ndarray, paired: Pairs, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, q, k) targets and weights of the entropy: at a pair's label its IoU is both, elsewhere there is no object.
-
-    The weights hold 1 over the number of boxes, which is 1 for a batch without boxes.
-    """
-    share = paired.weight or 1.0
-    targets, weights = np.zeros_like(logits), geometry.sigmoid(logits) ** 2 * (ALPHA * share)
-    if paired.weight:
+    """(n, q, k) targets and weights of the entropy: at a pair's label its IoU is both, elsewhere there is no object."""
+    targets, weights = np.zeros_like(logits), geometry.sigmoid(logits) ** 2 * (ALPHA * paired.weight)
+    if paired.real:
         at = paired.image, paired.query, paired.labels
-        targets[at], weights[at] = quality, quality * share
+        targets[at], weights[at] = quality, quality * paired.weight
     return targets, weights
 
 

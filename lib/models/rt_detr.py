@@ -27,6 +27,7 @@ from functools import lru_cache
 import numpy as np
 
 from lib.backend import (
+    all_gather,
     amax,
     cat,
     clamp,
@@ -455,7 +456,7 @@ def denoising(targets: list[Truth], num_classes: int, random: np.random.Generato
     Drawn from `random` in this order: one number in [0, 1) per query for whether its label changes, its new label,
     four signs per query, four numbers in [0, 1) per query for the size of the moves.
     """
-    slots = max((len(truth.labels) for truth in targets), default=0)
+    slots = int(all_gather([max((len(truth.labels) for truth in targets), default=0)]).max())  # of all processes
     if random is None or slots == 0:
         return None
     groups = max(1, NOISED_QUERIES // slots)

@@ -11,7 +11,7 @@ class Step:
     """Set as `model.step` before each training forward; the default is the first epoch, without anything random."""
 
     epoch: int = 0  # from 0
-    random: np.random.Generator | None = None  # drop-path masks and denoising noise; None: neither
+    random: np.random.Generator | None = None  # drop-path masks and denoising noise, a row an image; None: neither
     targets: Sequence[Mapping[str, np.ndarray]] = ()  # per image boxes (k, 4) xyxy in input pixels and labels (k,)
 
 

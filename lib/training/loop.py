@@ -17,7 +17,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lib.data import stream
 from lib.errors import UserError
 from lib.models.step import ParameterGroup, Step
 from lib.record import atomic
-from lib.training import checkpoints
+from lib.training import checkpoints, parallel
 from lib.training.average import Average
 from lib.training.log import Log
 from lib.training.precision import LossScale, check_available, mixed_forward
@@ -85,6 +85,9 @@ class Trainer:
         self._names, self._parameters = [name for name, _ in named], [parameter for _, parameter in named]
         self._sum: list = []  # of the gradients of the batches since the last update
         self.average = Average(model, recipe)
+        if backend.world() > 1:
+            for one in filter(None, (model, teacher)):
+                backend.synchronise(one)
 
     @property
     def epoch(self) -> int:
@@ -94,8 +97,9 @@ class Trainer:
     def issue(self, images: np.ndarray, targets: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
         """Ask for one step on images (n, 3, h, w); return the criterion's components and the gradient's norm.
 
-        They are tensors of one value, the norm is that before clipping. Nothing needs to have run when this returns,
-        but an update in mixed precision, which must know whether the norm is finite: `backend.floats` waits.
+        Of several processes each has its own n images; what is returned is the same in all. These are tensors of one
+        value, the norm is that before clipping. Nothing needs to have run when this returns, but an update in mixed
+        precision, which must know whether the norm is finite: `backend.floats` waits.
         """
         self.criterion.epoch = self.epoch
         inputs = backend.tensor(images)
@@ -115,12 +119,14 @@ class Trainer:
         else:
             self._summed, self._sum = 0, []
         self.step += 1
-        return {name: value.detach() for name, value in losses.items()} | {NORM: norm}
+        return {name: backend.all_reduce(value.detach()) for name, value in losses.items()} | {NORM: norm}
 
     def _forward(self, model: backend.nn.Module, purpose: str, inputs: Any, *targets: Sequence[Mapping]) -> Any:
         """The outputs of a model in train(), which draws from the seed's stream of that purpose."""
         model.train()
         random = None if self.seed is None else stream(self.seed, purpose, self.step)
+        if random and backend.world() > 1:
+            random = parallel.Rows(random)
         model.step = Step(self.epoch, random, *targets)
         return model(inputs) if self.scale is None else mixed_forward(model, inputs)
 
@@ -131,10 +137,10 @@ class Trainer:
             return [output.detach() for output in self._forward(self.teacher, "teacher", inputs)[:2]]
 
     def _gradients(self, loss: Any) -> list:
-        if self.scale is None:
-            return backend.grad(loss, self._parameters, retain_graph=False)
-        gradients = backend.grad(loss * self.scale.value, self._parameters, retain_graph=False)
-        return [gradient * (1 / self.scale.value) for gradient in gradients]
+        scaled = loss if self.scale is None else loss * self.scale.value
+        found = backend.grad(scaled, self._parameters, retain_graph=False)
+        gradients = backend.all_reduce_each(found)
+        return gradients if self.scale is None else [gradient * (1 / self.scale.value) for gradient in gradients]
 
     def _is_usable(self, norm: Any) -> bool:
         """Whether to update; only mixed precision asks."""
@@ -251,21 +257,23 @@ def train(
     trainer = Trainer(model, criterion, recipe, len(loader), groups, seed, precision, teacher)
     known = {**(identity or {}), "precision": precision}
     facts = {"recipe": asdict(recipe), "steps_per_epoch": len(loader), "identity": known}
-    run = _Run(trainer, folder, facts, replace, classes)
+    run = (_Follower if backend.rank() else _Run)(trainer, folder, facts, replace, classes)
+    run.compare(loader)
     due = {0, recipe.epochs - 1, *range(evaluate_every - 1, recipe.epochs, evaluate_every)} if evaluate else set()
     with (
         _memory_named(recipe.batch, folder),
-        Log(folder / LOG, trainer.step, run.pending) as run.log,
+        nullcontext() if backend.rank() else Log(folder / LOG, trainer.step, run.pending) as run.log,
         tqdm(total=len(trainer.rates), initial=trainer.step, unit="step", mininterval=1.0, desc="training") as run.bar,
     ):
         if evaluate and evaluate_before and not trainer.step:
-            run.log.write(run.evaluation(evaluate, -1))
+            run.evaluate(evaluate, -1)
         for epoch in range(trainer.epoch - run.pending, recipe.epochs):
             run.train(loader.iter_epoch(epoch, skip=trainer.step - epoch * len(loader)), checkpoint_every)
             if epoch in due:
                 run.save(pending=True)  # a broken validation image does not cost the epoch
                 run.evaluate(evaluate, epoch)
             run.save()
+            run.compare(loader)
         if not evaluate:
             run.keep(LAST, WEIGHTS)
     files = (folder / name for name in (LOG, CHECKPOINT, WEIGHTS, LAST))
@@ -275,7 +283,7 @@ def train(
 class _Run:
     """A run and its folder. `facts` tell it from others; `pending`: the epoch just ended is still to be evaluated."""
 
-    log: Log
+    log: Log | None
     bar: tqdm
 
     def __init__(self, trainer: Trainer, folder: Path, facts: Mapping[str, Any], replace: bool, classes: Sequence[str]):
@@ -284,11 +292,26 @@ class _Run:
         held = self._resume(replace)
         self.best, self.pending, self.resumed_at = held.get("best"), held.get("pending", False), trainer.step
 
+    def compare(self, loader: Any) -> None:
+        """UserError unless all processes stand at the same step with the same state and have the same next batch."""
+        if backend.world() == 1:
+            return
+        held, step = self.trainer.state(), self.trainer.step
+        arrays = [held[name] for name in sorted(held)]
+        if step < len(self.trainer.rates):
+            batch = loader.whole(*divmod(step, len(loader)))
+            arrays += [batch.images, *(target[key] for target in batch.targets for key in ("boxes", "labels"))]
+        parallel.agree(
+            arrays,
+            f"has other weights or another batch than process 0 at step {step}: all need this folder, {self.folder}, "
+            "the same files, versions and options",
+        )
+
     def train(self, batches: Iterator, checkpoint_every: int) -> None:
         """Train on what is left of an epoch: a line of the log for each step, then one for the epoch."""
         lines, saved = [], time.monotonic()
         for line in self._steps(batches):
-            self.log.write(line)
+            self.write(line)
             lines.append(line)
             self.bar.update()
             self.bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
@@ -298,7 +321,7 @@ class _Run:
                 self.save()
                 saved = time.monotonic()
         if lines:
-            self.log.write(_cost(lines, self.trainer.recipe.batch))
+            self.write(_cost(lines, self.trainer.recipe.batch))
 
     def _steps(self, batches: Iterator) -> Iterator[dict[str, Any]]:
         """Train on the batches and yield the log's line of each step. UserError where a number is not finite."""
@@ -326,7 +349,7 @@ class _Run:
             yield line | values | extra | seconds
             clock = time.perf_counter()
 
-    def evaluation(self, evaluate: Callable, epoch: int) -> dict[str, Any]:
+    def _evaluation(self, evaluate: Callable, epoch: int) -> dict[str, Any]:
         """The log's line of an evaluation of the averaged weights."""
         clock = time.perf_counter()
         with self.trainer.average.in_use() as model:
@@ -335,12 +358,18 @@ class _Run:
         return {"step": self.trainer.step - 1, "epoch": epoch, "evaluation": numbers, "evaluation_seconds": seconds}
 
     def evaluate(self, evaluate: Callable, epoch: int) -> None:
-        """Evaluate at an epoch's end, and keep the averaged weights: as the last, where they are better as the best."""
-        line = self.evaluation(evaluate, epoch)
-        self.log.write(line)
+        """Evaluate at an epoch's end, and keep the averaged weights: as the last, where they are better as the best.
+        Before the first step (epoch -1) nothing is kept."""
+        line = self._evaluation(evaluate, epoch)
+        self.write(line)
+        if epoch < 0:
+            return
         if self.best is None or line["evaluation"]["AP"] > self.best["evaluation"]["AP"]:
             self.best = line
         self.keep(*((LAST, WEIGHTS) if line is self.best else (LAST,)))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self.log.write(line)
 
     def keep(self, *names: str) -> None:
         for name in names:
@@ -359,7 +388,7 @@ class _Run:
         """Bring the trainer to where this run stands in its folder; return what `save` said, nothing for a new run."""
         path = self.folder / CHECKPOINT
         for stray in self.folder.glob(f".*.{CHECKPOINT}"):  # what a process killed while it wrote has left
-            stray.unlink()
+            stray.unlink(missing_ok=True)  # by another process
         if not path.exists():
             return {}
         try:
@@ -380,6 +409,15 @@ class _Run:
                 f"{path}: not a checkpoint of this run ({error}); remove it to start from the beginning"
             ) from error
         return state
+
+
+class _Follower(_Run):
+    """The run in a process that is not the first: it trains alike, and leaves evaluating and writing to that one."""
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """The first process does it."""
+
+    write = evaluate = keep = save = _nothing
 
 
 def _differences(state: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

@@ -66,10 +66,10 @@ class Training:
 
 def loader(plan: Training) -> Loader:
     train = coco.load(coco.splits(plan.data)[0])
-    published = schedule.recipe(plan.model)
-    augmentation = transforms.recipe(plan.model)
+    published, augmentation = schedule.recipe(plan.model), transforms.recipe(plan.model)
     batch, epochs = plan.batch or published.batch, plan.epochs or published.epochs
-    return Loader(train, augmentation, plan.size, batch, plan.seed, plan.workers, train=True, epochs=epochs)
+    part = backend.rank(), backend.world()
+    return Loader(train, augmentation, plan.size, batch, plan.seed, plan.workers, True, epochs, part)
 
 
 def recipe(plan: Training, batches: Loader) -> schedule.Recipe:
@@ -143,6 +143,7 @@ def train(plan: Training, replace: bool = True) -> loop.Outcome:
         "seed": plan.seed,
         "start": origin and origin.sha256,
         "teacher": taught and taught.sha256,
+        **({"processes": backend.world()} if backend.world() > 1 else {}),  # another number rounds otherwise
     }
     return loop.train(
         model,

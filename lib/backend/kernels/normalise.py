@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from . import Function, jt, on_cpu, read
 
 KERNELS = read("normalise")
@@ -21,12 +23,12 @@ def _normalise(x, weight, bias, eps: float, **layout: int) -> list:
     )(x, weight, bias)
 
 
-def _plain_batch_norm(x, weight, bias, eps):
+def _plain_batch_norm(x, weight, bias, eps, average=lambda x, axes: x.mean(axes, keepdims=True)):
     """Two-pass: the mean first, then the variance of what is left."""
     axes = [0] + list(range(2, x.ndim))
-    mean = x.mean(axes, keepdims=True)
+    mean = average(x, axes)
     centred = x - mean
-    variance = (centred * centred).mean(axes, keepdims=True)
+    variance = average(centred * centred, axes)
     scale = weight.broadcast(x.shape, axes) / jt.sqrt(variance + eps)
     return centred * scale + bias.broadcast(x.shape, axes), mean.flatten().detach(), variance.flatten().detach()
 
@@ -37,6 +39,17 @@ def batch_norm(x, weight, bias, eps):
     n, c = x.shape[:2]
     y, mean, variance = _normalise(x, weight, bias, eps, groups=c, runs=n, a=1, b=c, p=1, q=0)
     return y, mean.detach(), variance.detach()
+
+
+def synchronised_batch_norm(x, weight, bias, eps):
+    """`batch_norm` over the values of all processes, of which each has as many."""
+
+    def average(x, axes):
+        return x.float64().mean(axes, keepdims=True).mpi_all_reduce("mean").cast(x.dtype)
+
+    # Not a Python number, which would be float32; at once, as `jittor_functions.array` says.
+    least = jt.array(np.array([eps], str(x.dtype)), dtype=str(x.dtype)).sync()
+    return _plain_batch_norm(x, weight, bias, least, average)
 
 
 def _plain_group_norm(x, groups, weight, bias, eps):
