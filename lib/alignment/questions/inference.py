@@ -122,6 +122,46 @@ def _amplification(found: depth.Divergence) -> dict[str, str | float]:
     return {"amplifier": most, "amplification": factors.get(most, 0.0)}
 
 
+def operators(pair: Pair) -> Answer:
+    """Each kind of operator alone, at sizes across block edges: errors judged as those of a network's own layers.
+
+    The reference's float32 run is held against its float64 run with everything moved by K roundings.
+    """
+    theirs, ours = pair.fields("swept")
+    rows = [
+        replace(row, what=row.what.replace("own error", "the reference's own error"))
+        for row in depth.localise(theirs).rows()
+    ]
+    rows = [pair.same("capture that both speak of", "captured"), *depth.localise(ours).rows(), *rows]
+    refused = [f"{call['path']}: {call['unable']}" for call in theirs["layers"] if call["unable"]]
+    return pair.conclude(rows, notes=refused)
+
+
+def poison(pair: Pair) -> Answer:
+    """Where NaN, infinity, huge or subnormal numbers or nothing go in: every result is of the same kind, zero, NaN,
+    infinite or another number, and where one side gives none the other does not either.
+
+    Shown and not judged is what is right as well: subnormal numbers taken for zero, and what is as in float64.
+    """
+    rows, shown = [pair.same("capture that both speak of", "poison_captured")], {"flushed": {}, "otherwise": {}}
+    for one in pair.field(pair.b, "poisoned"):
+        name, (theirs, ours) = f"{one['name']}, {one['poison']}", one["said"]
+        if bool(theirs) != bool(ours):
+            said = f"the reference: {theirs or 'gives a result'}; here: {ours or 'gives a result'}"
+            rows.append(fault(name, "poisoned", said))
+            continue
+        other = theirs != ours and theirs.startswith("UserError")  # of one source is one message
+        rows.append(decisions(name, other or one["differing"], one["elements"], one["first"] or ours))
+        kind = "flushed" if one["poison"] == "subnormal" else "otherwise"
+        if count := one["flushed"] + one["otherwise"]:
+            shown[kind][name] = count
+    for kind, title in (("flushed", "subnormal numbers taken for zero"), ("otherwise", "results as in float64")):
+        if held := shown[kind]:
+            total, note = float(sum(held.values())), f"in {len(held)} calls, first {next(iter(held))}"
+            rows.append(Row(title, "poisoned", total, 0.0, 0.0, total, None, note))
+    return pair.conclude(rows)
+
+
 def evaluation(pair: Pair) -> Answer:
     """The same trained weights in both: detections matched one to one; the COCO numbers beside them."""
     name = "common/detections"
