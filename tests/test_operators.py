@@ -18,19 +18,14 @@ from lib.backend import nn
 
 MODEL = "nanodet-plus-m_320"
 CASE = replace(references.case(MODEL, "loss"), targets=())
-X = {"tensor": "0"}
+ONE = '{"tuple": [{"tensor": "0"}]}'
+LAST = '{"tuple": [{"tuple": [{"tensor": "0/0"}, {"plain": -1}]}, {"dict": {}}]}'
 IMAGES = (BATCH, 6, "4 or 5", "6 or 7")
 VALUES = seeded_input("operators", (2, 6, 8, 8))
 USED = [
-    Operator("norm", "BatchNorm2d", {"tuple": [X]}, {"0": IMAGES}, {"0": VALUES}),
-    Operator("conv", "Conv2d", {"tuple": [X]}, {"0": IMAGES}, {"0": VALUES}),
-    Operator(
-        "lib.backend:softmax",
-        "softmax",
-        {"tuple": [{"tuple": [{"tensor": "0/0"}, {"plain": -1}]}, {"dict": {}}]},
-        {"0/0": (BATCH, "8 or 9", "30 or 40")},
-        {"0/0": VALUES},
-    ),
+    Operator("norm", "BatchNorm2d", ONE, {"0": IMAGES}, {"0": VALUES}, 0, ""),
+    Operator("conv", "Conv2d", ONE, {"0": IMAGES}, {"0": VALUES}, 0, ""),
+    Operator("lib.backend:softmax", "softmax", LAST, {"0/0": (BATCH, "8 or 9", "30 or 40")}, {"0/0": VALUES}, 0, ""),
 ]
 
 

@@ -41,6 +41,8 @@ EDGES = (2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 65)  # what other free lengths ar
 MOST = 2**15  # elements of an input
 WEIGHTS = 2**18  # elements of a layer's parameters: of a kind with larger ones its smaller layers stand for it
 SPREAD = 2.0**-10  # by which a drawn value is moved, relatively: no ties that the model does not have
+NUMBER = re.compile(r'(?<="plain": )\d+(?=[,}])')  # a whole number among arguments
+NAMED = re.compile(r'"(\d+ or \d+)"')  # a free length among them
 BOXES = (3, 17, 1, 33, 0, 8, 65, 9, 2)  # of each image that a criterion sees
 
 
@@ -50,20 +52,10 @@ class Operator:
 
     path: str
     kind: str
-    structure: tree.Structure  # of its arguments, see `Function`; {"free": name} stands for a length that is free
-    shapes: Mapping[str, tuple[int | str, ...]]  # of its tensors; a name where a length is free
+    structure: str  # JSON of its arguments' tree; a length that is free has a name in its place, "4 or 5"
+    shapes: Mapping[str, tuple[int | str, ...]]  # of its tensors, likewise
     values: Arrays  # some or all that they held
-
-
-@dataclass(frozen=True)
-class _Call:
-    path: str
-    kind: str
-    structure: tree.Structure
-    shapes: Mapping[str, tuple[int, ...]]
-    values: Arrays
-    weights: int
-    form: str  # equal for calls that differ in lengths alone
+    weights: int  # elements of its own
     alike: str  # equal for layers of one kind
 
 
@@ -97,57 +89,46 @@ class Criterion(nn.Module):
 def used(model: str, case: Case) -> list[Operator]:
     """Each kind of layer in the model, its smallest and its largest, and each function with each form of arguments."""
     first, second = (_noted(model, seen(case, images, run)) for run, (images, _) in enumerate(SEEN))
-    kinds: dict[str, list[_Call]] = {}
-    for form, call in first.items():
-        if form in second and call.weights <= WEIGHTS:
-            kinds.setdefault(call.alike, []).append(call)
-    found = []
-    for calls in kinds.values():
-        calls.sort(key=lambda call: call.weights)
-        for call in calls[:1] + calls[1:][-1:]:
-            other = second[call.form]
-            shapes = {name: tuple(map(_named, call.shapes[name], other.shapes[name])) for name in call.shapes}
-            structure = _freed(call.structure, other.structure)
-            found.append(Operator(call.path, call.kind, structure, shapes, call.values))
-    return found
+    kinds: dict[str, list[Operator]] = {}
+    for form in (form for form, call in first.items() if form in second and call.weights <= WEIGHTS):
+        one, other = first[form], second[form]
+        structure = _freed(one.structure, other.structure)
+        shapes = {name: tuple(map(_named, shape, other.shapes[name])) for name, shape in one.shapes.items()}
+        kinds.setdefault(one.alike, []).append(replace(one, structure=structure, shapes=shapes))
+    ordered = (sorted(calls, key=lambda call: call.weights) for calls in kinds.values())
+    return [call for calls in ordered for call in (calls[0], *calls[1:][-1:])]
+
+
+def _freed(structure: str, other: str) -> str:
+    numbers = iter(NUMBER.findall(other))
+    return NUMBER.sub(lambda found: json.dumps(_named(int(found[0]), int(next(numbers)))), structure)
 
 
 def _named(length: int, other: int) -> int | str:
     return length if length == other else f"{length} or {other}"
 
 
-def _freed(one: tree.Structure, other: tree.Structure) -> tree.Structure:
-    """The structure with names in the places of whole numbers that the other has otherwise."""
-    [(kind, held)] = one.items()
-    match kind:
-        case "plain" if isinstance(held, int) and held != other[kind]:
-            return {"free": _named(held, other[kind])}
-        case "dict":
-            return {kind: {key: _freed(item, other[kind][key]) for key, item in held.items()}}
-        case "list" | "tuple":
-            return {kind: [_freed(*pair) for pair in zip(held, other[kind], strict=True)]}
-    return one
-
-
-def _noted(model: str, case: Case) -> dict[str, _Call]:
-    """The first call of each form in a training forward and the criterion of each phase, by form."""
-    found: dict[str, _Call] = {}
+def _noted(model: str, case: Case) -> dict[str, Operator]:
+    """The first call of each form in a training forward and the criterion of each phase; calls of one form differ in
+    lengths alone."""
+    found: dict[str, Operator] = {}
 
     def note(path: str, kind: str, arguments: Any, output: Any, own: Mapping[str, Any]) -> None:
         structure, given = tree.take_apart(arguments, is_tensor)
         results = tree.take_apart(output, is_tensor, "output")[1]
         if not given or not results or tree.opaque(structure):
             return
-        shapes, given = {name: tuple(value.shape) for name, value in given.items()}, arrays(given)
-        types = [(len(shape), given[name].dtype.name) for name, shape in shapes.items()]
-        form = re.sub(r'"plain": -?[\d.e+-]+', '"plain": 0', json.dumps([path, structure, types]))
+        text, values = json.dumps(structure), arrays(given)
+        shapes = {name: tuple(value.shape) for name, value in given.items()}
+        types = [(array.ndim, array.dtype.name) for array in values.values()]
+        form = f"{path} {NUMBER.sub('0', text)} {types}"
         sizes = [[min(length, EDGES[4]) for length in value.shape] for value in own.values()]
         out, into = tuple(next(iter(results.values())).shape), next(iter(shapes.values()))
-        scale = [x / y for x, y in zip(out[2:], into[2:])]
-        alike = json.dumps([kind, sizes, scale]) if own or ":" not in path else form.replace(path, kind)
-        kept = {name: np.array(array if array.size <= MOST else _sample(array)) for name, array in given.items()}
+        shrinks = [before / after for before, after in zip(into[2:], out[2:])]
+        alike = form.replace(path, kind) if ":" in path else json.dumps([kind, sizes, shrinks])
+        values = {name: np.array(array if array.size <= MOST else _sample(array)) for name, array in values.items()}
         weights = sum(math.prod(value.shape) for value in own.values())
-        found.setdefault(form, _Call(path, kind, structure, shapes, kept, weights, form, alike))
+        found.setdefault(form, Operator(path, kind, text, shapes, values, weights, alike))
 
     def layer(path: str, module: nn.Module, inputs: tuple, output: Any) -> None:
         if sum(1 for _ in module.named_modules()) == 1:
@@ -206,32 +187,26 @@ def _criteria(model: str, case: Case, seed: int) -> Iterator[tuple[str, Criterio
         if phase.criterion not in known:
             known.append(phase.criterion)
             criterion = capture.criterion_in(model, case, phase)
-            yield (
-                f"criterion, {label}",
-                Criterion(model, criterion, targets(case, seed, BOXES[: case.batch]), case.size),
-            )
+            boxes = targets(case, seed, BOXES[: case.batch])
+            yield f"criterion, {label}", Criterion(model, criterion, boxes, case.size)
 
 
 # ------------------------------------------------------------------------------------------------------- what is drawn
 def drawn(operator: Operator, images: int, draw: np.random.Generator) -> tuple[tree.Structure, Arrays]:
     """Arguments for a call: their structure, and tensors of at most MOST elements on values like those it had."""
-    text = json.dumps(operator.structure)
     free = [length for shape in operator.shapes.values() for length in shape if isinstance(length, str)]
-    names = sorted({*free, *re.findall(r'"free": "([^"]+)"', text)} - {BATCH})
+    names = sorted({*free, *NAMED.findall(operator.structure)} - {BATCH})
     picked = {name: int(draw.integers(len(EDGES))) for name in names}
-    count = max(map(int, re.findall(r'"plain": (\d+)\b(?!\.)', text)), default=0)
-    least = count if count > EDGES[-1] else 0  # so many are to be chosen
-
-    def shapes() -> dict[str, tuple[int, ...]]:
-        return {name: tuple(sizes.get(length, length) for length in shape) for name, shape in operator.shapes.items()}
-
+    count = max(map(int, NUMBER.findall(operator.structure)), default=0)
+    least = count if count > EDGES[-1] else 0  # where so many are to be chosen there are more
     while True:
         sizes = {BATCH: images, **{name: least + EDGES[place] for name, place in picked.items()}}
-        if max(map(math.prod, shapes().values())) <= MOST or not any(picked.values()):
+        shapes = {name: tuple(sizes.get(one, one) for one in shape) for name, shape in operator.shapes.items()}
+        if max(map(math.prod, shapes.values())) <= MOST or not any(picked.values()):
             break
         picked[max(picked, key=picked.__getitem__)] -= 1
-    values = {name: _values(operator.values[name], shape, draw) for name, shape in shapes().items()}
-    return _settled(operator.structure, sizes), values
+    structure = NAMED.sub(lambda found: str(sizes[found[1]]), operator.structure)
+    return json.loads(structure), {name: _values(operator.values[name], shape, draw) for name, shape in shapes.items()}
 
 
 def _values(held: np.ndarray, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
@@ -242,19 +217,6 @@ def _values(held: np.ndarray, shape: tuple[int, ...], draw: np.random.Generator)
         return draw.choice(held.ravel(), shape)
     moved = draw.choice(held[np.isfinite(held)], shape) * (1 + SPREAD * draw.standard_normal(shape))
     return moved.astype(held.dtype)
-
-
-def _settled(structure: tree.Structure, sizes: Mapping[str, int]) -> tree.Structure:
-    """The structure with numbers in the places of names."""
-    [(kind, held)] = structure.items()
-    match kind:
-        case "free":
-            return {"plain": sizes[held]}
-        case "dict":
-            return {kind: {key: _settled(item, sizes) for key, item in held.items()}}
-        case "list" | "tuple":
-            return {kind: [_settled(item, sizes) for item in held]}
-    return structure
 
 
 def parts(model: str, case: Case, seed: int, precision: str) -> dict[str, nn.Module]:

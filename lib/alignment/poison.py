@@ -75,10 +75,12 @@ def _result(
     """The kinds of what a call gives, gradients included, or what is said instead."""
     poison = call["poison"]
     try:
-        if call["path"] == STEP:
-            return kinds(_step(model, operators.seen(case, 2), seed, poison)), ""
-        change = _spoilt if poison == GRADIENT else np.asarray
-        found = operators.alone(operators.part(held[precision], call["path"]), call, given, precision, change=change)
+        with np.errstate(all="ignore"):  # NumPy would warn of what is asked for
+            if call["path"] == STEP:
+                return kinds(_step(model, operators.seen(case, 2), seed, poison)), ""
+            change = _spoilt if poison == GRADIENT else np.asarray
+            module = operators.part(held[precision], call["path"])
+            found = operators.alone(module, call, given, precision, change=change)
         return kinds({f"{way} {name}": array for way in layers.DIRECTIONS for name, array in found[way].items()}), ""
     except Exception as error:  # whatever anybody raises is what is said
         return {}, f"{type(error).__name__}: {error}"
@@ -90,14 +92,14 @@ def _spoilt(cotangent: np.ndarray) -> np.ndarray:
 
 
 def _step(model: str, case: Case, seed: int, poison: str) -> Arrays:
-    """All that a training step on a poisoned image leaves: losses, norm, weights, moments, average."""
+    """What a training step on a poisoned image leaves: losses, the gradient's norm, weights and statistics."""
     network = capture.seeded_model(model, case)
     criterion = capture.criterion_in(model, case, next(iter(case.phases.values())))
     trainer = loop.Trainer(network, criterion, recipe(model), 1, models.parameter_groups(model, network), seed=None)
     images = poisoned({"images": case.input()}, poison, stream(seed, f"poison: {poison}"))["images"]
     asked = trainer.issue(images, operators.targets(case, seed, (0, 0) if poison == EMPTY else (3, 2)))
-    # Jittor has no shape ().
-    return {name: array.reshape(-1) for name, array in (arrays(asked) | trainer.state()).items()}
+    left = arrays(asked) | {name: array for name, array in trainer.state().items() if name.startswith("model/")}
+    return {name: array.reshape(-1) for name, array in left.items()}  # Jittor has no shape ()
 
 
 def reference(model: str, case: Case, used: Sequence[Operator], folder: str | Path, seed: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from lib.alignment.questions.pair import Pair, identical
 from lib.alignment.rows import NOTHING, detections, mapping, tensors
 from lib.alignment.verdict import Answer, K, Number, Row, Verdict, decisions, fault, judge_value
 
+SUBNORMAL = "subnormal"  # numbers that Jittor's kernels take for zero, as they are linked with -Ofast
+
 
 def structure(pair: Pair) -> Answer:
     """Entries by name, shape, type and kind, their order; parameter count; normalisation layers."""
@@ -141,10 +143,10 @@ def poison(pair: Pair) -> Answer:
     """Where NaN, infinity, huge or subnormal numbers or nothing go in: every result is of the same kind, zero, NaN,
     infinite or another number, and where one side gives none the other does not either.
 
-    Shown and not judged is what is right as well: subnormal numbers taken for zero, and what is as in float64.
+    Said and not judged is what is right as well: subnormal numbers taken for zero, and what is as in float64.
     """
-    rows, shown = [pair.same("capture that both speak of", "poison_captured")], {"flushed": {}, "otherwise": {}}
-    for one in pair.field(pair.b, "poisoned"):
+    rows, calls = [pair.same("capture that both speak of", "poison_captured")], pair.field(pair.b, "poisoned")
+    for one in calls:
         name, (theirs, ours) = f"{one['name']}, {one['poison']}", one["said"]
         if bool(theirs) != bool(ours):
             said = f"the reference: {theirs or 'gives a result'}; here: {ours or 'gives a result'}"
@@ -152,14 +154,17 @@ def poison(pair: Pair) -> Answer:
             continue
         other = theirs != ours and theirs.startswith("UserError")  # of one source is one message
         rows.append(decisions(name, other or one["differing"], one["elements"], one["first"] or ours))
-        kind = "flushed" if one["poison"] == "subnormal" else "otherwise"
-        if count := one["flushed"] + one["otherwise"]:
-            shown[kind][name] = count
-    for kind, title in (("flushed", "subnormal numbers taken for zero"), ("otherwise", "results as in float64")):
-        if held := shown[kind]:
-            total, note = float(sum(held.values())), f"in {len(held)} calls, first {next(iter(held))}"
-            rows.append(Row(title, "poisoned", total, 0.0, 0.0, total, None, note))
-    return pair.conclude(rows)
+    apart = [one for one in calls if one["otherwise"] and one["poison"] != SUBNORMAL]
+    answer = pair.conclude(rows, notes=[f"{one['name']}, {one['poison']}: {one['otherwise']}" for one in apart])
+    if answer.verdict is not Verdict.PASS:
+        return answer
+    values = {
+        "calls": len(calls),
+        "special": sum(one["special"] for one in calls),
+        "flushed": sum(one["flushed"] + (one["otherwise"] if one not in apart else 0) for one in calls),
+        "exact": sum(one["otherwise"] for one in apart),
+    }
+    return replace(answer, reason="alike_when_poisoned", values=answer.values | values)
 
 
 def evaluation(pair: Pair) -> Answer:
