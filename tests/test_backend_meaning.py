@@ -144,9 +144,15 @@ def test_nan_is_not_passed_over():
     assert np.array_equal(B.numpy(B.amax(B.tensor(rows), 1)), [np.nan, 5], equal_nan=True)
     (slopes,) = gradient(lambda x: B.amax(x, 1), rows)
     assert np.isnan(slopes[0]).all() and slopes[1] == [0, 1, 0]
-    bounded = [np.nan, 0.5, 7]
-    assert gradient(B.nn.ReLU6(), bounded) == [[0, 1, 0]] == gradient(lambda x: B.clamp(x, 0, 1), bounded)
+    bounded = [np.nan, 0.5, 7] * 32  # whole vectors: in the rest PyTorch's ReLU6 hands the gradient on
+    assert gradient(B.nn.ReLU6(), bounded) == [[0, 1, 0] * 32] == gradient(lambda x: B.clamp(x, 0, 1), bounded)
     assert np.isnan(B.numpy(B.clamp(B.tensor(np.array(bounded, np.float32)), 0, 1))[0])
+
+
+def test_a_shift_by_a_large_number_loses_nothing():
+    """Compiled as one kernel, 1000 took the last three digits with it, and 1e30 all."""
+    x = np.array([[1e30, 1e30, 0], [1000, 1000, 3]], np.float32)
+    assert B.numpy(B.log_softmax(B.tensor(x), 1))[:, :2] == pytest.approx(-math.log(2), rel=2e-7)
 
 
 def test_infinity_next_to_a_pixel_does_not_reach_it():

@@ -25,6 +25,8 @@ from lib.training.schedule import recipe
 ZERO, SUBNORMAL, GRADIENT, EMPTY = "zero", "subnormal", "NaN in the gradient", "no images"
 INPUTS = {"NaN": np.nan, "infinity": np.inf, "huge": 1e30, SUBNORMAL: 1e-40}  # what is put into an input
 SEVERAL = 8  # elements that are poisoned, where there are as many
+# What does not fill PyTorch's vectors is computed one by one, and its ReLU6 then hands a gradient on at NaN.
+TAIL = 32
 TINY = np.finfo(np.float32).tiny  # the smallest normal number
 KINDS = (ZERO, SUBNORMAL, "number", "NaN", "infinity", "-infinity")  # what an element is
 FINITE = 3  # so many of them are
@@ -49,7 +51,8 @@ def poisoned(given: Arrays, poison: str, draw: np.random.Generator) -> Arrays:
     if name is None or poison not in INPUTS:
         return given
     array = given[name].copy()
-    array.flat[draw.choice(array.size, min(SEVERAL, array.size), replace=False)] = INPUTS[poison]
+    places = max(array.size - TAIL, 1)
+    array.flat[draw.choice(places, min(SEVERAL, places), replace=False)] = INPUTS[poison]
     return {**given, name: array}
 
 

@@ -120,8 +120,10 @@ def interpolate(
 
 
 def log_softmax(x: Tensor, dim: int) -> Tensor:
-    """log(softmax(x)), shifted by the largest value; Jittor's logsumexp([100, 100]) is inf."""
-    shifted = x - jt.max(x, dim, keepdims=True).detach()
+    """log(softmax(x)), shifted by the largest value; Jittor's logsumexp([100, 100]) is inf.
+
+    What is shifted is kept: in one kernel -Ofast makes (x - max) - log x - (max + log), in which log is lost."""
+    shifted = (x - jt.max(x, dim, keepdims=True).detach()).stop_fuse()
     return shifted - log(sum(exp(shifted), dim, keepdim=True))
 
 
