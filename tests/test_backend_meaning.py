@@ -133,6 +133,42 @@ def test_nan_and_infinity_are_themselves():
     x = B.tensor(np.array([np.nan, 1, 0], np.float32))
     assert B.numpy(x == x).tolist() == [False, True, True]
     assert B.numpy(1 / x)[2] == np.inf
+
+
+def test_nan_is_not_passed_over():
+    """It is the largest of all; where a slope is decided by bounds it is out of them, as in PyTorch."""
+    rows = np.array([[1, np.nan, 3], [2, 5, 4]], np.float32)
+    values, indices = B.topk(B.tensor(rows), 2, 1)
+    assert np.array_equal(B.numpy(values), [[np.nan, 3], [5, 4]], equal_nan=True)
+    assert B.numpy(indices).tolist() == [[1, 2], [1, 2]]
+    assert np.array_equal(B.numpy(B.amax(B.tensor(rows), 1)), [np.nan, 5], equal_nan=True)
+    (slopes,) = gradient(lambda x: B.amax(x, 1), rows)
+    assert np.isnan(slopes[0]).all() and slopes[1] == [0, 1, 0]
+    bounded = [np.nan, 0.5, 7] * 32  # whole vectors: in the rest PyTorch's ReLU6 hands the gradient on
+    assert gradient(B.nn.ReLU6(), bounded) == [[0, 1, 0] * 32] == gradient(lambda x: B.clamp(x, 0, 1), bounded)
+    assert np.isnan(B.numpy(B.clamp(B.tensor(np.array(bounded, np.float32)), 0, 1))[0])
+
+
+def test_a_shift_by_a_large_number_loses_nothing():
+    """Compiled as one kernel, 1000 took the last three digits with it, and 1e30 all."""
+    x = np.array([[1e30, 1e30, 0], [1000, 1000, 3]], np.float32)
+    assert B.numpy(B.log_softmax(B.tensor(x), 1))[:, :2] == pytest.approx(-math.log(2), rel=2e-7)
+
+
+def test_infinity_next_to_a_pixel_does_not_reach_it():
+    x = np.array([[[[1, np.inf], [2, 3]]]], np.float32)
+    assert np.array_equal(B.numpy(B.interpolate(B.tensor(x), scale_factor=2)), x.repeat(2, 2).repeat(2, 3))
+
+
+def test_of_no_images_there_are_no_results_and_no_gradients():
+    weight, x = leaf(array(3, 2)), leaf(np.zeros((0, 2), np.float32))
+    products = [B.numpy(g) for g in B.grad(B.sum(B.linear(x, weight)), [weight])]
+    assert not products[0].any()
+    assert [B.numpy(part).shape for part in B.topk(x, 1, 1)] == [(0, 1)] * 2
+    norm = B.nn.BatchNorm2d(2)
+    norm(B.tensor(np.zeros((0, 2, 3, 3), np.float32)))
+    state = {name: B.numpy(value) for name, value in B.named_state(norm)}
+    assert not state["running_mean"].any() and (state["running_var"] == 1).all() and state["num_batches_tracked"] == 1
     assert np.isnan(B.numpy(B.mean(B.tensor(np.zeros(0, np.float32)))))
 
 

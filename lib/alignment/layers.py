@@ -60,13 +60,21 @@ class Cost:
 
 
 # ------------------------------------------------------------------------------------------------------ one module
-def alone(module: nn.Module, structure: tree.Structure, inputs: Arrays, key: str, precision: str) -> Both:
-    """What the module gives for these positional inputs, and its vector-Jacobian product; `key` seeds the cotangent."""
+def alone(
+    module: nn.Module,
+    structure: tree.Structure,
+    inputs: Arrays,
+    key: str,
+    precision: str,
+    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Both:
+    """What the module gives for these positional inputs, and its vector-Jacobian product; `key` seeds the cotangents,
+    to which `change` is done."""
     outputs, starts = _run(module, structure, inputs, precision)
     own = {f"parameter {name}": value for name, value in module.named_parameters() if "." not in name}
     starts |= {name: value for name, value in own.items() if value.requires_grad}
     values = arrays(outputs)
-    return {"forward": values, "backward": arrays(seeded_gradients(key, outputs, values, starts))}
+    return {"forward": values, "backward": arrays(seeded_gradients(key, outputs, values, starts, change))}
 
 
 def _run(
@@ -77,7 +85,7 @@ def _run(
     for name, array in given.items():
         if array.dtype.kind == "f":
             starts[f"input {name}"] = nn.Parameter(backend.tensor(array.astype(precision)))
-            tensors[name] = starts[f"input {name}"] * 1.0  # a copy: a module may write into its input
+            tensors[name] = starts[f"input {name}"].clone()  # a module may write into its input
         else:
             tensors[name] = backend.tensor(array)
     backend.sync()  # a deferring framework would fuse the copy with the module's own operators
@@ -91,7 +99,7 @@ def _key(call: Mapping[str, Any]) -> str:
 
 # --------------------------------------------------------------------------------------------------- a whole model
 @contextmanager
-def _hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
+def hooked(model: nn.Module, hook: Callable) -> Iterator[None]:
     """hook(path, module, inputs, output) after every call of a module; one that stands twice counts under its first
     path."""
     first = {id(module): (path, module) for path, module in reversed(list(model.named_modules()))}
@@ -124,14 +132,14 @@ def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer)
                 "kind": type(module).__name__,
                 "structure": structure,
                 "leaf": sum(1 for _ in module.named_modules()) == 1,
-                "input": _put(writer, given),
-                "output": _put(writer, found),
+                "input": put(writer, given),
+                "output": put(writer, found),
             }
         )
         live.append({"input": given, "output": found})
 
     given = [backend.tensor(array) for array in images]
-    with _hooked(model, keep):
+    with hooked(model, keep):
         output = model(
             *[nn.Parameter(value) * 1.0 if array.dtype.kind == "f" else value for value, array in zip(given, images)]
         )
@@ -151,11 +159,11 @@ def _whole(model: nn.Module, images: Sequence[np.ndarray], writer: store.Writer)
     return calls
 
 
-def _put(writer: store.Writer, tensors: Mapping[str, Any]) -> dict[str, str]:
+def put(writer: store.Writer, tensors: Mapping[str, Any]) -> dict[str, str]:
     return {name: writer.put(backend.numpy(value)) for name, value in tensors.items()}
 
 
-def _get(reader: store.Reader, digests: Mapping[str, str]) -> Arrays:
+def get(reader: store.Reader, digests: Mapping[str, str]) -> Arrays:
     return {name: reader.get(digest) for name, digest in digests.items()}
 
 
@@ -178,7 +186,7 @@ def reference(build: Build, images: Sequence[np.ndarray], folder: str | Path) ->
             for call, other in zip(calls, exact, strict=True):
                 call["noise"] = _inherited(_sides(double, other), _sides(run, call), cost)
                 _exact(call, run, models, writer, cost)
-            writer.content |= {"calls": calls, "state": _put(writer, dict(backend.named_state(build("float32"))))}
+            writer.content |= {"calls": calls, "state": put(writer, dict(backend.named_state(build("float32"))))}
     return {"captured": sha256(folder / store.INDEX), "calls": len(calls), "bytes": writer.bytes, "cost": cost.fields()}
 
 
@@ -195,7 +203,7 @@ def _exact(
     if kind := tree.opaque(call["structure"]):
         call["unable"] = f"an input is a {kind}"
         return
-    given, key = _get(run, call["input"]), _key(call)
+    given, key = get(run, call["input"]), _key(call)
     single, double = (models[precision][call["path"]] for precision in ("float32", "float64"))
     try:
         with cost.running():
@@ -210,8 +218,7 @@ def _exact(
     for direction in DIRECTIONS:
         call["exact"][direction] = {n: writer.put(array) for n, array in exact[direction].items()}
         cost.bytes += sum(array.nbytes for array in exact[direction].values())
-        found = _compared(exact[direction], rounded[direction], "float32")
-        call["floor"][direction] = {c.name: [c.max_abs, c.l2] for c in found if c.fault is None}
+        call["floor"][direction] = deviations(exact[direction], rounded[direction], "float32")
     if any(array.size < FEW for array in exact["backward"].values()):
         with cost.running():
             draws = [
@@ -225,8 +232,13 @@ def _exact(
     call["repeat"] = max((_ratio(c, (0.0, 0.0)) for c in _compared(rounded["forward"], again)), default=0.0)
     # Inside the model inputs may lie otherwise in memory and be summed in another order: noise as large as the layer's
     # own.
-    inside, floors = _compared(_get(run, call["output"]), rounded["forward"]), call["floor"]["forward"]
+    inside, floors = _compared(get(run, call["output"]), rounded["forward"]), call["floor"]["forward"]
     call["replay"] = max((_ratio(c, floors.get(c.name, (0.0, 0.0))) for c in inside), default=0.0)
+
+
+def deviations(exact: Arrays, other: Arrays, precision: str) -> dict[str, list[float]]:
+    """By how much each tensor of a run in this precision lies from the exact one: largest, L2."""
+    return {c.name: [c.max_abs, c.l2] for c in _compared(exact, other, precision) if c.fault is None}
 
 
 def _cancelling(floors: dict[str, list[float]], draws: Sequence[Arrays], summands: int) -> None:
@@ -315,8 +327,8 @@ def _layer(
     found["inherited"] = _inherited(_sides(run, call), _sides(mine, own[path, call["call"]]), cost)
     if call["unable"]:
         return found
-    truth = {direction: _get(exact, call["exact"][direction]) for direction in DIRECTIONS}
-    given = _get(run, call["input"])
+    truth = {direction: get(exact, call["exact"][direction]) for direction in DIRECTIONS}
+    given = get(run, call["input"])
     for precision, modules in models.items():
         fallible = partial and precision == "float64"
         try:
@@ -335,7 +347,7 @@ def _layer(
             got = {way: {n: cast(array, precision) for n, array in held.items()} for way, held in got.items()}
         cost.bytes += sum(array.nbytes for held in truth.values() for array in held.values())
         found["errors"][precision] = {
-            direction: _worst(truth[direction], got[direction], call["floor"][direction], precision)
+            direction: worst_of(truth[direction], got[direction], call["floor"][direction], precision)
             for direction in DIRECTIONS
         }
     return found
@@ -349,7 +361,9 @@ def _as_the_reference(name: str, reference: str, own: str, renamed: Mapping[str,
     return f"parameter {known.removeprefix(f'{reference}.')}" if known else name
 
 
-def _worst(truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], precision: str) -> dict[str, Any] | None:
+def worst_of(
+    truth: Arrays, got: Arrays, floors: Mapping[str, Sequence[float]], precision: str
+) -> dict[str, Any] | None:
     """The tensor farthest from the truth in units of its floor; None where there is none on either side."""
     if not truth and not got:
         return None
@@ -382,7 +396,7 @@ def _ratio(found: Comparison, floor: Sequence[float] | None) -> float:
 
 
 def _sides(reader: store.Reader, call: Mapping[str, Any]) -> Both:
-    return {side: _get(reader, call[side]) for side in SIDES}
+    return {side: get(reader, call[side]) for side in SIDES}
 
 
 def _inherited(truth: Both, got: Both, cost: Cost) -> dict[str, float | None]:

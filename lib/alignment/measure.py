@@ -8,7 +8,7 @@ step by step `steps`. Nothing is compared here.
 
 import hashlib
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any
@@ -99,16 +99,23 @@ def gradients(scalar: Any, starts: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(starts, backend.grad(scalar, list(starts.values()), retain_graph=False), strict=True))
 
 
-def seeded_gradients(key: str, outputs: Mapping[str, Any], values: Arrays, starts: Mapping[str, Any]) -> dict[str, Any]:
+def seeded_gradients(
+    key: str,
+    outputs: Mapping[str, Any],
+    values: Arrays,
+    starts: Mapping[str, Any],
+    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> dict[str, Any]:
     """Gradients of the outputs' sum, weighted by standard normal numbers that `key` and an output's name seed.
 
-    values: the outputs'. Nothing where no output, or no start, has a gradient.
+    values: the outputs'. change: what is done to each output's weights. Nothing where no output, or no start, has a
+    gradient.
     """
     parts = []
     for name, value in outputs.items():
         if differentiable(value):
             cotangent = seeded_input(f"cotangent:{key}:{name}", values[name].shape).astype(values[name].dtype)
-            parts.append(backend.sum(value * backend.tensor(cotangent)))
+            parts.append(backend.sum(value * backend.tensor(change(cotangent))))
     # sum() starts at 0, which Jittor takes for a float32
     return gradients(reduce(operator.add, parts), starts) if parts and starts else {}
 

@@ -21,10 +21,26 @@ def abs(x: Tensor) -> Tensor:
     return where(x > 0, x, where(x < 0, -x, x - x))
 
 
-def amax(x: Tensor, dim, keepdim: bool = False) -> Tensor:
-    """The largest value along `dim`, ties sharing the gradient equally; Jittor's gradient goes to every tie whole."""
-    ties = (x == jt.max(x, dim, keepdims=True)).float32().detach()
-    return sum(where(ties > 0, x, zeros_like(x)), dim, keepdim) / sum(ties, dim, keepdim)
+class _Largest(jt.Function):
+    """The largest value along an axis that is kept, NaN where one is NaN, and then the gradient is NaN too; else the
+    ties share it."""
+
+    def execute(self, x, dim):
+        spoilt = sum((x != x).cast(x.dtype), dim, keepdim=True)
+        y = where(spoilt > 0, full_like(spoilt, float("nan")), jt.max(x, dim, keepdims=True))
+        ties = (x == y).cast(x.dtype)
+        self.share = ties / sum(ties, dim, keepdim=True)
+        return y
+
+    def grad(self, dy):
+        return dy * self.share, None
+
+
+def amax(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """The largest value along `dim`, ties sharing the gradient equally, NaN the largest; Jittor's gradient goes to
+    every tie whole, and it passes NaN over."""
+    y, axis = _Largest()(x, dim), dim % x.ndim
+    return y if keepdim else y.reshape([*x.shape[:axis], *x.shape[axis + 1 :]] or [1])
 
 
 def arange(*bounds: int) -> Tensor:
@@ -64,7 +80,8 @@ def chunk(x: Tensor, chunks: int, dim: int = 0) -> list[Tensor]:
 
 
 def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
-    """x within bounds, with gradient 1 at a bound; Jittor's is 0 there."""
+    """x within bounds, with gradient 1 at a bound and 0 at NaN, which stays; Jittor's is 0 and 1 there."""
+    x = where(x != x, x.detach(), x)
     if min is not None:
         x = where(x < min, full_like(x, min), x)
     return x if max is None else where(x > max, full_like(x, max), x)
@@ -103,8 +120,10 @@ def interpolate(
 
 
 def log_softmax(x: Tensor, dim: int) -> Tensor:
-    """log(softmax(x)), shifted by the largest value; Jittor's logsumexp([100, 100]) is inf."""
-    shifted = x - jt.max(x, dim, keepdims=True).detach()
+    """log(softmax(x)), shifted by the largest value; Jittor's logsumexp([100, 100]) is inf.
+
+    What is shifted is kept: in one kernel -Ofast makes (x - max) - log x - (max + log), in which log is lost."""
+    shifted = (x - jt.max(x, dim, keepdims=True).detach()).stop_fuse()
     return shifted - log(sum(exp(shifted), dim, keepdim=True))
 
 
@@ -177,10 +196,13 @@ def sum(x: Tensor, dim=None, keepdim: bool = False) -> Tensor:
 
 
 def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
-    """(values, int64 indices) of the k largest, sorted; ties in order of index (PyTorch's order of ties is
-    unspecified). Jittor's indices are int32, and NaN is not the largest value."""
-    values, indices = jt.topk(x, k, dim, largest)
-    return values, indices.int64()
+    """(values, int64 indices) of the k largest, sorted, NaN the largest of all; ties in order of index (PyTorch's order
+    of ties is unspecified). Jittor's indices are int32, it passes NaN over, and of nothing it gives another shape."""
+    if not x.numel():
+        part = split(x, k, dim)[0]
+        return part, part.int64()
+    _, indices = jt.topk(where(x != x, full_like(x, float("inf")), x), k, dim, largest)
+    return gather(x, dim, indices), indices.int64()
 
 
 def zeros(*shape, dtype: str = "float32") -> Tensor:

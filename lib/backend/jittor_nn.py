@@ -204,8 +204,9 @@ class BatchNorm2d(Module):
         count = x.numel() // x.shape[1] * (jt.world_size if self.synchronised else 1)
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training, got shape {x.shape}")
-        self.running_mean.update(normalise.blend(self.running_mean, mean, self.momentum))
-        self.running_var.update(normalise.blend(self.running_var, variance, self.momentum, count / (count - 1)))
+        if count:  # nothing has no mean: as in PyTorch, only the batch is counted
+            self.running_mean.update(normalise.blend(self.running_mean, mean, self.momentum))
+            self.running_var.update(normalise.blend(self.running_var, variance, self.momentum, count / (count - 1)))
         self.num_batches_tracked.update(self.num_batches_tracked + 1)
         return y
 

@@ -71,6 +71,7 @@ STAGES = (
     Stage("convert", "40_convert", writes=("own",)),
     Stage("forward", "50_forward", writes=("own",), weight=8),
     Stage("divergence", "52_divergence", writes=("own",), leads="torch", weight=12),
+    Stage("operators", "53_operators", writes=("own",), leads="torch", weight=40),
     Stage("loss", "51_loss_and_gradient", writes=("own",), weight=20),
     Stage("lockstep", "61_lockstep", needs=("data",), writes=("own",), weight=40),
     Stage("train", "60_train", needs=("data",), writes=("own",), weight=90),
@@ -82,7 +83,10 @@ STAGES = (
         "90_compare",
         sides=("none",),
         per_model=False,
-        needs=("data", "rosetta", "convert", "forward", "divergence", "loss", "lockstep", "train", "evaluate", "speed"),
+        needs=(
+            *("data", "rosetta", "convert", "forward", "divergence", "operators"),
+            *("loss", "lockstep", "train", "evaluate", "speed"),
+        ),
         weight=20,
     ),
 )

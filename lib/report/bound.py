@@ -25,7 +25,7 @@ from lib.show.tables import text
 ABSENT = "–"
 COMMIT = 12  # characters of a commit that are shown
 RATIO = 5  # the column of a verdict's rows that holds error over gate
-STAGES = ("data", "rosetta", "convert", "forward", "divergence", "loss")
+STAGES = ("data", "rosetta", "convert", "forward", "divergence", "operators", "loss")
 STAGES += ("train", "lockstep", "evaluate", "speed", "compare", "gaps")
 SIDES = ("published", "torch", "jittor", "none")
 SHARED = "all"  # in place of a model: records of no one model

@@ -20,7 +20,7 @@ from lib.show.messages import Messages
 
 THEMES = {  # what belongs together, in the order of the report
     "parts": ("structure", "conversion", "recipe", "initialisation", "data"),
-    "answers": ("forward", "divergence", "decisions"),
+    "answers": ("forward", "divergence", "operators", "poison", "decisions"),
     "learning": ("losses", "assignment", "gradients", "step", "batch_norm", "lockstep"),
     "result": ("training", "trajectory", "evaluation", "equivalence"),
     "cost": ("speed",),
@@ -40,6 +40,7 @@ MEASURED_IN = {  # the notebooks whose records answer a question
     "data": ("10_data", "61_lockstep"),
     "forward": ("50_forward",),
     "divergence": ("52_divergence",),
+    **dict.fromkeys(("operators", "poison"), ("53_operators",)),
     **dict.fromkeys(("losses", "assignment", "gradients", "step", "batch_norm"), ("51_loss_and_gradient",)),
     **dict.fromkeys(("lockstep", "trajectory"), ("61_lockstep",)),
     "training": ("60_train",),

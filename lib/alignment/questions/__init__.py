@@ -33,6 +33,8 @@ QUESTIONS: dict[str, tuple[str, bool, Callable[[Pair], Answer]]] = {
     "data": ("lockstep", False, learning.data),
     "forward": ("forward", True, inference.forward),
     "divergence": ("divergence", False, inference.divergence),
+    "operators": ("operators", False, inference.operators),
+    "poison": ("operators", False, inference.poison),
     "losses": ("loss", True, learning.losses),
     "assignment": ("loss", True, learning.assignment),
     "gradients": ("loss", True, learning.gradients),
@@ -45,6 +47,8 @@ QUESTIONS: dict[str, tuple[str, bool, Callable[[Pair], Answer]]] = {
     "equivalence": ("evaluate", False, inference.equivalence),
     "speed": ("speed", True, inference.speed),
 }
+
+ON_REQUEST = ("operators",)  # stages that most profiles leave out: where no side has a record nothing was asked
 
 
 def ask(question: str, evidence: Evidence, a: str, b: str) -> Answer:
@@ -70,6 +74,8 @@ def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
             missing = [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]
             if not missing and not pair.holds(question):
                 missing = [question]
+            if len(missing) == 2 and stage in ON_REQUEST:
+                continue
             if missing:
                 values = {"missing": ", ".join(missing)}
                 found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", values))

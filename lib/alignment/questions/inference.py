@@ -16,6 +16,8 @@ from lib.alignment.questions.pair import Pair, identical
 from lib.alignment.rows import NOTHING, detections, mapping, tensors
 from lib.alignment.verdict import Answer, K, Number, Row, Verdict, decisions, fault, judge_value
 
+SUBNORMAL = "subnormal"  # numbers that Jittor's kernels take for zero, as they are linked with -Ofast
+
 
 def structure(pair: Pair) -> Answer:
     """Entries by name, shape, type and kind, their order; parameter count; normalisation layers."""
@@ -122,6 +124,49 @@ def _amplification(found: depth.Divergence) -> dict[str, str | float]:
     factors = {name: factor for name, factor in leaves.items() if factor is not None}
     most = max(factors, key=factors.__getitem__, default="–")
     return {"amplifier": most, "amplification": factors.get(most, 0.0)}
+
+
+def operators(pair: Pair) -> Answer:
+    """Each kind of operator alone, at sizes across block edges: errors judged as those of a network's own layers.
+
+    The reference's float32 run is held against its float64 run with everything moved by K roundings.
+    """
+    theirs, ours = pair.fields("swept")
+    rows = [
+        replace(row, what=row.what.replace("own error", "the reference's own error"))
+        for row in depth.localise(theirs).rows()
+    ]
+    rows = [pair.same("capture that both speak of", "captured"), *depth.localise(ours).rows(), *rows]
+    refused = [f"{call['path']}: {call['unable']}" for call in theirs["layers"] if call["unable"]]
+    return pair.conclude(rows, notes=refused)
+
+
+def poison(pair: Pair) -> Answer:
+    """Where NaN, infinity, huge or subnormal numbers or nothing go in: every result is of the same kind, zero, NaN,
+    infinite or another number, and where one side gives none the other does not either.
+
+    Said and not judged is what is right as well: subnormal numbers taken for zero, and what is as in float64.
+    """
+    rows, calls = [pair.same("capture that both speak of", "poison_captured")], pair.field(pair.b, "poisoned")
+    for one in calls:
+        name, (theirs, ours) = f"{one['name']}, {one['poison']}", one["said"]
+        if bool(theirs) != bool(ours):
+            said = f"the reference: {theirs or 'gives a result'}; here: {ours or 'gives a result'}"
+            rows.append(fault(name, "poisoned", said))
+            continue
+        other = theirs != ours and theirs.startswith("UserError")  # of one source is one message
+        rows.append(decisions(name, other or one["differing"], one["elements"], one["first"] or ours))
+    apart = [one for one in calls if one["otherwise"] and one["poison"] != SUBNORMAL]
+    answer = pair.conclude(rows, notes=[f"{one['name']}, {one['poison']}: {one['otherwise']}" for one in apart])
+    if answer.verdict is not Verdict.PASS:
+        return answer
+    values = {
+        "calls": len(calls),
+        "special": sum(one["special"] for one in calls),
+        "flushed": sum(one["flushed"] + (one["otherwise"] if one not in apart else 0) for one in calls),
+        "exact": sum(one["otherwise"] for one in apart),
+    }
+    return replace(answer, reason="alike_when_poisoned", values=answer.values | values)
 
 
 def evaluation(pair: Pair) -> Answer:

@@ -29,12 +29,12 @@ def _plain_sigmoid(x):
 
 # x where positive, else 0 with gradient 0; NaN stays NaN.
 relu = _map("relu", "x <= 0 ? in0_type(0) : x", "y", "y <= 0 ? in0_type(0) : dy", jt.nn.relu)
-# x cut to 0..6, with gradient 0 at both ends as in PyTorch.
+# x cut to 0..6, with gradient 0 at both ends and at NaN, as in PyTorch (but for what does not fill its vectors).
 relu6 = _map(
     "relu6",
     "x <= 0 ? in0_type(0) : x >= 6 ? in0_type(6) : x",
     "y",
-    "y <= 0 || y >= 6 ? in0_type(0) : dy",
+    "y > 0 && y < 6 ? dy : in0_type(0)",
     jt.nn.relu6,
 )
 # x where positive, else a x.

@@ -22,8 +22,9 @@ static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corn
 //// kernel resize: taps
     // kernel: resize;
     const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out_shape2, w = out_shape3;
-    const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
-    const Taps columns = taps(W, w, data["column_ratio"], data["bilinear"], data["corners"]);
+    const bool bilinear = data["bilinear"];  // else nothing is blended: a share of 0 of infinity would be NaN
+    const Taps rows = taps(H, h, data["row_ratio"], bilinear, data["corners"]);
+    const Taps columns = taps(W, w, data["column_ratio"], bilinear, data["corners"]);
     #pragma omp parallel
     {
         std::vector<in0_type> blend(W), share(columns.share.begin(), columns.share.end());
@@ -33,8 +34,12 @@ static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corn
                 const in0_type* low = in0_p + (plane * H + rows.low[i]) * W;
                 const in0_type* high = in0_p + (plane * H + rows.high[i]) * W;
                 const in0_type s = rows.share[i];
-                for (int64_t j = 0; j < W; j++) blend[j] = low[j] * (1 - s) + high[j] * s;
                 out_type* y = out_p + (plane * h + i) * w;
+                if (!bilinear) {
+                    for (int64_t j = 0; j < w; j++) y[j] = low[columns.low[j]];
+                    continue;
+                }
+                for (int64_t j = 0; j < W; j++) blend[j] = low[j] * (1 - s) + high[j] * s;
                 for (int64_t j = 0; j < w; j++)
                     y[j] = blend[columns.low[j]] * (1 - share[j]) + blend[columns.high[j]] * share[j];
             }
@@ -43,8 +48,9 @@ static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corn
 //// kernel resize, gradient: taps
     // kernel: resize, gradient;
     const int64_t planes = in0_shape0 * in0_shape1, h = in0_shape2, w = in0_shape3, H = out_shape2, W = out_shape3;
-    const Taps rows = taps(H, h, data["row_ratio"], data["bilinear"], data["corners"]);
-    const Taps columns = taps(W, w, data["column_ratio"], data["bilinear"], data["corners"]);
+    const bool bilinear = data["bilinear"];
+    const Taps rows = taps(H, h, data["row_ratio"], bilinear, data["corners"]);
+    const Taps columns = taps(W, w, data["column_ratio"], bilinear, data["corners"]);
     #pragma omp parallel
     {
         std::vector<in0_type> blend(W);
@@ -55,6 +61,11 @@ static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corn
             for (int64_t i = 0; i < h; i++) {
                 const in0_type* dy = in0_p + (plane * h + i) * w;
                 std::fill(blend.begin(), blend.end(), 0);
+                if (!bilinear) {
+                    for (int64_t j = 0; j < w; j++) blend[columns.low[j]] += dy[j];
+                    for (int64_t j = 0; j < W; j++) dx[rows.low[i] * W + j] += blend[j];
+                    continue;
+                }
                 for (int64_t j = 0; j < w; j++) {
                     blend[columns.low[j]] += dy[j] * in0_type(1 - columns.share[j]);
                     blend[columns.high[j]] += dy[j] * in0_type(columns.share[j]);
