@@ -27,6 +27,7 @@ NAMES = [
     "channels_last",
     "chunk",
     "clamp",
+    "constant",
     "cos",
     "device",
     "exp",
@@ -74,6 +75,7 @@ NAMES = [
     "tensor",
     "topk",
     "where",
+    "write_onnx",
     "zeros",
     "zeros_like",
 ]

@@ -11,8 +11,11 @@ and `tests/test_backend*.py` shows each against NumPy in float64. Kernels that m
 import ctypes as _ctypes
 import os as _os
 import re as _re
+from collections.abc import Callable as _Callable
 
 import numpy as _np
+
+from lib.errors import UserError
 
 from . import jittor_nn as nn
 from .jittor_compiler import compile_fast as _compile_fast
@@ -67,6 +70,12 @@ def tensor(array: _np.ndarray) -> Tensor:
     value = _array(array)
     value.is_scalar = array.ndim == 0
     return value
+
+
+def constant(make: _Callable[..., _np.ndarray]) -> _Callable[..., Tensor]:
+    """A function of sizes, and other plain values, that gives an array, as one that gives a tensor; Jittor compiles
+    what a model runs and never looks at its source."""
+    return lambda *values: tensor(make(*values))
 
 
 def numpy(value: Tensor) -> _np.ndarray:
@@ -146,6 +155,11 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
         entry = entries[name]
         entry.update(tensor(_np.asarray(value, str(entry.dtype)).reshape(entry.shape)))
     sync()
+
+
+def write_onnx(model, images, outputs, opset, notes, path) -> None:
+    """PyTorch alone writes ONNX files: Jittor has no exporter."""
+    raise UserError("ONNX files are written by PyTorch: use envs/torch/bin/python")
 
 
 def profile(call) -> list[tuple[str, float, int]]:

@@ -5,8 +5,11 @@ Twin of `jittor.py`.
 
 import ctypes as _ctypes
 import inspect as _inspect
+import logging as _logging
 import os as _os
+import warnings as _warnings
 from collections import Counter as _Counter
+from collections.abc import Callable as _Callable
 
 import numpy as _np
 import torch as _torch
@@ -50,6 +53,19 @@ def cache_path() -> str | None:
 def tensor(array: _np.ndarray) -> _torch.Tensor:
     """A tensor on the chosen device with the array's dtype and a copy of its values."""
     return _torch.tensor(_np.asarray(array), device=_device)
+
+
+def constant(make: _Callable[..., _np.ndarray]) -> _Callable[..., _torch.Tensor]:
+    """A function of sizes, and other plain values, that gives an array, as one that gives a tensor. What compiles a
+    model takes the tensor for a constant, instead of looking for operators in how the array is made."""
+
+    def given(*values) -> _torch.Tensor:
+        table = tensor(make(*values))
+        table._dynamo_static_indices = set(range(table.ndim))  # as mark_static: one of another size is another constant
+        return table
+
+    given._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result, which imports all of it first: 2 s
+    return given
 
 
 def numpy(value: _torch.Tensor) -> _np.ndarray:
@@ -121,6 +137,27 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
 def grid_sample(x: _torch.Tensor, grid: _torch.Tensor) -> _torch.Tensor:
     """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
     return _functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def write_onnx(
+    model: nn.Module, images: _torch.Tensor, outputs: tuple[str, ...], opset: int, notes: dict[str, str], path: str
+) -> None:
+    """Write the model in evaluation as one ONNX file: "images" of this shape, any number of them, to what it gives,
+    under these names; notes: the file's metadata. torch.export refuses a model that holds for one number alone."""
+    _logging.getLogger("torch.onnx").setLevel(_logging.ERROR)  # it tells everybody that there is no torchvision
+    with _warnings.catch_warnings():
+        _warnings.simplefilter("ignore")  # of what it does itself
+        program = _torch.onnx.export(
+            model,
+            (images,),
+            input_names=["images"],
+            output_names=list(outputs),
+            opset_version=opset,
+            dynamic_shapes=({0: _torch.export.Dim("n")},),
+            verbose=False,
+        )
+    program.model.metadata_props.update(notes)
+    program.save(path)
 
 
 def profile(call) -> list[tuple[str, float, int]]:
