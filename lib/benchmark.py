@@ -4,11 +4,16 @@ Each case (operation, batch) starts one fresh worker process per environment and
 disturbs the machine disturbs both. All clocks are read in the worker. A worker is `python -m lib.benchmark THREADS
 PIPE`, commanded by JSON on an inherited pipe.
 
+Inference is timed in the form in which models are run (`lib.models.inference`), judged in the same process once the
+clocks have stopped; `--form training` times the model as it is trained. Each turn says what the machine's other
+processes took meanwhile, and multiplies matrices as the models do, on their threads, to have a unit.
+
 Three clocks, so that the harness can doubt itself: *unsynchronised* stops when the call returns, *synchronised* after
 `backend.sync()`, *read* when the result's values have arrived, which no framework can do before the work is done.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +34,7 @@ import numpy as np
 from lib import backend, losses, models, record
 from lib.errors import UserError
 from lib.machine import environment
+from lib.models.inference import inference_form
 from lib.training.loop import Trainer
 from lib.training.schedule import recipe
 
@@ -50,6 +56,7 @@ class Case:
     batch: int
     size: tuple[int, int]  # height, width
     seed: int
+    form: str = "inference"  # of a model whose inference is timed: "inference" or "training"
 
 
 # ----------------------------------------------------------------------------------------------- inside a worker
@@ -69,6 +76,8 @@ def subject(case: Case) -> Subject:
     images = draw.standard_normal((case.batch, 3, height, width), np.float32)
     model = models.build(case.model, case.classes, case.seed)
     if case.operation == "forward":
+        if case.form == "inference":
+            model = inference_form(model.eval())
         model.eval()
         given = backend.tensor(images)
 
@@ -161,20 +170,18 @@ class Bench:
     def __init__(self, threads: int):
         backend.set_threads(threads)
         self._idle = memory("VmRSS")  # the framework imported, nothing computed
-        matrix = np.ones((UNIT, UNIT), np.float32)
-        self._unit = lambda: matrix @ matrix
-        self._unit()
+        matrix = backend.tensor(np.ones((UNIT, UNIT), np.float32))
+        self._unit = Subject(lambda: backend.matmul(matrix, matrix), backend.sync, backend.numpy)
+        read_time(self._unit)
 
     def hello(self) -> dict[str, Any]:
         """Who answers, and whether it defers work."""
-        matrix = backend.tensor(np.ones((UNIT, UNIT), np.float32))
-        work = Subject(lambda: backend.matmul(matrix, matrix), backend.sync, backend.numpy)
         return {
             "name": backend.NAME,
             "version": backend.VERSION,
             "device": backend.device(),
             "cache": backend.cache_path(),
-            "deferred": deferred(work),
+            "deferred": deferred(self._unit),
         }
 
     def prepare(self, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,25 +193,51 @@ class Bench:
 
     def sample(self, seconds: float) -> dict[str, list[float]]:
         """Calls one after another until `seconds` have passed, at least one; a unit product and a read beside them."""
-        start = time.perf_counter()
-        self._unit()
-        unit = time.perf_counter() - start
+        busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
+        unit = times(self._unit)[1]
         pairs = [times(self._subject)]
         while time.perf_counter() - start < seconds:
             pairs.append(times(self._subject))
         unsynchronised, synchronised = map(list, zip(*pairs))
         read = read_time(self._subject)
-        return {"unit": [unit], "unsynchronised": unsynchronised, "synchronised": synchronised, "read": [read]}
+        others = busy_seconds() - busy - (time.process_time() - own)
+        return {
+            "unit": [unit],
+            "unsynchronised": unsynchronised,
+            "synchronised": synchronised,
+            "read": [read],
+            "others": [max(others, 0.0) / (time.perf_counter() - start)],
+        }
 
     def memory(self) -> dict[str, Any]:
         """The largest memory so far: of the process by the kernel's own meter, and of the device's allocator."""
         device = backend.peak_device_memory()
         return {"idle_mib": self._idle, "peak_mib": memory("VmHWM"), "device_peak_mib": device and device / 2**20}
 
+    def judge(self) -> dict[str, Any] | None:
+        """Whether the form that was timed is the same function: see `judged`; None where it is the model itself."""
+        timed = self._case.operation == "forward" and self._case.form == "inference"
+        return judged(self._case.model) if timed else None
+
     def profile(self) -> list[tuple[str, float, int]]:
         """The slowest operators of one call: name, own milliseconds, calls."""
         kept = []  # a result nobody holds is never computed where work is deferred
         return backend.profile(lambda: kept.append(self._subject.call()))[:SLOWEST]
+
+
+def judged(name: str) -> dict[str, Any]:
+    """What the gate says of the inference form of the model with seeded weights: the worst row, of how many."""
+    from lib.alignment import capture, form, references  # once memory is known: this is the judge's own
+
+    rows = form.judged(name, capture.seeded_model(name, references.case(name, "forward")).eval())
+    worst = max(rows, key=lambda row: row.ratio)
+    return {"worst": asdict(worst), "rows": len(rows)}
+
+
+def busy_seconds() -> float:
+    """What all processors of the machine have worked so far, for anybody, by /proc/stat."""
+    ticks = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # but idle and waiting for a disk
 
 
 def memory(meter: str) -> float:
@@ -291,11 +324,13 @@ def benchmark(
     seconds: float = 0.5,
     threads: int = 1,
     seed: int = 0,
+    form: str = "inference",
 ) -> list[Path]:
     """Measure inference and training steps in every environment and write one record per side (stage "speed").
 
     executables: side ("jittor", "torch") -> its Python. size, train_size: of the input in
         inference and in training steps, by default the published one.
+    form: in which inference is timed, "inference" or "training"; a step knows one alone.
     seconds: how long one environment is asked before it is the other's turn; a round is one turn of each.
     Returns the records' paths in the order of the executables.
     """
@@ -308,7 +343,9 @@ def benchmark(
             for name, side in sides.items()
         }
         for operation, batch in plan:
-            case = Case(model, classes, operation, batch, tuple(sizes[operation]), seed)
+            case = Case(
+                model, classes, operation, batch, sizes[operation], seed, form if operation == "forward" else "training"
+            )
             for side, (hello, result) in run(case, executables, rounds, seconds, threads).items():
                 sides[side].NAME, sides[side].VERSION = hello["name"], hello["version"]
                 sides[side].device, sides[side].cache_path = partial(hello.get, "device"), partial(hello.get, "cache")
@@ -348,7 +385,11 @@ def run(
                 turns[worker.side].append(worker.ask("sample", seconds=seconds))
         # Memory first: profiling takes some for itself.
         ends = {
-            worker.side: {"memory": worker.ask("memory"), "slowest_operators": worker.ask("profile")}
+            worker.side: {
+                "memory": worker.ask("memory"),
+                "slowest_operators": worker.ask("profile"),
+                "form_judged": worker.ask("judge"),
+            }
             for worker in workers
         }
     found = {}
@@ -363,7 +404,7 @@ def summarise(case: Case, hello: Mapping, prepared: Mapping, turns: Sequence[Map
     clocks = {clock: [value for turn in turns for value in turn[clock]] for clock in turns[0]}
     medians = {clock: statistics.median(values) for clock, values in clocks.items()}
     # The least of all turns: another process can make the reads of one moment long, and none can make them short.
-    read = min([*prepared["read_seconds"], *clocks.pop("read")])
+    read, others = min([*prepared["read_seconds"], *clocks.pop("read")]), clocks.pop("others")
     fault = clock_fault(case.operation, hello["deferred"], medians["unsynchronised"], medians["synchronised"], read)
     if fault:
         raise UserError(f"benchmark: {hello['name']}, batch {case.batch}: {fault}")
@@ -371,12 +412,14 @@ def summarise(case: Case, hello: Mapping, prepared: Mapping, turns: Sequence[Map
         "operation": case.operation,
         "batch": case.batch,
         "size": list(case.size),
+        "form": case.form,
         "classes": case.classes,
         "first_call_seconds": prepared["first_seconds"],
         **{f"{clock}_ms": spread([1e3 * value for value in values]) for clock, values in clocks.items()},
         "read_ms": 1e3 * read,
         "images_per_second": case.batch / medians["synchronised"],
         "units": medians["synchronised"] / medians["unit"],
+        "others_cores": others,
         "turns_ms": [[1e3 * value for value in turn["synchronised"]] for turn in turns],
     }
 

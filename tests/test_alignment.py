@@ -350,11 +350,36 @@ def test_a_live_reference_that_differs_fails_the_forward_question(records):
             lambda fields, arrays: fields["cases"][1].update(unsynchronised_ms=fields["cases"][1]["synchronised_ms"]),
             "speed",
         ),
+        (
+            "speed",
+            lambda fields, arrays: fields["cases"][0]["form_judged"]["worst"].update(error=1e-6, passed=False),
+            "speed",
+        ),
     ],
 )
 def test_a_fault_between_the_frameworks(records, stage, change, question):
     synthetic.edit(records, "jittor", stage, change)
     assert between(records, question) is Verdict.FAIL
+
+
+@pytest.mark.parametrize("field, value", [("others_cores", [0.05, 0.3, 0.1]), ("ratio_to", None), ("turns_ms", None)])
+def test_times_of_a_machine_that_was_not_quiet_tell_nothing(records, field, value):
+    """What took a tenth of a core, turns that scatter by a tenth: against the other side by their ratio."""
+
+    def disturb(fields, arrays):
+        case = fields["cases"][2]
+        if field == "ratio_to":
+            case["ratio_to"]["torch"] = {"median": 1.0, "q1": 0.94, "q3": 1.05, "samples": 3}
+        else:
+            case[field] = value or [[1700.0], [1800.0], [2100.0]]
+
+    synthetic.edit(records, "jittor", "speed", disturb)
+    found = verdicts(records)
+    apart = Verdict.SHOWN if field == "turns_ms" else Verdict.UNDERPOWERED
+    assert found["speed", "torch-jittor"].verdict is apart
+    assert found["speed", "published-torch"].verdict is Verdict.SHOWN
+    both = Verdict.SHOWN if field == "ratio_to" else Verdict.UNDERPOWERED
+    assert found["speed", "published-jittor"].verdict is both
 
 
 def test_a_removed_record_is_not_run_and_never_a_pass(records):

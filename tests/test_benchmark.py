@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from lib import backend, record
 from lib.benchmark import (
+    Bench,
     Case,
     Subject,
     Worker,
@@ -89,7 +91,7 @@ def test_reads_that_another_process_made_long_accuse_no_clock():
     hello, prepared = {"name": "torch", "deferred": False}, {"first_seconds": 3.0, "read_seconds": [2.0, 2.0]}
 
     def summary(*reads):
-        clocks = {clock: [0.1] for clock in ("unit", "unsynchronised", "synchronised")}
+        clocks = {clock: [0.1] for clock in ("unit", "unsynchronised", "synchronised", "others")}
         return summarise(CASE, hello, prepared, [{**clocks, "read": [read]} for read in reads])
 
     assert summary(2.0, 0.11)["read_ms"] == pytest.approx(110)
@@ -108,6 +110,19 @@ def test_the_real_backend_without_its_synchronisation_is_caught_where_it_matters
     defers = deferred(Subject(lambda: backend.matmul(matrix, matrix), backend.sync, backend.numpy))
     # An eager CPU has nothing left to wait for; a deferring framework must not pass.
     assert (clock_fault("forward", defers, unsynchronised, synchronised, read) is not None) is defers
+
+
+def test_what_runs_beside_is_seen_and_own_work_is_not():
+    bench = Bench(1)
+    bench._subject = Toy("eager").subject()
+    quiet = bench.sample(0.5)["others"][0]
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(0.2)
+        busy = bench.sample(0.5)["others"][0]
+        other.terminate()
+    assert 0 <= quiet <= os.cpu_count() and busy > 0.3, (quiet, busy)
+    bench._subject = Subject(lambda: sum(range(10**6)), lambda: None, lambda _: None)
+    assert bench.sample(0.5)["others"][0] < quiet + 0.5
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
@@ -187,6 +202,9 @@ def test_a_measurement_is_whole(tmp_path):
     assert written.provenance.versions[backend.NAME] == backend.VERSION
     forward, train = written.fields["cases"]
     assert [forward["operation"], train["operation"]] == ["forward", "train"]
+    assert [forward["form"], train["form"], train["form_judged"]] == ["inference", "training", None]
+    assert forward["form_judged"]["worst"]["passed"] and forward["form_judged"]["rows"] > 50
+    assert all(len(case["others_cores"]) == 2 and min(case["others_cores"]) >= 0 for case in (forward, train))
     for case in (forward, train):
         clock, units = case["synchronised_ms"], case["units"]
         assert (

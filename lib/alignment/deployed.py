@@ -5,6 +5,7 @@ against that float64 run and against Jittor's float32 run, which is a process of
 says what to run. RT-DETR's queries are nobody's order: each is set beside the one of the other run that is nearest.
 """
 
+import copy
 import json
 import sys
 import tempfile
@@ -53,7 +54,7 @@ def judged(path: Path, model: nn.Module, data: Path | None = None) -> Judged:
     file = Exported(path)
     given = _batches(file, data)
     single = _run(file.name, model, given)
-    exact = _run(file.name, backend.float64(_twin(file, model)), [cast(batch, "float64") for batch in given])
+    exact = _run(file.name, backend.float64(copy.deepcopy(model)), [cast(batch, "float64") for batch in given])
     apart = _undecided(exact, single)
     kept = ~apart
     if not kept.any():
@@ -95,12 +96,6 @@ def _run(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> Arrays:
         else:
             parts.append(by_family.named(name, outputs, {}))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def _twin(file: Exported, model: nn.Module) -> nn.Module:
-    twin = models.build(file.name, len(file.classes), seed=None)
-    convert.load(twin, convert.state(model))
-    return twin.eval()
 
 
 def _undecided(exact: Arrays, rounded: Arrays) -> np.ndarray:

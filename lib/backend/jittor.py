@@ -139,11 +139,6 @@ def set_mode(model: nn.Module, training: bool) -> nn.Module:
     return model
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """The model as it is: Jittor's tensors have no strides, so that there is one layout."""
-    return model
-
-
 def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     """Overwrite the named entries, dtypes kept. KeyError on an unknown name, ValueError on another shape;
     Jittor's own `load_parameters` logs both and goes on."""
@@ -160,6 +155,15 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
 def write_onnx(model, images, outputs, opset, notes, path) -> None:
     """PyTorch alone writes ONNX files: Jittor has no exporter."""
     raise UserError("ONNX files are written by PyTorch: use envs/torch/bin/python")
+
+
+def tuned(model: nn.Module) -> nn.Module:
+    """Make a model that nobody will train faster, in place: its convolutions know no gradient. They stay in PyTorch's
+    layout, for Jittor's tensors have no strides."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.trained = False
+    return model
 
 
 def profile(call) -> list[tuple[str, float, int]]:

@@ -70,7 +70,7 @@ def classes(chosen: argparse.Namespace, carried: tuple[str, ...]) -> "Classes":
     return detection.Classes(carried, tuple(range(1, len(carried) + 1))) if carried not in ((), usual.names) else usual
 
 
-def load(
+def fill(
     model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
 ) -> None:
     """Load what was read of `chosen.weights`; say which they are, and where their classes are not those of `where`."""
@@ -80,6 +80,23 @@ def load(
     convert.load(model, weights.arrays, absent=tuple(chosen.absent), source=chosen.weights)
     for said in filter(None, (str(weights), note)):
         print(f"note: {chosen.weights}: {said}")
+
+
+def load(
+    model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
+) -> "Module":
+    """Load as `fill` does. Returns the model as it is to be run: its inference form, where the gate says that it is the
+    same function."""
+    from lib.alignment import form
+    from lib.models.inference import inference_form
+
+    fill(model, chosen, weights, classes, where)
+    worst = max(form.judged(chosen.model, model.eval()), key=lambda row: row.ratio)
+    if worst.passed:
+        return inference_form(model)
+    off = f"{worst.name} is off by {worst.error:.2g} where {worst.gate:.2g} is allowed"
+    print(f"note: {chosen.weights}: run as trained; with norms folded into convolutions, {off}")
+    return model
 
 
 def use(chosen: argparse.Namespace) -> tuple[int, int] | None:

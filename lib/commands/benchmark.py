@@ -20,6 +20,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--form", choices=("inference", "training"), default="inference", help="of inference (%(default)s)"
+    )
 
 
 def run(chosen: argparse.Namespace) -> None:

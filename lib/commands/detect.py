@@ -81,7 +81,7 @@ def _built(
     weights = checkpoints.read(chosen.weights)
     classes = arguments.classes(chosen, weights.classes)
     model = models.build(chosen.model, len(classes.names))
-    arguments.load(model, chosen, weights, classes.names, chosen.classes)
+    model = arguments.load(model, chosen, weights, classes.names, chosen.classes)
     return model, chosen.model, size, classes
 
 

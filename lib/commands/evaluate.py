@@ -107,7 +107,7 @@ def _detected(chosen: argparse.Namespace) -> tuple[Rows, "Evaluation"]:
     dataset = coco.load(chosen.data, chosen.images)
     size = arguments.use(chosen)
     model = models.build(chosen.model, len(dataset.classes))
-    arguments.load(model, chosen, checkpoints.read(chosen.weights), dataset.classes, chosen.data)
+    model = arguments.load(model, chosen, checkpoints.read(chosen.weights), dataset.classes, chosen.data)
     result, boxes = inference.evaluate_model(model, chosen.model, dataset, size, chosen.batch, chosen.workers)
     return published_form([image.id for image in dataset.images], boxes, dataset.category_ids), result
 

@@ -49,7 +49,7 @@ def run(chosen: argparse.Namespace) -> None:
     weights = checkpoints.read(chosen.weights)
     classes = arguments.classes(chosen, weights.classes)
     model = models.build(chosen.model, len(classes.names), seed=None).eval()
-    arguments.load(model, chosen, weights, classes.names, chosen.classes)
+    arguments.fill(model, chosen, weights, classes.names, chosen.classes)
     with atomic(chosen.to) as temporary:
         exported.write(model, chosen.model, classes.names, size, chosen.weights, temporary)
         found = deployed.judged(temporary, model, chosen.data)

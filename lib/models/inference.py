@@ -1,7 +1,7 @@
 """The form in which a model is run where nothing is trained: the same function as in eval(), in fewer operators.
 
 Every batch norm lies in the convolution before it, branches that `deploy` merges are one, what only training needs is
-gone, and weights lie as this backend's convolutions read them fastest. The published tools do the same before they
+gone, and the backend has tuned what is left, which has no gradient then. The published tools do the same before they
 measure or export: Gold-YOLO's and RT-DETR's `deploy`, and folding as in arXiv:1712.05877, section 3.2. Whether a form
 is the same function is judged by `lib.alignment.form`.
 """
@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lib.backend import channels_last, float64, load_state, nn, numpy
+from lib.backend import float64, load_state, nn, numpy, tuned
 from lib.errors import UserError
 
 # A convolution and the norm that alone sees its output, by their names in a module; in a Sequential, neighbours.
@@ -35,7 +35,7 @@ def inference_form(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"{left[0]}: a batch norm that no convolution takes; name the two in lib.models.inference.PAIRS"
         )
-    return channels_last(form.eval())
+    return tuned(form.eval())
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:

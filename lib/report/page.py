@@ -198,7 +198,9 @@ class Model:
         """What is shown on the first page though it is not judged."""
         trained = {side: self.records.get((side, "train")) for side in BOTH}
         times = (
-            one.ratios for one in self.answers if one.held["reason"] == "ratios" and one.held["pair"] == "torch-jittor"
+            one.ratios
+            for one in self.answers
+            if one.held["reason"].startswith("ratios") and one.held["pair"] == "torch-jittor"
         )
         precision = self.words.joined(
             [

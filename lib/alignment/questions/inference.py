@@ -1,5 +1,6 @@
 """Questions about the model before it learns: its entries, an image's way through it, detections, times."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -182,12 +183,17 @@ def _difference(name: str, found: Equivalence, judged: bool) -> Row:
     return Row(name, "difference of mAP", *sizes, passed, f"{found.outcome.value}: {found.reason}")
 
 
+STEADY = 0.1  # a tenth: from 1 no ratio of times that scatter more can be told, and nothing beside takes more of a core
+
+
 def speed(pair: Pair) -> Answer:
-    """Times side by side. Not judged, but for a clock that can't be right.
+    """Times side by side. Not judged, but for a clock that can't be right, and a form that is another function.
 
     The frameworks were timed in turns on one machine: the ratio is the record's own. The published code was timed
-    elsewhere, in units of a matrix product, which is how the two are set side by side.
+    elsewhere, in units of a matrix product, which is how the two are set side by side. UNDERPOWERED where the turns, or
+    what ran beside them, leave no ratio to believe in.
     """
+    published = pair.a == "published"
     held = [
         {(case["operation"], case["batch"], tuple(case["size"])): (i, case) for i, case in enumerate(cases)}
         for cases in pair.fields("cases")
@@ -196,17 +202,50 @@ def speed(pair: Pair) -> Answer:
         for (work, batch, _), (_, case) in cases.items() if pair.field(side, "deferred") else ():
             if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
                 return pair.answer(Verdict.FAIL, "clock_fault", {"side": side, "work": work, "batch": batch})
-    published = pair.a == "published"
     keys = ("units",) if published else ("synchronised_ms", "median")
-    numbers, ratios = [], {}
+    numbers, ratios, forms, disturbed = [], {}, {}, {}
     for key, (i, case) in held[0].items():
         if key not in held[1]:
             continue
         j, other = held[1][key]
-        about = f"{key[0]}, batch {key[1]}"
+        about = f"{_form(case, other)}, batch {key[1]}"
         ratios[about] = other["units"] / case["units"] if published else other["ratio_to"][pair.a]["median"]
-        for side, index, found in ((pair.a, i, case), (pair.b, j, other)):
+        for side, index, found, against in ((pair.a, i, case, pair.b), (pair.b, j, other, pair.a)):
             value = found["units"] if published else found["synchronised_ms"]["median"]
             ref = pointer(pair.evidence.run_id(side, pair.stage), "fields", "cases", index, *keys)
             numbers.append(Number(keys[0], side, value, ref, about))
-    return pair.answer(Verdict.SHOWN, "ratios", {"ratios": ratios}, numbers)
+            if judged := found.get("form_judged"):
+                forms[side] = Row(**{**judged["worst"], "name": f"{side}: {judged['worst']['name']}"})
+            scatter, others = disturbance(found, against)
+            if max(scatter, others) > STEADY:
+                disturbed = {"work": about, "side": side, "scatter": scatter, "others": others}
+    values, verdict, reason = {"ratios": ratios, **disturbed}, Verdict.SHOWN, "ratios"
+    if forms:
+        worst = max(forms.values(), key=lambda row: row.ratio)
+        values |= {key: getattr(worst, key) for key in ("name", "error", "gate", "ratio")}
+        verdict, reason = (verdict, "ratios_form") if worst.passed else (Verdict.FAIL, "form_differs")
+    if disturbed and verdict is Verdict.SHOWN:
+        verdict, reason = Verdict.UNDERPOWERED, "ratios_disturbed"
+    return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms.values()))
+
+
+def disturbance(case: Mapping, against: str) -> tuple[float, float]:
+    """What makes a case's times doubtful: how far the turns scatter around their middle, by quartiles, and how many
+    cores others took meanwhile. None of both for a record that was written before anybody looked.
+
+    The turns' ratio to the other side is looked at, where there is one: what slows both by as much does no harm.
+    """
+    if "others_cores" not in case:
+        return 0.0, 0.0
+    turns = case["ratio_to"].get(against) or dict(
+        zip(("q1", "median", "q3"), np.percentile([np.median(turn) for turn in case["turns_ms"]], (25, 50, 75)))
+    )
+    return float(turns["q3"] - turns["q1"]) / float(turns["median"]), float(np.mean(case["others_cores"]))
+
+
+def _form(case: Mapping, other: Mapping) -> str:
+    """What was timed; "forward" alone is the form in which models are trained, as records without a form timed it."""
+    first, second = (found.get("form", "training") for found in (case, other))
+    if case["operation"] == "train" or first == second == "training":
+        return case["operation"]
+    return "forward in inference form" + f" against {first} form" * (first != second)

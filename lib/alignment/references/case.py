@@ -151,8 +151,9 @@ def gradient(shape: list[int], size: float, mean: float, error: float) -> dict[s
     return {"shape": shape, "l2": size, "mean": mean, "floor_l2": error * size}
 
 
-def timed(cases: Iterable[tuple[str, int, int, float, float]]) -> Found:
-    """Times of PyTorch on the CPU: work, batch, side of the input, median in matrix products and in seconds."""
+def timed(cases: Iterable[tuple]) -> Found:
+    """Times of PyTorch on the CPU: work, batch, side of the input, median in matrix products and in seconds; and the
+    form of the model, where it is not the one that is trained."""
     found = [
         {
             "operation": work,
@@ -160,7 +161,8 @@ def timed(cases: Iterable[tuple[str, int, int, float, float]]) -> Found:
             "size": [side, side],
             "units": units,
             "synchronised_ms": {"median": 1e3 * seconds},
+            **dict(zip(("form",), form)),
         }
-        for work, batch, side, units, seconds in cases
+        for work, batch, side, units, seconds, *form in cases
     ]
     return ({"deferred": False, "cases": found}, {}) if found else None

@@ -165,16 +165,16 @@ def _groups(changes: Mapping[str, float]) -> list[dict[str, Any]]:
     return [{"names": names, "factor": 1.0, "decays": decays} for names, decays in members]
 
 
-TIMED = {  # golden entry -> case, operation, batch, side of the input
-    "s_infer_640_b1_training_form": ("gold_yolo-s_timing", "forward", 1, 640),
-    "n_train_step_320_b4": ("gold_yolo-n_timing", "train", 4, 320),
+TIMED = {  # golden entry -> case, operation, batch, side of the input; its form, if another
+    "s_infer_640_b1_deploy_and_fused": ("gold_yolo-s_timing", "forward", 1, 640, ["inference"]),
+    "n_train_step_320_b4": ("gold_yolo-n_timing", "train", 4, 320, []),
 }
 
 
 def _speed(content: Mapping, stored: Arrays, case: Case) -> Found:
     return golden.timed(
-        (*work, content[name]["median_wall_in_matmuls"], content[name]["median_wall_s"])
-        for name, (own, *work) in TIMED.items()
+        (*work, content[name]["median_wall_in_matmuls"], content[name]["median_wall_s"], *form)
+        for name, (own, *work, form) in TIMED.items()
         if own == case.name
     )
 
