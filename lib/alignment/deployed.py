@@ -81,7 +81,7 @@ def _batches(file: Exported, data: Path | None) -> list[np.ndarray]:
 
 
 def _run(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> Arrays:
-    """What a model gives for all pictures, and of RT-DETR which tokens it takes, and by what, under "features/…"."""
+    """What a model gives for all pictures; of RT-DETR, but for a file, also which tokens it takes and by what."""
     wanted = {
         feature: place
         for feature, place in models.intermediates(name).items()

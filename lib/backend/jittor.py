@@ -152,7 +152,7 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
     sync()
 
 
-def write_onnx(model, images, outputs, opset, notes, path) -> None:
+def write_onnx(model: nn.Module, images: Tensor, outputs: tuple[str, ...], opset: int, path: str) -> None:
     """PyTorch alone writes ONNX files: Jittor has no exporter."""
     raise UserError("ONNX files are written by PyTorch: use envs/torch/bin/python")
 

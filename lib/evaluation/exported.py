@@ -18,9 +18,9 @@ from lib.families import NAMES, family
 from lib.models.inference import inference_form
 
 SUFFIX = ".onnx"
-# GridSample came with 16, LayerNormalization with 17; 18 is what PyTorch's exporter writes by itself, every other
-# version a conversion of that. onnxruntime reads it since 1.14.
-OPSET = 18
+# The lowest that has what the models are made of, so that most runtimes read it: GridSample came with 16,
+# LayerNormalization with 17. onnxruntime reads it since 1.12.
+OPSET = 17
 PREPROCESSING = {  # of a decoded image, by family
     "nanodet_plus": "BGR, resized bilinearly to the input's size whatever its ratio; (grey level - {mean}) / {std}",
     "gold_yolo": "RGB / 255, resized to fit {inner}/{size} of the input's size, ratio kept, centred on grey {grey}/255",
@@ -35,20 +35,25 @@ def write(
 
     UserError outside the environment that has PyTorch and its exporter.
     """
-    images = backend.tensor(np.zeros((2, 3, *size), np.float32))  # one image would be taken for always one
-    form = inference_form(model)
+    form, images = inference_form(model), backend.tensor(np.zeros((2, 3, *size), np.float32))
     with backend.no_grad():
         given = form(images)
-        commit, changed = record.git_state()
-        notes = {
-            "model": name,
-            "classes": json.dumps(classes, ensure_ascii=False),
-            "input": json.dumps(size),
-            "preprocessing": PREPROCESSING[family(name)].format(**vars(transforms.recipe(name)), size=SIZE, grey=GREY),
-            "commit": f"{commit}{', changed' if changed else ''}",
-            "weights": f"sha256 {record.sha256(weights)}",
-        }
-        backend.write_onnx(form, images, tuple(given) if isinstance(given, dict) else ("output",), OPSET, notes, path)
+        backend.write_onnx(form, images, tuple(given) if isinstance(given, dict) else ("output",), OPSET, str(path))
+    import onnx  # when it is asked for: only the torch environment has it
+
+    (commit, changed), held = record.git_state(), onnx.load(path)
+    preprocessing = PREPROCESSING[family(name)].format(**vars(transforms.recipe(name)), size=SIZE, grey=GREY)
+    notes = {
+        "model": name,
+        "classes": json.dumps(classes, ensure_ascii=False),
+        "input": json.dumps(size),
+        "preprocessing": preprocessing,
+        "commit": f"{commit}{', changed' if changed else ''}",
+        "weights": f"sha256 {record.sha256(weights)}",
+    }
+    onnx.helper.set_model_props(held, notes)
+    onnx.checker.check_model(held)
+    onnx.save(held, path)
 
 
 class Exported(nn.Module):
@@ -57,7 +62,7 @@ class Exported(nn.Module):
     def __init__(self, path: Path):
         """UserError for a file that onnxruntime can't read, and for one that is somebody else's."""
         super().__init__()
-        import onnxruntime  # when it is asked for: only the torch environment has it
+        import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = record.threads()
@@ -70,11 +75,12 @@ class Exported(nn.Module):
             said = str(error).splitlines()[0][:200]
             raise UserError(f"{path}: onnxruntime can't read it ({said}); export it again") from error
         notes = self.session.get_modelmeta().custom_metadata_map
-        if notes.get("model") not in NAMES:
-            raise UserError(f"{path}: its metadata name no model of ours; give a file that python -m lib export wrote")
-        self.name, self.classes = notes["model"], tuple(json.loads(notes["classes"]))
-        height, width = json.loads(notes["input"])
-        self.size = height, width
+        try:
+            self.name, self.classes = NAMES[NAMES.index(notes["model"])], tuple(json.loads(notes["classes"]))
+            self.size = tuple(json.loads(notes["input"]))
+        except (KeyError, ValueError) as error:
+            said = "its metadata name no model of ours; give a file that python -m lib export wrote"
+            raise UserError(f"{path}: {said}") from error
 
     def forward(self, images):
         names = [output.name for output in self.session.get_outputs()]

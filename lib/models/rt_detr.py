@@ -388,7 +388,8 @@ class HybridEncoder(nn.Module):
 
     def _attend(self, x):
         (n, c, *_), (h, w) = x.shape, size_of(x)
-        tokens = self.encoder[0](x.reshape(n, c, h * w).permute(0, 2, 1), _position(h, w, c, dtype_name(x)))
+        position = _position(h, w, operator.index(c), dtype_name(x))  # (1, h * w, c)
+        tokens = self.encoder[0](x.reshape(n, c, h * w).permute(0, 2, 1), position)  # (n, h * w, c)
         return tokens.permute(0, 2, 1).reshape(n, c, h, w)
 
     @staticmethod
