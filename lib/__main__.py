@@ -21,7 +21,7 @@ if __name__ == "__main__":
     environment.adopt()
 from lib.commands.arguments import AS_WRITTEN, verb
 
-NAMES = "data convert train evaluate detect curves benchmark compare exam forecast handin slides verify"
+NAMES = "data convert train evaluate detect export curves benchmark compare exam forecast handin slides verify"
 VERBS = tuple(import_module(f"lib.commands.{name}") for name in NAMES.split())
 
 

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from lib import families, models
+from lib import backend, families, models
 from lib.errors import UserError
 from lib.models import gold_yolo, nanodet_plus, rt_detr
+from lib.models.step import Step
 
 
 def test_names_are_those_of_the_variants_in_their_order():
@@ -18,6 +20,23 @@ def test_names_are_those_of_the_variants_in_their_order():
     assert [models.family(name) for name in models.NAMES] == [
         family for family, names in families.FAMILIES.items() for _ in names
     ]
+
+
+@pytest.mark.parametrize("name, file", [("gold-yolo-n", gold_yolo), ("rtdetr_r18vd", rt_detr)])
+def test_inference_makes_tensors_of_no_arrays_but_tables(monkeypatch, name, file):
+    """Compilers and exporters see operators and constants, nothing that depends on how many images there are."""
+    model, images = models.build(name, 2).eval(), backend.tensor(np.zeros((1, 3, 64, 64), np.float32))
+    made = []
+    monkeypatch.setattr(file, "tensor", lambda array: made.append(array) or backend.tensor(array))
+    with backend.no_grad():
+        model(images)
+    assert not made
+    model.step = Step(
+        random=np.random.default_rng(0), targets=2 * [{"boxes": np.array([[8, 8, 40, 40.0]]), "labels": [0]}]
+    )
+    with backend.no_grad():
+        model.train()(backend.tensor(np.zeros((2, 3, 64, 64), np.float32)))
+    assert made  # drop-path masks, denoising queries
 
 
 @pytest.mark.parametrize("name", ["yolo", "gold-yolo-x", "rtdetr"])

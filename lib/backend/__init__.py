@@ -31,6 +31,7 @@ NAMES = [
     "cat",
     "chunk",
     "clamp",
+    "constant",
     "cos",
     "device",
     "exp",
@@ -84,6 +85,7 @@ NAMES = [
     "tuned",
     "where",
     "world",
+    "write_onnx",
     "zeros",
     "zeros_like",
 ]

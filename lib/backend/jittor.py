@@ -13,6 +13,7 @@ import os as _os
 import re as _re
 import shutil as _shutil
 import sys as _sys
+from collections.abc import Callable as _Callable
 
 import numpy as _np
 
@@ -71,6 +72,12 @@ def tensor(array: _np.ndarray) -> Tensor:
     value = _array(array)
     value.is_scalar = array.ndim == 0
     return value
+
+
+def constant(make: _Callable[..., _np.ndarray]) -> _Callable[..., Tensor]:
+    """A function of sizes, and other plain values, that gives an array, as one that gives a tensor; Jittor compiles
+    what a model runs and never looks at its source."""
+    return lambda *values: tensor(make(*values))
 
 
 def numpy(value: Tensor) -> _np.ndarray:
@@ -145,6 +152,11 @@ def load_state(model: nn.Module, values: dict[str, _np.ndarray]) -> None:
         entry = entries[name]
         entry.update(tensor(_np.asarray(value, str(entry.dtype)).reshape(entry.shape)))
     sync()
+
+
+def write_onnx(model: nn.Module, images: Tensor, outputs: tuple[str, ...], opset: int, path: str) -> None:
+    """PyTorch alone writes ONNX files: Jittor has no exporter."""
+    raise _UserError("ONNX files are written by PyTorch: use envs/torch/bin/python")
 
 
 def tuned(model: nn.Module) -> nn.Module:

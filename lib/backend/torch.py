@@ -7,7 +7,9 @@ import ctypes as _ctypes
 import inspect as _inspect
 import os as _os
 import sys as _sys
+import warnings as _warnings
 from collections import Counter as _Counter
+from collections.abc import Callable as _Callable
 from datetime import timedelta as _timedelta
 
 import numpy as _np
@@ -53,6 +55,19 @@ def cache_path() -> str | None:
 def tensor(array: _np.ndarray) -> _torch.Tensor:
     """A tensor on the chosen device with the array's dtype and a copy of its values."""
     return _torch.tensor(_np.asarray(array), device=_device)
+
+
+def constant(make: _Callable[..., _np.ndarray]) -> _Callable[..., _torch.Tensor]:
+    """A function of sizes, and other plain values, that gives an array, as one that gives a tensor. What compiles a
+    model takes the tensor for a constant, instead of looking for operators in how the array is made."""
+
+    def given(*values) -> _torch.Tensor:
+        table = tensor(make(*values))
+        table._dynamo_static_indices = set(range(table.ndim))  # as mark_static: one of another size is another constant
+        return table
+
+    given._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result, which imports all of it first: 2 s
+    return given
 
 
 def numpy(value: _torch.Tensor) -> _np.ndarray:
@@ -128,6 +143,25 @@ def tuned(model: nn.Module) -> nn.Module:
 def grid_sample(x: _torch.Tensor, grid: _torch.Tensor) -> _torch.Tensor:
     """x (n, c, h, w) read between pixels at grid (n, i, j, 2), x and y in -1..1 from edge to edge; 0 outside."""
     return _functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def write_onnx(model: nn.Module, images: _torch.Tensor, outputs: tuple[str, ...], opset: int, path: str) -> None:
+    """Write the model in evaluation as an ONNX file: "images" of this shape, any number of them, to what it gives, by
+    these names. What a run computes is traced, sizes of images as numbers: PyTorch's other exporter takes 8 to 16 s for
+    what this does in one, imports its compiler, and needs onnxscript."""
+    names = ["images", *outputs]
+    with _warnings.catch_warnings():
+        _warnings.simplefilter("ignore")  # of each size that is a number from here on, and of the other exporter
+        _torch.onnx.export(
+            model,
+            (images,),
+            path,
+            input_names=names[:1],
+            output_names=names[1:],
+            opset_version=opset,
+            dynamic_axes={name: {0: "n"} for name in names},
+            dynamo=False,
+        )
 
 
 def profile(call) -> list[tuple[str, float, int]]:

@@ -8,6 +8,7 @@ from lib.errors import UserError
 
 if TYPE_CHECKING:
     from lib.backend.nn import Module
+    from lib.evaluation.detection import Classes
     from lib.training.checkpoints import Weights
 
 AS_WRITTEN = argparse.RawDescriptionHelpFormatter
@@ -40,28 +41,56 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="threads that prepare images (%(default)s)")
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """`--size` and `--device`, of verbs that run a model: see `use`."""
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """`--size`, of verbs that run a model: see `use`."""
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="network input, multiples of 32; the published by default"
     )
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """`--size` and `--device`: see `use`."""
+    add_size(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 
 
-def load(
-    model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
-) -> "Module":
-    """Load what was read of `chosen.weights`; say which they are, and where their classes are not those of `where`.
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    """`--classes`, of verbs that need no data set: see `classes`."""
+    names = "COCO file, or a text file with a name per line; those that the weights carry by default, or COCO's 80"
+    parser.add_argument("--classes", type=Path, help=names)
 
-    Returns the model as it is to be run: its inference form, where the gate says that it is the same function."""
+
+def classes(chosen: argparse.Namespace, carried: tuple[str, ...]) -> "Classes":
+    """What the labels are called: by `--classes`, else as the weights carry it, else COCO's."""
+    from lib.evaluation import detection
+
+    if chosen.classes:
+        return detection.read_classes(chosen.classes)
+    usual = detection.coco_classes()
+    return detection.Classes(carried, tuple(range(1, len(carried) + 1))) if carried not in ((), usual.names) else usual
+
+
+def fill(
+    model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
+) -> None:
+    """Load what was read of `chosen.weights`; say which they are, and where their classes are not those of `where`."""
     from lib import convert
-    from lib.alignment import form
-    from lib.models.inference import inference_form
 
     note = weights.other_classes(classes, where)
     convert.load(model, weights.arrays, absent=tuple(chosen.absent), source=chosen.weights)
     for said in filter(None, (str(weights), note)):
         print(f"note: {chosen.weights}: {said}")
+
+
+def load(
+    model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
+) -> "Module":
+    """Load as `fill` does. Returns the model as it is to be run: its inference form, where the gate says that it is the
+    same function."""
+    from lib.alignment import form
+    from lib.models.inference import inference_form
+
+    fill(model, chosen, weights, classes, where)
     worst = max(form.judged(chosen.model, model.eval()), key=lambda row: row.ratio)
     if worst.passed:
         return inference_form(model)

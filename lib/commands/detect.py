@@ -2,9 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lib.commands import arguments
 from lib.errors import UserError
+
+if TYPE_CHECKING:
+    from lib.backend.nn import Module
+    from lib.evaluation.detection import Classes
 
 PURPOSE = "boxes on pictures, videos and a webcam"
 EXAMPLES = """\
@@ -12,6 +17,7 @@ EXAMPLES = """\
   python -m lib detect rtdetr_r18vd weights.pth pictures/ -o drawn/ --json found.json
   python -m lib detect gold-yolo-n weights.pkl clip.mp4 -o clip.avi --threshold 0.5
   python -m lib detect nanodet-plus-m_320 own/weights.safetensors 0 -o cam.avi --limit 500 --classes own/val.json
+  python -m lib detect - nanodet.onnx street.jpg -o found.png     what python -m lib export wrote
 The source is a picture, a folder, a video, or a webcam's number; Ctrl-C ends a video, which then plays to that frame.
 --json writes a COCO file: images, categories, and an annotation with its score per detection.
 """
@@ -19,13 +25,12 @@ The source is a picture, a folder, a video, or a webcam's number; Ctrl-C ends a 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Give the parser of `detect` its arguments."""
-    parser.add_argument("model")
+    parser.add_argument("model", help="- where the next is an .onnx file, which says it")
     parser.add_argument("weights", type=Path)
     parser.add_argument("source", help="picture, folder, video, or a webcam's number")
     parser.add_argument("-o", "--output", type=Path, help="where to draw: a picture, a folder, or a video (.avi)")
     parser.add_argument("--json", type=Path, help="COCO file to write")
-    names = "COCO file, or a text file with a name per line; those that the weights carry by default, or COCO's 80"
-    parser.add_argument("--classes", type=Path, help=names)
+    arguments.add_classes(parser)
     parser.add_argument("--threshold", type=float, default=0.35, help="lowest score that is shown (%(default)s)")
     parser.add_argument("--limit", type=int, help="stop after so many images or frames")
     arguments.add_absent(parser)
@@ -45,22 +50,15 @@ def run(chosen: argparse.Namespace) -> None:
         raise UserError(f"detect: --limit is {limit}; give at least 1, or leave it out")
     from tqdm import tqdm
 
-    from lib import models
     from lib.evaluation import detection, inference
     from lib.show.drawing import Painter
-    from lib.training import checkpoints
 
     size = arguments.use(chosen)
-    weights = checkpoints.read(chosen.weights)
-    named = detection.Classes(weights.classes, tuple(range(1, len(weights.classes) + 1)))
-    usual = named if weights.classes and weights.classes != detection.coco_classes().names else detection.coco_classes()
-    classes = detection.read_classes(chosen.classes) if chosen.classes else usual
-    model = models.build(chosen.model, len(classes.names))
-    model = arguments.load(model, chosen, weights, classes.names, chosen.classes)
+    model, name, size, classes = (_exported if chosen.weights.suffix == ".onnx" else _built)(chosen, size)
     painter = Painter(classes)
 
     def found(image):
-        return inference.detect_image(model, chosen.model, image, size, chosen.threshold)
+        return inference.detect_image(model, name, image, size, chosen.threshold)
 
     def progress(frames, total):
         return tqdm(frames, total=total, unit="image", desc="detecting", leave=False, disable=None)
@@ -71,3 +69,38 @@ def run(chosen: argparse.Namespace) -> None:
     print(f"{done.boxes} boxes in {done.images} images")
     if done.faults:
         raise UserError(f"{chosen.source}: {len(done.faults)} images could not be read, listed above")
+
+
+def _built(
+    chosen: argparse.Namespace, size: tuple[int, int] | None
+) -> "tuple[Module, str, tuple[int, int] | None, Classes]":
+    """The named model with the weights."""
+    from lib import models
+    from lib.training import checkpoints
+
+    weights = checkpoints.read(chosen.weights)
+    classes = arguments.classes(chosen, weights.classes)
+    model = models.build(chosen.model, len(classes.names))
+    model = arguments.load(model, chosen, weights, classes.names, chosen.classes)
+    return model, chosen.model, size, classes
+
+
+def _exported(
+    chosen: argparse.Namespace, size: tuple[int, int] | None
+) -> "tuple[Module, str, tuple[int, int] | None, Classes]":
+    """What python -m lib export wrote. UserError where the command line says otherwise than the file."""
+    from lib.evaluation.exported import Exported
+    from lib.training.checkpoints import Weights
+
+    model = Exported(chosen.weights)
+    classes = arguments.classes(chosen, model.classes)
+    for what, asked, own in (
+        ("model", chosen.model if chosen.model != "-" else model.name, model.name),
+        ("--size", size or model.size, model.size),
+        ("number of classes", len(classes.names), len(model.classes)),
+    ):
+        if asked != own:
+            raise UserError(f"{chosen.weights}: its {what} is {own}, not {asked}; leave it out, or export it so")
+    if note := Weights({}, classes=model.classes).other_classes(classes.names, chosen.classes):
+        print(f"note: {chosen.weights}: {note}")
+    return model, model.name, model.size, classes

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,6 +153,21 @@ def start(environment: Environment, arguments: Sequence[str]) -> None:
     """Become this environment's Python with these arguments."""
     folder = location(environment)
     os.execve(folder / "bin" / "python", ["python", *arguments], process_environment(environment, folder))
+
+
+def work(environment: Environment, arguments: Sequence[str], what: str) -> None:
+    """Run this environment's Python to its end, with modules of the user's folder. UserError where it fails: the one
+    line that it has for its user, or how `what` ended."""
+    folder = location(environment)
+    variables = process_environment(environment, folder)
+    variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], os.getcwd()])
+    # -P: a folder `lib` where the user works must not stand in for ours.
+    command = [str(folder / "bin" / "python"), "-P", *arguments]
+    ran = subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if ran.returncode:
+        lines = ran.stderr.strip().splitlines() or ["it said nothing"]
+        said = [line[len("error: ") :] for line in lines if line.startswith("error: ")]
+        raise UserError(said[-1] if said else f"{what}: its process ended with code {ran.returncode}: {lines[-1]}")
 
 
 def adopt() -> None:

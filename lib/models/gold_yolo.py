@@ -18,6 +18,7 @@ Letters: n images, c channels, h rows, w columns, p cells of all levels, k class
 in the anchor-based branch the anchors of a cell.
 """
 
+import operator
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ import numpy as np
 from lib.backend import (
     adaptive_avg_pool2d,
     cat,
+    constant,
     interpolate,
     load_state,
     matmul,
@@ -34,6 +36,7 @@ from lib.backend import (
     named_state,
     nn,
     numpy,
+    ones_like,
     sigmoid,
     softmax,
     sum,
@@ -248,7 +251,8 @@ def shrink(x, size: tuple[int, int]):
 
 
 def _size_of(x) -> tuple[int, int]:
-    return tuple(x.shape[2:])
+    """Numbers also where a compiler of the model has symbols for them, for there is a table of cells of each size."""
+    return operator.index(x.shape[2]), operator.index(x.shape[3])
 
 
 class LowFAM(nn.Module):
@@ -569,11 +573,15 @@ def _by_anchor(x):
 
 def _anchor_sides(x, level: int):
     """(n, a * h * w, 4) offsets of the box's centre, in strides, and its size as (2 sigmoid)^2 anchors -> its sides."""
-    cells = x.shape[1] // len(ANCHORS[0])
-    size = np.repeat(np.asarray(ANCHORS[level]) / STRIDES[level], cells, 0)[None].astype(dtype_name(x))
     factor = sigmoid(x[:, :, 2:]) * 2
-    half = factor * factor * tensor(size) * 0.5
+    half = factor * factor * _anchor_sizes(level, operator.index(x.shape[1]) // len(ANCHORS[0]), dtype_name(x)) * 0.5
     return cat((half - x[:, :, :2], half + x[:, :, :2]), 2)
+
+
+@constant
+def _anchor_sizes(level: int, cells: int, dtype: str) -> np.ndarray:
+    """(1, a * cells, 2) width and height in strides."""
+    return np.repeat(np.asarray(ANCHORS[level]) / STRIDES[level], cells, 0)[None].astype(dtype)
 
 
 # --------------------------------------------------------------------------------------------- model and variants
@@ -634,6 +642,13 @@ INTERMEDIATES = {
 }
 
 
+@constant
+def _cells(image_size: tuple[int, int], dtype: str) -> np.ndarray:
+    """(1, p, 3) x and y of every cell's centre and its stride, in pixels."""
+    corner, stride = np.split(boxes.priors(image_size, STRIDES), [2], 1)
+    return np.concatenate([corner + stride / 2, stride], 1)[None].astype(dtype)
+
+
 class GoldYolo(nn.Module):
     """images (n, 3, h, w), h and w multiples of 32, RGB in 0 … 1.
 
@@ -664,13 +679,13 @@ class GoldYolo(nn.Module):
             )
         maps = self.neck(*self.backbone(images), self.step.random if self.training else None)
         outputs = self.detect(maps)
-        return outputs if self.training else self._decode(*outputs, tuple(images.shape[2:]))
+        return outputs if self.training else self._decode(*outputs, _size_of(images))
 
     def _decode(self, logits, sides, image_size: tuple[int, int]):
-        cells = boxes.priors(image_size, STRIDES).astype(dtype_name(logits))[None]
-        points, stride = tensor(cells[..., :2] + cells[..., 2:] / 2), tensor(cells[..., 2:])  # (1, p, 2), (1, p, 1)
+        cells = _cells(image_size, dtype_name(logits))
+        points, stride = cells[:, :, :2], cells[:, :, 2:]  # (1, p, 2), (1, p, 1)
         low, high = sides[:, :, :2], sides[:, :, 2:]
-        certain = tensor(np.ones((logits.shape[0], logits.shape[1], 1), cells.dtype))
+        certain = ones_like(low[:, :, :1])
         return cat((points + (high - low) / 2 * stride, (low + high) * stride, certain, sigmoid(logits)), 2)
 
     def deploy(self) -> nn.Module:

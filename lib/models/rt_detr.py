@@ -18,6 +18,7 @@ Letters: n images, c channels, h rows, w columns, t or m tokens of all levels, d
 q queries, p points, k classes, g boxes of an image, s slots (the largest g of the batch).
 """
 
+import operator
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,11 @@ import numpy as np
 from lib.backend import (
     all_gather,
     amax,
+    arange,
     cat,
     clamp,
+    constant,
+    full,
     grid_sample,
     interpolate,
     linear,
@@ -79,9 +83,15 @@ def dtype_name(x) -> str:
     return str(x.dtype).rpartition(".")[2]
 
 
-def constant(values, like):
-    """Values as a tensor in the precision of `like`: a Python number in Jittor would be float32 among float64."""
-    return tensor(np.atleast_1d(np.asarray(values, dtype_name(like))))
+def size_of(x) -> tuple[int, int]:
+    """(rows, columns) of a map: numbers also where a compiler of the model has symbols for them, for there are tables
+    of each size."""
+    return operator.index(x.shape[2]), operator.index(x.shape[3])
+
+
+def number(value: float, like):
+    """(1,) a number in the precision of `like`: a Python number in Jittor would be float32 among float64."""
+    return full((1,), value, dtype=like.dtype)
 
 
 def inverse_sigmoid(x):
@@ -135,7 +145,7 @@ class SelfAttention(nn.Module):
         n, t, d = x.shape
         query_key = linear(x + position, self.in_proj_weight[: 2 * d], self.in_proj_bias[: 2 * d])
         value = self._heads(linear(x, self.in_proj_weight[2 * d :], self.in_proj_bias[2 * d :]))  # (n * a, t, d / a)
-        query = self._heads(query_key[:, :, :d]) * constant((d // self.heads) ** -0.5, x)
+        query = self._heads(query_key[:, :, :d]) * number((d // self.heads) ** -0.5, x)
         scores = matmul(query, self._heads(query_key[:, :, d:]).permute(0, 2, 1))  # (n * a, t, t)
         shares = softmax(scores if mask is None else scores + mask.unsqueeze(0), 2)
         mixed = matmul(shares, value).reshape(n, self.heads, t, d // self.heads)
@@ -159,7 +169,7 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, tensor(np.full(channels, value, np.float32)))
 
     def forward(self, x):
-        scale = self.weight / sqrt(self.running_var + constant(self.eps, x))
+        scale = self.weight / sqrt(self.running_var + number(self.eps, x))
         shift = self.bias - self.running_mean * scale
         return x * scale.reshape(1, x.shape[1], 1, 1) + shift.reshape(1, x.shape[1], 1, 1)
 
@@ -288,6 +298,11 @@ def position_embedding(height: int, width: int, channels: int) -> np.ndarray:
     return embedding
 
 
+@constant
+def _position(height: int, width: int, channels: int, dtype: str) -> np.ndarray:
+    return position_embedding(height, width, channels).astype(dtype)
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and a two-layer perceptron over tokens (n, t, d), each added to its input and normalised."""
 
@@ -373,8 +388,8 @@ class HybridEncoder(nn.Module):
         return n3, n4, n5
 
     def _attend(self, x):
-        n, c, h, w = x.shape
-        position = tensor(position_embedding(h, w, c).astype(dtype_name(x)))  # (1, h * w, c)
+        (n, c, *_), (h, w) = x.shape, size_of(x)
+        position = _position(h, w, operator.index(c), dtype_name(x))  # (1, h * w, c)
         tokens = self.encoder[0](x.reshape(n, c, h * w).permute(0, 2, 1), position)  # (n, h * w, c)
         return tokens.permute(0, 2, 1).reshape(n, c, h, w)
 
@@ -510,6 +525,17 @@ def anchors(sizes: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]
     return logits, valid
 
 
+@constant
+def _anchor_logits(sizes: tuple[tuple[int, int], ...], dtype: str) -> np.ndarray:
+    return anchors(sizes)[0].astype(dtype)
+
+
+@constant
+def _valid(sizes: tuple[tuple[int, int], ...], dtype: str) -> np.ndarray:
+    """(1, m, 1) 1 or 0."""
+    return anchors(sizes)[1][None].astype(dtype)
+
+
 class DeformableAttention(nn.Module):
     """Each query reads the memory at points around its box.
 
@@ -592,7 +618,7 @@ class Selection(nn.Module):
         q = min(QUERIES, m)
         scores = amax(logits.detach(), 2)
         _, tokens = topk(scores, q, 1)
-        rows = (tokens + tensor(np.arange(n)[:, None] * m)).reshape(n * q)
+        rows = (tokens + (arange(n) * m).reshape(n, 1)).reshape(n * q)
         chosen = features.reshape(n * m, features.shape[2])[rows].reshape(n, q, features.shape[2])
         box_logits = box_head(chosen) + anchor_logits[tokens.reshape(n * q)].reshape(n, q, 4)
         return chosen, box_logits, sigmoid(box_logits), logits.reshape(n * m, k)[rows].reshape(n, q, k), tokens, scores
@@ -625,20 +651,21 @@ class RTDETRTransformer(nn.Module):
         A prediction is (class logits, boxes). `noised` puts denoising queries in front of the others.
         """
         maps = [layer(x) for layer, x in zip(self.input_proj, maps)]
-        sizes = tuple((x.shape[2], x.shape[3]) for x in maps)
+        sizes = tuple(map(size_of, maps))
         memory = cat([x.reshape(x.shape[0], WIDTH, h * w) for x, (h, w) in zip(maps, sizes)], 2).permute(0, 2, 1)
         content, reference, boxes, logits, tokens, scores = self._select(memory, sizes)
         content, reference, mask = content.detach(), reference.detach(), None
         if noised is not None:
-            mask = constant(noised.blocks(content.shape[1]), memory)
+            mask = tensor(noised.blocks(content.shape[1]).astype(dtype_name(memory)))
             content = cat((self._noised_content(noised), content), 1)
-            reference = cat((constant(noised.boxes, memory), reference), 1)
+            reference = cat((tensor(noised.boxes.astype(dtype_name(memory))), reference), 1)
         return self._decode(content, sigmoid(reference), memory, sizes, mask), (logits, boxes), (tokens, scores)
 
     def _select(self, memory, sizes):
-        logits, valid = anchors(sizes)
-        features = self.enc_output(memory * constant(valid[None], memory))
-        return self.selection(features, self.enc_score_head(features), constant(logits, memory), self.enc_bbox_head)
+        dtype = dtype_name(memory)
+        features = self.enc_output(memory * _valid(sizes, dtype))
+        anchor_logits = _anchor_logits(sizes, dtype)
+        return self.selection(features, self.enc_score_head(features), anchor_logits, self.enc_bbox_head)
 
     def _noised_content(self, noised: Denoising):
         """(n, q, d) the embeddings of the noised labels; the row that stands for no box learns nothing."""

@@ -5,7 +5,6 @@ Each side runs in a process of its environment (`lib.alignment.port.side`) and w
 """
 
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,22 +163,13 @@ class Result:
 
 def measure(port: Port, side: str) -> None:
     """Measure one side in a process of its environment. UserError with its one line where it fails."""
-    chosen = environment.named(side)
-    folder = environment.location(chosen)
-    settings = environment.process_environment(chosen, folder)
-    settings["PYTHONPATH"] = ":".join([settings["PYTHONPATH"], str(Path.cwd())])
     specification = port.root / "port.json"
     with atomic(specification) as temporary:
         temporary.write_text(json.dumps(asdict(port), indent=1) + "\n", encoding="utf-8")
-    # -P: a folder `lib` where the user works must not stand in for ours.
-    command = [str(folder / "bin" / "python"), "-P", "-m", "lib.alignment.port.side", ROLES[side], str(specification)]
-    ran = subprocess.run(command, env=settings, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if ran.returncode or not port.record(side, "loss").is_file():
-        lines = ran.stderr.strip().splitlines() or ["it said nothing"]
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise UserError(
-            said[-1] if said else f"{getattr(port, side)}: its process ended with code {ran.returncode}: {lines[-1]}"
-        )
+    arguments, what = ["-m", "lib.alignment.port.side", ROLES[side], str(specification)], getattr(port, side)
+    environment.work(environment.named(side), arguments, what)
+    if not port.record(side, "loss").is_file():
+        raise UserError(f"{what}: its process ended before it was measured")
 
 
 def compare(port: Port) -> Result:
