@@ -212,8 +212,9 @@ def test_what_an_activation_that_flips_within_rounding_does_is_measured():
             single, {name: backend.numpy(value).astype(np.float32) for name, value in backend.named_state(kinked())}
         )
         both = {"float32": watched(single), "float64": watched(kinked(activation=activation))}
-        measured = steps.jumps(lambda _, roundings: watched(kinked(roundings, activation)), steps.native(BATCHES), 1, 1)
-        return steps.with_jumps(steps.lockstep(both, steps.native(BATCHES), 1, ())[0], measured)
+        (jump,) = steps.jumps(lambda _, roundings: watched(kinked(roundings, activation)), steps.native(BATCHES), 1, 1)
+        fields, _ = steps.lockstep(both, steps.native(BATCHES), 1, ())
+        return fields | {"steps": [fields["steps"][0] | {"jumps": jump}]}
 
     def gradients_of(found):
         return {name: float(value) for name, value in found["steps"][0]["norms"]["float64"]["gradient"].items()}
