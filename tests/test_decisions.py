@@ -1,4 +1,4 @@
-"""Flipped decisions are listed with their margin, and only rounding excuses them. Framework-free; both environments."""
+"""Flipped decisions are listed with their margin, and only rounding excuses them. Framework-free."""
 
 import numpy as np
 import pytest

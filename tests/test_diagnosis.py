@@ -1,4 +1,4 @@
-"""A wrong tensor is called by its name, a noisy one by none, and no name makes it pass; both environments."""
+"""A wrong tensor is called by its name, a noisy one by none, and no name makes it pass."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The mAP difference: weighted accumulation against pycocotools, intervals, verdicts; both environments."""
+"""The mAP difference: weighted accumulation against pycocotools, intervals, verdicts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A run's log and what TensorBoard is shown of it, read back frame by frame as TensorBoard does. Both environments."""
+"""A run's log and what TensorBoard is shown of it, read back frame by frame as TensorBoard does."""
 
 import os
 import signal
