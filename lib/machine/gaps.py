@@ -5,18 +5,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lib import record
 from lib import report as pages
-from lib.machine.job import name_of, open_mark, quote, read_mark
+from lib.machine.job import Job, name_of, open_mark, quote, read_mark
 from lib.machine.notebook import LINES
 
-if TYPE_CHECKING:
-    from lib.machine.pipeline import Job
 
-
-def cause(open_jobs: Sequence["Job"], log: Path) -> str:
+def cause(open_jobs: Sequence[Job], log: Path) -> str:
     """Where to look after a failure: at what the jobs said; where none failed, what Snakemake said last is shown."""
     if any("why" in read_mark(open_mark(job.done)) for job in open_jobs):
         return f"see above, and {log}"
@@ -27,7 +23,7 @@ def cause(open_jobs: Sequence["Job"], log: Path) -> str:
     return f"Snakemake stopped, though no job failed: its last words are above ({log})"
 
 
-def gaps(open_jobs: Sequence["Job"], page: Path) -> list[dict[str, str]]:
+def gaps(open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:
     """Why each job of a report that is not done is not: what it failed of and where to look, seen from the page; or the
     names of the failed jobs that it waits for."""
     by_mark = {str(job.done): job for job in open_jobs}
@@ -48,13 +44,13 @@ def gaps(open_jobs: Sequence["Job"], page: Path) -> list[dict[str, str]]:
     return found
 
 
-def before(job: "Job", open_jobs: Mapping[str, "Job"]) -> list[str]:
+def before(job: Job, open_jobs: Mapping[str, Job]) -> list[str]:
     """The marks of the open jobs that a job waits for, directly or not."""
     direct = [mark for mark in (*job.needs, *job.after) if mark in open_jobs]
     return list(dict.fromkeys(other for one in direct for other in (one, *before(open_jobs[one], open_jobs))))
 
 
-def report_with_gaps(jobs: Sequence["Job"], open_jobs: Sequence["Job"]) -> None:
+def report_with_gaps(jobs: Sequence[Job], open_jobs: Sequence[Job]) -> None:
     """Render from the records of the jobs that are done, so that the others show as NOT RUN, with a record of the gaps.
 
     A mistake in the data stops everything; then the earlier report stays as it was.

@@ -38,28 +38,8 @@ from lib.errors import UserError, exit_code
 from lib.families import FAMILIES, family
 from lib.machine import environment, table
 from lib.machine.gaps import cause, report_with_gaps
-from lib.machine.job import digest, ended, left, open_mark, read_mark, write_mark
+from lib.machine.job import Job, Stage, digest, ended, left, open_mark, read_mark, write_mark
 from lib.machine.notebook import BOTH, parameters, sources
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One notebook of the report, or one command; a profile that has no section for it leaves it out."""
-
-    name: str  # of its section in a profile and of its records
-    notebook: str = ""  # notebooks/<notebook>.ipynb; "tour" stands for the family's own, see TOURS
-    command: tuple[str, ...] = ()  # instead of a notebook: a module and its arguments, for its side's Python
-    prepares: bool = False  # what runs its model on its side waits for it, but reads nothing that it writes
-    shared: bool = False  # it makes what other reports read too: the first makes it, as it does what `prepares`
-    sides: tuple[str, ...] = BOTH  # one run per side; "none" runs in the torch kernel and knows no framework
-    needs: tuple[str, ...] = ()  # stages that must be done before, on every side
-    writes: tuple[str, ...] = ()  # the sides whose records it writes
-    per_model: bool = True  # else one run for all models
-    leads: str = ""  # the side that the other is held against: it must be done before
-    alone: bool = False  # nothing may run beside it, unless its section says threads
-    weight: int = 5  # about its seconds (NanoDet-Plus, quick): what is left, and what to start first, is guessed by it
-    memory: int = 4096  # MiB that a scheduler is asked for where no earlier record says what it takes
-
 
 TOURS = {"nanodet_plus": "20_nanodet_plus", "gold_yolo": "21_gold_yolo", "rt_detr": "22_rt_detr"}
 STAGES = (
@@ -119,25 +99,6 @@ class Request:
     @property
     def folder(self) -> Path:
         return Path("reports", self.place or self.profile)
-
-
-@dataclass(frozen=True)
-class Job:
-    stage: Stage
-    model: str  # "all" for a stage that runs once
-    side: str
-    file: Path  # its description, which is also an input: a changed parameter runs it again
-    done: Path
-    inputs: tuple[str, ...]
-    results: tuple[str, ...]
-    threads: int
-    needs: tuple[str, ...]  # the marks of the jobs whose results it reads: inputs too
-    after: tuple[str, ...]  # the marks of those that must only be done before
-
-    @property
-    def name(self) -> str:
-        """After the name of its report where there are many."""
-        return "_".join((*self.done.parts[2:-4], self.stage.name, self.model, self.side))
 
 
 def load_profile(name: str) -> dict[str, Any]:
