@@ -13,6 +13,7 @@ from lib import record
 from lib.alignment import datastages, questions, references, verdict
 from lib.alignment.compare import compare, compare_sets, match_detections
 from lib.alignment.evidence import Evidence
+from lib.alignment.questions.inference import disturbance
 from lib.alignment.verdict import ROUNDING, K, Noise, Verdict
 from lib.errors import UserError
 
@@ -352,7 +353,7 @@ def test_a_live_reference_that_differs_fails_the_forward_question(records):
         ),
         (
             "speed",
-            lambda fields, arrays: fields["cases"][0]["form_judged"]["worst"].update(error=1e-6, passed=False),
+            lambda fields, arrays: fields["cases"][0]["form_judged"]["worst"].update(error=1e-6),
             "speed",
         ),
     ],
@@ -362,24 +363,19 @@ def test_a_fault_between_the_frameworks(records, stage, change, question):
     assert between(records, question) is Verdict.FAIL
 
 
-@pytest.mark.parametrize("field, value", [("others_cores", [0.05, 0.3, 0.1]), ("ratio_to", None), ("turns_ms", None)])
-def test_times_of_a_machine_that_was_not_quiet_tell_nothing(records, field, value):
-    """What took a tenth of a core, turns that scatter by a tenth: against the other side by their ratio."""
-
-    def disturb(fields, arrays):
-        case = fields["cases"][2]
-        if field == "ratio_to":
-            case["ratio_to"]["torch"] = {"median": 1.0, "q1": 0.94, "q3": 1.05, "samples": 3}
-        else:
-            case[field] = value or [[1700.0], [1800.0], [2100.0]]
-
-    synthetic.edit(records, "jittor", "speed", disturb)
+def test_times_of_a_machine_that_was_not_quiet_tell_nothing(records):
+    synthetic.edit(records, "jittor", "speed", assign("cases", 2, "others_cores", value=[0.05, 0.3, 0.1]))
     found = verdicts(records)
-    apart = Verdict.SHOWN if field == "turns_ms" else Verdict.UNDERPOWERED
-    assert found["speed", "torch-jittor"].verdict is apart
     assert found["speed", "published-torch"].verdict is Verdict.SHOWN
-    both = Verdict.SHOWN if field == "ratio_to" else Verdict.UNDERPOWERED
-    assert found["speed", "published-jittor"].verdict is both
+    assert found["speed", "published-jittor"].verdict is found["speed", "torch-jittor"].verdict is Verdict.UNDERPOWERED
+
+
+def test_turns_that_scatter_are_measured_against_the_other_side_by_their_ratio():
+    turns = {"turns_ms": [[1700.0], [1800.0], [2100.0]], "ratio_to": {"torch": {"q1": 0.99, "median": 1.0, "q3": 1.02}}}
+    case = {"others_cores": [0.0, 0.1, 0.05], **turns}
+    assert disturbance(case, "torch") == pytest.approx((0.03, 0.05))
+    assert disturbance(case, "published") == pytest.approx((200 / 1800, 0.05))
+    assert disturbance(turns, "torch") == (0, 0)  # written before anybody looked
 
 
 def test_a_removed_record_is_not_run_and_never_a_pass(records):

@@ -252,6 +252,7 @@ def kernel_pairs():
             "matmul": ((x, array(2, 8, 6, 3)), None),
             "linear": ((x, array(7, 6), array(7)), None),
             "conv2d": ((x, array(8, 1, 3, 3)), lambda f, *v: f(*v, (1, 1), (1, 1), (1, 1), 8)),
+            "pointwise": ((x, array(7, 8, 1, 1), array(7)), None),
         },
         "windows": {
             "max_pool": ((x,), lambda f, x: f(x, 3, 2, 1)),
@@ -283,7 +284,8 @@ def test_kernels_are_the_plain_formulation(module, name):
         leaves = [leaf(a) for a in arrays]
         y = call(function, *leaves) if call else function(*leaves)
         dy = B.tensor(array(*y.shape, 1)[..., 0])
-        results.append([B.numpy(v) for v in (y, *(B.grad(B.sum(y * dy), leaves) if name != "blend" else ()))])
+        gradients = () if name in ("blend", "pointwise") else B.grad(B.sum(y * dy), leaves)
+        results.append([B.numpy(v) for v in (y, *gradients)])
     for ours, plain in zip(*results):
         assert np.abs(ours - plain).max() < 2e-5 * np.abs(plain).max()
 

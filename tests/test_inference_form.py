@@ -2,15 +2,19 @@
 planted fault is seen. Both environments."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lib import backend, models
+from lib import backend, convert, models
 from lib.alignment import capture, form, references
+from lib.alignment.verdict import Row
 from lib.backend import nn
+from lib.commands import arguments
 from lib.errors import UserError
 from lib.models import inference
+from lib.training import checkpoints
 
 NAMES = ("nanodet-plus-m_320", "gold-yolo-n", "rtdetr_r18vd")
 LAYERS = [  # channels in and out, kernel, stride, groups, bias, eps
@@ -100,3 +104,17 @@ def test_a_norm_that_nobody_folds_is_named():
     model.head.other = nn.BatchNorm2d(4)
     with pytest.raises(ValueError, match="head.other: a batch norm that no convolution takes"):
         inference.inference_form(model)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_commands_run_the_form_that_the_gate_accepts(passed, tmp_path, monkeypatch, capsys):
+    model, file = models.build(NAMES[0], 1), tmp_path / "weights.npz"
+    checkpoints.write(file, convert.state(model))
+    row = Row("stem", "every element", 2.0 - passed, 0.2, 1.0, 1.0, passed)
+    monkeypatch.setattr(form, "judged", lambda name, given: [row])
+    chosen = SimpleNamespace(model=NAMES[0], weights=file, absent=())
+    run = arguments.load(model, chosen, checkpoints.read(file), ("cat",), file)
+    assert (run is not model) is passed and not run.training
+    assert (
+        "run as trained; with norms folded into convolutions, stem is off by 2" in capsys.readouterr().out
+    ) != passed

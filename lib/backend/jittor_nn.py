@@ -167,13 +167,12 @@ class Conv2d(Module):
         self.padding, self.dilation = _pair(padding), _pair(dilation)
         self.weight = Parameter(jt.zeros((out_channels, in_channels // groups, *self.kernel_size)))
         self.bias = Parameter(jt.zeros((out_channels,))) if bias else None
-        self.trained = True  # else without a gradient, see `tuned`
+        self.is_product = False  # see `tuned`
 
     def forward(self, x):
-        geometry = self.stride, self.padding, self.dilation, self.groups
-        if not self.trained and (direct := products.direct_convolution(x, self.weight, *geometry)):
-            return direct(x, self.weight, jt.zeros(self.out_channels) if self.bias is None else self.bias)
-        y = products.conv2d(x, self.weight, *geometry)
+        if self.is_product:
+            return products.pointwise(x, self.weight, self.bias)
+        y = products.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else normalise.add_bias(y, self.bias)
 
 

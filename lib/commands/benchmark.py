@@ -1,13 +1,16 @@
 """The command line of timing: python -m lib benchmark."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 PURPOSE = "time both frameworks side by side"
 EXAMPLES = """\
   python -m lib benchmark nanodet-plus-m_320 reports/quick/records
   python -m lib benchmark nanodet-plus-m_320 records --batches 1 --train-batches 2 --sides jittor
-Times inference and training steps in envs/torch and envs/jt in turn; one record (stage "speed") per side.
+  python -m lib benchmark gold-yolo-n records --form training
+Times inference and training steps in envs/torch and envs/jt in turn; one record (stage "speed") per side. Inference in
+the form that is deployed, norms folded into convolutions, unless --form says otherwise.
 """
 
 
@@ -26,11 +29,27 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Measure, and print where the records are."""
-    from lib import benchmark
+    """Measure, and print where the records are and what they say."""
+    from lib import benchmark, record
     from lib.machine import environment
 
     pythons = {side: environment.interpreter(environment.named(side)) for side in chosen.sides}
-    options = {name: getattr(chosen, name) for name in ("batches", "train_batches", "rounds", "threads", "seed")}
-    for path in benchmark.benchmark(chosen.model, pythons, chosen.records, **options):
-        print(path)
+    options = ("batches", "train_batches", "rounds", "threads", "seed", "form")
+    asked = {name: getattr(chosen, name) for name in options}
+    for path in benchmark.benchmark(chosen.model, pythons, chosen.records, **asked):
+        kept = record.read(path)
+        print(f"{path}: {chosen.threads} threads, which wait {kept.provenance.wait_policy}")
+        for case in kept.fields["cases"]:
+            print(f"  {said(case)}")
+
+
+def said(case: Mapping) -> str:
+    """A line for a case: its form, time, and why it may not be believed."""
+    from lib.alignment.questions.inference import STEADY, disturbance
+
+    work = (
+        f"{case['operation']}, {case['form']} form, batch {case['batch']}: {case['synchronised_ms']['median']:.1f} ms"
+    )
+    scatter, others = disturbance(case, next(iter(case["ratio_to"]), ""))
+    beside = f"turns scatter by {scatter:.0%}, others took {others:.2f} cores"
+    return f"{work}; {beside}" + "; UNDERPOWERED: measure again with nothing beside" * (max(scatter, others) > STEADY)

@@ -28,7 +28,8 @@ EXAMPLES = """\
   python -m lib evaluate nanodet-plus-m_320 weights.pth coco/val.json --errors --confusion --curves evaluation/
 Prints the twelve COCO numbers; --detections keeps what was found in COCO's result format. - reads that format, or what
 detect --json wrote: its images and classes are found by their names. Low scores count: give detect the --threshold of
-the published evaluation (NanoDet-Plus 0.05, Gold-YOLO 0.03, RT-DETR 0).
+the published evaluation (NanoDet-Plus 0.05, Gold-YOLO 0.03, RT-DETR 0). A model runs in the form that is deployed, its
+norms folded into convolutions, where the gate finds that to be the same function of these weights.
 --voc: VOC's average precision of 2007 and 2012. --errors: which kinds of mistakes cost how much AP. --confusion: what
 is taken for what. --curves: precision-recall curves and the best threshold of each class, as figures and CSV in a
 folder, with what --errors and --confusion show.

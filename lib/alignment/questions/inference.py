@@ -1,7 +1,8 @@
 """Questions about the model before it learns: its entries, an image's way through it, detections, times."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -198,12 +199,10 @@ def speed(pair: Pair) -> Answer:
         {(case["operation"], case["batch"], tuple(case["size"])): (i, case) for i, case in enumerate(cases)}
         for cases in pair.fields("cases")
     ]
-    for side, cases in zip((pair.a, pair.b), held):
-        for (work, batch, _), (_, case) in cases.items() if pair.field(side, "deferred") else ():
-            if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
-                return pair.answer(Verdict.FAIL, "clock_fault", {"side": side, "work": work, "batch": batch})
+    if lie := _clock_fault(pair, held):
+        return pair.answer(Verdict.FAIL, "clock_fault", lie)
     keys = ("units",) if published else ("synchronised_ms", "median")
-    numbers, ratios, forms, disturbed = [], {}, {}, {}
+    numbers, ratios, forms, disturbed = [], {}, [], {}
     for key, (i, case) in held[0].items():
         if key not in held[1]:
             continue
@@ -215,18 +214,33 @@ def speed(pair: Pair) -> Answer:
             ref = pointer(pair.evidence.run_id(side, pair.stage), "fields", "cases", index, *keys)
             numbers.append(Number(keys[0], side, value, ref, about))
             if judged := found.get("form_judged"):
-                forms[side] = Row(**{**judged["worst"], "name": f"{side}: {judged['worst']['name']}"})
+                forms.append(_same_function(f"{side}, batch {key[1]}", **judged["worst"]))
             scatter, others = disturbance(found, against)
             if max(scatter, others) > STEADY:
                 disturbed = {"work": about, "side": side, "scatter": scatter, "others": others}
     values, verdict, reason = {"ratios": ratios, **disturbed}, Verdict.SHOWN, "ratios"
     if forms:
-        worst = max(forms.values(), key=lambda row: row.ratio)
+        worst = max(forms, key=lambda row: row.ratio)
+        values |= {"total": len(forms), "failing": sum(not row.passed for row in forms)}
         values |= {key: getattr(worst, key) for key in ("name", "error", "gate", "ratio")}
         verdict, reason = (verdict, "ratios_form") if worst.passed else (Verdict.FAIL, "form_differs")
     if disturbed and verdict is Verdict.SHOWN:
         verdict, reason = Verdict.UNDERPOWERED, "ratios_disturbed"
-    return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms.values()))
+    return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms))
+
+
+def _same_function(where: str, name: str, what: str, **values: Any) -> Row:
+    """The row of what a form was off by the most, judged again."""
+    return judge_value(f"{where}: {name}", what, *(float(values[key]) for key in ("error", "floor", "scale")))
+
+
+def _clock_fault(pair: Pair, held: Sequence[Mapping]) -> dict[str, Any] | None:
+    """Where not waiting took as long as waiting although calls return before the work is done."""
+    for side, cases in zip((pair.a, pair.b), held):
+        for (work, batch, _), (_, case) in cases.items() if pair.field(side, "deferred") else ():
+            if case["unsynchronised_ms"]["median"] >= case["synchronised_ms"]["median"]:
+                return {"side": side, "work": work, "batch": batch}
+    return None
 
 
 def disturbance(case: Mapping, against: str) -> tuple[float, float]:

@@ -147,36 +147,3 @@ template <class F> static void unroll(const Geometry& g, F visit) {
         for (int64_t k = 0; k < o; k++) std::fill(y + k * pixels, y + (k + 1) * pixels, in2_p[k]);
         product(false, false, o, pixels, c, in1_p, in0_p + n * c * pixels, 1, y);
     }
-
-/// Every channel by itself, from a copy with zeros around it. The copy is split into as many planes as a step skips, so
-/// that each entry of the kernel meets one stretch of numbers: all of an output's rows, and some between them for nobody.
-//// kernel depthwise convolution: <algorithm>, <vector>
-    // kernel: depthwise convolution;
-    const int64_t C = in0_shape1, H = in0_shape2, W = in0_shape3, h = out_shape2, w = out_shape3;
-    const int64_t rows = in1_shape2, columns = in1_shape3, sy = data["stride_h"], sx = data["stride_w"];
-    const int64_t top = data["padding_h"], left = data["padding_w"], wide = (W + 2 * left - 1) / sx + 1;
-    const int64_t size = (h + rows) * wide + columns, length = h * wide;
-    #pragma omp parallel
-    {
-        std::vector<in0_type> split(sy * sx * size), sums(length);
-        #pragma omp for
-        for (int64_t plane = 0; plane < in0_shape0 * C; plane++) {
-            const int64_t c = plane % C;
-            for (int64_t y = 0; y < H; y++)
-                for (int64_t first = 0; first < sx; first++) {  // columns that fall into one plane
-                    const int64_t phase = (first + left) % sx;
-                    in0_type* to = split.data() + ((y + top) % sy * sx + phase) * size + (y + top) / sy * wide;
-                    const in0_type* from = in0_p + (plane * H + y) * W + first;
-                    const int64_t at = (first + left) / sx, count = (W - first + sx - 1) / sx;
-                    for (int64_t k = 0; k < count; k++) to[at + k] = from[k * sx];
-                }
-            std::fill(sums.begin(), sums.end(), in2_p[c]);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t s = 0; s < columns; s++) {
-                    const in0_type factor = in1_p[(c * rows + r) * columns + s];
-                    const in0_type* x = split.data() + (r % sy * sx + s % sx) * size + r / sy * wide + s / sx;
-                    for (int64_t k = 0; k < length; k++) sums[k] += factor * x[k];
-                }
-            for (int64_t i = 0; i < h; i++) std::copy_n(sums.begin() + i * wide, w, out_p + (plane * h + i) * w);
-        }
-    }

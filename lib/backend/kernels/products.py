@@ -7,8 +7,6 @@ output pixel) and multiplies them by the weights; a gradient is the same product
 nest takes minutes where these take seconds.
 """
 
-from collections.abc import Callable
-
 from . import jt, on_cpu, read
 
 KERNELS = read("products")
@@ -123,17 +121,8 @@ def conv2d(x, weight, stride, padding, dilation, groups):
     return _Convolution(stride, padding, dilation, groups)(x, weight)
 
 
-def direct_convolution(x, weight, stride, padding, dilation, groups) -> Callable | None:
-    """A function of (x, weight, bias (c_out,)), without a gradient, that computes a convolution of this geometry as its
-    images lie, where there is one: oneDNN reorders them before and after, which takes 1 x 1 and depthwise convolutions
-    as long as the rest."""
-    (n, c, h, w), (c_out, _, *kernel) = x.shape, weight.shape
-    if jt.flags.use_cuda:
-        return None
-    if (*kernel, *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1):
-        return lambda *inputs: KERNELS["pointwise convolution"](inputs, [n, c_out, h, w])[0]
-    if groups == c == c_out and dilation == (1, 1):
-        size = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip((h, w), padding, kernel, stride)]
-        data = dict(zip(("stride_h", "stride_w", "padding_h", "padding_w"), (*stride, *padding)))
-        return lambda *inputs: KERNELS["depthwise convolution"](inputs, [n, c_out, *size], data=data)[0]
-    return None
+@on_cpu(lambda x, weight, bias: jt.nn.conv2d(x, weight, bias))
+def pointwise(x, weight, bias):
+    """1 x 1 convolution of x (n, c, h, w) with a bias, without a gradient: a product of matrices as they lie. oneDNN's
+    convolution reorders images before and after, which takes as long again."""
+    return KERNELS["pointwise convolution"]([x, weight, bias], [x.shape[0], weight.shape[0], *x.shape[2:]])[0]
