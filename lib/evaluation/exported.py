@@ -18,9 +18,9 @@ from lib.families import NAMES, family
 from lib.models.inference import inference_form
 
 SUFFIX = ".onnx"
-# The lowest that has what the models are made of, so that most runtimes read it: GridSample came with 16,
-# LayerNormalization with 17. onnxruntime reads it since 1.12.
-OPSET = 17
+# GridSample came with 16, LayerNormalization with 17; 18 is what PyTorch's exporter writes by itself, every other
+# version a conversion of that. onnxruntime reads it since 1.14.
+OPSET = 18
 PREPROCESSING = {  # of a decoded image, by family
     "nanodet_plus": "BGR, resized bilinearly to the input's size whatever its ratio; (grey level - {mean}) / {std}",
     "gold_yolo": "RGB / 255, resized to fit {inner}/{size} of the input's size, ratio kept, centred on grey {grey}/255",
