@@ -39,6 +39,7 @@ BATCH = "2 or 5"  # the free length that is the number of images
 BATCHES = (1, 3, 9, 17)  # what it is drawn as, each once: no power of two, more than eight
 EDGES = (2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 65)  # what other free lengths are drawn from
 MOST = 2**15  # elements of an input
+LARGE = 8 * MOST  # where fixed lengths make more of them fewer images are rows enough, and the rest would fill the disk
 WEIGHTS = 2**18  # elements of a layer's parameters: of a kind with larger ones its smaller layers stand for it
 SPREAD = 2.0**-10  # by which a drawn value is moved, relatively: no ties that the model does not have
 NUMBER = re.compile(r'(?<="plain": )\d+(?=[,}])')  # a whole number among arguments
@@ -341,6 +342,8 @@ def _drawn(
         buffers = bool(list(part(held, operator.path).named_buffers()))
         for number, batch in enumerate((*BATCHES, *BATCHES[1:2] * buffers)):
             structure, given = drawn(operator, batch, stream(seed, "operators", number, place))
+            if max(array.size for array in given.values()) > LARGE:
+                continue
             yield told(operator, structure, given, training=number < len(BATCHES)), given
 
 
