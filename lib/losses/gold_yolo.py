@@ -246,7 +246,7 @@ class Criterion:
         """The assignment's positives with their targets."""
         image, cell = assignment.box.nonzero()
         score = assignment.score[image, cell]
-        total = all_gather([np.sum(score)]).sum()
+        total = np.sum(all_gather([np.sum(score)]))
         if image.size == 0:
             nothing = np.zeros(1, np.int64)
             return Positives(nothing, nothing, nothing, np.ones((1, 4)), np.zeros(1), False)
@@ -261,7 +261,7 @@ class Criterion:
     def _class_loss(self, logits, assignment: Assignment, positives: Positives, kind: np.dtype):
         """Varifocal loss, divided by the sum of all target scores unless that is 0."""
         target = np.zeros((*assignment.box.shape, self.num_classes), kind)
-        share = CLASS_WEIGHT / (float(all_gather([np.sum(assignment.score)]).sum()) or 1.0)
+        share = CLASS_WEIGHT / (float(np.sum(all_gather([np.sum(assignment.score)]))) or 1.0)
         focal = np.full_like(target, FOCAL_WEIGHT * share)
         if positives.real:
             at = positives.image, positives.cell, positives.label
@@ -392,7 +392,7 @@ class Distillation(Criterion):
         n, p, width = student.shape
         at = tensor(positives.image * p + positives.cell)
         own, other = (rows.reshape(n * p, width)[at].reshape(-1, width // 4) for rows in (student, teacher))  # (4m, b)
-        count, shares = all_gather([len(positives.image) * positives.real, np.sum(positives.weight)]).sum(0)
+        count, shares = np.sum(all_gather([len(positives.image) * positives.real, np.sum(positives.weight)]), 0)
         return divergence(own, other, weight * positives.real * float(shares) / (4 * max(count, 1)))
 
 

@@ -153,7 +153,7 @@ class Criterion:
         assignment = self.assign(values[-1], targets, image_size)
         positives = self.positives(assignment, targets, image_size)
         qualities = tensor(_quality_map(assignment, positives, self.num_classes))
-        count = float(max(all_gather([np.count_nonzero(assignment.box)]).sum(), 1))
+        count = float(max(np.sum(all_gather([np.count_nonzero(assignment.box)])), 1))
         losses = {}
         for prefix, head, value in zip(("", "aux_"), heads, values):
             losses[f"{prefix}loss_qfl"] = quality_focal(head[:, :, : self.num_classes], qualities) / count
@@ -189,7 +189,7 @@ class Criterion:
         """GIoU and distribution focal loss, each positive weighted by its own best class score."""
         k, m = self.num_classes, len(positives.image)
         scores = boxes.sigmoid(value[positives.image, positives.prior, :k].max(1)) * positives.real
-        weights = scores / scores.dtype.type(max(all_gather([scores.sum()]).sum(), 1))  # (m,)
+        weights = scores / scores.dtype.type(max(np.sum(all_gather([scores.sum()])), 1))  # (m,)
         n, p, width = value.shape
         rows = head.reshape(n * p, width)[tensor(positives.image * p + positives.prior)]
         logs = log_softmax(rows[:, k:].reshape(m, 4, REG_MAX + 1), 2)  # (m, 4, 8)

@@ -165,7 +165,7 @@ def values(prediction: Mapping) -> tuple[np.ndarray, np.ndarray]:
 def pairs(matchings: Sequence[Matching], true: Sequence[Truth], groups: int) -> Pairs:
     """The images' pairs in one list; their losses are shared by `groups` times as many as the batch has boxes."""
     image = np.repeat(np.arange(len(matchings)), [len(m.queries) for m in matchings])
-    weight = 1 / max(groups * int(all_gather([len(np.concatenate([t.labels for t in true]))]).sum()), 1)
+    weight = 1 / max(groups * int(np.sum(all_gather([len(np.concatenate([t.labels for t in true]))]))), 1)
     if image.size == 0:
         return Pairs(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), np.zeros((1, 4)), weight, False)
     return Pairs(

@@ -471,7 +471,7 @@ def denoising(targets: list[Truth], num_classes: int, random: np.random.Generato
     Drawn from `random` in this order: one number in [0, 1) per query for whether its label changes, its new label,
     four signs per query, four numbers in [0, 1) per query for the size of the moves.
     """
-    slots = int(all_gather([max((len(truth.labels) for truth in targets), default=0)]).max())  # of all processes
+    slots = int(np.max(all_gather([max((len(truth.labels) for truth in targets), default=0)])))  # of all processes
     if random is None or slots == 0:
         return None
     groups = max(1, NOISED_QUERIES // slots)

@@ -72,6 +72,9 @@ def _ended_with_this(child: subprocess.Popen) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
+    except BaseException:
+        print(file=sys.stderr)  # ends the line of a bar
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         child.terminate()  # torchrun and mpirun pass it on, and kill what does not end
