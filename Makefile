@@ -25,7 +25,8 @@ ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=course TABLE=class.csv   a report for each row, name,model,seed: reports/class/index.html links them'
-	@echo 'make report ALSO=rosetta: with a stage that the profile leaves out: the probes of both frameworks (30_migration)'
+	@echo 'make report ALSO=rosetta|operators: with a stage that the profile leaves out: the probes of both frameworks (30_migration),'
+	@echo '                            every operator at drawn sizes and on poisoned inputs (53_operators)'
 	@echo 'make report PROFILE=coco_subset|coco_subset_80 DATA=coco   1000 images of a COCO file, 800 + 200 by seed, 10 or 80 classes'
 	@echo 'make report PROFILE=finetune_50 DATA=coco MODELS=rtdetr_r18vd [WEIGHTS=checkpoint] [BACKBONE=ImageNet weights]'
 	@echo 'LANG=zh make report (slides, lab): in Chinese'
