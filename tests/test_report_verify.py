@@ -222,7 +222,8 @@ def test_verdicts_are_those_that_the_records_give(copy):
         "says PASS of batch_norm (torch-jittor), where": [fail | {"verdict": "PASS", "reason": "identical"}],
         "says nothing of batch_norm (torch-jittor), where": [],
         "says FAIL of batch_norm (torch-jittor), where": [fail | {"rows": [[*first[:2], first[2] * 0.99], *rest]}],
-        "answers beauty, which nobody asks": [fail, fail | {"question": "beauty"}],
+        "answers beauty (torch-jittor), which nobody asks": [fail, fail | {"question": "beauty"}],
+        "answers poison (torch-jittor), which nobody asks": [fail, fail | {"question": "poison"}],
     }
     for said, forged in forgeries.items():
         changed = compared.fields | {"verdicts": [*before, *forged, *after]}

@@ -22,7 +22,7 @@ from lib.alignment.evidence import Evidence, pointer
 from lib.alignment.references import forged
 from lib.errors import UserError
 from lib.families import NAMES
-from lib.record import ROOT, ArraysMissing, load_arrays, plain, read, sha256
+from lib.record import ROOT, ArraysMissing, Record, git_state, load_arrays, plain, read, sha256
 from lib.report import bound, fragments, pictures
 from lib.report.overview import worst
 from lib.report.page import COUNTED
@@ -118,16 +118,21 @@ class Judged:
             said = held.get((question, pair))
             if not said or not alike(said, plain(questions.plain(answer))):
                 says, gives = said["verdict"] if said else "nothing", answer.verdict.value
-                faults.append(
-                    f"{run_id}: says {says} of {question} ({pair}), where its records give {gives}; compare again"
-                )
+                where = f"{run_id}: says {says} of {question} ({pair}), where its records give {gives}"
+                faults.append(f"{where}; compare again{_elsewhere(verdicts)}")
         faults += [
-            f"{run_id}: answers {question}, which nobody asks"
+            f"{run_id}: answers {question} ({pair}), which nobody asks"
             for question, pair in held
-            if question not in questions.QUESTIONS
+            if question not in questions.QUESTIONS or not questions.asked(evidence, question, *pair.split("-"))
         ]
         absent = {one.again for found in evidence.derived.values() for one in found if one.holds is None}
         return cls(tuple(faults), len(held.keys() - found.keys()), frozenset(absent))
+
+
+def _elsewhere(verdicts: Record) -> str:
+    """Said where verdicts were given at another commit, whose rules or sums may have been others."""
+    then, now = verdicts.provenance.git_commit, git_state()[0]
+    return "" if then == now else f" (it was judged at commit {then or 'unknown'}, and is judged again at {now})"
 
 
 def _page(path: Path, judged: Callable[[Path, str], Judged]) -> Checked:

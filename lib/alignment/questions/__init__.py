@@ -48,13 +48,19 @@ QUESTIONS: dict[str, tuple[str, bool, Callable[[Pair], Answer]]] = {
     "speed": ("speed", True, inference.speed),
 }
 
-ON_REQUEST = ("operators",)  # stages that most profiles leave out: where no side has a record nothing was asked
+ON_REQUEST = ("operators",)  # stages that most profiles leave out
 
 
 def ask(question: str, evidence: Evidence, a: str, b: str) -> Answer:
     """The answer to one question about sides whose records are there."""
     stage, _, how = QUESTIONS[question]
     return how(Pair(evidence, question, stage, a, b))
+
+
+def asked(evidence: Evidence, question: str, a: str, b: str) -> bool:
+    """Whether a pair of sides has to answer: always, but for what most profiles leave out, where neither ran it."""
+    stage = QUESTIONS[question][0]
+    return stage not in ON_REQUEST or any(evidence.get(side, stage) for side in (a, b))
 
 
 def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
@@ -74,7 +80,7 @@ def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
             missing = [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]
             if not missing and not pair.holds(question):
                 missing = [question]
-            if len(missing) == 2 and stage in ON_REQUEST:
+            if not asked(evidence, question, a, b):
                 continue
             if missing:
                 values = {"missing": ", ".join(missing)}
