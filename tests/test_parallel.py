@@ -193,6 +193,12 @@ def test_one_line_says_what_ended_it(monkeypatch, capfd):
         started(monkeypatch, "true")
 
 
+def test_a_warning_at_the_start_stops_no_bar(monkeypatch, capfd):
+    with pytest.raises(UserError, match="^x.png: broken$"):
+        started(monkeypatch, r"(echo -----; sleep .1; printf '\r50 %% |#'; sleep .1; echo error: x.png: broken) >&2")
+    assert capfd.readouterr().err.strip() == "50 % |#"
+
+
 def test_ctrl_c_ends_all(monkeypatch):
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     begun = time.monotonic()

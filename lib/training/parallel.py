@@ -30,6 +30,7 @@ from lib.record import threads
 ERROR = "error: "
 # Where passing on stops: an error of a process, or what a launcher says of its end.
 LAST_WORDS = re.compile(rf"{ERROR}|Traceback|-----|[EW]\d{{4}} \d\d:")
+KEPT = 1 << 16  # characters of last words
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMPI_MCA_mpi_yield_when_idle": "1"}
 
 
@@ -82,14 +83,15 @@ def _ended_with_this(child: subprocess.Popen) -> Iterator[None]:
 
 
 def _relayed(stream: IO[bytes]) -> str:
-    """Pass on what is written up to the first of the last words; give back these, and all that follows."""
-    pieces = iter(lambda: os.read(stream.fileno(), 1 << 16).decode(errors="replace"), "")
-    for piece in pieces:
-        if found := LAST_WORDS.search(piece):
-            print(piece[: found.start()], file=sys.stderr)  # and so ends the line of a bar
-            return piece[found.start() :] + "".join(pieces)
-        print(piece, end="", file=sys.stderr, flush=True)
-    return ""
+    """Pass on bars, and all else up to the first of the last words; give back these, and what follows but bars: of a
+    launcher's warning at the start nobody knows yet that it is not the end."""
+    said = ""
+    for piece in iter(lambda: os.read(stream.fileno(), 1 << 16).decode(errors="replace"), ""):
+        found = LAST_WORDS.search(piece)
+        held = found.start() if found else 0 if said and "\r" not in piece else len(piece)
+        print(piece[:held], end="\n" if found and not said else "", file=sys.stderr, flush=True)  # ends a bar's line
+        said = (said + piece[held:])[-KEPT:]
+    return said
 
 
 def _reason(said: str, processes: int) -> str:
