@@ -145,9 +145,15 @@ def test_processes_share_a_batch_equally(processes, batch, said):
 
 
 @pytest.mark.skipif(backend.NAME == "torch", reason="torchrun comes with PyTorch")
-def test_an_absent_mpirun_is_named(monkeypatch):
+def test_an_absent_mpirun_is_named_and_anothers(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="there is no mpirun .* apt-get install openmpi-bin"):
+        backend.launcher(2)
+    for tool in ("mpirun", "mpicc"):
+        (tmp_path / tool).write_text("#!/bin/sh\necho HYDRA 4.2")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="need OpenMPI's mpirun first on PATH; here it is 'HYDRA 4.2'"):
         backend.launcher(2)
 
 

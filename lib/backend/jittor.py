@@ -12,6 +12,7 @@ import ctypes as _ctypes
 import os as _os
 import re as _re
 import shutil as _shutil
+import subprocess as _subprocess
 import sys as _sys
 from collections.abc import Callable as _Callable
 
@@ -218,6 +219,9 @@ def launcher(processes: int) -> list[str]:
                 f"training: several processes of Jittor need OpenMPI, and there is no {tool} on this machine: install "
                 "it (Debian, Ubuntu: apt-get install openmpi-bin libopenmpi-dev), or leave --processes out"
             )
+    version = _subprocess.run(["mpirun", "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+    if "Open MPI" not in version:
+        raise _UserError(f"training: Jittor's processes need OpenMPI's mpirun first on PATH; here it is {version!r}")
     root = ["--allow-run-as-root"] if _os.geteuid() == 0 else []
     return ["mpirun", *root, "--bind-to", "none", "--oversubscribe", "-n", str(processes), _sys.executable]
 

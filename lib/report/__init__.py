@@ -55,11 +55,11 @@ def make(name: str, values: Mapping[str, Any]) -> Rendered:
             all_but_the_last = executed.is_file() and notebook.cells(executed)[-1]["execution_count"] is not None
             if isinstance(error, notebook.ProcessDied) or not all_but_the_last:
                 raise
-    others.result()
     page, printed = (folder / file for file in PAGES[name])
     render(executed, page, "report", values["language"])
     with atomic(printed) as temporary:
         printer = pdf.write(page, temporary)
+    others.result()  # another page that fails takes nothing from this one
     return Rendered(page, printed, printer, failure)
 
 
