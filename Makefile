@@ -79,7 +79,8 @@ test-notebooks:
 test-jt-notebooks:
 	@code=0; for one in test-jt test-notebooks; do $(MAKE) --no-print-directory $$one || code=$$?; done; exit $$code
 
-# A SLURM cluster of one node, brought up on loopback: minutes of waiting, so not part of `test`.
+# A SLURM cluster of one node, brought up on loopback, and trainings in several processes of which one is killed: minutes,
+# so not part of `test`.
 test-cluster: envs
 	@$(ALIGN) run torch -m pytest -p no:cacheprovider tests/cluster
 

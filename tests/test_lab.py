@@ -168,7 +168,7 @@ def test_of_two_languages_the_shell_s_is_shown(opened):
     """`make lab` was started in a Chinese shell."""
     page = opened("00_start_here.ipynb")
     page.locator("h1").get_by_text("从这里开始").wait_for()
-    assert page.locator(".jp-RenderedMarkdown div[lang=zh]").count() > 3
+    page.locator(".jp-RenderedMarkdown div[lang=zh]").nth(3).wait_for(state="attached")  # cells render one by one
     assert not [one for one in page.locator(".jp-RenderedMarkdown div[lang=en]").all() if one.is_visible()]
 
 

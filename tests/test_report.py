@@ -71,10 +71,10 @@ def parsed(page: str) -> References:
     return found
 
 
-def test_one_file_without_network(page):
+def test_one_file_without_network(page, judged):
     found = parsed(page)
     outside = {link for link in found.links if not link.startswith(("#", "data:text/csv"))}
-    assert all(link.startswith("../judged0/") for link in outside), "leads out of the report and its records"
+    assert all(link.startswith(f"../{judged.name}/") for link in outside), "leads out of the report and its records"
     assert all(source.startswith("data:") for source in found.sources)
     assert not re.search(r"https?://(?!www\.w3\.org)|<script |@import|url\(", page)
     anchors = set(re.findall(r' id="([^"]+)"', page))
