@@ -1,5 +1,6 @@
 """Many reports from one table: what a table may say, one plan for all, one page that links them. Torch only."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -16,6 +17,8 @@ from lib.errors import UserError
 from lib.machine import forecast, pipeline
 from lib.machine.job import write_mark
 from lib.report import overview, verify
+from lib.report.bound import badge_class
+from lib.report.page import Page
 
 pytest.importorskip("papermill", reason="the jt environment runs no reports")
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,4 +244,28 @@ def test_a_row_can_not_show_a_better_verdict_than_its_worst(written, judged, tmp
     path.write_text(
         page.replace(bad, re.sub(r"verdicts/0/", "verdicts/1/", bad.replace("FAIL", "PASS").replace("fail", "pass")))
     )
-    assert any("the worst verdict is FAIL" in fault for fault in verify.verify(path.parent)[0].faults)
+    assert any("its verdicts together are FAIL" in fault for fault in verify.verify(path.parent)[0].faults)
+
+
+@pytest.mark.parametrize(
+    "verdicts, said",
+    [
+        (["UNDERPOWERED", "SHOWN", "PASS"], "pass"),
+        (["UNDERPOWERED"], "not-run"),
+        (["NOT COMPARABLE", "PASS"], "not-run"),
+        ([], "not-run"),
+    ],
+)
+def test_a_row_and_its_report_s_own_page_say_the_same(written, judged, tmp_path, verdicts, said):
+    other = tmp_path / "class" / "mei"
+    other.unlink()
+    shutil.copytree(judged, other)
+    compared = other / "records" / synthetic.MODEL / "none" / "compare.json"
+    content = json.loads(compared.read_text())
+    first = content["fields"]["verdicts"][0]
+    content["fields"]["verdicts"] = [{**first, "verdict": verdict} for verdict in verdicts]
+    compared.write_text(json.dumps(content))
+    path, own = written(), Page(other / "records", other, [synthetic.MODEL], "quick").verdict
+    row = BeautifulSoup(path.read_text(), "html.parser").select("tbody")[1]
+    assert row.select_one(".verdict .badge")["class"] == ["badge", said] == ["badge", badge_class(own)]
+    assert not verify.verify(path.parent)[0].faults
