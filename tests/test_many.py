@@ -103,6 +103,25 @@ def test_what_reports_share_is_made_by_the_first_and_the_others_wait(bare):
     assert not [job for job in jobs for mark in job.needs if not mark.startswith(f"{job.done.parents[3]}/")]
 
 
+def test_one_damaged_report_leaves_the_others_and_the_page_of_all(bare, monkeypatch, capsys):
+    codes, asked, page = [0, 1], [], Path("reports/class/index.html")
+    requests = of("name\na\nb\n")
+
+    def render(folder, _language):
+        if folder.name == "a":
+            raise UserError("a notebook is damaged")
+
+    monkeypatch.setattr(pipeline.pages, "render_notebooks", render)
+    monkeypatch.setattr(pipeline, "report_with_gaps", lambda own, rest: asked.append((own, rest)))
+    monkeypatch.setattr(pipeline, "wait", lambda *_: codes.pop(0))
+    monkeypatch.setattr(pipeline.subprocess, "Popen", lambda *_, **__: None)
+    assert pipeline.report(requests, page.parent, ["--dry-run"], Path("class.csv")) == 1 and not page.exists()
+    assert pipeline.report(requests, page.parent, [], Path("class.csv")) == 1 and page.exists()
+    assert capsys.readouterr().out.count("reports/class/a: a notebook is damaged") == 2
+    ((own, rest),) = asked
+    assert {job.done.parents[3].name for job in own} == {"b"} and len(rest) == 2 * len(own)
+
+
 def same(job: pipeline.Job, other: pipeline.Job) -> bool:
     return job.done.parents[3] == other.done.parents[3]
 

@@ -405,16 +405,20 @@ def report(requests: Sequence[Request], folder: Path, extra: list[str], rows: Pa
         names += f" and {len(open_jobs) - NAMED} more" if len(open_jobs) > NAMED else ""
         if code:
             print(f"[report] not finished: {names}: {cause(open_jobs, Path(log.name))}", flush=True)
-        for request in requests:
-            pages.render_notebooks(request.folder, request.language)
-        if code:
-            for own, rest in zip(by_report(jobs, requests), by_report(open_jobs, requests)):
-                report_with_gaps(own, rest)
-        if rows:
+        by_mark, unwritten = {str(job.done): job for job in open_jobs}, False
+        for request, own in zip(requests, by_report(jobs, requests)):
+            try:
+                pages.render_notebooks(request.folder, request.language)
+                if code:
+                    report_with_gaps(own, by_mark)
+            except UserError as error:  # of one report: the others have their pages
+                print(f"[report] {request.folder}: {error}", flush=True)
+                unwritten = True
+        if rows and (code or not to_do or open_jobs != to_do):  # not after a dry run
             from lib.report import overview  # only many reports need it
 
             overview.write(folder, {one.folder.name: one.models for one in requests}, requests[0].language)
-        if code:
+        if code or unwritten:
             return 1
     # Open although all went well: Snakemake was asked for something else, what it would do or a part.
     said = f"to do, {len(open_jobs)} of {len(jobs)} jobs: {names}" if open_jobs else f"up to date: {page}"
