@@ -152,6 +152,8 @@ def measured(bare):
         write_mark(job.done, inputs="", results={}, seconds=seconds)
         if job.stage.name == "train":
             write_mark(Path(job.results[1]), fields={"seconds": 8.0})
+        if job.stage.name == "data":
+            write_mark(Path(job.results[1]), fields={"splits": {"train": {"images": 160}, "val": {"images": 40}}})
     return forecast.measured(Path("reports/quick"))
 
 
@@ -167,6 +169,12 @@ def test_what_was_measured_is_foretold_and_grows_where_its_stage_says(measured):
     sizes = dict(measured.sizes["train", "torch"])
     assert measured.of(job, sizes) == 10 and measured.of(job, {**sizes, "train_images": 320}) == 18
     assert measured.of(job, {**sizes, "input_size": 192, "epochs": 10}) == 10 + 7 * 8
+    for said, wrong in ((0, {"epochs": 0}), (None, {"epochs": None}), (r"\[\]", {"epochs": []})):
+        with pytest.raises(UserError, match=f"train: epochs: {said}: .*: give the profile, and the report, a number"):
+            measured.of(job, {**sizes, **wrong})
+    data = Path("reports/quick/records/all/none/data.json")  # of DATA=…: its images count, no parameter does
+    write_mark(data, fields={"splits": {"train": {"images": 320}, "val": {"images": 40}}})
+    assert forecast.measured(Path("reports/quick")).of(job, sizes) == 10 - 4
 
 
 def test_more_nodes_take_what_more_reports_add(measured):
