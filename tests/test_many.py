@@ -15,7 +15,7 @@ from test_pipeline import report as made
 from lib.alignment import questions
 from lib.errors import UserError
 from lib.machine import forecast, pipeline
-from lib.machine.job import write_mark
+from lib.machine.job import read_mark, write_mark
 from lib.report import overview, verify
 from lib.report.bound import badge_class
 from lib.report.page import Page
@@ -119,6 +119,10 @@ def test_one_damaged_report_leaves_the_others_and_the_page_of_all(bare, monkeypa
     assert pipeline.report(requests, page.parent, [], Path("class.csv")) == 1 and page.exists()
     assert capsys.readouterr().out.count("reports/class/a: a notebook is damaged") == 2
     ((own, rest),) = asked
+    assert read_mark(Path("reports/class/.plan.json"))["plan"] == "reports/class/.plan.json"
+    monkeypatch.setattr(pipeline, "TOLD", 2 * len(own) - 1)
+    pipeline.begin(Path("plan"), jobs := pipeline.plan(*requests), jobs, 2, 1)
+    assert read_mark(Path("plan"))["plan"] == ""  # its jobs would each read all of it
     assert {job.done.parents[3].name for job in own} == {"b"} and len(rest) == 2 * len(own)
 
 

@@ -73,6 +73,7 @@ STAGES = (
 
 
 NAMED = 24  # jobs that a line names at most
+TOLD = 500  # jobs of a run beyond which none says what is left: each would read the whole plan for it
 PER_SECOND = 1000  # marks that are looked for on a shared disk
 # What a profile may require of the request, and how to give it.
 REQUIRED = {
@@ -399,7 +400,7 @@ def report(requests: Sequence[Request], folder: Path, extra: list[str], rows: Pa
         command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
         with open(folder / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()])
-            code = wait(process, to_do if remote(extra) else (), plan_file)
+            code = wait(process, to_do if remote(extra) else (), plan_file if len(to_do) <= TOLD else None)
         open_jobs = stale(jobs)
         names = ", ".join(job.name for job in open_jobs[:NAMED])
         names += f" and {len(open_jobs) - NAMED} more" if len(open_jobs) > NAMED else ""
@@ -465,7 +466,8 @@ def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int
                 "to_do": job.done in marks,
             }
         )
-    write_mark(plan_file, plan=str(plan_file), cores=cores, began=time.time(), jobs=entries)
+    asked = str(plan_file) if len(to_do) <= TOLD else ""  # by the jobs, when they end
+    write_mark(plan_file, plan=asked, cores=cores, began=time.time(), jobs=entries)
     if to_do:
         rest = left([entry for entry in entries if entry["to_do"]], {}, cores)
         count = f"{len(to_do)} job{'s' if len(to_do) != 1 else ''}"
@@ -477,7 +479,7 @@ def remote(options: Sequence[str]) -> bool:
     return any(text.startswith(("--executor", "--profile", "--workflow-profile")) for text in options)
 
 
-def wait(process: subprocess.Popen, elsewhere: Sequence[Job], plan_file: Path) -> int:
+def wait(process: subprocess.Popen, elsewhere: Sequence[Job], plan_file: Path | None) -> int:
     """Its exit code; of jobs that run elsewhere it is said here how they end. On Ctrl-C it is asked to end its jobs and
     waited for."""
     began, running = time.time(), [job.done for job in elsewhere]
