@@ -60,6 +60,8 @@ def test_a_row_says_what_differs_and_the_rest_is_as_make_was_told(bare, separato
         ("name,seed\n\na,x\n", "class.csv: row 3: seed 'x' is no whole number"),
         ("name,seed\na,-1\n", "class.csv: row 2: seed '-1' is no whole number"),
         ("name\nLi Lei\n", "class.csv: row 2: 'Li Lei' can't be a folder's name: use letters"),
+        ("name\nrecords\n", "class.csv: row 2: 'records' is not free in the folder of the reports: give"),
+        ("name\nIndex.html\n", "class.csv: row 2: 'Index.html' is not free"),
         ("name\n../a\n", "class.csv: row 2: '../a' can't be"),
         ("name\n{a}\n", "class.csv: row 2: '{a}' can't be"),
         ("name,seed\n,1\n", "class.csv: row 2: '' can't be"),
@@ -88,7 +90,7 @@ def test_a_table_that_is_none_or_whose_name_is_taken_is_refused(bare):
 
 
 def test_what_reports_share_is_made_by_the_first_and_the_others_wait(bare):
-    """Kernels of a model and the scenes of a seed: never by forty at the same time; all else is each report's own."""
+    """Kernels of a model and the data: never by forty at the same time; all else is each report's own."""
     jobs = pipeline.plan(*of("name,model,seed\na,,\nb,,3\nc,gold-yolo-n,3\nd,,0\n"))
     count = 4 * len(pipeline.plan(COMMON))
     assert len(jobs) == len({job.file for job in jobs}) == len({job.name for job in jobs}) == count
@@ -97,9 +99,11 @@ def test_what_reports_share_is_made_by_the_first_and_the_others_wait(bare):
     assert {name: marks for name, marks in waits.items() if marks} == {
         "b_kernels_nanodet-plus-m_320_jittor": [kernels.format("a")],
         "d_kernels_nanodet-plus-m_320_jittor": [kernels.format("a")],
-        "c_data_all_none": [data.format("b")],
-        "d_data_all_none": [data.format("a")],
+        **{f"{name}_data_all_none": [data.format("a")] for name in "bcd"},
     }
+    seeds = {(job.stage.name, job.done.parents[3].name): given(job).get("seed") for job in jobs}
+    assert [(seeds["data", name], seeds["train", name]) for name in "abcd"] == [(0, 0), (0, 3), (0, 3), (0, 0)]
+    assert {given(job)["data"] for job in jobs if job.stage.name in ("data", "train")} == {"data/scenes-course"}
     assert not [job for job in jobs for mark in job.needs if not mark.startswith(f"{job.done.parents[3]}/")]
 
 
@@ -124,6 +128,10 @@ def test_one_damaged_report_leaves_the_others_and_the_page_of_all(bare, monkeypa
     pipeline.begin(Path("plan"), jobs := pipeline.plan(*requests), jobs, 2, 1)
     assert read_mark(Path("plan"))["plan"] == ""  # its jobs would each read all of it
     assert {job.done.parents[3].name for job in own} == {"b"} and len(rest) == 2 * len(own)
+
+
+def given(job: pipeline.Job) -> dict:
+    return json.loads(job.file.read_text()).get("parameters", {})
 
 
 def same(job: pipeline.Job, other: pipeline.Job) -> bool:

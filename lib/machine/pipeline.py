@@ -94,7 +94,7 @@ class Request:
     weights: str = ""  # trainings start from this checkpoint of the model
     backbone: str = ""  # or from these weights of its backbone; with both, one training from each
     also: tuple[str, ...] = ()  # stages that the profile leaves out
-    seed: int | None = None  # of all that is drawn, instead of the profile's
+    seed: int | None = None  # of all that is drawn but the data, instead of the profile's
     place: str = ""  # of the report below reports/, instead of the profile's name
 
     @property
@@ -232,18 +232,14 @@ def check(request: Request, profile: Mapping[str, Any]) -> None:
 
 
 def dataset(request: Request, profile: Mapping[str, Any]) -> str:
-    """Where the data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes."""
+    """Where the data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes. It is
+    drawn by the profile's seed: a class has one."""
     if not request.data:
-        own = "" if seed(request, profile) == profile.get("seed", 0) else f"-{request.seed}"
-        return f"data/scenes-{request.profile}{own}"
+        return f"data/scenes-{request.profile}"
     if not is_subset(profile):
         return request.data
-    choice = json.dumps([os.path.abspath(request.data), seed(request, profile), profile["data"]], sort_keys=True)
+    choice = json.dumps([os.path.abspath(request.data), profile.get("seed", 0), profile["data"]], sort_keys=True)
     return f"data/{request.profile}-{hashlib.sha256(choice.encode()).hexdigest()[:8]}"
-
-
-def seed(request: Request, profile: Mapping[str, Any]) -> int:
-    return profile.get("seed", 0) if request.seed is None else request.seed
 
 
 def is_subset(profile: Mapping[str, Any]) -> bool:
@@ -278,7 +274,7 @@ def make_job(
         offered = {
             "model": model,
             "models": list(request.models),
-            "seed": seed(request, profile),
+            "seed": profile.get("seed", 0) if request.seed is None or stage.shared else request.seed,
             "threads": threads,
             "data": dataset(request, profile),
             "source": request.data if subset else "",
