@@ -1,5 +1,6 @@
 """Many reports from one table: what a table may say, one plan for all, one page that links them. Torch only."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -14,8 +15,10 @@ from test_pipeline import report as made
 from lib.alignment import questions
 from lib.errors import UserError
 from lib.machine import forecast, pipeline
-from lib.machine.job import write_mark
+from lib.machine.job import read_mark, write_mark
 from lib.report import overview, verify
+from lib.report.bound import badge_class
+from lib.report.page import Page
 
 pytest.importorskip("papermill", reason="the jt environment runs no reports")
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +60,8 @@ def test_a_row_says_what_differs_and_the_rest_is_as_make_was_told(bare, separato
         ("name,seed\n\na,x\n", "class.csv: row 3: seed 'x' is no whole number"),
         ("name,seed\na,-1\n", "class.csv: row 2: seed '-1' is no whole number"),
         ("name\nLi Lei\n", "class.csv: row 2: 'Li Lei' can't be a folder's name: use letters"),
+        ("name\nrecords\n", "class.csv: row 2: 'records' is not free in the folder of the reports: give"),
+        ("name\nIndex.html\n", "class.csv: row 2: 'Index.html' is not free"),
         ("name\n../a\n", "class.csv: row 2: '../a' can't be"),
         ("name\n{a}\n", "class.csv: row 2: '{a}' can't be"),
         ("name,seed\n,1\n", "class.csv: row 2: '' can't be"),
@@ -85,7 +90,7 @@ def test_a_table_that_is_none_or_whose_name_is_taken_is_refused(bare):
 
 
 def test_what_reports_share_is_made_by_the_first_and_the_others_wait(bare):
-    """Kernels of a model and the scenes of a seed: never by forty at the same time; all else is each report's own."""
+    """Kernels of a model and the data: never by forty at the same time; all else is each report's own."""
     jobs = pipeline.plan(*of("name,model,seed\na,,\nb,,3\nc,gold-yolo-n,3\nd,,0\n"))
     count = 4 * len(pipeline.plan(COMMON))
     assert len(jobs) == len({job.file for job in jobs}) == len({job.name for job in jobs}) == count
@@ -94,10 +99,39 @@ def test_what_reports_share_is_made_by_the_first_and_the_others_wait(bare):
     assert {name: marks for name, marks in waits.items() if marks} == {
         "b_kernels_nanodet-plus-m_320_jittor": [kernels.format("a")],
         "d_kernels_nanodet-plus-m_320_jittor": [kernels.format("a")],
-        "c_data_all_none": [data.format("b")],
-        "d_data_all_none": [data.format("a")],
+        **{f"{name}_data_all_none": [data.format("a")] for name in "bcd"},
     }
+    seeds = {(job.stage.name, job.done.parents[3].name): given(job).get("seed") for job in jobs}
+    assert [(seeds["data", name], seeds["train", name]) for name in "abcd"] == [(0, 0), (0, 3), (0, 3), (0, 0)]
+    assert {given(job)["data"] for job in jobs if job.stage.name in ("data", "train")} == {"data/scenes-course"}
     assert not [job for job in jobs for mark in job.needs if not mark.startswith(f"{job.done.parents[3]}/")]
+
+
+def test_one_damaged_report_leaves_the_others_and_the_page_of_all(bare, monkeypatch, capsys):
+    codes, asked, page = [0, 1], [], Path("reports/class/index.html")
+    requests = of("name\na\nb\n")
+
+    def render(folder, _language):
+        if folder.name == "a":
+            raise UserError("a notebook is damaged")
+
+    monkeypatch.setattr(pipeline.pages, "render_notebooks", render)
+    monkeypatch.setattr(pipeline, "report_with_gaps", lambda own, rest: asked.append((own, rest)))
+    monkeypatch.setattr(pipeline, "wait", lambda *_: codes.pop(0))
+    monkeypatch.setattr(pipeline.subprocess, "Popen", lambda *_, **__: None)
+    assert pipeline.report(requests, page.parent, ["--dry-run"], Path("class.csv")) == 1 and not page.exists()
+    assert pipeline.report(requests, page.parent, [], Path("class.csv")) == 1 and page.exists()
+    assert capsys.readouterr().out.count("reports/class/a: a notebook is damaged") == 2
+    ((own, rest),) = asked
+    assert read_mark(Path("reports/class/.plan.json"))["plan"] == "reports/class/.plan.json"
+    monkeypatch.setattr(pipeline, "TOLD", 2 * len(own) - 1)
+    pipeline.begin(Path("plan"), jobs := pipeline.plan(*requests), jobs, 2, 1)
+    assert read_mark(Path("plan"))["plan"] == ""  # its jobs would each read all of it
+    assert {job.done.parents[3].name for job in own} == {"b"} and len(rest) == 2 * len(own)
+
+
+def given(job: pipeline.Job) -> dict:
+    return json.loads(job.file.read_text()).get("parameters", {})
 
 
 def same(job: pipeline.Job, other: pipeline.Job) -> bool:
@@ -130,6 +164,8 @@ def measured(bare):
         write_mark(job.done, inputs="", results={}, seconds=seconds)
         if job.stage.name == "train":
             write_mark(Path(job.results[1]), fields={"seconds": 8.0})
+        if job.stage.name == "data":
+            write_mark(Path(job.results[1]), fields={"splits": {"train": {"images": 160}, "val": {"images": 40}}})
     return forecast.measured(Path("reports/quick"))
 
 
@@ -145,6 +181,12 @@ def test_what_was_measured_is_foretold_and_grows_where_its_stage_says(measured):
     sizes = dict(measured.sizes["train", "torch"])
     assert measured.of(job, sizes) == 10 and measured.of(job, {**sizes, "train_images": 320}) == 18
     assert measured.of(job, {**sizes, "input_size": 192, "epochs": 10}) == 10 + 7 * 8
+    for said, wrong in ((0, {"epochs": 0}), (None, {"epochs": None}), (r"\[\]", {"epochs": []})):
+        with pytest.raises(UserError, match=f"train: epochs: {said}: .*: give the profile, and the report, a number"):
+            measured.of(job, {**sizes, **wrong})
+    data = Path("reports/quick/records/all/none/data.json")  # of DATA=…: its images count, no parameter does
+    write_mark(data, fields={"splits": {"train": {"images": 320}, "val": {"images": 40}}})
+    assert forecast.measured(Path("reports/quick")).of(job, sizes) == 10 - 4
 
 
 def test_more_nodes_take_what_more_reports_add(measured):
@@ -241,4 +283,28 @@ def test_a_row_can_not_show_a_better_verdict_than_its_worst(written, judged, tmp
     path.write_text(
         page.replace(bad, re.sub(r"verdicts/0/", "verdicts/1/", bad.replace("FAIL", "PASS").replace("fail", "pass")))
     )
-    assert any("the worst verdict is FAIL" in fault for fault in verify.verify(path.parent)[0].faults)
+    assert any("its verdicts together are FAIL" in fault for fault in verify.verify(path.parent)[0].faults)
+
+
+@pytest.mark.parametrize(
+    "verdicts, said",
+    [
+        (["UNDERPOWERED", "SHOWN", "PASS"], "pass"),
+        (["UNDERPOWERED"], "not-run"),
+        (["NOT COMPARABLE", "PASS"], "not-run"),
+        ([], "not-run"),
+    ],
+)
+def test_a_row_and_its_report_s_own_page_say_the_same(written, judged, tmp_path, verdicts, said):
+    other = tmp_path / "class" / "mei"
+    other.unlink()
+    shutil.copytree(judged, other)
+    compared = other / "records" / synthetic.MODEL / "none" / "compare.json"
+    content = json.loads(compared.read_text())
+    first = content["fields"]["verdicts"][0]
+    content["fields"]["verdicts"] = [{**first, "verdict": verdict} for verdict in verdicts]
+    compared.write_text(json.dumps(content))
+    path, own = written(), Page(other / "records", other, [synthetic.MODEL], "quick").verdict
+    row = BeautifulSoup(path.read_text(), "html.parser").select("tbody")[1]
+    assert row.select_one(".verdict .badge")["class"] == ["badge", said] == ["badge", badge_class(own)]
+    assert not verify.verify(path.parent)[0].faults

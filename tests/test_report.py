@@ -143,6 +143,10 @@ def test_questions_link_to_the_notebooks_that_measured_them(judged, tmp_path):
     assert (tmp_path / links[0]).stat().st_mtime_ns == before, "rendered again though nothing changed"
     report.render_notebooks(tmp_path, "en")
     assert "Forward" in (tmp_path / links[0]).read_text()
+    for damaged in ('{"cells": [', "{}"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="other/torch/50_forward.ipynb: damaged .*: remove it, and its job runs"):
+            report.render_notebooks(tmp_path, "en")
 
 
 def test_the_notebook_asks_every_question():

@@ -42,14 +42,18 @@ class Measured:
         key = job.stage.name, job.side
         if key not in self.seconds:
             return job.stage.weight * self.per_weight
-        factor = math.prod(size(sizes, name) / size(self.sizes[key], name) for name in GROWS.get(job.stage.name, ()))
+        grows = [(name, f"{job.stage.name}: {name}") for name in GROWS.get(job.stage.name, ())]
+        factor = math.prod(size(sizes, name, what) / size(self.sizes[key], name, what) for name, what in grows)
         return self.seconds[key] + self.grown[key] * (factor - 1)
 
 
-def size(sizes: Mapping[str, Any], name: str) -> float:
-    """Of a parameter that lists several, their sum."""
-    value = sizes[name]
-    return sum(value) if isinstance(value, list) else value
+def size(sizes: Mapping[str, Any], name: str, what: str) -> float:
+    """Of a parameter that lists several, their sum; UserError that says `what` where it is not known, or nothing."""
+    value = sizes.get(name)
+    found = sum(value) if isinstance(value, list) else value
+    if not found:
+        raise UserError(f"{what}: {value}: the time grows with it: give the profile, and the report, a number above 0")
+    return found
 
 
 def measured(report: Path) -> Measured:
@@ -60,7 +64,9 @@ def measured(report: Path) -> Measured:
     if not held or not models:
         raise UserError(f"{report}: holds no times of jobs: give the folder of a report that `make report` finished")
     start = min(held.values())
-    common = _parameters(report, ("all", "none", "data"))
+    data = read_mark(report / "records" / "all" / "none" / "data.json").get("fields", {}).get("splits", {})
+    images = {f"{split}_images": one["images"] for split, one in data.items()}  # of a user's data, no parameter says
+    common = {**_parameters(report, ("all", "none", "data")), **images}
     seconds = {(stage, side): taken for (_, side, stage), taken in held.items()}
     grown, sizes = {}, {}
     for (model, side, stage), taken in held.items():
@@ -99,7 +105,7 @@ def forecast(times: Measured, profile: str, load: Load, cores: int) -> tuple[int
     for job, description in together(seeds):
         given = description.get("parameters", {})
         if job.stage.name == "data":
-            images = {name: load.images * given[name] for name in ("train_images", "val_images")}
+            images = {name: load.images * given.get(name, 0) for name in ("train_images", "val_images")}
         jobs.append((job, times.of(job, {**given, **images})))
     return len(jobs), played(jobs, load.nodes, cores)
 

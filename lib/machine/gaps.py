@@ -23,15 +23,14 @@ def cause(open_jobs: Sequence[Job], log: Path) -> str:
     return f"Snakemake stopped, though no job failed: its last words are above ({log})"
 
 
-def gaps(open_jobs: Sequence[Job], page: Path) -> list[dict[str, str]]:
-    """Why each job of a report that is not done is not: what it failed of and where to look, seen from the page; or the
-    names of the failed jobs that it waits for."""
-    by_mark = {str(job.done): job for job in open_jobs}
-    said = {mark: read_mark(open_mark(job.done)) for mark, job in by_mark.items()}
+def gaps(jobs: Sequence[Job], open_jobs: Mapping[str, Job], page: Path) -> list[dict[str, str]]:
+    """Why each of these jobs is not done: what it failed of and where to look, seen from the page; or the names of the
+    failed jobs that it waits for, of this report or another. open_jobs: by mark, of all reports."""
     found = []
-    for mark, job in by_mark.items():
-        why, see = said[mark].get("why", ""), said[mark].get("see", "")
-        failed = [other for other in before(job, by_mark) if "why" in said[other]]
+    for job in jobs:
+        said = read_mark(open_mark(job.done))
+        why, see = said.get("why", ""), said.get("see", "")
+        failed = [other for other in before(job, open_jobs) if "why" in read_mark(open_mark(Path(other)))]
         gap = {
             "stage": job.stage.name,
             "model": job.model,
@@ -50,28 +49,30 @@ def before(job: Job, open_jobs: Mapping[str, Job]) -> list[str]:
     return list(dict.fromkeys(other for one in direct for other in (one, *before(open_jobs[one], open_jobs))))
 
 
-def report_with_gaps(jobs: Sequence[Job], open_jobs: Sequence[Job]) -> None:
-    """Render from the records of the jobs that are done, so that the others show as NOT RUN, with a record of the gaps.
+def report_with_gaps(jobs: Sequence[Job], open_jobs: Mapping[str, Job]) -> None:
+    """Render from the records of a report's jobs that are done, so that the others show as NOT RUN, with a record of
+    the gaps. open_jobs: by mark, of all reports.
 
     A mistake in the data stops everything; then the earlier report stays as it was.
     """
-    stages = {job.stage.name for job in open_jobs}
+    rest = [job for job in jobs if str(job.done) in open_jobs]
+    stages = {job.stage.name for job in rest}
     if "compare" not in stages or len(stages) == 1 or "data" in stages:
         return
-    compare = next(job for job in open_jobs if job.stage.name == "compare")
+    compare = next(job for job in rest if job.stage.name == "compare")
     compare.done.unlink(missing_ok=True)
     description = json.loads(compare.file.read_text(encoding="utf-8"))
     values = description["parameters"]
     records, page = Path(values["records"]), Path(values["report"], "index.html")
     view = page.with_name(".records")
     shutil.rmtree(view, ignore_errors=True)
-    for result in (Path(result) for job in jobs if job not in open_jobs for result in job.results):
+    for result in (Path(result) for job in jobs if job not in rest for result in job.results):
         if records in result.parents:
             link = view / result.relative_to(records)
             link.parent.mkdir(parents=True, exist_ok=True)
             for suffix in (".json", ".safetensors"):
                 link.with_suffix(suffix).symlink_to(result.with_suffix(suffix).resolve())
     with record.measure("gaps", "all", view) as measured:
-        measured.fields["gaps"] = gaps(open_jobs, page.parent)
+        measured.fields["gaps"] = gaps(rest, open_jobs, page.parent)
     pages.make(Path(description["notebook"]).stem, {**values, "records": str(view)})
     print(f"[report] a report with gaps: {page}", flush=True)

@@ -296,7 +296,7 @@ def stopped(signum: int, _frame: object) -> None:
 def main() -> int:
     signal.signal(signal.SIGTERM, stopped)
     try:
-        run(*map(Path, sys.argv[1:]))
+        run(*(Path(name) for name in sys.argv[1:] if name))  # no plan where it is too long to be read by each
     except UserError as error:
         print(f"[report] FAILED: {error}", flush=True)
         return 1

@@ -73,6 +73,7 @@ STAGES = (
 
 
 NAMED = 24  # jobs that a line names at most
+TOLD = 500  # jobs of a run beyond which none says what is left: each would read the whole plan for it
 PER_SECOND = 1000  # marks that are looked for on a shared disk
 # What a profile may require of the request, and how to give it.
 REQUIRED = {
@@ -93,7 +94,7 @@ class Request:
     weights: str = ""  # trainings start from this checkpoint of the model
     backbone: str = ""  # or from these weights of its backbone; with both, one training from each
     also: tuple[str, ...] = ()  # stages that the profile leaves out
-    seed: int | None = None  # of all that is drawn, instead of the profile's
+    seed: int | None = None  # of all that is drawn but the data, instead of the profile's
     place: str = ""  # of the report below reports/, instead of the profile's name
 
     @property
@@ -231,18 +232,14 @@ def check(request: Request, profile: Mapping[str, Any]) -> None:
 
 
 def dataset(request: Request, profile: Mapping[str, Any]) -> str:
-    """Where the data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes."""
+    """Where the data set lies: the user's, a subset of it that the data stage chooses, or the built-in scenes. It is
+    drawn by the profile's seed: a class has one."""
     if not request.data:
-        own = "" if seed(request, profile) == profile.get("seed", 0) else f"-{request.seed}"
-        return f"data/scenes-{request.profile}{own}"
+        return f"data/scenes-{request.profile}"
     if not is_subset(profile):
         return request.data
-    choice = json.dumps([os.path.abspath(request.data), seed(request, profile), profile["data"]], sort_keys=True)
+    choice = json.dumps([os.path.abspath(request.data), profile.get("seed", 0), profile["data"]], sort_keys=True)
     return f"data/{request.profile}-{hashlib.sha256(choice.encode()).hexdigest()[:8]}"
-
-
-def seed(request: Request, profile: Mapping[str, Any]) -> int:
-    return profile.get("seed", 0) if request.seed is None else request.seed
 
 
 def is_subset(profile: Mapping[str, Any]) -> bool:
@@ -277,7 +274,7 @@ def make_job(
         offered = {
             "model": model,
             "models": list(request.models),
-            "seed": seed(request, profile),
+            "seed": profile.get("seed", 0) if request.seed is None or stage.shared else request.seed,
             "threads": threads,
             "data": dataset(request, profile),
             "source": request.data if subset else "",
@@ -399,22 +396,26 @@ def report(requests: Sequence[Request], folder: Path, extra: list[str], rows: Pa
         command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
         with open(folder / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()])
-            code = wait(process, to_do if remote(extra) else (), plan_file)
+            code = wait(process, to_do if remote(extra) else (), plan_file if len(to_do) <= TOLD else None)
         open_jobs = stale(jobs)
         names = ", ".join(job.name for job in open_jobs[:NAMED])
         names += f" and {len(open_jobs) - NAMED} more" if len(open_jobs) > NAMED else ""
         if code:
             print(f"[report] not finished: {names}: {cause(open_jobs, Path(log.name))}", flush=True)
-        for request in requests:
-            pages.render_notebooks(request.folder, request.language)
-        if code:
-            for own, rest in zip(by_report(jobs, requests), by_report(open_jobs, requests)):
-                report_with_gaps(own, rest)
-        if rows:
+        by_mark, unwritten = {str(job.done): job for job in open_jobs}, False
+        for request, own in zip(requests, by_report(jobs, requests)):
+            try:
+                pages.render_notebooks(request.folder, request.language)
+                if code:
+                    report_with_gaps(own, by_mark)
+            except UserError as error:  # of one report: the others have their pages
+                print(f"[report] {request.folder}: {error}", flush=True)
+                unwritten = True
+        if rows and (code or not to_do or open_jobs != to_do):  # not after a dry run
             from lib.report import overview  # only many reports need it
 
             overview.write(folder, {one.folder.name: one.models for one in requests}, requests[0].language)
-        if code:
+        if code or unwritten:
             return 1
     # Open although all went well: Snakemake was asked for something else, what it would do or a part.
     said = f"to do, {len(open_jobs)} of {len(jobs)} jobs: {names}" if open_jobs else f"up to date: {page}"
@@ -461,7 +462,8 @@ def begin(plan_file: Path, jobs: Sequence[Job], to_do: Sequence[Job], cores: int
                 "to_do": job.done in marks,
             }
         )
-    write_mark(plan_file, plan=str(plan_file), cores=cores, began=time.time(), jobs=entries)
+    asked = str(plan_file) if len(to_do) <= TOLD else ""  # by the jobs, when they end
+    write_mark(plan_file, plan=asked, cores=cores, began=time.time(), jobs=entries)
     if to_do:
         rest = left([entry for entry in entries if entry["to_do"]], {}, cores)
         count = f"{len(to_do)} job{'s' if len(to_do) != 1 else ''}"
@@ -473,7 +475,7 @@ def remote(options: Sequence[str]) -> bool:
     return any(text.startswith(("--executor", "--profile", "--workflow-profile")) for text in options)
 
 
-def wait(process: subprocess.Popen, elsewhere: Sequence[Job], plan_file: Path) -> int:
+def wait(process: subprocess.Popen, elsewhere: Sequence[Job], plan_file: Path | None) -> int:
     """Its exit code; of jobs that run elsewhere it is said here how they end. On Ctrl-C it is asked to end its jobs and
     waited for."""
     began, running = time.time(), [job.done for job in elsewhere]

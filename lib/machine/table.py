@@ -15,6 +15,7 @@ from typing import Any
 from lib.errors import UserError
 
 COLUMNS = {"name": "name", "model": "models"} | {name: name for name in ("seed", "data", "weights", "backbone")}
+TAKEN = ("index.html", "snakemake.log", "records")  # what lies beside the reports, or would make one of their folder
 SEPARATORS = ",;\t"  # the last two are what spreadsheets write in some countries
 
 
@@ -49,6 +50,8 @@ def rows(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         name = values.pop("name", "")
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise UserError(f"{where}: '{name}' can't be a folder's name: use letters, digits, '-', '_' and '.'")
+        if name.lower() in TAKEN:
+            raise UserError(f"{where}: '{name}' is not free in the folder of the reports: give the report another name")
         if name in seen:
             raise UserError(f"{where}: '{name}' is the name of {seen[name]} too: give each report its own")
         seen[name] = f"row {written.line_num}"

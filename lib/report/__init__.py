@@ -79,7 +79,10 @@ def render(executed: Path, page: Path, template: str, language: str) -> None:
         return
     from nbformat import v4
 
-    held = v4.reads(executed.read_text(encoding="utf-8"))  # unchecked: papermill wrote it
+    try:
+        held = v4.reads(executed.read_text(encoding="utf-8"))  # unchecked: papermill wrote it
+    except (ValueError, AttributeError) as error:  # no JSON, or none of a notebook
+        raise UserError(f"{executed}: damaged ({error}): remove it, and its job runs again") from error
     text, _ = _exporter(template).from_notebook_node(held, {"language": language, "home": "../../../index.html"})
     with atomic(page) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from lib.machine.notebook import BOTH
 from lib.record import atomic
 from lib.report.bound import ABSENT, not_run
 from lib.report.fragments import TEMPLATES, fill
-from lib.report.page import WORST, Model, Page
+from lib.report.page import WORST, Model, Page, overall
 from lib.show.messages import Messages
 
 PAGE = "index.html"
@@ -53,11 +53,6 @@ def write(folder: Path, reports: Mapping[str, Sequence[str]], language: str) -> 
     return page
 
 
-def worst(verdicts: Sequence[str]) -> str:
-    """The verdict that stands for all."""
-    return min(verdicts, key=WORST.index)
-
-
 def _report(folder: Path, models: Sequence[str], words: Messages) -> Report:
     page = folder / PAGE
     told = re.search(r'data-records="([^"]+)"', page.read_text(encoding="utf-8")) if page.is_file() else None
@@ -71,13 +66,13 @@ def _report(folder: Path, models: Sequence[str], words: Messages) -> Report:
 
 
 def _row(model: Model, report: str) -> Row:
-    """Its numbers lead to the lines of their records on the report's own page."""
+    """The verdict by its own page's rule. Its numbers lead to the lines of their records on that page."""
 
     def there(text: Markup) -> Markup:
         return Markup(str(text).replace('href="#', f'href="{report}/{PAGE}#'))
 
-    verdict = worst([one.verdict for one in model.answers])
-    badge = next(one.badge for one in model.answers if one.verdict == verdict)
+    verdict = overall({one.verdict for one in model.answers})
+    badge = next((one.badge for one in model.answers if one.verdict == verdict), not_run(model.words))
     trained = next((model.records[side, "train"] for side in BOTH if (side, "train") in model.records), None)
     seed = trained.find("provenance", "seed") if trained else None
     shown = {name: there(text) for name, text in model.highlights.items()}

@@ -1,7 +1,7 @@
 """The report, part by part, as notebook 90_compare shows it: each number bound to the field of its record."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ def grouped(questions: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for question in questions:
         found.setdefault(theme[question], []).append(question)
     return {theme: tuple(found[theme]) for theme in THEMES if theme in found}
+
+
+def overall(kinds: Set[str]) -> str:
+    """The verdict that stands for all: what can't tell, and what is only shown, is no answer."""
+    gaps, judged = kinds & {"NOT RUN", "NOT COMPARABLE"}, kinds & {"PASS", "FAIL"}
+    return "FAIL" if "FAIL" in kinds else "NOT RUN" if gaps or not judged else "PASS"
 
 
 class Answer:
@@ -367,11 +373,11 @@ class Page:
         return min(answers, key=lambda one: WORST.index(one.verdict)).badge
 
     def _summarise(self, verdicts: Sequence[Mapping[str, Any]]) -> None:
-        """The first page: `verdict` is the worst, `kinds` are explained, `pairs` those that were asked."""
+        """The first page: `verdict` stands for all, `kinds` are explained, `pairs` those that were asked."""
         words, kinds = self.words, {verdict["verdict"] for verdict in verdicts}
-        failed, gaps, judged = "FAIL" in kinds, kinds & {"NOT RUN", "NOT COMPARABLE"}, kinds & {"PASS", "FAIL"}
-        self.verdict = "FAIL" if failed else "NOT RUN" if gaps or not judged else "PASS"
-        headline = "fail" if failed else "none" if not judged else "gaps" if gaps else "pass"
+        self.verdict = overall(kinds)
+        missing = "gaps" if "PASS" in kinds else "none"
+        headline = missing if self.verdict == "NOT RUN" else self.verdict.lower()
         lists = {ref: found for model in self.models for ref, found in model.lists.items()}
         self.headline = words.say(f"headline.{headline}", counts=counts(lists, words))
         self.kinds = [kind for kind in WORST if kind in kinds]

@@ -24,8 +24,7 @@ from lib.errors import UserError
 from lib.families import NAMES
 from lib.record import ROOT, ArraysMissing, Record, git_state, load_arrays, plain, read, sha256
 from lib.report import bound, fragments, pictures
-from lib.report.overview import worst
-from lib.report.page import COUNTED
+from lib.report.page import COUNTED, overall
 from lib.show.messages import LANGUAGES, TEXTS, Messages, entries
 
 PAGES = ("index.html", "handin.html")
@@ -177,12 +176,14 @@ def _overview(path: Path, content: Content) -> Checked:
         said += _uncounted(own, fields)
         if any(str(link.get("href")).partition("#")[0] != page for link in row.select("a")):
             said.append("the row leads to another report")
-        for badge in row.select(".verdict .badge") if not said else ():
-            ref = str(badge.get("data-ref", ""))
-            listed = [one["verdict"] for one in fields[ref.rsplit("/", 2)[0]]] if ref else ["NOT RUN"]
-            shown[worst(listed)] += 1
-            if ref and fields[ref] != worst(listed):
-                said.append(f"the row says {fields[ref]}, where the worst verdict is {worst(listed)}")
+        for line in row.select("tr") if not said else ():
+            listed = {ref for element in line.select("[data-count]") for ref in refs(element)}
+            verdict = overall({one["verdict"] for ref in listed for one in fields[ref]})
+            shown[verdict] += 1
+            should = ["badge", bound.badge_class(verdict)], words(f"verdict.{verdict}")
+            for badge in line.select(".verdict .badge"):
+                if (badge["class"], badge.get_text()) != should:
+                    said.append(f"the row says {badge.get_text()}, where its verdicts together are {verdict}")
         ids |= {f"{name}/{ref.partition('#')[0]}" for element in own.bound for ref in refs(element)}
         faults += [f"{name}: {fault}" for fault in said]
     for element in content.bound:
