@@ -30,7 +30,6 @@ from lib.record import threads
 ERROR = "error: "
 # Where passing on stops: an error of a process, or what a launcher says of its end.
 LAST_WORDS = re.compile(rf"{ERROR}|Traceback|-----|[EW]\d{{4}} \d\d:")
-KEPT = 1 << 16  # characters of last words
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMPI_MCA_mpi_yield_when_idle": "1"}
 
 
@@ -83,15 +82,20 @@ def _ended_with_this(child: subprocess.Popen) -> Iterator[None]:
 
 
 def _relayed(stream: IO[bytes]) -> str:
-    """Pass on bars, and all else up to the first of the last words; give back these, and what follows but bars: of a
-    launcher's warning at the start nobody knows yet that it is not the end."""
-    said = ""
-    for piece in iter(lambda: os.read(stream.fileno(), 1 << 16).decode(errors="replace"), ""):
-        found = LAST_WORDS.search(piece)
-        held = found.start() if found else 0 if said and "\r" not in piece else len(piece)
-        print(piece[:held], end="\n" if found and not said else "", file=sys.stderr, flush=True)  # ends a bar's line
-        said = (said + piece[held:])[-KEPT:]
-    return said
+    """Pass on what is written up to the first of the last words; give back these, and all that follows. Those that come
+    before a bar has begun may be a launcher's warning: they are kept, and do not end the bar."""
+    pieces = iter(lambda: os.read(stream.fileno(), 1 << 16).decode(errors="replace"), "")
+    early, begun = "", False
+    for piece in pieces:
+        found, begun = LAST_WORDS.search(piece), begun or "\r" in piece
+        if found and begun:
+            print(piece[: found.start()], file=sys.stderr)  # and so ends the line of a bar
+            return early + piece[found.start() :] + "".join(pieces)
+        if found or (early and not begun):
+            early += piece
+        else:
+            print(piece, end="", file=sys.stderr, flush=True)
+    return early
 
 
 def _reason(said: str, processes: int) -> str:
