@@ -150,6 +150,8 @@ def test_mistakes_are_one_line(made, tmp_path, capsys):
         (["detect", "-", str(tmp_path / "none.onnx"), *drawn], "No such file"),
         (["detect", "gold-yolo-n", file, *drawn], f"its model is {name}, not gold-yolo-n"),
         (["detect", "-", file, *drawn, "--size", "64", "64"], "its --size is (64, 96), not (64, 64)"),
+        (["detect", "-", file, *drawn, "--device", "cuda"], f"--device cuda: {file} runs on the CPU"),
+        (["detect", "-", file, *drawn, "--absent", "aux."], f"--absent aux.: {file} is whole"),
         (["detect", "-", weights, *drawn], "model '-' is unknown"),
     ):
         assert main(arguments) == 1, arguments

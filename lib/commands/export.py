@@ -37,12 +37,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Write the file if it is the model; print what it was held against. UserError where it is not."""
-    from lib import models
+    from lib import backend, models
     from lib.alignment import deployed
     from lib.evaluation import exported
     from lib.record import atomic
     from lib.training import checkpoints
 
+    if backend.NAME != "torch":
+        raise UserError(f"export: {backend.NAME} has no exporter; {exported.TORCH_ONLY}")
     if chosen.to.suffix != exported.SUFFIX:
         raise UserError(f"--to {chosen.to}: an ONNX file is written; call it {chosen.to.with_suffix(exported.SUFFIX)}")
     size = arguments.use(chosen) or models.input_size(chosen.model)
@@ -52,7 +54,7 @@ def run(chosen: argparse.Namespace) -> None:
     arguments.fill(model, chosen, weights, classes.names, chosen.classes)
     with atomic(chosen.to) as temporary:
         exported.write(model, chosen.model, classes.names, size, chosen.weights, temporary)
-        found = deployed.judged(temporary, model, chosen.data)
+        found = deployed.judged(temporary, model, chosen.data, chosen.to)
         _show(found)
         if found.failing:
             raise UserError(f"{chosen.to}: not written: not the model in {', '.join(found.failing)}")

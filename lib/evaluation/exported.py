@@ -21,6 +21,7 @@ SUFFIX = ".onnx"
 # GridSample came with 16, LayerNormalization with 17; 18 is what PyTorch's exporter writes by itself, every other
 # version a conversion of that. onnxruntime reads it since 1.14.
 OPSET = 18
+TORCH_ONLY = "use envs/torch/bin/python (made by `make envs`)"
 PREPROCESSING = {  # of a decoded image, by family
     "nanodet_plus": "BGR, resized bilinearly to the input's size whatever its ratio; (grey level - {mean}) / {std}",
     "gold_yolo": "RGB / 255, resized to fit {inner}/{size} of the input's size, ratio kept, centred on grey {grey}/255",
@@ -59,10 +60,17 @@ def write(
 class Exported(nn.Module):
     """A file that `write` wrote, as a model: images (n, 3, *size) -> what the model gives in eval()."""
 
-    def __init__(self, path: Path):
-        """UserError for a file that onnxruntime can't read, and for one that is somebody else's."""
+    def __init__(self, path: Path, shown: Path | None = None):
+        """UserError for a file that onnxruntime can't read, and for one that is somebody else's.
+
+        shown: what errors call the file, where it does not yet lie in its place.
+        """
         super().__init__()
-        import onnxruntime
+        shown = shown or path
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise UserError(f"{shown}: this Python has no onnxruntime to read it; {TORCH_ONLY}") from error
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = record.threads()
@@ -70,17 +78,17 @@ class Exported(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(path.read_bytes(), options, ["CPUExecutionProvider"])
         except OSError as error:
-            raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+            raise UserError(f"{shown}: can't be read ({error.strerror}); check the path") from error
         except Exception as error:  # onnxruntime's errors have no class of their own; the bytes are a stranger's
             said = str(error).splitlines()[0][:200]
-            raise UserError(f"{path}: onnxruntime can't read it ({said}); export it again") from error
+            raise UserError(f"{shown}: onnxruntime can't read it ({said}); export it again") from error
         notes = self.session.get_modelmeta().custom_metadata_map
         try:
             self.name, self.classes = NAMES[NAMES.index(notes["model"])], tuple(json.loads(notes["classes"]))
             self.size = tuple(json.loads(notes["input"]))
         except (KeyError, ValueError) as error:
             said = "its metadata name no model of ours; give a file that python -m lib export wrote"
-            raise UserError(f"{path}: {said}") from error
+            raise UserError(f"{shown}: {said}") from error
 
     def forward(self, images):
         names = [output.name for output in self.session.get_outputs()]
