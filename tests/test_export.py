@@ -14,6 +14,7 @@ from lib.__main__ import main
 from lib.alignment import capture, deployed, references
 from lib.alignment.compare import match_detections
 from lib.data import scenes
+from lib.errors import UserError
 from lib.evaluation.exported import OPSET, Exported
 from lib.machine import environment
 from lib.training import checkpoints
@@ -158,3 +159,5 @@ def test_mistakes_are_one_line(made, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and message in line, line
     assert {path.name for path in tmp_path.iterdir()} == {"broken.onnx", "foreign.onnx"}
+    with pytest.raises(UserError, match="^x.onnx: its metadata name no model"):  # export's temporary file is nobody's
+        Exported(foreign, Path("x.onnx"))
