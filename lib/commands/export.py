@@ -37,14 +37,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Write the file if it is the model; print what it was held against. UserError where it is not."""
-    from lib import backend, models
+    from lib import models
     from lib.alignment import deployed
     from lib.evaluation import exported
     from lib.record import atomic
     from lib.training import checkpoints
 
-    if backend.NAME != "torch":
-        raise UserError(f"export: {backend.NAME} has no exporter; {exported.TORCH_ONLY}")
+    exported.needed("onnx", chosen.to)
     if chosen.to.suffix != exported.SUFFIX:
         raise UserError(f"--to {chosen.to}: an ONNX file is written; call it {chosen.to.with_suffix(exported.SUFFIX)}")
     size = arguments.use(chosen) or models.input_size(chosen.model)

@@ -5,7 +5,9 @@ which model it is, what its classes are called, how an image becomes its input, 
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -21,12 +23,20 @@ SUFFIX = ".onnx"
 # GridSample came with 16, LayerNormalization with 17; 18 is what PyTorch's exporter writes by itself, every other
 # version a conversion of that. onnxruntime reads it since 1.14.
 OPSET = 18
-TORCH_ONLY = "use envs/torch/bin/python (made by `make envs`)"
 PREPROCESSING = {  # of a decoded image, by family
     "nanodet_plus": "BGR, resized bilinearly to the input's size whatever its ratio; (grey level - {mean}) / {std}",
     "gold_yolo": "RGB / 255, resized to fit {inner}/{size} of the input's size, ratio kept, centred on grey {grey}/255",
     "rt_detr": "RGB / 255, resized bilinearly with antialiasing to the input's size whatever its ratio",
 }
+
+
+def needed(package: str, shown: Path) -> ModuleType:
+    """onnx or onnxruntime, when a file asks for it; UserError outside the torch environment, which alone has them."""
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        said = f"this Python has no {package}; use envs/torch/bin/python (made by `make envs`)"
+        raise UserError(f"{shown}: {said}") from error
 
 
 def write(
@@ -36,12 +46,11 @@ def write(
 
     UserError outside the environment that has PyTorch and its exporter.
     """
+    onnx = needed("onnx", path)
     form, images = inference_form(model), backend.tensor(np.zeros((2, 3, *size), np.float32))
     with backend.no_grad():
         given = form(images)
         backend.write_onnx(form, images, tuple(given) if isinstance(given, dict) else ("output",), OPSET, str(path))
-    import onnx  # when it is asked for: only the torch environment has it
-
     (commit, changed), held = record.git_state(), onnx.load(path)
     preprocessing = PREPROCESSING[family(name)].format(**vars(transforms.recipe(name)), size=SIZE, grey=GREY)
     notes = {
@@ -67,11 +76,7 @@ class Exported(nn.Module):
         """
         super().__init__()
         shown = shown or path
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise UserError(f"{shown}: this Python has no onnxruntime to read it; {TORCH_ONLY}") from error
-
+        onnxruntime = needed("onnxruntime", shown)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = record.threads()
         options.log_severity_level = 3  # errors only
