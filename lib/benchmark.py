@@ -342,11 +342,11 @@ def benchmark(
             name: stack.enter_context(record.measure("speed", model, folder, seed=seed, side=side))
             for name, side in sides.items()
         }
-        for operation, batch in plan:
+        for number, (operation, batch) in enumerate(plan):
             case = Case(
                 model, classes, operation, batch, sizes[operation], seed, form if operation == "forward" else "training"
             )
-            for side, (hello, result) in run(case, executables, rounds, seconds, threads).items():
+            for side, (hello, result) in run(case, executables, rounds, seconds, threads, judge=number == 0).items():
                 sides[side].NAME, sides[side].VERSION = hello["name"], hello["version"]
                 sides[side].device, sides[side].cache_path = partial(hello.get, "device"), partial(hello.get, "cache")
                 fields = records[side].fields
@@ -367,8 +367,11 @@ def run(
     seconds: float,
     threads: int,
     patience: float = PATIENCE,
+    judge: bool = True,
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Measure one case: side -> (what the worker says about itself, plain values for the record).
+
+    judge: whether the form that is timed is judged, which takes longer than its times and is the same for every batch.
 
     UserError where a worker fails or its clocks contradict each other.
     """
@@ -388,7 +391,7 @@ def run(
             worker.side: {
                 "memory": worker.ask("memory"),
                 "slowest_operators": worker.ask("profile"),
-                "form_judged": worker.ask("judge"),
+                "form_judged": _judgement(worker) if judge else None,
             }
             for worker in workers
         }
@@ -397,6 +400,14 @@ def run(
         ratios = {other: ratio(turns[side], turns[other]) for other in hellos if other != side}
         found[side] = hello, summarise(case, hello, prepared[side], turns[side]) | ends[side] | {"ratio_to": ratios}
     return found
+
+
+def _judgement(worker: Worker) -> dict[str, Any] | None:
+    """As `Bench.judge` gives it, or why it couldn't: the times are measured by then and are kept."""
+    try:
+        return worker.ask("judge")
+    except UserError as error:
+        return {"unable": str(error)}
 
 
 def summarise(case: Case, hello: Mapping, prepared: Mapping, turns: Sequence[Mapping]) -> dict[str, Any]:

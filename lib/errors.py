@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 SHOWN = 6  # names that a message lists
+EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflow")  # what allocators say
 PLACES = {  # errors of the machine's disks rather than of the project
     errno.ENOSPC: "free some room on that disk",
     errno.EDQUOT: "free some room within your quota",
@@ -49,6 +50,12 @@ def of_a_user(error: Exception) -> UserError | None:
     where = f"{place}: " if place else ""
     elsewhere = "; ALIGN_HOME places environments and kernels elsewhere" if ".cache/jittor" in where else ""
     return UserError(f"{where}{error.strerror}: {PLACES[error.errno]}{elsewhere}")
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether an error of Python, PyTorch or Jittor says that memory ran out, of the machine or of a device."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(x in said for x in EXHAUSTED))
 
 
 def some(names: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ Every side computes the same numbers in float64; float32 arrays carry noise of t
 
 import hashlib
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -339,7 +340,13 @@ def _speed(side: str) -> tuple[dict, dict]:
                 "ratio_to": {one: _spread(median / turns[one], 3) for one in ("torch", "jittor") if one != side},
             }
         )
-    return {"cases": cases, "deferred": side == "jittor", "seconds_per_turn": 2.0, "rounds": 3}, {}
+    return {
+        "cases": cases,
+        "deferred": side == "jittor",
+        "threads": os.cpu_count(),
+        "seconds_per_turn": 2.0,
+        "rounds": 3,
+    }, {}
 
 
 def _spread(value: float, samples: int) -> dict[str, float]:

@@ -16,7 +16,6 @@ from lib import record
 from lib.alignment import datastages, questions, references, verdict
 from lib.alignment.compare import compare, compare_sets, match_detections
 from lib.alignment.evidence import Evidence
-from lib.alignment.questions.inference import disturbance
 from lib.alignment.verdict import ROUNDING, K, Noise, Verdict
 from lib.errors import UserError
 
@@ -381,21 +380,6 @@ def test_a_live_reference_that_differs_fails_the_forward_question(records):
 def test_a_fault_between_the_frameworks(records, stage, change, question):
     synthetic.edit(records, "jittor", stage, change)
     assert between(records, question) is Verdict.FAIL
-
-
-def test_times_of_a_machine_that_was_not_quiet_tell_nothing(records):
-    synthetic.edit(records, "jittor", "speed", assign("cases", 2, "others_cores", value=[0.05, 0.3, 0.1]))
-    found = verdicts(records)
-    assert found["speed", "published-torch"].verdict is Verdict.SHOWN
-    assert found["speed", "published-jittor"].verdict is found["speed", "torch-jittor"].verdict is Verdict.UNDERPOWERED
-
-
-def test_turns_that_scatter_are_measured_against_the_other_side_by_their_ratio():
-    turns = {"turns_ms": [[1700.0], [1800.0], [2100.0]], "ratio_to": {"torch": {"q1": 0.99, "median": 1.0, "q3": 1.02}}}
-    case = {"others_cores": [0.0, 0.1, 0.05], **turns}
-    assert disturbance(case, "torch") == pytest.approx((0.03, 0.05))
-    assert disturbance(case, "published") == pytest.approx((200 / 1800, 0.05))
-    assert disturbance(turns, "torch") == (0, 0)  # written before anybody looked
 
 
 def test_a_removed_record_is_not_run_and_never_a_pass(records):

@@ -17,6 +17,7 @@ from lib.benchmark import (
     Case,
     Subject,
     Worker,
+    _judgement,
     benchmark,
     clock_fault,
     deferred,
@@ -168,6 +169,11 @@ def test_a_silent_worker_is_gone_afterwards(tmp_path):
         os.kill(process, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def test_a_form_that_cannot_be_judged_loses_no_times():
+    with Worker(backend.NAME, sys.executable, 1) as worker:  # it has prepared nothing: an error that ends it
+        assert "ended with status 1 during judge: AttributeError" in _judgement(worker)["unable"]
 
 
 def test_a_user_error_inside_a_worker_comes_back(tmp_path):

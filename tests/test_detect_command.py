@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lib import convert, models, postprocess
+from lib import backend, convert, models, postprocess
 from lib.__main__ import main
 from lib.data import coco, images, scenes
 from lib.evaluation import inference
@@ -73,6 +73,16 @@ def test_mistakes_are_one_line(capsys, tmp_path, made):
         assert main(["detect", MODEL, *SIZE, *arguments]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.skipif(backend.NAME == "torch", reason="there they work: tests/test_export.py")
+def test_jittor_names_the_environment_that_exports(capsys, made):
+    file, weights = made[0] / "x.onnx", made[1]
+    for given in (["export", MODEL, "--weights", weights, "--to"], ["detect", "-", "--json", "x.json", "x.jpg"]):
+        given.insert(2 if given[0] == "detect" else len(given), str(file))
+        assert main(given) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "use envs/torch/bin/python" in line and "envs/jt" not in line, line
 
 
 def test_evaluate_says_more(capsys, tmp_path, made):

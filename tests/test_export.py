@@ -14,6 +14,7 @@ from lib.__main__ import main
 from lib.alignment import capture, deployed, references
 from lib.alignment.compare import match_detections
 from lib.data import scenes
+from lib.errors import UserError
 from lib.evaluation.exported import OPSET, Exported
 from lib.machine import environment
 from lib.training import checkpoints
@@ -150,9 +151,13 @@ def test_mistakes_are_one_line(made, tmp_path, capsys):
         (["detect", "-", str(tmp_path / "none.onnx"), *drawn], "No such file"),
         (["detect", "gold-yolo-n", file, *drawn], f"its model is {name}, not gold-yolo-n"),
         (["detect", "-", file, *drawn, "--size", "64", "64"], "its --size is (64, 96), not (64, 64)"),
+        (["detect", "-", file, *drawn, "--device", "cuda"], f"--device cuda: {file} runs on the CPU"),
+        (["detect", "-", file, *drawn, "--absent", "aux."], f"--absent aux.: {file} is whole"),
         (["detect", "-", weights, *drawn], "model '-' is unknown"),
     ):
         assert main(arguments) == 1, arguments
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and message in line, line
     assert {path.name for path in tmp_path.iterdir()} == {"broken.onnx", "foreign.onnx"}
+    with pytest.raises(UserError, match="^x.onnx: its metadata name no model"):  # export's temporary file is nobody's
+        Exported(foreign, Path("x.onnx"))

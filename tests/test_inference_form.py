@@ -2,7 +2,9 @@
 planted fault is seen. Both environments."""
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -102,7 +104,7 @@ def test_a_model_in_training_is_refused():
 def test_a_norm_that_nobody_folds_is_named():
     model = models.build(NAMES[0], 1, None).eval()
     model.head.other = nn.BatchNorm2d(4)
-    with pytest.raises(ValueError, match="head.other: a batch norm that no convolution takes"):
+    with pytest.raises(inference.Unfolded, match="head.other: a batch norm that no convolution takes"):
         inference.inference_form(model)
 
 
@@ -118,3 +120,12 @@ def test_commands_run_the_form_that_the_gate_accepts(passed, tmp_path, monkeypat
     assert (
         "run as trained; with norms folded into convolutions, stem is off by 2" in capsys.readouterr().out
     ) != passed
+    for error, said in (
+        (inference.Unfolded("head.other: a batch norm"), "head.other: a batch norm"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "memory ran out"),
+        (ValueError("a fault of ours"), None),
+    ):
+        monkeypatch.setattr(form, "judged", Mock(side_effect=error))
+        with nullcontext() if said else pytest.raises(ValueError, match="a fault of ours"):
+            assert arguments.load(model, chosen, checkpoints.read(file), ("cat",), file) is model
+            assert f"run as trained; {said}" in capsys.readouterr().out

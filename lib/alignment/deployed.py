@@ -46,19 +46,22 @@ class Judged:
         return [f"{row.name} ({SIDES[side]})" for side, rows in self.rows.items() for row in rows if not row.passed]
 
 
-def judged(path: Path, model: nn.Module, data: Path | None = None) -> Judged:
+def judged(path: Path, model: nn.Module, data: Path | None = None, shown: Path | None = None) -> Judged:
     """The file held against the model, which has its weights, in every framework that is installed.
 
-    data: pictures to look at, a COCO file or its folder; the built-in scenes by default.
+    data: pictures to look at, a COCO file or its folder; the built-in scenes by default. shown: what errors call the
+        file, where it does not yet lie in its place.
     """
-    file = Exported(path)
+    file = Exported(path, shown)
     given = _batches(file, data)
     single = _run(file.name, model, given)
     exact = _run(file.name, backend.float64(copy.deepcopy(model)), [cast(batch, "float64") for batch in given])
     apart = _undecided(exact, single)
     kept = ~apart
     if not kept.any():
-        raise UserError(f"{path}: one rounding decides on every picture which queries it takes; give others by --data")
+        raise UserError(
+            f"{shown or path}: one rounding decides on every picture which queries it takes; give others by --data"
+        )
     exact = _chosen(exact, kept)
     floors = noise_floors(exact, _beside(exact, _chosen(single, kept)))
     found = _beside(exact, _chosen(_run(file.name, file, given), kept))

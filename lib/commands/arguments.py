@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.errors import UserError
+from lib.errors import UserError, is_memory
 
 if TYPE_CHECKING:
     from lib.backend.nn import Module
@@ -86,16 +86,24 @@ def load(
     model: "Module", chosen: argparse.Namespace, weights: "Weights", classes: tuple[str, ...], where: Path
 ) -> "Module":
     """Load as `fill` does. Returns the model as it is to be run: its inference form, where the gate says that it is the
-    same function."""
+    same function; as it was trained where it isn't, and where there is no such form or no memory to judge it."""
     from lib.alignment import form
-    from lib.models.inference import inference_form
+    from lib.models.inference import Unfolded, inference_form
 
     fill(model, chosen, weights, classes, where)
-    worst = max(form.judged(chosen.model, model.eval()), key=lambda row: row.ratio)
-    if worst.passed:
-        return inference_form(model)
-    off = f"{worst.name} is off by {worst.error:.2g} where {worst.gate:.2g} is allowed"
-    print(f"note: {chosen.weights}: run as trained; with norms folded into convolutions, {off}")
+    try:
+        worst = max(form.judged(chosen.model, model.eval()), key=lambda row: row.ratio)
+        if worst.passed:
+            return inference_form(model)
+        why = f"with norms folded into convolutions, {worst.name} is off by {worst.error:.2g} where {worst.gate:.2g}"
+        why += " is allowed"
+    except Unfolded as error:
+        why = str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        why = "memory ran out while the form with norms folded into convolutions was judged"
+    print(f"note: {chosen.weights}: run as trained; {why}")
     return model
 
 

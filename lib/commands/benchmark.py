@@ -40,16 +40,18 @@ def run(chosen: argparse.Namespace) -> None:
         kept = record.read(path)
         print(f"{path}: {chosen.threads} threads, which wait {kept.provenance.wait_policy}")
         for case in kept.fields["cases"]:
-            print(f"  {said(case)}")
+            print(f"  {said(case, kept.provenance.machine.cores - chosen.threads)}")
 
 
-def said(case: Mapping) -> str:
-    """A line for a case: its form, time, and why it may not be believed."""
-    from lib.alignment.questions.inference import STEADY, disturbance
+def said(case: Mapping, idle: int) -> str:
+    """A line for a case: its form, time, and why it may not be believed; idle: the machine's cores less its threads."""
+    from lib.alignment.questions.inference import disturbance
 
     work = (
         f"{case['operation']}, {case['form']} form, batch {case['batch']}: {case['synchronised_ms']['median']:.1f} ms"
     )
-    scatter, others = disturbance(case, next(iter(case["ratio_to"]), ""))
-    beside = f"turns scatter by {scatter:.0%}, others took {others:.2f} cores"
-    return f"{work}; {beside}" + "; UNDERPOWERED: measure again with nothing beside" * (max(scatter, others) > STEADY)
+    found = disturbance(case, next(iter(case["ratio_to"]), ""), idle)
+    beside = f"turns scatter by {found.scatter:.0%}, others took {found.others:.2f} cores"
+    if unable := (case["form_judged"] or {}).get("unable"):
+        beside += f"; the form could not be judged: {unable}"
+    return f"{work}; {beside}" + "; UNDERPOWERED: measure again with nothing beside" * found.disturbs

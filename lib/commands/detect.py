@@ -53,8 +53,13 @@ def run(chosen: argparse.Namespace) -> None:
     from lib.evaluation import detection, inference
     from lib.show.drawing import Painter
 
+    is_exported = chosen.weights.suffix == ".onnx"
+    if is_exported and chosen.device != "cpu":
+        raise UserError(f"--device {chosen.device}: {chosen.weights} runs on the CPU, in onnxruntime; leave it out")
+    if is_exported and chosen.absent:
+        raise UserError(f"--absent {' '.join(chosen.absent)}: {chosen.weights} is whole; leave it out")
     size = arguments.use(chosen)
-    model, name, size, classes = (_exported if chosen.weights.suffix == ".onnx" else _built)(chosen, size)
+    model, name, size, classes = (_exported if is_exported else _built)(chosen, size)
     painter = Painter(classes)
 
     def found(image):

@@ -43,6 +43,7 @@ def run(chosen: argparse.Namespace) -> None:
     from lib.record import atomic
     from lib.training import checkpoints
 
+    exported.needed("onnx", chosen.to)
     if chosen.to.suffix != exported.SUFFIX:
         raise UserError(f"--to {chosen.to}: an ONNX file is written; call it {chosen.to.with_suffix(exported.SUFFIX)}")
     size = arguments.use(chosen) or models.input_size(chosen.model)
@@ -52,7 +53,7 @@ def run(chosen: argparse.Namespace) -> None:
     arguments.fill(model, chosen, weights, classes.names, chosen.classes)
     with atomic(chosen.to) as temporary:
         exported.write(model, chosen.model, classes.names, size, chosen.weights, temporary)
-        found = deployed.judged(temporary, model, chosen.data)
+        found = deployed.judged(temporary, model, chosen.data, chosen.to)
         _show(found)
         if found.failing:
             raise UserError(f"{chosen.to}: not written: not the model in {', '.join(found.failing)}")

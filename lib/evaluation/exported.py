@@ -5,7 +5,9 @@ which model it is, what its classes are called, how an image becomes its input, 
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -28,6 +30,15 @@ PREPROCESSING = {  # of a decoded image, by family
 }
 
 
+def needed(package: str, shown: Path) -> ModuleType:
+    """onnx or onnxruntime, when a file asks for it; UserError outside the torch environment, which alone has them."""
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        said = f"this Python has no {package}; use envs/torch/bin/python (made by `make envs`)"
+        raise UserError(f"{shown}: {said}") from error
+
+
 def write(
     model: nn.Module, name: str, classes: tuple[str, ...], size: tuple[int, int], weights: Path, path: Path
 ) -> None:
@@ -35,12 +46,11 @@ def write(
 
     UserError outside the environment that has PyTorch and its exporter.
     """
+    onnx = needed("onnx", path)
     form, images = inference_form(model), backend.tensor(np.zeros((2, 3, *size), np.float32))
     with backend.no_grad():
         given = form(images)
         backend.write_onnx(form, images, tuple(given) if isinstance(given, dict) else ("output",), OPSET, str(path))
-    import onnx  # when it is asked for: only the torch environment has it
-
     (commit, changed), held = record.git_state(), onnx.load(path)
     preprocessing = PREPROCESSING[family(name)].format(**vars(transforms.recipe(name)), size=SIZE, grey=GREY)
     notes = {
@@ -59,28 +69,31 @@ def write(
 class Exported(nn.Module):
     """A file that `write` wrote, as a model: images (n, 3, *size) -> what the model gives in eval()."""
 
-    def __init__(self, path: Path):
-        """UserError for a file that onnxruntime can't read, and for one that is somebody else's."""
-        super().__init__()
-        import onnxruntime
+    def __init__(self, path: Path, shown: Path | None = None):
+        """UserError for a file that onnxruntime can't read, and for one that is somebody else's.
 
+        shown: what errors call the file, where it does not yet lie in its place.
+        """
+        super().__init__()
+        shown = shown or path
+        onnxruntime = needed("onnxruntime", shown)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = record.threads()
         options.log_severity_level = 3  # errors only
         try:
             self.session = onnxruntime.InferenceSession(path.read_bytes(), options, ["CPUExecutionProvider"])
         except OSError as error:
-            raise UserError(f"{path}: can't be read ({error.strerror}); check the path") from error
+            raise UserError(f"{shown}: can't be read ({error.strerror}); check the path") from error
         except Exception as error:  # onnxruntime's errors have no class of their own; the bytes are a stranger's
             said = str(error).splitlines()[0][:200]
-            raise UserError(f"{path}: onnxruntime can't read it ({said}); export it again") from error
+            raise UserError(f"{shown}: onnxruntime can't read it ({said}); export it again") from error
         notes = self.session.get_modelmeta().custom_metadata_map
         try:
             self.name, self.classes = NAMES[NAMES.index(notes["model"])], tuple(json.loads(notes["classes"]))
             self.size = tuple(json.loads(notes["input"]))
         except (KeyError, ValueError) as error:
             said = "its metadata name no model of ours; give a file that python -m lib export wrote"
-            raise UserError(f"{path}: {said}") from error
+            raise UserError(f"{shown}: {said}") from error
 
     def forward(self, images):
         names = [output.name for output in self.session.get_outputs()]

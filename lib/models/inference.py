@@ -19,10 +19,15 @@ from lib.errors import UserError
 PAIRS = (("conv", "bn"), ("c", "bn"), ("conv", "norm"), ("depthwise", "dwnorm"), ("pointwise", "pwnorm"))
 
 
+class Unfolded(ValueError):
+    """A model has a batch norm that lies behind no convolution."""
+
+
 def inference_form(model: nn.Module) -> nn.Module:
     """A new module with the outputs of `model`, a detector of lib.models in eval(), which stays as it is.
 
     UserError for a model in train(): there a norm takes the statistics of its batch, and nothing can hold them before.
+    Unfolded for one with a norm that no convolution takes.
     """
     if model.training:
         raise UserError("inference form: the model is in train(); call model.eval() first, or use it as it is")
@@ -32,9 +37,7 @@ def inference_form(model: nn.Module) -> nn.Module:
             setattr(module, convolution, merged((getattr(module, convolution), getattr(module, norm))))
             setattr(module, norm, nn.Identity())
     if left := [path for path, module in form.named_modules() if _is_norm(module)]:
-        raise ValueError(
-            f"{left[0]}: a batch norm that no convolution takes; name the two in lib.models.inference.PAIRS"
-        )
+        raise Unfolded(f"{left[0]}: a batch norm that no convolution takes; name the two in lib.models.inference.PAIRS")
     return tuned(form.eval())
 
 

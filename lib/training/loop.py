@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from lib import backend
 from lib.data import stream
-from lib.errors import UserError
+from lib.errors import UserError, is_memory
 from lib.models.step import ParameterGroup, Step
 from lib.record import atomic
 from lib.training import checkpoints, parallel
@@ -42,7 +42,6 @@ LOG, CHECKPOINT, WEIGHTS, LAST = "log.jsonl", "checkpoint.safetensors", "weights
 HEADER = "training"  # the checkpoint's header has this one key: several have no fixed order, and bytes must not vary
 NORM = "gradient_norm"
 CHECKPOINT_SECONDS = 600  # of training that an interrupt may lose
-EXHAUSTED = ("out of memory", "allocate memory", "bad_alloc", "memory is overflow")  # what allocators say
 
 
 @dataclass(frozen=True)
@@ -448,8 +447,7 @@ def _memory_named(batch: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error).lower()
-        if not (isinstance(error, MemoryError) or any(words in said for words in EXHAUSTED)):
+        if not is_memory(error):
             raise
         raise UserError(
             f"training: memory ran out at a batch of {batch} ({' '.join(str(error).split())[:120]}); take a smaller "

@@ -1,7 +1,7 @@
 """Questions about the model before it learns: its entries, an image's way through it, detections, times."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -229,7 +229,8 @@ def _difference(name: str, found: Equivalence, judged: bool) -> Row:
     return Row(name, "difference of mAP", *sizes, passed, f"{found.outcome.value}: {found.reason}")
 
 
-STEADY = 0.1  # a tenth: from 1 no ratio of times that scatter more can be told, and nothing beside takes more of a core
+STEADY = 0.1  # a tenth: from 1 no ratio of times that scatter more can be told
+BESIDE = 0.1  # of a core: so much others, as the daemons of any system, may take of those that the threads run on
 
 
 def speed(pair: Pair) -> Answer:
@@ -237,7 +238,7 @@ def speed(pair: Pair) -> Answer:
 
     The frameworks were timed in turns on one machine: the ratio is the record's own. The published code was timed
     elsewhere, in units of a matrix product, which is how the two are set side by side. UNDERPOWERED where the turns, or
-    what ran beside them, leave no ratio to believe in.
+    what ran beside them, leave no ratio to believe in, and where nobody could judge the form.
     """
     published = pair.a == "published"
     held = [
@@ -247,29 +248,36 @@ def speed(pair: Pair) -> Answer:
     if lie := _clock_fault(pair, held):
         return pair.answer(Verdict.FAIL, "clock_fault", lie)
     keys = ("units",) if published else ("synchronised_ms", "median")
-    numbers, ratios, forms, disturbed = [], {}, [], {}
+    numbers, ratios, forms, disturbed, unjudged = [], {}, [], {}, {}
     for key, (i, case) in held[0].items():
         if key not in held[1]:
             continue
         j, other = held[1][key]
-        about = f"{_form(case, other)}, batch {key[1]}"
-        ratios[about] = other["units"] / case["units"] if published else other["ratio_to"][pair.a]["median"]
+        about = f"{_work(case, other)}, batch {key[1]}"
+        if _forms(case, other) != ("inference", "training"):  # more work than the reference's: no ratio of one function
+            ratios[about] = other["units"] / case["units"] if published else other["ratio_to"][pair.a]["median"]
         for side, index, found, against in ((pair.a, i, case, pair.b), (pair.b, j, other, pair.a)):
             value = found["units"] if published else found["synchronised_ms"]["median"]
             ref = pointer(pair.evidence.run_id(side, pair.stage), "fields", "cases", index, *keys)
             numbers.append(Number(keys[0], side, value, ref, about))
-            if judged := found.get("form_judged"):
+            judged = found.get("form_judged") or {}
+            if "unable" in judged:
+                unjudged = {"side": side, "unable": judged["unable"]}
+            elif judged:
                 forms.append(_same_function(f"{side}, batch {key[1]}", **judged["worst"]))
-            scatter, others = disturbance(found, against)
-            if max(scatter, others) > STEADY:
-                disturbed = {"work": about, "side": side, "scatter": scatter, "others": others}
+            doubt = disturbance(found, against, _idle(pair, side))
+            if doubt.disturbs:
+                disturbed = {"work": about, "side": side, "scatter": doubt.scatter, "others": doubt.others}
     values, verdict, reason = {"ratios": ratios, **disturbed}, Verdict.SHOWN, "ratios"
     if forms:
         worst = max(forms, key=lambda row: row.ratio)
         values |= {"total": len(forms), "failing": sum(not row.passed for row in forms)}
         values |= {key: getattr(worst, key) for key in ("name", "error", "gate", "ratio")}
         verdict, reason = (verdict, "ratios_form") if worst.passed else (Verdict.FAIL, "form_differs")
-    if disturbed and verdict is Verdict.SHOWN:
+    if unjudged and verdict is Verdict.SHOWN:
+        values |= unjudged
+        verdict, reason = Verdict.UNDERPOWERED, "ratios_unjudged"
+    elif disturbed and verdict is Verdict.SHOWN:
         verdict, reason = Verdict.UNDERPOWERED, "ratios_disturbed"
     return replace(pair.answer(verdict, reason, values, numbers), rows=tuple(forms))
 
@@ -288,23 +296,53 @@ def _clock_fault(pair: Pair, held: Sequence[Mapping]) -> dict[str, Any] | None:
     return None
 
 
-def disturbance(case: Mapping, against: str) -> tuple[float, float]:
-    """What makes a case's times doubtful: how far the turns scatter around their middle, by quartiles, and how many
-    cores others took meanwhile. None of both for a record that was written before anybody looked.
+@dataclass(frozen=True)
+class Disturbance:
+    """What makes a case's times doubtful.
+
+    scatter: how far the turns scatter around their middle, by quartiles. others: cores that other processes of the
+    whole machine took meanwhile. idle: the machine's cores less the benchmark's threads.
+    """
+
+    scatter: float
+    others: float
+    idle: int
+
+    @property
+    def disturbs(self) -> bool:
+        """Others do where they take what the threads run on; on a machine of many cores they have their own, and what
+        they slow all the same shows in the scatter."""
+        return self.scatter > STEADY or self.others > max(self.idle, 0) + BESIDE
+
+
+def _idle(pair: Pair, side: str) -> int:
+    """The machine's cores beside the benchmark's threads; all of them for published times, which name none."""
+    held = pair.evidence.get(side, pair.stage)
+    return held.provenance.machine.cores - held.fields.get("threads", 0)
+
+
+def disturbance(case: Mapping, against: str, idle: int) -> Disturbance:
+    """Of a case of a record; nothing for one that was written before anybody looked.
 
     The turns' ratio to the other side is looked at, where there is one: what slows both by as much does no harm.
     """
     if "others_cores" not in case:
-        return 0.0, 0.0
+        return Disturbance(0.0, 0.0, idle)
     turns = case["ratio_to"].get(against) or dict(
         zip(("q1", "median", "q3"), np.percentile([np.median(turn) for turn in case["turns_ms"]], (25, 50, 75)))
     )
-    return float(turns["q3"] - turns["q1"]) / float(turns["median"]), float(np.mean(case["others_cores"]))
+    scatter = float(turns["q3"] - turns["q1"]) / float(turns["median"])
+    return Disturbance(scatter, float(np.mean(case["others_cores"])), idle)
 
 
-def _form(case: Mapping, other: Mapping) -> str:
-    """What was timed; "forward" alone is the form in which models are trained, as records without a form timed it."""
-    first, second = (found.get("form", "training") for found in (case, other))
+def _forms(*cases: Mapping) -> tuple[str, ...]:
+    """The forms in which models were timed: that in which they are trained where a record names none."""
+    return tuple(case.get("form", "training") for case in cases)
+
+
+def _work(case: Mapping, other: Mapping) -> str:
+    """What was timed; "forward" alone is the form in which models are trained."""
+    first, second = _forms(case, other)
     if case["operation"] == "train" or first == second == "training":
         return case["operation"]
-    return "forward in inference form" + f" against {first} form" * (first != second)
+    return f"forward in {second} form" + f" against {first} form" * (first != second)
