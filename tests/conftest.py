@@ -40,6 +40,17 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A place for job files beside the project's notebooks; what code a job depends on is test_pipeline's matter."""
+    from lib.machine import pipeline  # the jt environment runs no reports
+
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    monkeypatch.setattr(pipeline, "sources", lambda *_, **__: [])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def pytest_configure(config):
     settings.register_profile("suite", deadline=None)  # on a busy machine a time says nothing
     settings.load_profile("suite")

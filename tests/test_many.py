@@ -26,15 +26,6 @@ COMMON = pipeline.Request("course", ("nanodet-plus-m_320",), "", 2)
 __all__ = ["project"]
 
 
-@pytest.fixture
-def bare(tmp_path, monkeypatch):
-    """A place for job files beside the project's notebooks."""
-    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
-    monkeypatch.setattr(pipeline, "sources", lambda *_, **__: [])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def of(text: str, name: str = "class.csv", encoding: str = "utf-8") -> list[pipeline.Request]:
     Path(name).write_bytes(text.encode(encoding))
     return pipeline.of_table(Path(name), COMMON)[0]

@@ -123,6 +123,15 @@ def test_what_shows_only_at_other_sizes_is_found(captured, tmp_path, monkeypatch
     assert name != "norm" or {one.split()[1] for one in failing} == {"9", "17"}, "eight images are right"
 
 
+def test_what_is_too_large_to_keep_is_named(tmp_path, monkeypatch):
+    side(monkeypatch)
+    monkeypatch.setattr(operators, "LARGE", 1)
+    theirs = operators.reference(MODEL, CASE, USED, tmp_path / "kept", 0)
+    found = answer("operators", (tmp_path / "kept", theirs), tmp_path)
+    assert theirs["too_large"] and len(found.notes) == len(theirs["too_large"])
+    assert found.notes[0].startswith(theirs["too_large"][0]) and "too large to keep" in found.notes[0]
+
+
 def test_gradients_without_nan_are_found(captured, tmp_path, monkeypatch):
     side(monkeypatch)
     monkeypatch.setattr(backend, "grad", zeros_for_nan)

@@ -18,15 +18,6 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 REQUEST = pipeline.Request("quick", ("rtdetr_r18vd", "nanodet-plus-m_320"), "", 2)
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A place for job files beside the project's notebooks; what code a job depends on is test_pipeline's matter."""
-    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
-    monkeypatch.setattr(pipeline, "sources", lambda *_, **__: [])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def request_of(folder, profile, **options):
     """A request that gives all that a profile may require."""
     for name in ("coco.json", "weights.pth"):
@@ -41,12 +32,12 @@ def described(job):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_gives_a_plan(project, profile):
-    jobs = {job.name: described(job) for job in pipeline.plan(request_of(project, profile))}
+def test_every_profile_gives_a_plan(bare, profile):
+    jobs = {job.name: described(job) for job in pipeline.plan(request_of(bare, profile))}
     assert "train_rtdetr_r18vd_torch" in jobs and "compare_all_none" in jobs
 
 
-def test_a_stage_that_the_profile_leaves_out_can_be_asked_for(project):
+def test_a_stage_that_the_profile_leaves_out_can_be_asked_for(bare):
     planned = {job.name: job for job in pipeline.plan(replace(REQUEST, also=("rosetta",)))}
     compare = planned["compare_all_none"]
     assert {str(planned[f"rosetta_all_{side}"].done) for side in ("torch", "jittor")} <= set(compare.needs)
@@ -63,18 +54,18 @@ def test_a_stage_that_the_profile_leaves_out_can_be_asked_for(project):
         ("finetune_50", "weights", "WEIGHTS=.*BACKBONE="),
     ],
 )
-def test_what_a_profile_requires_is_asked_for(project, profile, missing, asks):
+def test_what_a_profile_requires_is_asked_for(bare, profile, missing, asks):
     with pytest.raises(UserError, match=f"PROFILE={profile}: needs {asks}"):
-        pipeline.plan(replace(request_of(project, profile), **{missing: ""}))
+        pipeline.plan(replace(request_of(bare, profile), **{missing: ""}))
 
 
-def test_weights_that_are_not_there_are_named(project):
+def test_weights_that_are_not_there_are_named(bare):
     with pytest.raises(UserError, match="BACKBONE=nowhere.pth: no such file"):
         pipeline.plan(replace(REQUEST, backbone="nowhere.pth"))
 
 
-def test_a_start_reaches_the_training_and_nothing_else(project):
-    request = request_of(project, "finetune_50")
+def test_a_start_reaches_the_training_and_nothing_else(bare):
+    request = request_of(bare, "finetune_50")
     jobs = {job.name: described(job) for job in pipeline.plan(request)}
     assert jobs["train_rtdetr_r18vd_jittor"]["parameters"]["start_weights"] == request.weights
     assert [name for name, job in jobs.items() if request.weights in job["inputs"]] == [
@@ -83,8 +74,8 @@ def test_a_start_reaches_the_training_and_nothing_else(project):
     assert "weights" not in jobs["detect_rtdetr_r18vd_none"]["parameters"]  # which has a parameter of this name
 
 
-def test_a_subset_has_a_place_of_its_own_for_each_choice(project):
-    request = request_of(project, "coco_subset")
+def test_a_subset_has_a_place_of_its_own_for_each_choice(bare):
+    request = request_of(bare, "coco_subset")
     jobs = {job.name: described(job) for job in pipeline.plan(request)}
     data = jobs["data_all_none"]["parameters"]
     assert (data["source"], data["subset_classes"], data["train_images"], data["val_images"]) == (
@@ -120,7 +111,7 @@ def test_a_folder_without_one_clear_file_to_choose_from_is_named(tmp_path):
         sets.prepare(str(tmp_path / "chosen"), 0, 1, 1, str(tmp_path), 0)
 
 
-def test_threads_sleep_where_jobs_share_the_cores_and_spin_where_one_has_them_all(project):
+def test_threads_sleep_where_jobs_share_the_cores_and_spin_where_one_has_them_all(bare):
     def policies(cores):
         jobs = pipeline.plan(replace(REQUEST, models=REQUEST.models[:1], cores=cores))
         return {job.stage.name: described(job)["wait_policy"] for job in jobs}

@@ -297,11 +297,15 @@ def _fields(folder: Path, entries: Sequence[Mapping]) -> dict[str, Any]:
 
 
 def reference(model: str, case: Case, used: Sequence[Operator], folder: str | Path, seed: int) -> dict[str, Any]:
-    """Draw the calls, keep their inputs and exact results in `folder`; fields for a record."""
-    folder, entries, calls = Path(folder), [], []
+    """Draw the calls, keep their inputs and exact results in `folder`; fields for a record, which name the calls that
+    were too large."""
+    folder, entries, calls, large = Path(folder), [], [], []
     held = {precision: parts(model, case, seed, precision) for precision in ("float32", "float64")}
     with store.writing(folder) as writer:
         for call, given in [*_drawn(used, held["float32"], seed), *of_criteria(model, case, seed)]:
+            if not given:
+                large.append(call["name"])
+                continue
             call |= {"input": kept(writer, given), "exact": {}, "floor": {}, "unable": None}
             runs, errors = [], {}
             try:
@@ -318,7 +322,7 @@ def reference(model: str, case: Case, used: Sequence[Operator], folder: str | Pa
             calls.append(call)
             entries.append(_entry(call, errors={"float32": errors} if errors else {}))
         writer.content |= {"calls": calls}
-    return _fields(folder, entries)
+    return _fields(folder, entries) | {"too_large": large}
 
 
 def _reach(exact: Arrays, moved: Arrays, summands: int) -> dict[str, list[float]]:
@@ -337,14 +341,14 @@ def kept(writer: store.Writer, held: Arrays) -> dict[str, str]:
 def _drawn(
     used: Sequence[Operator], held: Mapping[str, nn.Module], seed: int
 ) -> Iterator[tuple[dict[str, Any], Arrays]]:
-    """Each operator's calls with their inputs: one for each number of images, one more where training differs."""
+    """Each operator's calls with their inputs: one for each number of images, one more where training differs; no
+    inputs where they are too large."""
     for place, operator in enumerate(used):
         buffers = bool(list(part(held, operator.path).named_buffers()))
         for number, batch in enumerate((*BATCHES, *BATCHES[1:2] * buffers)):
             structure, given = drawn(operator, batch, stream(seed, "operators", number, place))
-            if max(array.size for array in given.values()) > LARGE:
-                continue
-            yield told(operator, structure, given, training=number < len(BATCHES)), given
+            call = told(operator, structure, given, training=number < len(BATCHES))
+            yield call, given if max(array.size for array in given.values()) <= LARGE else {}
 
 
 def candidate(model: str, case: Case, folder: str | Path, seed: int) -> dict[str, Any]:

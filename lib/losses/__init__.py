@@ -1,6 +1,6 @@
 """Criteria, one family in one file: criterion(outputs, targets, **phase) -> dict of scalars, whose sum is minimised,
 with the assigner or matcher that says what outputs are compared with. Pure: outputs and targets in, losses out; how
-near a choice was to another, and what records call it, is lib.alignment's.
+near a choice was to another, and what records call it, is for those who judge.
 """
 
 from lib.families import family

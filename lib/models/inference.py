@@ -3,7 +3,7 @@
 Every batch norm lies in the convolution before it, branches that `deploy` merges are one, what only training needs is
 gone, and the backend has tuned what is left, which has no gradient then. The published tools do the same before they
 measure or export: Gold-YOLO's and RT-DETR's `deploy`, and folding as in arXiv:1712.05877, section 3.2. Whether a form
-is the same function is judged by `lib.alignment.form`.
+is the same function is for those who run it to have judged.
 """
 
 import copy

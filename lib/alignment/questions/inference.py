@@ -138,7 +138,8 @@ def operators(pair: Pair) -> Answer:
     ]
     rows = [pair.same("capture that both speak of", "captured"), *depth.localise(ours).rows(), *rows]
     refused = [f"{call['path']}: {call['unable']}" for call in theirs["layers"] if call["unable"]]
-    return pair.conclude(rows, notes=refused)
+    large = [f"{name}: too large to keep, run on fewer images alone" for name in pair.field(pair.a, "too_large")]
+    return pair.conclude(rows, notes=[*refused, *large])
 
 
 def poison(pair: Pair) -> Answer:
