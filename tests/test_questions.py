@@ -35,7 +35,7 @@ def answer(folder, question):
 
 
 def planted(folder, question, change, side="jittor"):
-    synthetic.edit(folder, side, questions.QUESTIONS[question][0], change)
+    synthetic.edit(folder, side, questions.QUESTIONS[question].stage, change)
     return answer(folder, question)
 
 

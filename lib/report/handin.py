@@ -13,6 +13,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 from lib.alignment.evidence import PAIRS, Evidence
+from lib.alignment.questions import QUESTIONS
 from lib.errors import UserError
 from lib.machine.notebook import BOTH
 from lib.report import beside, pictures
@@ -150,7 +151,7 @@ class Port:
         """questions: their notebooks measured this, and the tables beside their verdicts are the item's too."""
         others = (beside.tables(one, self.name, self.records, self._held, self.words) for one in questions)
         every = [*tables, *(table.rows for found in others for table in found if table.rows)]
-        links = [link for one in questions for link in self._notebooks.of(one, self.name)]
+        links = [link for one in questions for link in self._notebooks.of(QUESTIONS[one].notebooks, self.name)]
         return Item(self.title, f"{self.anchor}-{key}", done, every, figures, links)
 
     def _header(self, *keys: str) -> list[Markup]:

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import PAIRS, Evidence
+from lib.alignment.questions import QUESTIONS
 from lib.alignment.verdict import FAILED
 from lib.errors import UserError
 from lib.machine.notebook import BOTH
@@ -18,13 +19,6 @@ from lib.report.bound import SHARED, SIDES, Held, Records, bound, count, counted
 from lib.report.fragments import Fragment, fragment
 from lib.show.messages import Messages
 
-THEMES = {  # what belongs together, in the order of the report
-    "parts": ("structure", "conversion", "recipe", "initialisation", "data"),
-    "answers": ("forward", "divergence", "operators", "poison", "decisions"),
-    "learning": ("losses", "assignment", "gradients", "step", "batch_norm", "lockstep"),
-    "result": ("training", "trajectory", "evaluation", "equivalence"),
-    "cost": ("speed",),
-}
 COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "target", "note")  # of the rows that are shown
 TEXTS = ("name", "what", "note")  # columns that hold a text, not a number
 FAILING_ROWS = 5  # of each kind that are shown; of those that pass the one closest to its gate
@@ -34,31 +28,16 @@ COUNTED = ("FAIL", "NOT COMPARABLE", "PASS", "UNDERPOWERED", "NOT RUN")  # what 
 ABREAST = 3  # models beside each other in one table, as many as A4 holds
 LISTED = 6  # verdicts that fail, or were not run, that the first page names
 WORST = (*FAILED, "NOT RUN", "UNDERPOWERED", "PASS", "SHOWN")  # the first of these stands for a question
-MEASURED_IN = {  # the notebooks whose records answer a question
-    **dict.fromkeys(("structure", "conversion", "recipe"), ("40_convert",)),
-    "initialisation": ("61_lockstep",),
-    "data": ("10_data", "61_lockstep"),
-    "forward": ("50_forward",),
-    "divergence": ("52_divergence",),
-    **dict.fromkeys(("operators", "poison"), ("53_operators",)),
-    **dict.fromkeys(("losses", "assignment", "gradients", "step", "batch_norm"), ("51_loss_and_gradient",)),
-    **dict.fromkeys(("lockstep", "trajectory"), ("61_lockstep",)),
-    "training": ("60_train",),
-    **dict.fromkeys(("evaluation", "equivalence"), ("70_evaluate",)),
-    "speed": ("80_speed",),
-    "rosetta": ("30_migration",),
-}
 ORIGIN = ("started", "wall_seconds", "peak_rss_mib", "threads", "wait_policy")
 ORIGIN += ("seed", "device", "git_commit", "command")  # what is told of each record
 
 
 def grouped(questions: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Theme -> those of the questions that belong to it; KeyError for one that THEMES does not list."""
-    theme = {question: theme for theme, members in THEMES.items() for question in members}
+    """Theme -> its questions among these, all in the order of the report; ValueError for an unknown one."""
     found: dict[str, list[str]] = {}
-    for question in questions:
-        found.setdefault(theme[question], []).append(question)
-    return {theme: tuple(found[theme]) for theme in THEMES if theme in found}
+    for question in sorted(questions, key=[*QUESTIONS].index):
+        found.setdefault(QUESTIONS[question].theme, []).append(question)
+    return {theme: tuple(members) for theme, members in found.items()}
 
 
 def overall(kinds: Set[str]) -> str:
@@ -258,7 +237,7 @@ class Section:
     def __init__(self, model: Model, question: str, notebooks: "Notebooks"):
         self.question, self.anchor, self.words = question, f"{model.anchor}-{question}", model.words
         self.name, self.answers = model.name, model.asked(question)
-        self.notebooks = notebooks.of(question, model.evidence.model)
+        self.notebooks = notebooks.of(QUESTIONS[question].notebooks, model.evidence.model)
         shown = [column for column in COLUMNS if column != "target" or self.answers[0].held["target"]]
         self.header = [self.words(f"column.{column}") for column in shown]
         self.groups = [(one.counted, rows) for one in self.answers if (rows := one.rows(shown))]
@@ -298,9 +277,9 @@ class Notebooks:
     def __init__(self, report: Path, words: Messages):
         self.folder, self._words = report / "notebooks", words
 
-    def of(self, question: str, model: str) -> list[Markup]:
-        """A link per notebook and kernel that made the records of this question."""
-        found = [path for stem in MEASURED_IN[question] for path in sorted(self.folder.glob(f"*/*/{stem}.ipynb"))]
+    def of(self, names: Iterable[str], model: str) -> list[Markup]:
+        """A link per kernel that ran one of these notebooks for the model, or for all models."""
+        found = [path for stem in names for path in sorted(self.folder.glob(f"*/*/{stem}.ipynb"))]
         return [self._link(path) for path in found if path.parts[-3] in (model, SHARED)]
 
     def _link(self, path: Path) -> Markup:
@@ -342,15 +321,15 @@ class Page:
 
     def question(self, question: str) -> Fragment:
         """What the records say to one question, model by model; nothing where no model was asked."""
-        if question not in MEASURED_IN:
-            raise UserError(f"{question}: no such question: choose from {', '.join(MEASURED_IN)}")
+        if question not in QUESTIONS:
+            raise UserError(f"{question}: no such question: choose from {', '.join(QUESTIONS)}")
         asked = [Section(model, question, self.notebooks) for model in self.models if model.asked(question)]
         return fragment("question.html.j2", sections=asked, several=len(self.models) > 1, t=self.words)
 
     def rosetta(self) -> Fragment:
         """How Jittor's own operators answer beside PyTorch's."""
         told = rosetta(self.shared.get(("none", "rosetta")), self.words)
-        links = self.notebooks.of("rosetta", SHARED)
+        links = self.notebooks.of(("30_migration",), SHARED)
         return fragment("rosetta.html.j2", told=told, notebooks=links, t=self.words)
 
     def provenance(self) -> Fragment:

@@ -10,7 +10,7 @@ most norm(a - b) / sqrt(n). Pair torch-jittor: difference <= K x PyTorch's own f
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,43 +24,58 @@ from lib.errors import UserError
 from lib.record import ArraysMissing, Record, measure, read
 
 COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "scale", "passed", "note", "target")
-# What is asked, in the order of the report: question -> (stage its records come from, whether published has it, how).
-QUESTIONS: dict[str, tuple[str, bool, Callable[[Pair], Answer]]] = {
-    "structure": ("convert", True, inference.structure),
-    "conversion": ("convert", True, inference.conversion),
-    "recipe": ("convert", True, learning.recipe),
-    "initialisation": ("lockstep", False, inference.initialisation),
-    "data": ("lockstep", False, learning.data),
-    "forward": ("forward", True, inference.forward),
-    "divergence": ("divergence", False, inference.divergence),
-    "operators": ("operators", False, inference.operators),
-    "poison": ("operators", False, inference.poison),
-    "losses": ("loss", True, learning.losses),
-    "assignment": ("loss", True, learning.assignment),
-    "gradients": ("loss", True, learning.gradients),
-    "step": ("loss", True, learning.step),
-    "batch_norm": ("loss", True, learning.batch_norm),
-    "lockstep": ("lockstep", False, learning.lockstep),
-    "trajectory": ("lockstep", False, learning.trajectory),
-    "training": ("train", False, learning.training),
-    "evaluation": ("evaluate", False, inference.evaluation),
-    "equivalence": ("evaluate", False, inference.equivalence),
-    "speed": ("speed", True, inference.speed),
-}
 
-ON_REQUEST = ("operators",)  # stages that most profiles leave out
+
+@dataclass(frozen=True)
+class Question:
+    """Its theme in the report, the stage of its records, the notebooks that make these, and how it is answered.
+
+    published: whether the published side has it; on_request: whether most profiles leave it out.
+    """
+
+    theme: str
+    stage: str
+    notebooks: tuple[str, ...]
+    how: Callable[[Pair], Answer]
+    published: bool = False
+    on_request: bool = False
+
+
+CONVERT, LOSS, LOCKSTEP = ("40_convert",), ("51_loss_and_gradient",), ("61_lockstep",)
+# What is asked, in the order of the report.
+QUESTIONS: dict[str, Question] = {
+    "structure": Question("parts", "convert", CONVERT, inference.structure, published=True),
+    "conversion": Question("parts", "convert", CONVERT, inference.conversion, published=True),
+    "recipe": Question("parts", "convert", CONVERT, learning.recipe, published=True),
+    "initialisation": Question("parts", "lockstep", LOCKSTEP, inference.initialisation),
+    "data": Question("parts", "lockstep", ("10_data", *LOCKSTEP), learning.data),
+    "forward": Question("answers", "forward", ("50_forward",), inference.forward, published=True),
+    "divergence": Question("answers", "divergence", ("52_divergence",), inference.divergence),
+    "operators": Question("answers", "operators", ("53_operators",), inference.operators, on_request=True),
+    "poison": Question("answers", "operators", ("53_operators",), inference.poison, on_request=True),
+    "losses": Question("learning", "loss", LOSS, learning.losses, published=True),
+    "assignment": Question("learning", "loss", LOSS, learning.assignment, published=True),
+    "gradients": Question("learning", "loss", LOSS, learning.gradients, published=True),
+    "step": Question("learning", "loss", LOSS, learning.step, published=True),
+    "batch_norm": Question("learning", "loss", LOSS, learning.batch_norm, published=True),
+    "lockstep": Question("learning", "lockstep", LOCKSTEP, learning.lockstep),
+    "trajectory": Question("result", "lockstep", LOCKSTEP, learning.trajectory),
+    "training": Question("result", "train", ("60_train",), learning.training),
+    "evaluation": Question("result", "evaluate", ("70_evaluate",), inference.evaluation),
+    "equivalence": Question("result", "evaluate", ("70_evaluate",), inference.equivalence),
+    "speed": Question("cost", "speed", ("80_speed",), inference.speed, published=True),
+}
 
 
 def ask(question: str, evidence: Evidence, a: str, b: str) -> Answer:
     """The answer to one question about sides whose records are there."""
-    stage, _, how = QUESTIONS[question]
-    return how(Pair(evidence, question, stage, a, b))
+    return QUESTIONS[question].how(Pair(evidence, question, QUESTIONS[question].stage, a, b))
 
 
 def asked(evidence: Evidence, question: str, a: str, b: str) -> bool:
     """Whether a pair of sides has to answer: always, but for what most profiles leave out, where neither ran it."""
-    stage = QUESTIONS[question][0]
-    return stage not in ON_REQUEST or any(evidence.get(side, stage) for side in (a, b))
+    one = QUESTIONS[question]
+    return not one.on_request or any(evidence.get(side, one.stage) for side in (a, b))
 
 
 def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
@@ -71,11 +86,12 @@ def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
     refused = cache(admission.refused)
     # A port that a user brings has no published numbers to miss.
     known = references.module(evidence.model) is not None or any(
-        evidence.get("published", stage) for stage, *_ in QUESTIONS.values()
+        evidence.get("published", one.stage) for one in QUESTIONS.values()
     )
     found = []
-    for question, (stage, has_published, how) in QUESTIONS.items():
-        for a, b in (sides for sides in PAIRS if "published" not in sides or (has_published and known)):
+    for question, one in QUESTIONS.items():
+        stage = one.stage
+        for a, b in (sides for sides in PAIRS if "published" not in sides or (one.published and known)):
             pair = Pair(evidence, question, stage, a, b)
             missing = [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]
             if not missing and not pair.holds(question):
@@ -88,7 +104,7 @@ def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
                 continue
             try:
                 refusal = refused(evidence, stage, a, b)
-                found.append(pair.answer(*refusal) if refusal else admission.held_up(how(pair)))
+                found.append(pair.answer(*refusal) if refusal else admission.held_up(one.how(pair)))
             except ArraysMissing:
                 if not partial:
                     raise
