@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,13 @@ FRAMEWORKS = {"torch", "jittor"}
 
 
 # ------------------------------------------------------------------------------------------------- layout and size
+
+
+def test_make_runs_every_test():
+    """Each file's name begins with a letter of exactly one of the lanes that the Makefile runs beside each other."""
+    lanes = re.findall(r"(?<= test-torch-)([a-z]-[a-z])\b", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    names = [path.name for path in (ROOT / "tests").glob("test_*.py")]
+    assert {name: sum(fnmatch(name, f"test_[{lane}]*.py") for lane in lanes) for name in names} == dict.fromkeys(names, 1)
 
 
 @pytest.mark.parametrize("command", [["check", "--output-format=concise"], ["format", "--check"]], ids=lambda c: c[0])

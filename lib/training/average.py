@@ -19,6 +19,9 @@ class Average:
     def update(self, count: int) -> None:
         """Take in the model's present values; `count` is the number of optimiser steps done (from 1)."""
         new = self._recipe.average_weight(count)
+        # As tensors, one pair for each kind of number: a Python number in Jittor would be float32 among float64.
+        kinds = {str(held.dtype).rpartition(".")[2] for held in self._values.values()}
+        shares = {kind: [backend.tensor(np.full(1, share, kind)) for share in (1 - new, new)] for kind in kinds}
         with backend.no_grad():
             for name, value in backend.named_state(self._model):
                 if name in self._counters:
@@ -26,11 +29,7 @@ class Average:
                     self._counters[name] = np.trunc(mixed).astype(self._counters[name].dtype)
                 else:
                     held = self._values[name]
-                    # As tensors: a Python number in Jittor would be float32 among float64.
-                    kept, taken = (
-                        backend.tensor(np.full(1, share, str(held.dtype).rpartition(".")[2]))
-                        for share in (1 - new, new)
-                    )
+                    kept, taken = shares[str(held.dtype).rpartition(".")[2]]
                     self._values[name] = held * kept + value * taken
 
     def state(self) -> dict[str, np.ndarray]:
