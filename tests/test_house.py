@@ -51,7 +51,9 @@ def test_make_runs_every_test():
     """Each file's name begins with a letter of exactly one of the lanes that the Makefile runs beside each other."""
     lanes = re.findall(r"(?<= test-torch-)([a-z]-[a-z])\b", (ROOT / "Makefile").read_text(encoding="utf-8"))
     names = [path.name for path in (ROOT / "tests").glob("test_*.py")]
-    assert {name: sum(fnmatch(name, f"test_[{lane}]*.py") for lane in lanes) for name in names} == dict.fromkeys(names, 1)
+    assert {name: sum(fnmatch(name, f"test_[{lane}]*.py") for lane in lanes) for name in names} == dict.fromkeys(
+        names, 1
+    )
 
 
 @pytest.mark.parametrize("command", [["check", "--output-format=concise"], ["format", "--check"]], ids=lambda c: c[0])
