@@ -5,8 +5,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from lib.alignment.exam.planting import Faults, becomes
 from lib.data.transforms import gold_yolo, nanodet_plus
+from notebooks.exam.planting import Faults, becomes
 
 FAULTS = Faults()
 nanodet, gold = FAULTS.of("pictures", "NanoDet-Plus"), FAULTS.of("pictures", "Gold-YOLO N")
