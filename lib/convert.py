@@ -25,7 +25,6 @@ class Coverage:
     left_over: tuple[str, ...]
     misshapen: tuple[str, ...]  # another shape, or integers for real numbers
     not_finite: tuple[str, ...]  # NaN or infinity inside, or numbers that the model's type can't hold
-    taken: str = ""  # which weights of a checkpoint that holds several; see checkpoints.Weights
 
 
 def state(model: nn.Module) -> dict[str, np.ndarray]:
@@ -48,8 +47,7 @@ def load(
     the error calls a mapping.
     """
     given = isinstance(mapping_or_path, Mapping)
-    read = None if given else checkpoints.read(mapping_or_path)
-    values = read.arrays if read else mapping_or_path
+    values = mapping_or_path if given else checkpoints.read(mapping_or_path).arrays
     own = state(model)
     may_lack = {name for part in absent for name in _whole(part, own, values)}
     present = [name for name in own if name in values]
@@ -64,7 +62,6 @@ def load(
         left_over=tuple(name for name in values if name not in own),
         misshapen=misshapen,
         not_finite=not_finite,
-        taken=str(read or ""),
     )
     if strict and (faults := _faults(coverage, own, values)):
         parts = dict.fromkeys(name.split(".")[0] + "." for name in coverage.missing)

@@ -13,7 +13,7 @@ import pytest
 from lib.__main__ import main
 from lib.data import coco, formats
 from lib.data.annotated import Annotation, Picture
-from lib.show import drawing, fonts, sheet
+from lib.show import drawing, fonts
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ["scenes", "fetch", "convert", "subset", "verify", "show"]
@@ -144,7 +144,7 @@ def test_where_nothing_can_be_written_is_one_line(capsys, scenes, tmp_path, kind
 def test_show_writes_a_sheet_or_a_picture_an_image(capsys, scenes, tmp_path):
     assert "4 of 6 images" in run(capsys, "show", scenes, tmp_path / "sheet.png", "--count", 4, "--split", "train")
     height, width, _ = cv2.imread(str(tmp_path / "sheet.png")).shape
-    assert width == 2 * (sheet.TILE + drawing.INSET) + drawing.INSET and height > width, "four tiles with their names"
+    assert width == 2 * (drawing.TILE + drawing.INSET) + drawing.INSET and height > width, "four tiles with their names"
     assert "2 of 9 images" in run(capsys, "show", scenes, tmp_path / "boxes", "--count", 2)
     assert len(list((tmp_path / "boxes").rglob("*.png"))) == 2
     assert (
@@ -170,14 +170,14 @@ def test_show_names_what_it_can_not_show(capsys, scenes, tmp_path):
 def test_boxes_are_drawn_on_the_pixels_they_hold(tmp_path):
     (tmp_path / "a.png").write_bytes(cv2.imencode(".png", np.full((200, 300, 3), 128, np.uint8))[1].tobytes())
     picture = Picture("a.png", tmp_path / "a.png", tmp_path, (300, 200), (Annotation("cat", (100, 50, 201, 151)),))
-    image = sheet.Annotated(("dog", "cat"), [picture]).drawn(picture)
+    image = drawing.Annotated(("dog", "cat"), [picture]).drawn(picture)
     colour = np.array(drawing.colour_of(1))
     # the first and the last row in it
     assert (image[50:151, 100] == colour).all() and (image[150, 100:201] == colour).all()
     assert (image[60:140, 110:190] == 128).all() and (image[160:] == 128).all()
-    assert sheet.Annotated(("dog", "cat"), [picture]).drawn(picture, 150).shape == (100, 150, 3)
+    assert drawing.Annotated(("dog", "cat"), [picture]).drawn(picture, 150).shape == (100, 150, 3)
     endless = Picture("a.png", picture.file, tmp_path, (300, 200), (Annotation("cat", (9, 9, 2.0**40, 1e300)),))
-    assert (sheet.Annotated(("dog", "cat"), [endless]).drawn(endless)[20:190, 9] == colour).all()
+    assert (drawing.Annotated(("dog", "cat"), [endless]).drawn(endless)[20:190, 9] == colour).all()
 
 
 def test_flags_are_said_and_classes_of_another_script_drawn_or_numbered(capsys, scenes, tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_flags_are_said_and_classes_of_another_script_drawn_or_numbered(capsys, 
     shown = run(capsys, "show", path, tmp_path / "sheet.png")
     assert "#3 is 浣熊" in shown and "note: no font here can draw 浣熊" in shown
     picture = Picture("", tmp_path, tmp_path, None, (Annotation("cat", (0, 0, 9, 9), crowd=True, difficult=True),))
-    drawer = sheet.Annotated(("dog", "cat"), [picture])
+    drawer = drawing.Annotated(("dog", "cat"), [picture])
     assert not drawer.note and drawer._painter._names == ["dog", "cat", "cat (crowd) (difficult)"]
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from lib import backend
-from lib.alignment.exam import examination, gates, score
-from lib.alignment.exam.examination import CLEAN, Result
-from lib.alignment.exam.planting import Change, Fault, attribute, planted
-from lib.alignment.exam.rounding import otherwise_rounded
-from lib.alignment.exam.subjects import SUBJECTS
 from lib.alignment.seeded import seeded_input
 from lib.backend import nn
 from lib.errors import UserError
+from notebooks.exam import examination, gates, score
+from notebooks.exam.examination import CLEAN, Result
+from notebooks.exam.planting import Change, Fault, attribute, planted
+from notebooks.exam.rounding import otherwise_rounded
+from notebooks.exam.subjects import SUBJECTS
 from notebooks.faults import FAULTS
 
 IN_LAYERS = ("ghost concat order", "upsample mode", "ghost slice")

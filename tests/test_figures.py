@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.alignment.exam import figures as exam
-from lib.alignment.exam.examination import Result
 from lib.alignment.trajectory import LEAST, band
 from lib.evaluation.detection import Classes
 from lib.show import drawing, figures, figures_alignment, figures_evaluation, fonts, style
 from lib.show.messages import LANGUAGES, Messages
+from notebooks.exam import figures as exam
+from notebooks.exam.examination import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = ("$x_1$", "_hidden", "{v1}", "<b>bold</b>", "螺栓", "x" * 100, "a #2", r"\frac{1}{2}", "two\nlines")
@@ -82,7 +82,7 @@ def test_without_a_chinese_font_figures_are_english_and_that_is_said_once(monkey
 
 
 def test_every_text_of_the_catalogue_is_drawn_and_every_text_that_is_drawn_is_in_it():
-    drawing = (ROOT / "lib/show", ROOT / "lib/alignment/exam", ROOT / "notebooks/tours")
+    drawing = (ROOT / "lib/show", ROOT / "notebooks/exam", ROOT / "notebooks/tours")
     sources = [path for folder in drawing for path in folder.glob("*.py")]
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
     asked = {re.sub(r"\\{\w+\\}", r"\\w+", re.escape(key)) for key in re.findall(r'"([a-z_.{}]+)"', code)}

@@ -92,6 +92,7 @@ REFUSED = {
     "empty.jpg": (lambda path: path.write_bytes(b""), "cut short"),
     "half.jpg": (lambda path: path.write_bytes(jpeg()[:-200]), "cut short"),
     "page.jpg": (lambda path: path.write_text("<html>404</html>"), "unknown format"),
+    "end.png": (lambda path: path.write_bytes(cv2.imencode(".png", pattern())[1].tobytes()[:-1]), "cut short"),
     "moving.gif": (lambda path: save(path, RGB), "unknown format"),
     "float.tif": (lambda path: cv2.imwrite(str(path), pattern().astype(np.float32) / 255), "pixels of float32"),
     "turned.webp": (lambda path: path.write_bytes(webp(6)), "WebP with EXIF orientation 6"),

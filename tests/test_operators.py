@@ -9,12 +9,13 @@ import pytest
 import synthetic_records as synthetic
 
 from lib import backend
-from lib.alignment import operators, poison, questions, references
+from lib.alignment import questions, references
 from lib.alignment.evidence import Evidence
-from lib.alignment.operators import BATCH, Operator
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.alignment.verdict import Verdict
 from lib.backend import nn
+from notebooks.stages import operators, poison
+from notebooks.stages.operators import BATCH, Operator
 
 MODEL = "nanodet-plus-m_320"
 CASE = replace(references.case(MODEL, "loss"), targets=())

@@ -13,7 +13,8 @@ import synthetic_records as synthetic
 from lib import record
 from lib.data import scenes
 from lib.errors import UserError
-from lib.show import figures, panel
+from lib.show import figures
+from notebooks.stages import panel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -192,29 +193,6 @@ def test_long_paths_and_dollars_in_names_stay_text(records):
     assert len(name) < 45 and name.endswith(path[-10:])
     picture = shown.picture(shown.choice(right=(path, "torch"), threshold=0.0))
     assert "onerror" in picture.alt and "<img src=x" not in picture.html()
-
-
-def test_the_controls_change_the_figure(records):
-    widgets = pytest.importorskip("ipywidgets")
-    from lib.show.panel_live import controls
-
-    shown = panel.from_records(records)
-    shown.add("second", "file", "torch", shown.found["synthetic"]["own", "torch"][:1])
-    box = controls(shown, shown.choice(threshold=0.0))
-    menus, sliders = ({control.description: control for control in row.children} for row in box.children[:2])
-    figure = box.children[2]
-    assert isinstance(figure, widgets.HTML) and decoded(figure.value).ndim == 3
-    first = figure.value
-    sliders["score from"].value = 1.0
-    assert figure.value != first and " 0 boxes" in figure.value
-    menus["model"].value = "second"  # the other menus follow what it has
-    assert menus["left"].options == (("PyTorch, file", ("file", "torch")),)
-    assert menus["left"].value == menus["right"].value == ("file", "torch")
-    menus["model"].value = "synthetic"
-    assert len(menus["right"].options) == 4, "each side with each weights"
-    menus["left"].value = ("own", "torch")
-    menus["right"].value = ("common", "jittor")
-    assert "PyTorch, own weights: " in figure.value and "Jittor, common weights: " in figure.value
 
 
 def test_the_notebook_runs(records, monkeypatch):

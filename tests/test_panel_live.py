@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import synthetic_records as synthetic
 from safetensors.numpy import save_file
 
 from lib import convert, models
@@ -11,9 +12,9 @@ from lib.data import coco, scenes
 from lib.errors import UserError
 from lib.evaluation import inference
 from lib.evaluation.detection import Classes
-from lib.show import panel
-from lib.show.panel_live import FILE, SIDE, Live, controls
 from lib.training import checkpoints
+from notebooks.stages import panel
+from notebooks.stages.panel_live import FILE, SIDE, Live, controls
 
 NAME = "nanodet-plus-m_320"
 
@@ -104,3 +105,25 @@ def test_the_button_brings_the_model_into_the_menus(trained):
     assert "&lt;img src=x" in figure.value and "<img" not in figure.value, "a file's name is text, never markup"
     row["run"].value = "gold-yolo-n"
     assert row["weights"].options == () and row["weights"].value == ""
+
+
+def test_the_controls_change_the_figure(tmp_path):
+    for side in ("torch", "jittor"):
+        synthetic.write(tmp_path, side, "evaluate", *synthetic.STAGES["evaluate"](side))
+    shown = panel.from_records(tmp_path)
+    shown.add("second", "file", "torch", shown.found["synthetic"]["own", "torch"][:1])
+    box = controls(shown, shown.choice(threshold=0.0))
+    menus, sliders = ({control.description: control for control in row.children} for row in box.children[:2])
+    figure = box.children[2]
+    assert "base64," in figure.value
+    first = figure.value
+    sliders["score from"].value = 1.0
+    assert figure.value != first and " 0 boxes" in figure.value
+    menus["model"].value = "second"  # the other menus follow what it has
+    assert menus["left"].options == (("PyTorch, file", ("file", "torch")),)
+    assert menus["left"].value == menus["right"].value == ("file", "torch")
+    menus["model"].value = "synthetic"
+    assert len(menus["right"].options) == 4, "each side with each weights"
+    menus["left"].value = ("own", "torch")
+    menus["right"].value = ("common", "jittor")
+    assert "PyTorch, own weights: " in figure.value and "Jittor, common weights: " in figure.value

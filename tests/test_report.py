@@ -20,12 +20,12 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from lib import record, report
-from lib.alignment import questions, rosetta
+from lib.alignment import questions
 from lib.errors import UserError
 from lib.report import fragments, pdf, pictures, verify
 from lib.report.page import Page, grouped
 from lib.show import messages, tables
-from notebooks.probes import PROBES
+from notebooks.probes import PROBES, rosetta
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "90_compare.ipynb"

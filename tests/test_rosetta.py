@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from lib import backend
-from lib.alignment import probe as asking
-from lib.alignment.rosetta import Verdict, agree, judge, values
 from lib.machine import notebook
 from lib.record import ROOT
 from lib.show.messages import Messages
-from lib.show.probes import Sheet, texts
 from notebooks import probes
 from notebooks.faults import FAULTS
+from notebooks.probes import probe as asking
 from notebooks.probes.process import child
+from notebooks.probes.rosetta import Verdict, agree, judge, values
+from notebooks.probes.sheet import Sheet, texts
 
 PROBES = {probe.name: probe for probe in probes.PROBES}
 
@@ -203,14 +203,11 @@ def test_one_side_is_recorded_and_shown(tmp_path):
 
 def test_records_depend_on_the_probes():
     followed = notebook.sources(ROOT / "notebooks" / "30_migration.ipynb", "torch", [])
-    assert {"notebooks/probes/maps.py", "lib/alignment/probe.py"} <= set(followed)
+    assert {"notebooks/probes/maps.py", "notebooks/probes/probe.py"} <= set(followed)
 
 
 def test_verdicts_need_no_framework():
-    imported = child(
-        "import sys; from lib.alignment import rosetta; from notebooks import probes; "
-        "print({'torch', 'jittor'} & set(sys.modules))"
-    )
+    imported = child("import sys; from notebooks.probes import rosetta; print({'torch', 'jittor'} & set(sys.modules))")
     assert imported == "set()"
 
 

@@ -10,13 +10,14 @@ import pytest
 from rt_detr_cases import FACTOR, Replay, error, image, read, seeded_model, shapes, targets
 
 from lib import backend, losses, models
-from lib.alignment import live, references
+from lib.alignment import references
 from lib.alignment.capture import features, forward
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.alignment.verdict import K
 from lib.convert import state
 from lib.models.rt_detr import QUERIES, VARIANTS
 from lib.models.step import Step
+from notebooks.stages import live
 
 if backend.NAME != "torch":
     pytest.skip("transformers runs in the torch environment only", allow_module_level=True)

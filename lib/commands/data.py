@@ -169,7 +169,7 @@ def _show(chosen: argparse.Namespace) -> None:
 
     from lib.data import annotated, formats
     from lib.record import atomic
-    from lib.show.sheet import Annotated
+    from lib.show.drawing import Annotated
 
     collection = formats.read(chosen.source, chosen.images, chosen.format)
     if chosen.split is not None and chosen.split not in collection.splits:

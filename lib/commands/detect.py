@@ -35,7 +35,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="stop after so many images or frames")
     arguments.add_absent(parser)
     arguments.add_network(parser)
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -48,8 +47,6 @@ def run(chosen: argparse.Namespace) -> None:
         raise UserError(f"detect: --threshold is {chosen.threshold}; scores lie between 0 and 1")
     if limit is not None and limit < 1:
         raise UserError(f"detect: --limit is {limit}; give at least 1, or leave it out")
-    from tqdm import tqdm
-
     from lib.evaluation import detection, inference
     from lib.show.drawing import Painter
 
@@ -65,10 +62,7 @@ def run(chosen: argparse.Namespace) -> None:
     def found(image):
         return inference.detect_image(model, name, image, size, chosen.threshold)
 
-    def progress(frames, total):
-        return tqdm(frames, total=total, unit="image", desc="detecting", leave=False, disable=None)
-
-    done = detection.run(chosen.source, found, classes, painter.paint, chosen.output, chosen.json, limit, progress)
+    done = detection.run(chosen.source, found, classes, painter.paint, chosen.output, chosen.json, limit)
     notes = [*done.notes, *([painter.note] if painter.note and chosen.output else [])]
     print("\n".join([*done.faults, *notes, *map(str, done.written)]))
     print(f"{done.boxes} boxes in {done.images} images")

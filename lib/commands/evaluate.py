@@ -53,7 +53,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     arguments.add_absent(parser)
     arguments.add_workers(parser)
     arguments.add_network(parser)
-    parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -23,10 +23,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Run the exam and print what it says. UserError where the engine fails it."""
     from lib import backend
-    from lib.alignment.exam import examination, planting, score
+    from notebooks.exam import examination, score
+    from notebooks.faults import FAULTS
 
     if chosen.list:
-        print("\n".join(f"{fault.name:<32} {fault.people}" for fault in planting.catalogue()))
+        print("\n".join(f"{fault.name:<32} {fault.people}" for fault in FAULTS))
         return
     folder = chosen.folder or Path("reports") / "exam" / backend.NAME
     held = examination.examine(folder, chosen.only)

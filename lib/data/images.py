@@ -11,7 +11,6 @@ import contextlib
 import io
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ from lib.errors import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".ppm", ".pgm"}
 LARGEST = 250_000_000  # pixels: 750 MB decoded; a few bytes may claim more than any memory holds
 NO_DATA = ("__MACOSX",)  # folders that a system leaves in copies; names with a dot or an @ before them are such too
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG, PNG_END = b"\x89PNG\r\n\x1a\n", bytes(4) + b"IEND\xaeB\x60\x82"
 TIFF = (b"II*\0", b"MM\0*")
 STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 ORIENTATION = 0x0112  # EXIF tag
@@ -113,15 +112,11 @@ def _complete(data: bytes) -> bool:
     """
     if not data.startswith(PNG):
         return bool(data)
-    at = len(PNG)
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            return False
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at = end
-    return False
+    try:
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return PNG_END in data  # whose own checksum Pillow leaves out
 
 
 def _refuse(data: bytes, file: Path, what: str) -> None:

@@ -9,12 +9,13 @@ end. A killed process leaves the unfinished file, which plays but for the last f
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from lib.data import images
 from lib.data.annotated import is_readable, read_json, text_lines
@@ -62,7 +63,6 @@ class Summary:
     notes: tuple[str, ...]
 
 
-Progress = Callable[[Iterable[Frame], int | None], Iterable[Frame]]  # of frames and how many there will be, if known
 Detector = Callable[[np.ndarray], np.ndarray]  # (h, w, 3) uint8 BGR -> (m, 6) x1, y1, x2, y2, score, label, best first
 Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of an image and its detections: the image to show
 
@@ -100,7 +100,6 @@ def run(
     output: Path | None,
     document: Path | None,
     limit: int | None = None,
-    progress: Progress = lambda frames, total: frames,
 ) -> Summary:
     """Detect on at most `limit` images or frames of `source`; draw them to `output`, write a COCO file to `document`.
 
@@ -112,7 +111,8 @@ def run(
     pictures, annotations, written = [], [], []
     try:
         total = min((number for number in (opened.total, limit) if number is not None), default=None)
-        for frame in progress(opened.frames(limit), total):
+        frames = opened.frames(limit)
+        for frame in tqdm(frames, total=total, unit="image", desc="detecting", leave=False, disable=None):
             rows = detector(frame.image)
             height, width = frame.image.shape[:2]
             pictures.append({"id": len(pictures) + 1, "file_name": frame.name, "width": width, "height": height})

@@ -18,7 +18,10 @@ from lib.machine import doctor, environment
 
 # A stage's numbers do not depend on how it shows them, nor on how environments are built: a new table must not train
 # again. What shapes a record takes nothing from these (tests/test_pipeline.py).
-ASIDE = ("lib.show", "lib.report", "lib.machine.installation", "lib.machine.locks", "lib.machine.doctor")
+ASIDE = (
+    *("lib.show", "lib.report", "lib.machine.installation", "lib.machine.locks", "lib.machine.doctor"),
+    *("notebooks.probes.sheet", "notebooks.stages.panel"),
+)
 BOTH = ("torch", "jittor")
 BACKENDS = {"torch": "torch", "jittor": ("jittor", "kernels")}  # how the names of their modules begin
 PACKAGES = ("lib", "notebooks")  # whose modules a record may depend on

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lib.data import images
+from lib.data.annotated import Annotation, Picture
 from lib.evaluation.detection import Classes
 from lib.show import fonts
 
@@ -22,6 +24,9 @@ GOLDEN = 0.618034  # of a turn of the colour wheel: neighbours among labels are 
 FRAME, INSET = 48, 6  # grey and width in pixels of what lies between pictures on a board
 CAPTION = 17  # pixels of a caption's letters
 REACH = (-(2**20), 2**20)  # pixels: OpenCV draws no box that leaves the image by more than it can count
+TILE = 320  # pixels a side on a sheet
+NAME = 32  # letters of a file's name that stand above it
+NO_SCORE = float("nan")
 
 
 class Painter:
@@ -74,6 +79,40 @@ class Painter:
         rows = np.asarray(rows, np.float64) * [scale, scale, scale, scale, 1, 1]
         painted = self.paint(large, rows, marks, np.reshape(truth, (-1, 4)) * scale)
         return np.ascontiguousarray(painted[:, :, ::-1])
+
+
+class Annotated:
+    """Draws measured pictures of a data set; `note` says which classes are shown by their number, or is empty."""
+
+    def __init__(self, classes: Sequence[str], pictures: Sequence[Picture]) -> None:
+        said = {_said(one): classes.index(one.name) for picture in pictures for one in picture.annotations}
+        said = {**{name: number for number, name in enumerate(classes)}, **said}
+        self._labels = {text: label for label, text in enumerate(said)}
+        self._painter = Painter(Classes(tuple(said), tuple(said.values())))
+        self.note = self._painter.note
+
+    def drawn(self, picture: Picture, longest: int | None = None) -> np.ndarray:
+        """(h, w, 3) uint8 BGR, its longer side `longest` pixels where given; crowd and difficult boxes say so."""
+        image = images.pixels(picture.file, "the image", picture.size[::-1])[0]
+        scale = longest / max(image.shape[:2]) if longest else 1.0
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        inside = (0, 0, 1, 1)  # the last row and column that a box holds, not the next
+        rows = [
+            [*np.multiply(one.box, scale) - inside, NO_SCORE, self._labels[_said(one)]] for one in picture.annotations
+        ]
+        return self._painter.paint(image, rows)
+
+    def sheet(self, pictures: Sequence[Picture], workers: int | None = None) -> np.ndarray:
+        """All `pictures` as tiles with their names, (h, w, 3) uint8 BGR."""
+        drawn = images.each(lambda picture: tile(self.drawn(picture, TILE), TILE), pictures, workers)
+        tiles = [(fonts.one_line(picture.name, NAME), image) for picture, image in zip(pictures, drawn)]
+        columns = int(np.ceil(np.sqrt(len(tiles))))
+        return board([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
+
+
+def _said(annotation: Annotation) -> str:
+    return " ".join([annotation.name, *(f"({flag})" for flag in ("crowd", "difficult") if getattr(annotation, flag))])
 
 
 def outlined(image: np.ndarray, boxes: Sequence) -> np.ndarray:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib import backend, convert, models
-from lib.alignment.exam.planting import Change, attribute, entry, planted
 from lib.alignment.seeded import seeded_input, seeded_state
 from lib.backend import nn
 from lib.errors import UserError
 from lib.show.messages import words
 from lib.show.tables import Frame
+from notebooks.exam.planting import Change, attribute, entry, planted
 
 MODEL, CLASSES, SIZE = "nanodet-plus-m_320", 10, 64
 BEYOND = 50  # times the noise: no rounding is that large, and a fault is larger

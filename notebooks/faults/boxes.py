@@ -3,12 +3,12 @@
 import numpy as np
 
 from lib import postprocess
-from lib.alignment.exam.planting import Faults, becomes
 from lib.data import boxes
 from lib.losses import gold_yolo as gold_losses
 from lib.losses import nanodet_plus as nanodet_losses
 from lib.losses import rt_detr as rt_detr_losses
 from lib.models import gold_yolo
+from notebooks.exam.planting import Faults, becomes
 
 FAULTS = Faults()
 of_nanodet, of_gold, of_distributions, of_rt_detr = (

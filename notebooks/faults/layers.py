@@ -1,9 +1,9 @@
 """Faults in convolutional layers, norms, activations, pooling and resizing."""
 
 from lib import backend
-from lib.alignment.exam.planting import Faults, attribute, becomes, built
 from lib.backend import cat, clamp, interpolate, nn, stack
 from lib.models import gold_yolo, nanodet_plus, rt_detr
+from notebooks.exam.planting import Faults, attribute, becomes, built
 
 FAULTS = Faults()
 layers, norms, resizing = (FAULTS.of(kind, "NanoDet-Plus") for kind in ("layers", "norms", "resizing and pooling"))

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from lib.alignment.exam.planting import Faults, becomes
 from lib.backend import abs, binary_cross_entropy_with_logits, exp, maximum, sigmoid, sum, tensor
 from lib.losses import gold_yolo, nanodet_plus, rt_detr
 from lib.models import gold_yolo as gold
 from lib.models import nanodet_plus as nanodet
+from notebooks.exam.planting import Faults, becomes
 
 FAULTS = Faults()
 of_nanodet, of_gold, of_distributions, of_rt_detr = (

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from lib import backend, models
-from lib.alignment.exam.planting import Change, Faults, attribute, built
 from lib.backend import nn
 from lib.models.step import ParameterGroup
 from lib.training import average, schedule
 from lib.training import loop as training
+from notebooks.exam.planting import Change, Faults, attribute, built
 
 FAULTS = Faults()
 norms, optimiser, clipping, averages = (

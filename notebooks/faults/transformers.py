@@ -3,9 +3,9 @@
 import numpy as np
 
 from lib import backend
-from lib.alignment.exam.planting import Faults, attribute, becomes, built
 from lib.backend import cat, interpolate, nn, stack
 from lib.models import rt_detr
+from notebooks.exam.planting import Faults, attribute, becomes, built
 
 FAULTS = Faults()
 attention, layers, denoising, norms, resizing = (

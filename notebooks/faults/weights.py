@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from lib.alignment.exam.planting import Faults, State, built, entry, loaded
 from lib.backend import nn, tensor
+from notebooks.exam.planting import Faults, State, built, entry, loaded
 
 FAULTS = Faults()
 nanodet, rt_detr = FAULTS.of("weights", "NanoDet-Plus"), FAULTS.of("weights", "RT-DETR")

@@ -1,13 +1,14 @@
 """What 30_migration asks, one file per topic, in the order of the notebook.
 
 Here belong questions that PyTorch and Jittor may answer differently: for each the code of both frameworks and, where it
-has the name, of the backend, the answer expected in float64, and a sentence of advice. How they are asked and judged is
-`lib.alignment.probe` and `lib.alignment.rosetta`. A new probe is a new entry of a topic's PROBES.
+has the name, of the backend, the answer expected in float64, and a sentence of advice. Beside them lie what they are
+written with and asked by (`probe`), judged (`rosetta`) and shown (`sheet`). A new probe is a new entry of a topic's
+PROBES.
 """
 
 from dataclasses import replace
 
-from lib.alignment.probe import Probe
+from notebooks.probes.probe import Probe
 
 from . import arithmetic, functions, gradients, indexing, layers, losses, maps, modules, optimisers, process, types
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt, f32, given, normal
+from notebooks.probes.probe import ask, attempt, f32, given, normal
 
 from .process import child
 

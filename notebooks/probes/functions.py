@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lib.alignment.probe import attempt, f32, given
+from notebooks.probes.probe import attempt, f32, given
 
 TOPIC = "Functions"
 WIDE = f32(-200, -40, -20, 0, 3, 40)

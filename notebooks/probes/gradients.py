@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt, f32, given, gradient
+from notebooks.probes.probe import ask, attempt, f32, given, gradient
 
 TOPIC = "Gradients"
 slope = partial(given, gradient=True)

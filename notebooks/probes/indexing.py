@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt, f32, given
+from notebooks.probes.probe import ask, attempt, f32, given
 
 TOPIC = "Shapes, indices, order"
 TABLE = f32([1, 5, 2], [7, 0, 3])

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt, given, gradient, normal
+from notebooks.probes.probe import ask, attempt, given, gradient, normal
 
 TOPIC = "Layers"
 BATCH = normal(4, 3, 2, 2)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib.alignment.probe import attempt, f32, given
+from notebooks.probes.probe import attempt, f32, given
 
 TOPIC = "Losses"
 LOGITS = f32([2, -1, 0.5], [0.1, 0.2, 3])

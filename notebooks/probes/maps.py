@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lib.alignment.probe import attempt, given, normal
+from notebooks.probes.probe import attempt, given, normal
 
 TOPIC = "Resizing and pooling"
 MAP = normal(1, 1, 5, 5)

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt
+from notebooks.probes.probe import ask, attempt
 
 TOPIC = "Modules and state"
 ONES = np.ones(2, np.float32)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt, f32, given
+from notebooks.probes.probe import ask, attempt, f32, given
 
 TOPIC = "Optimisers"
 START = f32(1.0, -2.0, 0.5)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt, f32, given
 from lib.record import ROOT
+from notebooks.probes.probe import ask, attempt, f32, given
 
 TOPIC = "Process"
 SECONDS = 120  # of a child: Jittor's import, and a kernel at most

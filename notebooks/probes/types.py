@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib.alignment.probe import ask, attempt, dtype, f32, given
+from notebooks.probes.probe import ask, attempt, dtype, f32, given
 
 from .process import child
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lib.alignment import references, rosetta
+from lib.alignment import references
 from lib.alignment.evidence import PAIRS, SIDES, Evidence
 from lib.alignment.questions import admission, inference, learning
 from lib.alignment.questions.pair import Pair
@@ -117,9 +117,8 @@ def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
 def judge_records(folder: str | Path, models: Iterable[str], golden: Path = references.GOLDEN) -> list[Record]:
     """Write the published side's records of each model, answer all questions, and save the verdicts as records.
 
-    Returns these, `<model>/none/compare`; `all/none/rosetta` counts the verdicts on the probes, where they have run.
+    Returns these, `<model>/none/compare`.
     """
-    rosetta.count(folder)
     return [_judge_model(Path(folder), model, golden) for model in models]
 
 

@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 
 from lib.alignment import datastages, references
-from lib.alignment.exam.planting import Change, becomes
 from lib.alignment.references.case import Arrays, Case, Phase, Update
 from lib.data import transforms
 from lib.data.transforms import Picture
 from lib.models import rt_detr
 from lib.models.step import Step
 from lib.training import schedule
+from notebooks.exam.planting import Change, becomes
 
 CLASSES = 20  # as the smallest golden records have them
 STEPS = 4  # of the lock-step

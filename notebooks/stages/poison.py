@@ -1,9 +1,9 @@
 """What comes out where NaN, infinity, huge or subnormal numbers, or nothing at all, go in: of operators and of a step.
 
 A port that hides them learns from what the reference would have refused. Compared is, element by element, whether a
-result is NaN, infinite or a number, and what is said instead of a result. The calls are those of
-`lib.alignment.operators`, each kind once with a poisoned input, with a poisoned gradient and without images; then whole
-training steps on a poisoned image, clipping and update included. The reference leads.
+result is NaN, infinite or a number, and what is said instead of a result. The calls are those of `operators`, each kind
+once with a poisoned input, with a poisoned gradient and without images; then whole training steps on a poisoned image,
+clipping and update included. The reference leads.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from lib import models
-from lib.alignment import capture, layers, operators, store
+from lib.alignment import capture, layers, store
 from lib.alignment.measure import Arrays, arrays
-from lib.alignment.operators import BATCH, Operator
 from lib.alignment.references.case import Case
 from lib.data import stream
 from lib.record import sha256
 from lib.training import loop
 from lib.training.schedule import recipe
+from notebooks.stages import operators
+from notebooks.stages.operators import BATCH, Operator
 
 ZERO, SUBNORMAL, GRADIENT, EMPTY = "zero", "subnormal", "NaN in the gradient", "no images"
 INPUTS = {"NaN": np.nan, "infinity": np.inf, "huge": 1e30, SUBNORMAL: 1e-40}  # what is put into an input

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.alignment.exam.planting import Change
 from lib.backend import nn, tensor
+from notebooks.exam.planting import Change
 
 
 def otherwise_rounded(seed: int) -> tuple[Change, ...]:

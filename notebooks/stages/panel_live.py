@@ -12,9 +12,9 @@ from lib import backend, convert, models
 from lib.errors import UserError
 from lib.evaluation import inference
 from lib.show.messages import words
-from lib.show.panel import Choice, Detector, Panel, Source, named
 from lib.show.style import called
 from lib.training import checkpoints
+from notebooks.stages.panel import Choice, Detector, Panel, Source, named
 
 FILE = "weights.safetensors"  # what a training leaves
 SIDE = words()("panel.live").format(side=called(backend.NAME))

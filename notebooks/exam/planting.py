@@ -71,13 +71,6 @@ class Section:
         return lambda edit: self.add(name, edit.__doc__, place, *changes, loaded(edit))
 
 
-def catalogue() -> tuple[Fault, ...]:
-    """Every fault of notebooks/faults; read when asked for, as they are written with what is here."""
-    from notebooks.faults import FAULTS
-
-    return FAULTS
-
-
 @contextmanager
 def planted(changes: Iterable[Change]) -> Iterator[None]:
     """Make the changes; afterwards everything is as it was, whatever happened."""

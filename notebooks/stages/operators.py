@@ -23,7 +23,6 @@ import numpy as np
 
 from lib import backend
 from lib.alignment import by_family, capture, layers, store, tree
-from lib.alignment.exam.planting import Change, planted
 from lib.alignment.measure import Arrays, arrays, cast, is_tensor
 from lib.alignment.references.case import Case
 from lib.alignment.trajectory import perturbed
@@ -33,6 +32,7 @@ from lib.data import stream
 from lib.families import family
 from lib.models.step import Step
 from lib.record import sha256
+from notebooks.exam.planting import Change, planted
 
 SEEN = ((2, (128, 160)), (5, (160, 192)))  # images, and their height and width, of the two runs that are noted
 BATCH = "2 or 5"  # the free length that is the number of images

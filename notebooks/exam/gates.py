@@ -19,12 +19,12 @@ from lib import backend, losses, models, postprocess
 from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, verdict
 from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
-from lib.alignment.exam.planting import Change, becomes, planted
-from lib.alignment.exam.subjects import EPOCH, STEPS, Subject, data_stages
 from lib.alignment.measure import arrays, moved
 from lib.alignment.questions import ask
 from lib.alignment.seeded import seeded_input
 from lib.alignment.verdict import Row, Verdict
+from notebooks.exam.planting import Change, becomes, planted
+from notebooks.exam.subjects import EPOCH, STEPS, Subject, data_stages
 
 ROLES = ("torch", "jittor")  # reference and candidate, under the names that the questions ask for
 POST, CRITERION, OPTIMISER, ASSIGNMENT = "post-processing", "criterion", "optimiser", "assignment"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lib.alignment.exam.examination import Result
 from lib.show import style
 from lib.show.style import Picture, picture, said, styled
+from notebooks.exam.examination import Result
 
 # What became of a fault -> whose look it borrows.
 LOOKS = {"localised": "torch", "caught": "jittor", "survived": "published"}

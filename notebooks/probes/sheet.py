@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lib.alignment.probe import Probe
-from lib.alignment.rosetta import NAMES, Findings, Verdict, agree, values
 from lib.show.messages import words
 from lib.show.tables import Frame, Name, said
+from notebooks.probes.probe import Probe
+from notebooks.probes.rosetta import NAMES, Findings, Verdict, agree, values
 
 SHOWN = 5  # values of an answer
 DIGITS = (5, 7, 9)  # nine tell any two float32 numbers apart

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from lib.alignment.exam import planting
-from lib.alignment.exam.examination import CAUGHT, CLEAN, LOCALISED, Result
-from lib.alignment.exam.gates import GATES
-from lib.alignment.exam.planting import Fault
 from lib.show.messages import words
 from lib.show.tables import Frame, said
+from notebooks.exam.examination import CAUGHT, CLEAN, LOCALISED, Result
+from notebooks.exam.gates import GATES
+from notebooks.exam.planting import Fault
+from notebooks.faults import FAULTS
 
 
 def faults(held: Sequence[Result]) -> list[Result]:
@@ -90,7 +90,7 @@ def summary(held: Sequence[Result]) -> str:
         _say("alarms", count=len(alarms(held)), of=ran),
         _say("seconds", count=f"{sum(r.seconds for r in held):.0f}"),
     ]
-    known = len(planting.catalogue())
+    known = len(FAULTS)
     if missing := known - len(planted) + len(CLEAN) - ran:
         lines.append(_say("missing", count=missing, faults=known, clean=len(CLEAN)))
     lines += [

@@ -1,8 +1,7 @@
 """The panel of notebook 71_detect: what two frameworks find on the same image, side by side, differences marked.
 
 Detections come from evaluation records and from COCO result files, so that one kernel shows both frameworks; those of
-this kernel's own model join by `lib.show.panel_live`. Without a browser the panel is the figure of what is chosen,
-`picture`.
+this kernel's own model join by `panel_live`. Without a browser the panel is the figure of what is chosen, `picture`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """A probe: one question that PyTorch and Jittor may answer differently, as code that runs in each of them.
 
-The probes themselves are data and lie in notebooks/probes. Here is what they are written with, and what asks
-them of the framework of this environment; `rosetta` compares what both sides have answered. Only asking imports one.
+The probes themselves are data and lie beside this. Here is what they are written with, and what asks them of the
+framework of this environment; `rosetta` compares what both sides have answered. Only asking imports one.
 """
 
 import ast

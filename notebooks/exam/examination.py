@@ -16,19 +16,23 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from lib import backend
-from lib.alignment.exam import gates
-from lib.alignment.exam.gates import Finding, Reference
-from lib.alignment.exam.planting import Change, Fault, catalogue
-from lib.alignment.exam.rounding import otherwise_rounded
-from lib.alignment.exam.subjects import SUBJECTS
 from lib.errors import UserError
 from lib.record import ROOT, atomic, plain
+from notebooks.exam import gates
+from notebooks.exam.gates import Finding, Reference
+from notebooks.exam.planting import Change, Fault
+from notebooks.exam.rounding import otherwise_rounded
+from notebooks.exam.subjects import SUBJECTS
+from notebooks.faults import FAULTS
 
 SEEDS = range(1, 21)  # of the clean runs
 CAUGHT, LOCALISED = 0.95, 0.80  # what the engine must reach
 HEADER = "exam.json"
 # What decides about a result: the engine, what it looks at, and the exam itself.
-JUDGED = ("alignment", "backend", "data", "losses", "models", "training")
+JUDGED = (
+    *("lib/alignment", "lib/backend", "lib/data", "lib/losses", "lib/models", "lib/training"),
+    *("notebooks/exam", "notebooks/faults"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def examine(folder: str | Path, names: Sequence[str] = ()) -> list[Result]:
     chosen = _chosen(names)
     _open(folder, complete=all(_path(folder, name).exists() for name in chosen))
     waiting = [name for name in chosen if not _path(folder, name).exists()]
-    faults = {fault.name: fault for fault in catalogue()}
+    faults = {fault.name: fault for fault in FAULTS}
     with tqdm(total=len(chosen), initial=len(chosen) - len(waiting), unit="run", desc="exam") as bar:
         for subject in SUBJECTS:
             own = [name for name in waiting if name in faults and faults[name].subject == subject]
@@ -118,7 +122,7 @@ def _of_subject(subject: str, faults: Sequence[Fault]) -> Iterator[Result]:
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
-    known = [*(fault.name for fault in catalogue()), *CLEAN]
+    known = [*(fault.name for fault in FAULTS), *CLEAN]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"{unknown[0]}: no such fault; `python -m lib exam --list` names them")
     return list(names) or known
@@ -158,7 +162,7 @@ def _open(folder: Path, complete: bool) -> None:
 def _sources() -> str:
     """SHA-256 of what decides about a result."""
     digest = hashlib.sha256()
-    files = [path for part in JUDGED for path in (ROOT / "lib" / part).rglob("*.*") if path.suffix in (".py", ".h")]
-    for path in sorted([*files, *(ROOT / "lib").glob("*.py"), *(ROOT / "notebooks" / "faults").glob("*.py")]):
+    files = [path for part in JUDGED for path in (ROOT / part).rglob("*.*") if path.suffix in (".py", ".h")]
+    for path in sorted([*files, *(ROOT / "lib").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Executable Rosetta: what both frameworks answer to the probes of notebooks/probes, compared.
+"""Executable Rosetta: what both frameworks answer to the probes, compared.
 
 Verdicts come from the sides' records (`probe.run` writes them): no framework runs here, and the same records give the
 same verdicts. `count` is what a report counts.
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lib.alignment.probe import MODEL, STAGE, Probe
 from lib.record import Record, measure, read
+from notebooks.probes import PROBES
+from notebooks.probes.probe import MODEL, STAGE, Probe
 
 NAMES = {"torch": "PyTorch", "jittor": "Jittor"}
 NON_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}  # as lib.record.plain writes them
@@ -87,18 +88,16 @@ def agree(reference: np.ndarray, found: np.ndarray, tolerance: float) -> bool:
     return bool(np.isclose(found.astype(float), reference.astype(float), rtol=0, atol=tolerance, equal_nan=True).all())
 
 
-def count(folder: str | PathLike, probes: Sequence[Probe] | None = None) -> Record | None:
+def count(folder: str | PathLike, probes: Sequence[Probe] = PROBES) -> Record | None:
     """`all/none/rosetta` from both sides' records under `folder`; None, and no such record, where neither side has run.
 
     fields: total, counts {same, mended, different, unknown}, topics [{topic, the same four}], findings {probe: verdict,
-    reason}. probes: those of notebooks/probes unless given.
+    reason}.
     """
     inputs = list(_paths(folder).values())
     if not inputs:
         Path(folder, MODEL, "none", f"{STAGE}.json").unlink(missing_ok=True)
         return None
-    if probes is None:
-        from notebooks.probes import PROBES as probes
     with measure(STAGE, MODEL, folder, inputs=inputs) as out:
         held = Findings(probes, folder)
         out.fields |= {
