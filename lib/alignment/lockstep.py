@@ -55,9 +55,13 @@ class Lockstep:
 
 
 def side_by_side(
-    reference: Mapping[str, Any], candidate: Mapping[str, Any], arrays: tuple[Arrays, Arrays] = ({}, {})
+    reference: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    arrays: tuple[Arrays, Arrays] = ({}, {}),
+    first: int = 0,
 ) -> Lockstep:
-    """Judge the candidate's fields against the reference's, of both precisions; arrays: their selected tensors."""
+    """Judge the candidate's fields against the reference's, of both precisions; arrays: their selected tensors; first:
+    the schedule's number of the first step."""
     faults = [*_groups(reference["groups"], candidate["groups"]), *_kinds(reference["sizes"], candidate["sizes"])]
     ours, theirs = reference["steps"], candidate["steps"]
     if not ours or len(ours) != len(theirs):
@@ -66,8 +70,8 @@ def side_by_side(
         faults.append(fault("steps", "lock-step", "no noise floor: the reference has no float64 run"))
         return Lockstep((), tuple(faults))
     zero: set[str] = set()
-    steps, horizon = [], _horizon(ours)
-    for number, (mine, other) in enumerate(zip(ours, theirs)):
+    steps, horizon = [], first + _horizon(ours)
+    for number, (mine, other) in enumerate(zip(ours, theirs), first):
         zero |= _true_zeros(mine)
         for kind in mine["norms"]["float64"]:
             rows = [
@@ -127,7 +131,8 @@ def _norms(
             continue
         scale, error = abs(float(value)), abs(found[name] - float(value))
         # A handful of numbers can agree by luck; what is counted or set has no noise and is exact.
-        counted = (not float(noise[name]) and kind in ("learning_rate", "step")) or name.endswith("num_batches_tracked")
+        counted = not float(noise[name]) and kind in ("learning_rate", "schedule", "step")
+        counted = counted or name.endswith("num_batches_tracked")
         least = 0.0 if counted else max(ROUNDING, typical if sizes[kind].get(name, FEW) < FEW else 0.0)
         floor = max(float(noise[name]), least * scale)
         floor = floor * SHARP if precision == "float64" else floor + 2 / K * _jump(mine, kind, name).l2

@@ -54,9 +54,9 @@ class Watched(training.Trainer):
         super()._update(clipped)
 
     def feed(self, gradients: Mapping[str, np.ndarray]) -> None:
-        """One update from these gradients, by the name of the parameter."""
-        self._update([backend.tensor(gradients[name]) for name in self._names])
-        self.step += 1
+        """One step on these gradients, by the name of the parameter."""
+        self.criterion.epoch = self.epoch
+        self._take([backend.tensor(gradients[name]) for name in self._names])
 
     def trained(self) -> Arrays:
         """The parameters in the order of the groups."""
@@ -74,7 +74,10 @@ class Watched(training.Trainer):
         seen, self._seen = self._seen, {"gradient": {}, "clipped": {}}
         for kind in list(seen):
             yield kind, seen.pop(kind)
-        yield "learning_rate", {f"group_{i}": np.float64(rate) for i, rate in enumerate(self.rates[self.step - 1])}
+        told = {name: np.float64(value) for name, value in self.schedule().items()}
+        rates = [name for name in told if name.startswith("learning_rate/")]
+        yield "learning_rate", {f"group_{i}": told.pop(name) for i, name in enumerate(rates)}
+        yield "schedule", told
         yield from _moments(self._optimiser.state()).items()
         state = {name: backend.numpy(value) for name, value in backend.named_state(self.model)}
         trained = set(self._names)

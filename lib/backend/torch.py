@@ -234,6 +234,15 @@ class _Optimiser:
         for group, rate in zip(self._optimiser.param_groups, rates, strict=True):
             group["lr"] = rate
 
+    @property
+    def groups(self) -> list[dict]:
+        """The options that the next step takes, by group."""
+        return self._optimiser.param_groups
+
+    def counts(self) -> set[float]:
+        """How many steps the parameters have taken, where the rule counts them: one number, as all take the same."""
+        return {float(held["step"]) for held in self._optimiser.state.values() if "step" in held}
+
     def step(self, gradients: list[_torch.Tensor]) -> None:
         """Update every parameter in place from gradients in the order of the groups."""
         for parameter, gradient in zip(self._tensors, gradients, strict=True):

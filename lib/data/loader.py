@@ -106,7 +106,7 @@ class Loader:
         At most AHEAD + 1 batches are in memory. A faulty image raises its UserError when its batch's turn comes.
         Closing the iterator, Ctrl-C or an error drops what is not begun and waits for the images that are.
         """
-        order, recipe = self._order(epoch), self._recipe(epoch)
+        order, recipe = self._order(epoch), self.recipe_of(epoch)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
         try:
             pending: deque = deque()
@@ -123,7 +123,7 @@ class Loader:
     def whole(self, epoch: int, number: int) -> Batch:
         """A batch of `epoch`, whatever part of it is trained on here."""
         chosen = self._chosen(self._order(epoch), number)
-        return _collate([self._sample(self._recipe(epoch), epoch, index) for index in chosen])
+        return _collate([self._sample(self.recipe_of(epoch), epoch, index) for index in chosen])
 
     def images_per_second(self, epoch: int = 0) -> float:
         """Wall-clock rate over one epoch with nothing else to do between the batches."""
@@ -134,7 +134,8 @@ class Loader:
     def _chosen(self, order: np.ndarray, number: int) -> list[int]:
         return order[number * self.batch : (number + 1) * self.batch].tolist()
 
-    def _recipe(self, epoch: int) -> transforms.Recipe:
+    def recipe_of(self, epoch: int) -> transforms.Recipe:
+        """What its pictures go through."""
         return self.recipe if self.epochs is None else self.recipe.at(epoch, self.epochs)
 
     def _order(self, epoch: int) -> np.ndarray:

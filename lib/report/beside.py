@@ -14,6 +14,7 @@ from lib.show.messages import Messages
 STARTS = ("fresh weights", "ImageNet start", "fine-tuned")  # as lib.training.runs names them
 REPORTED = ("AP", "AP50")
 LOADING = ("images_per_second", "waiting_seconds", "waiting_share")  # of a training
+WINDOW = ("first", "resumed", "end")  # steps of a window of lock-step
 COST = ("seconds", "plain_seconds")  # of the engine's layer by layer comparison; its verdict has their ratio
 
 Rows = Sequence[Sequence[Markup]]  # a header, then rows; none where nothing was measured
@@ -33,6 +34,8 @@ def tables(question: str, model: str, held: Records, shared: Records, words: Mes
     """What stands beside the verdicts of this question, from a model's records and those of no one model."""
     if question == "training":
         return [_starts(held, words)]
+    if question == "lockstep":
+        return [_windows(held, words)]
     if question == "speed":
         return [_loader(model, held, shared, words)]
     if question == "divergence":
@@ -65,6 +68,23 @@ def _starts(held: Records, words: Messages) -> Table:
     header += [escape(f"{words(f'side.{side}')} {number}") for side in BOTH for number in REPORTED]
     gap = words.say("starts.absent", names=words.joined(absent)) if absent else None
     return Table(words("starts"), words.say("starts.lead"), [header, *rows] if rows else [], gap)
+
+
+def _windows(held: Records, words: Messages) -> Table:
+    """What the recipe's events are, and which steps around each were taken in lock-step."""
+    one = next((held[side, "lockstep"] for side in BOTH if (side, "lockstep") in held), None)
+    rows = [
+        [
+            words.joined([escape(words(f"event.{event}")) for event in window["events"]]),
+            *(cell(one, words, "fields", kind, i, place) for place in WINDOW),
+            escape(words(f"windows.{kind}")),
+        ]
+        for kind in ("windows", "own_windows")
+        for i, window in enumerate(one.value("fields", kind) if one else ())
+    ]
+    header = [escape(words(f"windows.{name}")) for name in ("event", *WINDOW, "what")]
+    gap = None if rows else words("beside.absent")
+    return Table(words("windows"), words.say("windows.lead"), [header, *rows] if rows else [], gap)
 
 
 def _loader(model: str, held: Records, shared: Records, words: Messages) -> Table:

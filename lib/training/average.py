@@ -14,11 +14,12 @@ class Average:
 
     def __init__(self, model: backend.nn.Module, recipe: Recipe):
         self._model, self._recipe = model, recipe
+        self.weight = 0.0  # of the values taken in last
         self.load_state({name: backend.numpy(value) for name, value in backend.named_state(model)})
 
     def update(self, count: int) -> None:
         """Take in the model's present values; `count` is the number of optimiser steps done (from 1)."""
-        new = self._recipe.average_weight(count)
+        new = self.weight = self._recipe.average_weight(count)
         # As tensors, one pair for each kind of number: a Python number in Jittor would be float32 among float64.
         kinds = {str(held.dtype).rpartition(".")[2] for held in self._values.values()}
         shares = {kind: [backend.tensor(np.full(1, share, kind)) for share in (1 - new, new)] for kind in kinds}

@@ -81,10 +81,22 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list], list[di
     """(columns per step, one dict per evaluation) from the lines of a training log, as the train record holds them."""
     lines = list(lines)
     steps = [line for line in lines if "loss" in line]
-    columns = {name: [line[name] for line in steps] for name in (steps[0] if steps else ())}
+    names = [name for name in (steps[0] if steps else ()) if name != "schedule"]
+    columns = {name: [line[name] for line in steps] for name in names}
     return columns, [
         {**{key: line[key] for key in CURVE_KEYS}, **line["evaluation"]} for line in lines if "evaluation" in line
     ]
+
+
+def changes(rows: Iterable[Mapping[str, float]]) -> dict[str, list[list[float]]]:
+    """Columns of numbers that mostly stay as they are, as [row, value] wherever one becomes another; None: absent."""
+    found: dict[str, list[list[float]]] = {}
+    for i, row in enumerate(rows):
+        for name in dict.fromkeys([*found, *row]):
+            held = found.setdefault(name, [] if i == 0 else [[0, None]])
+            if not held or held[-1][1] != row.get(name):
+                held.append([i, row.get(name)])
+    return found
 
 
 def scalars(line: Mapping[str, Any], group: str = "train") -> dict[str, float]:

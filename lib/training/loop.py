@@ -41,6 +41,7 @@ from lib.training.schedule import Recipe
 LOG, CHECKPOINT, WEIGHTS, LAST = "log.jsonl", "checkpoint.safetensors", "weights.safetensors", "last.safetensors"
 HEADER = "training"  # the checkpoint's header has this one key: several have no fixed order, and bytes must not vary
 NORM = "gradient_norm"
+OPTIONS = {"lr": "learning_rate"} | {name: name for name in ("momentum", "beta1", "beta2", "eps", "weight_decay")}
 CHECKPOINT_SECONDS = 600  # of training that an interrupt may lose
 
 
@@ -106,7 +107,11 @@ class Trainer:
         if self.teacher is not None:
             outputs = outputs, self._taught(inputs)
         losses = self.criterion(outputs, targets, image_size=images.shape[2:])
-        gradients = self._gradients(sum(losses.values()))
+        norm = self._take(self._gradients(sum(losses.values())))
+        return {name: backend.all_reduce(value.detach()) for name, value in losses.items()} | {NORM: norm}
+
+    def _take(self, gradients: list) -> Any:
+        """A step's own gradients: add them to those that wait, update where that is due; their norm before clipping."""
         if self._sum:
             gradients = [before + new for before, new in zip(self._sum, gradients, strict=True)]
         clipped, norm = clip(gradients, self.recipe.clip)
@@ -118,7 +123,7 @@ class Trainer:
         else:
             self._summed, self._sum = 0, []
         self.step += 1
-        return {name: backend.all_reduce(value.detach()) for name, value in losses.items()} | {NORM: norm}
+        return norm
 
     def _forward(self, model: backend.nn.Module, purpose: str, inputs: Any, *targets: Sequence[Mapping]) -> Any:
         """The outputs of a model in train(), which draws from the seed's stream of that purpose."""
@@ -156,6 +161,20 @@ class Trainer:
         self._optimiser.step(gradients)
         self.updates, self._summed, self._sum = self.updates + 1, 0, []
         self.average.update(self.updates)
+
+    def schedule(self) -> dict[str, float]:
+        """The numbers that the last step was taken by, read where they act: counts, and of a step that ended in an
+        update the optimiser's options by group and its own count of steps, and the average's weight."""
+        told: dict[str, float] = {"step": self.step - 1, "epoch": self.criterion.epoch, "updates": self.updates}
+        told |= {"waiting": self._summed, **({"scale": self.scale.value} if self.scale else {})}
+        if self._summed:
+            return told
+        for i, group in enumerate(self._optimiser.groups):
+            options = dict(zip(("beta1", "beta2"), group.get("betas", ()))) | group
+            told |= {f"{key}/{i}": float(options[option]) for option, key in OPTIONS.items() if option in options}
+        if counts := self._optimiser.counts():
+            told |= {"optimiser_steps/fewest": min(counts), "optimiser_steps/most": max(counts)}
+        return told | {"average_weight": self.average.weight}
 
     def state(self) -> dict[str, np.ndarray]:
         """Every array of the run, under "model/", "average/", "optimiser/", "sum/", "count/" and in mixed precision
@@ -345,7 +364,7 @@ class _Run:
                     )
             line = {"step": step, "epoch": epoch, "learning_rate": rate, "loss": math.fsum(values.values())}
             seconds = {"step_seconds": round(time.perf_counter() - clock, 6), "wait_seconds": round(waited, 6)}
-            yield line | values | extra | seconds
+            yield line | values | extra | seconds | {"schedule": trainer.schedule()}
             clock = time.perf_counter()
 
     def _evaluation(self, evaluate: Callable, epoch: int) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from lib.data import coco, transforms
 from lib.data.loader import Loader
 from lib.errors import UserError
 from lib.evaluation import inference
+from lib.models.step import ParameterGroup
 from lib.record import sha256
 from lib.training import loop, pretrained, schedule
-from lib.training.log import curves, read_log
+from lib.training.log import changes, curves, read_log
 
 IMAGENET, FINE_TUNED, FRESH = "ImageNet start", "fine-tuned", "fresh weights"  # how a training starts
 
@@ -216,6 +217,24 @@ def left(outcome: loop.Outcome, batches: Loader) -> dict[str, Any]:
         "cost": [{"epoch": line["epoch"], **line["cost"]} for line in lines if "cost" in line],
         "checkpoint": {"path": str(outcome.weights), "sha256": sha256(outcome.weights)},
         "last": {"path": str(outcome.last), "sha256": sha256(outcome.last)},
+    }
+
+
+def followed(
+    plan: Training, outcome: loop.Outcome, batches: Loader, groups: Sequence[ParameterGroup]
+) -> dict[str, Any]:
+    """The numbers of the schedule at each step of a finished run, as its trainer had them, and the plan they follow
+    from. changes: `log.changes` by step; augmentation: the same of what pictures go through, by epoch."""
+    told = recipe(plan, batches)
+    lines = [line["schedule"] for line in read_log(outcome.log) if "schedule" in line]
+    flags = [asdict(batches.recipe_of(epoch)) for epoch in range(told.epochs)]
+    return {
+        "recipe": asdict(told),
+        "steps_per_epoch": len(batches),
+        "groups": [[one.learning_rate_factor, one.decays, one.warmup_from] for one in groups],
+        "steps": outcome.steps,
+        "changes": changes(lines),
+        "augmentation": changes({k: v for k, v in one.items() if isinstance(v, int | float)} for one in flags),
     }
 
 

@@ -56,6 +56,10 @@ class Recipe:
         """Of each step: after how many batches since the last update one is due, (epochs * steps,) int."""
         return np.full(self.epochs * steps, max(1, round(self.nominal_batch / self.batch)))
 
+    def warmup(self, steps: int) -> int:
+        """How many steps warm up."""
+        return self.warmup_steps
+
     def average_weight(self, update: int) -> float:
         """What the new value weighs in the average at `update` (1 after the first optimiser step)."""
         ramp = math.exp(-(self.average_start + update) / self.average_steps)
@@ -101,8 +105,8 @@ class GoldYolo(Recipe):
     warmup_momentum: float = field(kw_only=True)
 
     def learning_rates(self, steps: int, groups: Groups = ONE_GROUP) -> np.ndarray:
-        epoch = np.arange(self.epochs * steps) // steps
-        cosine = (1 - np.cos(np.pi * epoch / self.epochs)) / 2 * (self.final_ratio - 1) + 1
+        cosine = (1 - np.cos(np.pi * np.arange(self.epochs) / self.epochs)) / 2 * (self.final_ratio - 1) + 1
+        cosine = np.repeat(cosine, steps)
         starts = np.array([group.warmup_from for group in groups])
         target = self.learning_rate * cosine[:, None] * np.array([group.learning_rate_factor for group in groups])
         return starts + (target - starts) * self._warmth(steps)[:, None]
@@ -114,10 +118,12 @@ class GoldYolo(Recipe):
         full = self.nominal_batch / self.batch
         return np.maximum(np.round(1 + (full - 1) * self._warmth(steps)), 1).astype(int)
 
+    def warmup(self, steps: int) -> int:
+        return max(round(self.warmup_epochs * steps), self.warmup_steps)
+
     def _warmth(self, steps: int) -> np.ndarray:
         """Of each step: the part of the warm-up that lies behind it."""
-        length = max(round(self.warmup_epochs * steps), self.warmup_steps)
-        return np.minimum(np.arange(self.epochs * steps) / max(length, 1), 1.0)
+        return np.minimum(np.arange(self.epochs * steps) / max(self.warmup(steps), 1), 1.0)
 
 
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}

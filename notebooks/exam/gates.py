@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib import backend, losses, models, postprocess
-from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, verdict
+from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, verdict, windows
 from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
 from lib.alignment.measure import arrays, moved
@@ -82,6 +82,13 @@ class Side:
         """The stages that pictures go through."""
         with self.active():
             return data_stages(self.subject.model)
+
+    @cached_property
+    def later(self) -> list[dict[str, Any]]:
+        """The windows around what the published recipe does later."""
+        model = models.build(self.subject.model, self.subject.training.num_classes, None)
+        with self.active():
+            return windows.of_recipe(self.subject.model, models.parameter_groups(self.subject.model, model))
 
     def builder(self, training: bool) -> Callable[[str], backend.nn.Module]:
         """Builds the seeded model in a precision, in the mode asked for."""
@@ -294,6 +301,16 @@ def _lockstep(native: bool) -> Gate:
     return gate
 
 
+def _later(reference: Reference, candidate: Side) -> Finding:
+    """Names the first wrong quantity around what the schedule does later, and after a resume."""
+    found = [
+        lockstep.side_by_side(mine, other, first=mine["first"])
+        for mine, other in zip(reference.later, candidate.later, strict=True)
+    ]
+    first = next(filter(None, (one.first() for one in found)), None)
+    return _finding([row for one in found for row in one.rows()], [first.kind] if first else [])
+
+
 def _blamed(reference: Reference, candidate: Side, training: bool) -> list[str]:
     """The paths of the layers that are wrong alone: forward, and where there is none backward."""
     folder = reference.layers(training)
@@ -318,6 +335,7 @@ GATES: Mapping[str, Gate] = {
     "step": _asked("step", lambda *_: [OPTIMISER]),
     "lock-step, same gradients": _lockstep(False),
     "lock-step": _lockstep(True),
+    "lock-step, later": _later,
 }
 
 

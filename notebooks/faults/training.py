@@ -135,6 +135,39 @@ def _(original, name, model):
     )
 
 
+class Forgetful:
+    """AdamW whose second moment decays otherwise from the fourth step on, though its options say nothing of it."""
+
+    def __init__(self, sound: Any):
+        self._sound = sound
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sound, name)
+
+    def step(self, gradients: list) -> None:
+        kept = [group["betas"] for group in self._sound.groups]
+        late = max(self._sound.counts(), default=0) >= 3
+        for group, (first, second) in zip(self._sound.groups, kept):
+            group["betas"] = first, 0.99 if late else second
+        self._sound.step(gradients)
+        for group, betas in zip(self._sound.groups, kept):
+            group["betas"] = betas
+
+
+@optimiser.code("second moment from step 4", r"optimiser|exp_avg_sq", training, "optimiser")
+def _(original, *arguments, **changes):
+    """let AdamW's second moment decay faster once it has warmed up"""
+    sound, named = original(*arguments, **changes)
+    return Forgetful(sound), named
+
+
+@optimiser.code("counting from 0 after a resume", "schedule", training.Trainer, "load_state")
+def _(original, self, arrays):
+    """save the moments and not the count of steps"""
+    counts = {name for name in arrays if name.startswith("optimiser/") and name.endswith("/step")}
+    original(self, {name: np.zeros_like(value) if name in counts else value for name, value in arrays.items()})
+
+
 gold_optimiser.add("no Nesterov", "leave Nesterov's momentum out", UPDATE, _options(nesterov=False))
 
 
@@ -182,6 +215,22 @@ def _(original, self, count):
 def _(original, self, steps, groups=WHOLE):
     """set the rate of the next step"""
     return np.roll(original(self, steps, groups), -1, 0)
+
+
+@averages.code("warm-up ends one step late", RATE, schedule.NanoDetPlus, "learning_rates")
+def _(original, self, steps, groups=WHOLE):
+    """set the full rate after the step that should have it"""
+    rates = original(self, steps, groups)
+    rates[self.warmup_steps : self.warmup_steps + 1] = rates[self.warmup_steps - 1]
+    return rates
+
+
+@averages.code("EMA's ramp after a resume", "schedule|average", training.Trainer, "load_state")
+def _(original, self, arrays):
+    """count the average's updates anew when a run goes on"""
+    original(self, arrays)
+    take, before = self.average.update, self.updates
+    self.average.update = lambda count: take(count - before)
 
 
 @averages.code("learning rate 1 % off", RATE, schedule.NanoDetPlus, "learning_rates")

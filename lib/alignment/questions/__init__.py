@@ -59,6 +59,7 @@ QUESTIONS: dict[str, Question] = {
     "step": Question("learning", "loss", LOSS, learning.step, published=True),
     "batch_norm": Question("learning", "loss", LOSS, learning.batch_norm, published=True),
     "lockstep": Question("learning", "lockstep", LOCKSTEP, learning.lockstep),
+    "schedule": Question("learning", "train", ("60_train",), learning.schedule),
     "trajectory": Question("result", "lockstep", LOCKSTEP, learning.trajectory),
     "training": Question("result", "train", ("60_train",), learning.training),
     "evaluation": Question("result", "evaluate", ("70_evaluate",), inference.evaluation),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.alignment import datastages
+from lib.alignment import datastages, prescribed
 from lib.alignment import lockstep as engine
 from lib.alignment import trajectory as bands
 from lib.alignment.compare import compare_sets, norm
@@ -163,8 +163,20 @@ def batch_norm(pair: Pair) -> Answer:
 def lockstep(pair: Pair) -> Answer:
     """Every quantity of every step of two trainings side by side, with the same gradients fed to both and their own."""
     rows, first = [pair.same("batches", "batches")], None
-    for mode in ("fed", "native"):
-        result = engine.side_by_side(*pair.fields(mode), tuple(pair.arrays(f"{mode}/").values()))
+    runs = [
+        (mode, engine.side_by_side(*pair.fields(mode), tuple(pair.arrays(f"{mode}/").values())))
+        for mode in ("fed", "native")
+    ]
+    for kind in ("windows", "own_windows"):
+        theirs, ours = pair.fields(kind)
+        places = [
+            [[one[key] for key in ("events", "first", "resumed", "end")] for one in side] for side in (theirs, ours)
+        ]
+        rows.append(decisions(kind.replace("_", " "), int(places[0] != places[1]), 1))
+        for mine, other in zip(theirs, ours):
+            around = f"{kind.replace('_', ' ')} around {', '.join(mine['events'])}"
+            runs.append((around, engine.side_by_side(mine, other, first=mine["first"])))
+    for mode, result in runs:
         rows += [replace(row, name=f"{mode}, {row.name}") for row in result.rows()]
         if first is None and (apart := result.first()):
             kind, tensor = apart.kind.replace("_", " "), apart.rows[0].name
@@ -215,6 +227,20 @@ def trajectory(pair: Pair) -> Answer:
     if telling:
         return replace(answer, reason="stays_in_band", values=values)
     return replace(answer, verdict=Verdict.UNDERPOWERED, reason="band_cannot_tell", values=values)
+
+
+def schedule(pair: Pair) -> Answer:
+    """The rates, momenta and counts of every step of both trainings: equal, and those that the published rule gives."""
+    held = dict(zip((pair.a, pair.b), pair.fields("schedule")))
+    found = {"both": prescribed.between(*held.values())}
+    found |= {side: prescribed.kept(pair.evidence.model, run) for side, run in held.items()}
+    rows = [replace(row, name=f"{who}, {row.name}") for who, own in found.items() for row in own]
+    answer = pair.conclude(rows)
+    values = answer.values | {"numbers": int(sum(row.scale for row in rows)), "steps": held[pair.a]["steps"]}
+    if answer.verdict is Verdict.FAIL:
+        apart = min((row for row in rows if not row.passed), key=lambda row: int(row.note.split(":")[0].split()[1]))
+        return replace(answer, reason="schedule_left", values=values | {"quantity": apart.name, "first": apart.note})
+    return replace(answer, reason="schedule_kept", values=values)
 
 
 def training(pair: Pair) -> Answer:

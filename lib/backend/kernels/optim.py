@@ -18,14 +18,18 @@ class _Optimiser:
     """
 
     def __init__(self, groups: list[dict], **options):
-        self._groups = [{**options, **group} for group in groups]
-        self._parameters = {name: (group, t) for group in self._groups for name, t in group["parameters"]}
+        self.groups = [{**options, **group} for group in groups]  # whose options the next step takes
+        self._parameters = {name: (group, t) for group in self.groups for name, t in group["parameters"]}
         self._moments: dict[str, dict[str, jt.Var]] = {}  # of each parameter, by PyTorch's names
 
     def set_lr(self, rates: list[float]) -> None:
         """One learning rate for each group."""
-        for group, rate in zip(self._groups, rates, strict=True):
+        for group, rate in zip(self.groups, rates, strict=True):
             group["lr"] = rate
+
+    def counts(self) -> set[float]:
+        """How many steps the parameters have taken, where the rule counts them: one number, as all take the same."""
+        return set()
 
     def step(self, gradients: list[jt.Var]) -> None:
         """Update every parameter in place from gradients in the order of the groups."""
@@ -62,6 +66,9 @@ class _AdamW(_Optimiser):
 
     def _begin(self) -> None:
         self._steps += 1
+
+    def counts(self) -> set[float]:
+        return {float(self._steps)}
 
     def _update(self, name: str, group: dict, parameter: jt.Var, gradient: jt.Var) -> None:
         beta1, beta2 = group["betas"]
@@ -100,7 +107,7 @@ class _SGD(_Optimiser):
     """Velocities are made by the first step with momentum, as in PyTorch."""
 
     def set_momentum(self, value: float) -> None:
-        for group in self._groups:
+        for group in self.groups:
             group["momentum"] = value
 
     def _update(self, name: str, group: dict, parameter: jt.Var, gradient: jt.Var) -> None:
