@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # (test_house.py).
 ONCE = (
     *("alignment", "curves", "figures", "handin", "house", "kernels", "notebooks", "report", "report_beside"),
-    *("report_verify", "tour_figures"),
+    *("report_verify", "repeats", "tour_figures"),
 )
 PLAIN = (
     *("by_hand", "data", "decisions", "detection", "diagnosis", "equivalence", "evaluation", "evaluation_curves"),
