@@ -11,6 +11,7 @@ from lib.alignment import questions
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions import admission
 from lib.alignment.verdict import Verdict
+from lib.show.messages import LANGUAGES, Messages
 
 
 @pytest.fixture
@@ -63,6 +64,15 @@ def test_repeated_trainings_are_judged_by_their_means(trained, torch, jittor, ou
     assert held["torch"][1:] == list(torch) and held["jittor"][1:] == list(jittor) and refused(trained) is None
     assert found.values["difference"] == pytest.approx(np.mean(held["jittor"]) - np.mean(held["torch"]))
     assert found.values["smallest"] > abs(found.values["difference"]) or verdict is not Verdict.UNDERPOWERED
+    for language in LANGUAGES:
+        assert "{" not in Messages(language).say("reason.repeats", first="a", second="b", **found.values)
+
+
+def test_trainings_that_find_nothing_are_no_pass(trained):
+    for side in ("torch", "jittor"):
+        synthetic.edit(trained, side, "train", lambda fields, arrays: fields["final"].update(AP=0.0))
+    found = repeat(trained, torch=(0.0,), jittor=(0.0,))
+    assert (found.verdict, found.reason) == (Verdict.UNDERPOWERED, "repeats_alike")
 
 
 def test_repeated_trainings_of_one_side_or_copied_or_changed_are_no_pass(trained):

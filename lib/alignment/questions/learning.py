@@ -275,5 +275,6 @@ def _repeated(pair: Pair, rows: list[Row], numbers: list[Number], theirs: list[d
         "power": equivalence.POWER,
     }
     verdict = Verdict.UNDERPOWERED if passed is None else answer.verdict
-    more = {"reason": "repeats", "values": answer.values | values, "numbers": tuple(numbers)}
+    reason = "repeats_alike" if np.isnan(found.smallest) else "repeats"
+    more = {"reason": reason, "values": answer.values | values, "numbers": tuple(numbers)}
     return replace(answer, verdict=verdict, **more)
