@@ -1,17 +1,21 @@
 """Trainings that were repeated: what their records say is judged by the means of both sides. Faults are planted."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import synthetic_records as synthetic
 
-from lib import record
+from lib import convert, record
 from lib.alignment import questions
+from lib.alignment import runs as judged
 from lib.alignment.evidence import Evidence
 from lib.alignment.questions import admission
-from lib.alignment.verdict import Verdict
+from lib.alignment.verdict import ROUNDING, Verdict
+from lib.data import scenes
 from lib.show.messages import LANGUAGES, Messages
+from lib.training import runs
 
 
 @pytest.fixture
@@ -100,3 +104,42 @@ def test_a_repeated_training_is_held_against_its_log(trained):
         trained, "jittor", "train", lambda fields, arrays: fields["repeats"][1].update(weights_sha256=digest)
     )
     assert refused(trained)[2]["name"] == "repeats/1 of the log"
+
+
+# ---------------------------------------------------------------------------------------------------- what is repeated
+def test_a_training_is_repeated_from_moved_weights_and_from_other_seeds(tmp_path, monkeypatch):
+    """What is trained five times, without training it: the weights that start are the plan's, moved by a rounding."""
+    scenes.generate(tmp_path / "data", train=2, val=1, size=64)
+    plan = runs.Training("nanodet-plus-m_320", str(tmp_path / "data"), str(tmp_path / "run"), (64, 64), 2, 1, seed=3)
+    lines = [{"step": 0, "epoch": 0, "loss": 2.5}]
+    asked = []
+
+    def train(plan, moved=None):
+        asked.append((plan.seed, moved))
+        folder = tmp_path.joinpath(plan.folder)
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "weights.safetensors").write_bytes(b"")
+        return SimpleNamespace(
+            log=folder / "log.jsonl",
+            weights=folder / "weights.safetensors",
+            best={"evaluation": {"AP": len(asked) / 10}},
+        )
+
+    monkeypatch.setattr(runs, "train", train)
+    found = judged.repeated(plan, train(plan), 5)
+    assert [(one["seed"], one["roundings"], one["AP"]) for one in found] == [
+        (3, 0, 0.1),
+        (3, 1, 0.2),
+        (4, 0, 0.3),
+        (3, 2, 0.4),
+        (5, 0, 0.5),
+    ]
+    assert [one["losses"] for one in found] == [[2.5]] * 5
+    start, moved = convert.state(runs.network(plan, runs.loader(plan))[0]), [values for _, values in asked]
+    assert [values is None for values in moved] == [True, False, True, False, True]
+    for name, first in start.items():
+        distance = np.abs(moved[1][name] - first.astype(float))
+        assert (distance <= 8 * ROUNDING * np.abs(first)).all()
+    name = "backbone.conv1.0.weight"
+    assert (moved[1][name] != start[name]).any() and (moved[1][name] != moved[3][name]).any()

@@ -84,10 +84,12 @@ class Means:
     outcome: Outcome
     reference: float
     candidate: float
-    spreads: tuple[float, float]  # standard deviations
+    reference_spread: float  # standard deviation
+    candidate_spread: float
     difference: float
-    interval: tuple[float, float]  # of level 1 - RARELY
-    smallest: float  # difference that these repeats show with probability POWER; NaN where nothing varied
+    low: float = float("nan")  # of the interval of level 1 - RARELY
+    high: float = float("nan")
+    smallest: float = float("nan")  # difference that these repeats show with probability POWER; where any varies
 
 
 def matches(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> Matches:
@@ -198,16 +200,14 @@ def means(reference: Sequence[float], candidate: Sequence[float], margin: float 
     """
     sides = [np.asarray(side, float) for side in (reference, candidate)]
     centres, spreads = [float(side.mean()) for side in sides], [float(side.std(ddof=1)) for side in sides]
+    told = *centres, *spreads, centres[1] - centres[0]
     error = float(np.sqrt(sum(side.var(ddof=1) / len(side) for side in sides)))
     if not error:  # what does not vary was not repeated, or finds nothing
-        nothing = float("nan")
-        difference = centres[1] - centres[0]
-        return Means(Outcome.UNDERPOWERED, *centres, tuple(spreads), difference, (nothing, nothing), nothing)
+        return Means(Outcome.UNDERPOWERED, *told)
     found = scipy.stats.ttest_ind(*sides[::-1], equal_var=False)
     inner, outer = (found.confidence_interval(1 - level) for level in (2 * ALPHA, RARELY))
     smallest = error * nctdtrinc(found.df, 1 - POWER, stdtrit(found.df, 1 - RARELY / 2))
-    outcome, _ = _decide(centres, inner, outer, margin)
-    return Means(outcome, *centres, tuple(spreads), centres[1] - centres[0], (*map(float, outer),), float(smallest))
+    return Means(_decide(centres, inner, outer, margin)[0], *told, *map(float, (*outer, smallest)))
 
 
 def _decide(

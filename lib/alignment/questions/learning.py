@@ -1,7 +1,7 @@
 """Questions about training: one step's losses, decisions, gradients, update and statistics; many steps; whole runs."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -249,8 +249,7 @@ def _repeated(pair: Pair, rows: list[Row], numbers: list[Number], theirs: list[d
     rows = [*rows, decisions("repeated trainings that end in the same loss to the last bit", bits, len(ours), note)]
     found = equivalence.means(*([one["AP"] for one in side] for side in (theirs, ours)))
     passed = {Outcome.EQUIVALENT: True, Outcome.DIFFERENT: False}.get(found.outcome)
-    low, high = found.interval
-    sizes = abs(found.difference), (high - low) / 2, equivalence.MARGIN, found.reference
+    sizes = abs(found.difference), (found.high - found.low) / 2, equivalence.MARGIN, found.reference
     answer = pair.conclude([*rows, Row("repeated trainings", "difference of mean mAP", *sizes, passed)], numbers)
     if any(row.passed is False for row in rows):
         return answer
@@ -261,19 +260,7 @@ def _repeated(pair: Pair, rows: list[Row], numbers: list[Number], theirs: list[d
             last = pointer(run_id, *keys, "losses", len(one["losses"]) - 1)
             numbers.append(Number("repeated_map", side, one["AP"], pointer(run_id, *keys, "AP"), about))
             numbers.append(Number("repeated_loss", side, one["losses"][-1], last, about))
-    values = {
-        "trainings": len(ours),
-        "outcome": found.outcome.value,
-        "difference": found.difference,
-        "low": low,
-        "high": high,
-        "margin": equivalence.MARGIN,
-        "first_mean": found.reference,
-        "second_mean": found.candidate,
-        **dict(zip(("first_spread", "second_spread"), found.spreads)),
-        "smallest": found.smallest,
-        "power": equivalence.POWER,
-    }
+    values = {"trainings": len(ours), "margin": equivalence.MARGIN, "power": equivalence.POWER, **asdict(found)}
     verdict = Verdict.UNDERPOWERED if passed is None else answer.verdict
     reason = "repeats_alike" if np.isnan(found.smallest) else "repeats"
     more = {"reason": reason, "values": answer.values | values, "numbers": tuple(numbers)}
