@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # judges what was recorded, reads sources, or starts kernels of both environments itself; then what reaches no framework
 # (test_house.py).
 ONCE = (
-    *("alignment", "curves", "figures", "handin", "house", "kernels", "notebooks", "report", "report_beside"),
-    *("report_verify", "tour_figures"),
+    *("alignment", "curves", "figures", "handin", "house", "initial", "kernels", "notebooks", "report"),
+    *("report_beside", "report_verify", "repeats", "tour_figures"),
 )
 PLAIN = (
     *("by_hand", "data", "decisions", "detection", "diagnosis", "equivalence", "evaluation", "evaluation_curves"),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from lib import record
+from lib.alignment.initial import samples
 from lib.alignment.seeded import seeded_array, seeded_input
 from lib.alignment.verdict import ROUNDING, Row
 from lib.evaluation import NUMBERS
@@ -107,17 +108,25 @@ def _convert(side: str) -> tuple[dict, dict]:
         "state": rows,
         "parameters": sum(math.prod(shape) for shape in PARAMETERS.values()),
         "norm_layers": {"BatchNorm2d": 1},
+        "first": {name: {"constant": 1.0} for name in PARAMETERS}
+        | {"body.0.weight": {"normal": 0.01}, "body.1.bias": {"constant": 0.0}, "head.weight": {"uniform": 0.5}},
     }
-    if side != "published":
-        fields |= {
-            "coverage": {"loaded": len(rows), "total": len(rows)},
-            "missing": [],
-            "left_over": [],
-            "misshapen": [],
-            "not_finite": [],
-            "round_trip": {"safetensors": True, "npz": True},
-        }
-    return fields, {}
+    if side == "published":
+        return fields, {}
+    drawn = np.random.default_rng(0)
+    first = {name: np.ones(shape) for name, shape in PARAMETERS.items()}
+    first |= {"body.0.weight": 0.01 * drawn.standard_normal(216), "body.1.bias": np.zeros(24)}
+    first["head.weight"] = drawn.uniform(-0.5, 0.5, 80)
+    fields["first"] = dict.fromkeys(PARAMETERS, "a" * 64)
+    fields |= {
+        "coverage": {"loaded": len(rows), "total": len(rows)},
+        "missing": [],
+        "left_over": [],
+        "misshapen": [],
+        "not_finite": [],
+        "round_trip": {"safetensors": True, "npz": True},
+    }
+    return fields, samples(first)
 
 
 def _forward(side: str) -> tuple[dict, dict]:
@@ -459,7 +468,6 @@ def _lockstep(side: str) -> tuple[dict, dict]:
     return {
         "data": data,
         "batches": ["b" * 64],
-        "initial": dict.fromkeys(PARAMETERS, "a" * 64),
         "fed": mode,
         "native": mode,
         "curves": curves,

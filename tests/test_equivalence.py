@@ -1,4 +1,4 @@
-"""The mAP difference: weighted accumulation against pycocotools, intervals, verdicts."""
+"""The mAP difference: weighted accumulation against pycocotools, intervals, verdicts; means of repeated trainings."""
 
 import numpy as np
 import pytest
@@ -200,3 +200,18 @@ def test_sides_of_equal_skill_are_seldom_called_different():
     outcomes = [equivalence.difference(*world(60, rng, (0.7, 0.7)), resamples=400, seed=i).outcome for i in range(200)]
     assert outcomes.count(Outcome.DIFFERENT) <= 22
     assert outcomes.count(Outcome.EQUIVALENT) <= 22, "sixty such images can't show one point"
+
+
+# -------------------------------------------------------------------------------------------------- repeated trainings
+def test_means_of_repeated_trainings_keep_their_level_and_power():
+    """Of 120 right ports few are called different; the smallest difference is seen as often as it says."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.2, 0.03, (120, 2, 5))
+    found = [equivalence.means(*draw) for draw in draws]
+    assert sum(one.outcome is Outcome.DIFFERENT for one in found) <= 4
+    assert all(one.outcome is not Outcome.EQUIVALENT or abs(one.difference) < equivalence.MARGIN for one in found)
+    smallest = np.median([one.smallest for one in found])
+    moved = [equivalence.means(reference, candidate + smallest) for reference, candidate in draws]
+    assert 0.8 < np.mean([one.outcome is Outcome.DIFFERENT for one in moved]) < 0.98
+    assert equivalence.means((0.2, 0.2), (0.2, 0.2)).outcome is Outcome.UNDERPOWERED, "nothing varied"
+    assert equivalence.means((0.0, 0.0), (0.0, 0.0)).outcome is Outcome.UNDERPOWERED, "nothing was found"

@@ -172,6 +172,7 @@ def test_what_was_measured_is_foretold_and_grows_where_its_stage_says(measured):
     sizes = dict(measured.sizes["train", "torch"])
     assert measured.of(job, sizes) == 10 and measured.of(job, {**sizes, "train_images": 320}) == 18
     assert measured.of(job, {**sizes, "input_size": 192, "epochs": 10}) == 10 + 7 * 8
+    assert measured.of(job, {**sizes, "repeats": 3}) == 10 + 2 * 8
     for said, wrong in ((0, {"epochs": 0}), (None, {"epochs": None}), (r"\[\]", {"epochs": []})):
         with pytest.raises(UserError, match=f"train: epochs: {said}: .*: give the profile, and the report, a number"):
             measured.of(job, {**sizes, **wrong})

@@ -105,6 +105,7 @@ def biased():
 
     found = Port()
     found.stages[1].norm = Biased(3)
+    nn.init.constant_(found.classify.bias, -4.595)
     return found
 
 
@@ -175,7 +176,7 @@ def verdicts(result):
 def test_a_right_port_under_other_names_passes(tmp_path):
     result = compared(tmp_path)
     assert verdicts(result) == dict.fromkeys(
-        ("structure", "conversion", "forward", "divergence", "gradients", "batch_norm"), "PASS"
+        ("structure", "conversion", "initialisation", "forward", "divergence", "gradients", "batch_norm"), "PASS"
     )
     assert result.first() is None and not result.failing() and result.reproduction() is None
     looked = {layer.path for layer in result.divergence["training"].layers}
@@ -199,9 +200,11 @@ def test_the_wrong_layer_is_named(tmp_path, builder, path):
     assert f"'test_port:{builder}'" in script and (path != "second.norm" or "'stages.1.norm'" in script)
 
 
-def test_statistics_of_a_biased_variance_fail_alone(tmp_path):
+def test_statistics_of_a_biased_variance_and_another_start_fail_alone(tmp_path):
     result = compared(tmp_path, "biased")
-    assert result.failing() == ["batch_norm"] and result.first() is None
+    assert result.failing() == ["initialisation", "batch_norm"] and result.first() is None
+    [start] = (v for v in result.verdicts.fields["verdicts"] if v["question"] == "initialisation")
+    assert (start["reason"], start["values"]["name"]) == ("starts_otherwise", "head.bias")
 
 
 def test_a_fault_that_mixes_images_does_not_show_in_one(tmp_path):

@@ -326,9 +326,7 @@ def test_the_stage_at_which_the_data_differ_is_named(records):
 
 
 def test_a_weight_that_starts_otherwise_is_named(records):
-    found = planted(
-        records, "initialisation", lambda fields, arrays: fields["initial"].update({"head.weight": "b" * 64})
-    )
+    found = planted(records, "initialisation", lambda fields, arrays: fields["first"].update({"head.weight": "b" * 64}))
     assert found.verdict is Verdict.FAIL and "head.weight" in found.values["note"]
 
 

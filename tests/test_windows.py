@@ -8,11 +8,11 @@ import pytest
 
 from lib import record
 from lib.alignment import lockstep, prescribed, windows
-from lib.alignment.exam.planting import catalogue, planted
 from lib.data import transforms
 from lib.models.step import ParameterGroup
 from lib.training import schedule
 from lib.training.log import changes
+from notebooks.exam.planting import catalogue, planted
 
 GROUPS = {
     "nanodet-plus-m_320": (ParameterGroup(),),

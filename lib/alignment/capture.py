@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from lib import backend, convert, losses, models, postprocess
-from lib.alignment import by_family
+from lib.alignment import by_family, initial
 from lib.alignment.evidence import is_reference
 from lib.alignment.margins import Margins
 from lib.alignment.measure import Arrays, entries, features, gradients, moved, precisions
 from lib.alignment.recipe import numbers
 from lib.alignment.references.case import Case, Phase
 from lib.alignment.seeded import seeded_array
+from lib.alignment.store import digest
 from lib.alignment.trajectory import perturbed
 from lib.alignment.verdict import REPEATS, K, Noise, size
 from lib.backend import nn
@@ -64,6 +65,13 @@ def conversion(name: str, case: Case) -> Fields:
         **{kind: list(getattr(coverage, kind)) for kind in ("missing", "left_over", "not_finite", "misshapen")},
         "round_trip": {kind: _round_trip(model, state, kind) for kind in FORMATS},
     }
+
+
+def start(name: str, case: Case) -> tuple[Fields, Arrays]:
+    """Where a training starts: of each parameter's fresh values the digest, and a sample."""
+    fresh = models.build(name, case.num_classes)
+    values = {entry: np.array(backend.numpy(value)) for entry, value in fresh.named_parameters()}
+    return {"first": {entry: digest(array) for entry, array in values.items()}}, initial.samples(values)
 
 
 def _round_trip(model: nn.Module, state: Mapping[str, np.ndarray], kind: str) -> bool:

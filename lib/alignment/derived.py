@@ -153,17 +153,30 @@ def _train(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
     trained = [one for one in start["evaluations"] if one["epoch"] >= 0]
     yield Derived.equal("starts/evaluations", trained, fields["epochs"])
     yield from _log(evidence, side, fields)
+    for place, one in enumerate(fields.get("repeats", ())):
+        told = {"losses": one["losses"], "AP": one["AP"]}
+        if place == 0:
+            yield Derived.equal("repeats/0", told, {"losses": curves["loss"], "AP": fields["final"]["AP"]})
+        elif lines := _lines(evidence, side, f"repeats/{place}/weights.safetensors", one["weights_sha256"]):
+            columns, evaluations = log.curves(lines)
+            again = {"losses": columns["loss"], "AP": max(found["AP"] for found in evaluations if found["epoch"] >= 0)}
+            yield Derived.equal(f"repeats/{place} of the log", told, again)
+
+
+def _lines(evidence: Evidence, side: str, weights: str, digest: str) -> list[dict[str, Any]]:
+    """The log of a training that left these weights, which lies beside the records of a report; [] without it."""
+    kept = evidence.folder.parent / "runs" / evidence.model / side / weights
+    path = kept.with_name("log.jsonl")
+    return log.read_log(path) if path.is_file() and kept.is_file() and sha256(kept) == digest else []
 
 
 def _log(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
-    """Curves and numbers of a training from its own log, which lies beside the records of a report."""
-    folder, kept = evidence.folder.parent / "runs" / evidence.model / side, fields["checkpoint"]
-    path, weights = folder / "log.jsonl", folder / PurePath(kept["path"]).name
-    of_this_run = path.is_file() and weights.is_file() and sha256(weights) == kept["sha256"]
-    if not of_this_run:
+    """Curves and numbers of a training from its own log."""
+    kept = fields["checkpoint"]
+    lines = _lines(evidence, side, PurePath(kept["path"]).name, kept["sha256"])
+    if not lines:
         yield Derived.absent("curves", "logs of train")
         return
-    lines = log.read_log(path)
     curves, evaluations = log.curves(lines)
     yield Derived.equal("curves of the log", fields["curves"], curves)
     yield Derived.equal("epochs of the log", fields["epochs"], [one for one in evaluations if one["epoch"] >= 0])

@@ -7,6 +7,9 @@ Two one-sided tests at MARGIN: EQUIVALENT where the interval of level 1 - 2 ALPH
 it does not and the interval of level 1 - ALPHA excludes 0, otherwise UNDERPOWERED: these images can't tell. The
 percentiles are widened for few images by Student's t (Hesterberg, The American Statistician 69, 2015, "expanded
 percentile").
+
+How far two trainings lie apart is in no interval over images: of trainings that were repeated the means are compared by
+Welch's t, with the same outcomes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +18,8 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+import scipy
+from scipy.special import nctdtrinc, ndtr, stdtrit
 
 from lib.errors import UserError
 from lib.evaluation.curves import at_recalls
@@ -24,6 +28,8 @@ from lib.evaluation.table import match, overlaps, table
 # What people ask for ("final mAP 1 %"), in points of mAP; fixed here, before anything is measured.
 MARGIN = 0.01
 ALPHA = 0.05
+# Of means: a right port must not fail one report in twenty. And how often the smallest difference is seen that is told.
+RARELY, POWER = 0.01, 0.9
 RESAMPLES = 2000  # a hundred of them lie beyond each end of the narrower interval
 IOU = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALL = np.linspace(0, 1, 101)
@@ -69,6 +75,21 @@ class Equivalence:
     images: int
     resamples: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Means:
+    """The verdict on the difference of two means of mAP over repeated trainings, candidate - reference."""
+
+    outcome: Outcome
+    reference: float
+    candidate: float
+    reference_spread: float  # standard deviation
+    candidate_spread: float
+    difference: float
+    low: float = float("nan")  # of the interval of level 1 - RARELY
+    high: float = float("nan")
+    smallest: float = float("nan")  # difference that these repeats show with probability POWER; where any varies
 
 
 def matches(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> Matches:
@@ -169,6 +190,24 @@ def difference(
     intervals = [_interval(spread, count, level) for level in (ALPHA, ALPHA / 2)]
     outcome, reason = _decide(values, *intervals, margin)
     return Equivalence(outcome, reason, *values, values[1] - values[0], *intervals, margin, count, resamples, seed)
+
+
+def means(reference: Sequence[float], candidate: Sequence[float], margin: float = MARGIN) -> Means:
+    """Of at least two trainings a side, as independent samples.
+
+    Where both sides repeat the same seeds, what a seed does to both cancels in the difference and stays in the spreads:
+    the intervals are then too wide, never too narrow.
+    """
+    sides = [np.asarray(side, float) for side in (reference, candidate)]
+    centres, spreads = [float(side.mean()) for side in sides], [float(side.std(ddof=1)) for side in sides]
+    told = *centres, *spreads, centres[1] - centres[0]
+    error = float(np.sqrt(sum(side.var(ddof=1) / len(side) for side in sides)))
+    if not error:  # what does not vary was not repeated, or finds nothing
+        return Means(Outcome.UNDERPOWERED, *told)
+    found = scipy.stats.ttest_ind(*sides[::-1], equal_var=False)
+    inner, outer = (found.confidence_interval(1 - level) for level in (2 * ALPHA, RARELY))
+    smallest = error * nctdtrinc(found.df, 1 - POWER, stdtrit(found.df, 1 - RARELY / 2))
+    return Means(_decide(centres, inner, outer, margin)[0], *told, *map(float, (*outer, smallest)))
 
 
 def _decide(

@@ -21,7 +21,7 @@ GROWS = {  # the parameters that a stage's time is proportional to
     "data": ("train_images",),
     "divergence": AREA,
     "lockstep": ("batch", "curve_steps", *AREA),
-    "train": ("train_images", "epochs", *AREA),
+    "train": ("train_images", "epochs", "repeats", *AREA),
     "evaluate": ("val_images", *AREA),
     "speed": ("rounds", "train_batches"),
 }
@@ -71,7 +71,7 @@ def measured(report: Path) -> Measured:
     grown, sizes = {}, {}
     for (model, side, stage), taken in held.items():
         said = read_mark(report / "records" / model / side / f"{stage}.json").get("fields", {})
-        grown[stage, side] = said.get("seconds", taken - start)
+        grown[stage, side] = said.get("seconds", taken - start) * len(said.get("repeats", ("own",)))
         sizes[stage, side] = {**common, **_parameters(report, (model, side, stage))}
     weights = {stage.name: stage.weight for stage in STAGES}
     per_weight = sum(held.values()) / sum(weights[stage] for stage, _ in seconds if stage in weights)

@@ -1,13 +1,17 @@
 """A training of a model on a data set, as notebooks and the command line ask for it, from what it starts."""
 
+import hashlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lib import backend, losses, models
+import numpy as np
+import safetensors.numpy
+
+from lib import backend, convert, losses, models
 from lib.data import coco, transforms
 from lib.data.loader import Loader
 from lib.errors import UserError
@@ -18,6 +22,7 @@ from lib.training import loop, pretrained, schedule
 from lib.training.log import changes, curves, read_log
 
 IMAGENET, FINE_TUNED, FRESH = "ImageNet start", "fine-tuned", "fresh weights"  # how a training starts
+REPEATS = "repeats"  # folder in a training's own, of those that repeat it
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,18 @@ def distillation(plan: Training, batches: Loader) -> tuple[backend.nn.Module | N
     return model, origin
 
 
-def train(plan: Training, replace: bool = True) -> loop.Outcome:
-    """Train; the same plan again continues an interrupted run bit for bit. replace: see loop.train."""
+def train(plan: Training, replace: bool = True, moved: Mapping[str, np.ndarray] | None = None) -> loop.Outcome:
+    """Train; the same plan again continues an interrupted run bit for bit. replace: see loop.train.
+
+    moved: what the plan's own first weights were moved to, which starts in their place.
+    """
     batches = loader(plan)
     val = coco.load(coco.splits(plan.data)[1])
     if batches.dataset.classes != val.classes:
         raise UserError(f"{val.path}: its classes are not those of {batches.dataset.path}; make both from one data set")
     model, origin = network(plan, batches)
+    if moved:
+        convert.load(model, moved)
     say_start(plan, model, origin)
     notes = [*batches.dataset.notes, *(note for note in val.notes if note not in batches.dataset.notes)]
     if origin and len(origin.weights.classes) == len(val.classes) and origin.weights.classes != val.classes:
@@ -144,6 +154,7 @@ def train(plan: Training, replace: bool = True) -> loop.Outcome:
         "seed": plan.seed,
         "start": origin and origin.sha256,
         "teacher": taught and taught.sha256,
+        **({"moved": hashlib.sha256(safetensors.numpy.save(dict(moved))).hexdigest()} if moved else {}),
         **({"processes": backend.world()} if backend.world() > 1 else {}),  # another number rounds otherwise
     }
     return loop.train(

@@ -25,7 +25,6 @@ from lib import backend, convert, losses, models
 from lib.alignment import datastages, references, steps, trajectory, windows
 from lib.alignment.evidence import is_reference
 from lib.alignment.measure import moved
-from lib.alignment.store import digest
 from lib.data.loader import Batch, Loader
 from lib.models.step import ParameterGroup
 from lib.training import runs
@@ -53,7 +52,6 @@ def first_steps(
     found: dict[str, Any] = {
         "data": [[name, dict(digests)] for name, digests in stages],
         "batches": _digests(batches),
-        "initial": {name: digest(array) for name, array in convert.state(_network(plan, loader, seeded)).items()},
     }
     arrays: dict[str, np.ndarray] = {}
 

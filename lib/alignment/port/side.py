@@ -21,19 +21,21 @@ import safetensors.numpy
 from pydantic import TypeAdapter
 
 from lib import backend, record
-from lib.alignment import divergence, layers
+from lib.alignment import divergence, initial, layers
 from lib.alignment import measure as measuring
 from lib.alignment import reproduction as scripts
 from lib.alignment.measure import Arrays, cast
 from lib.alignment.port import MODES, STAGES, Port, names
 from lib.alignment.seeded import seeded_input
+from lib.alignment.store import digest
 from lib.alignment.trajectory import perturbed
 from lib.alignment.verdict import REPEATS
 from lib.backend import nn
 from lib.errors import UserError
 
 # What the records of a port have not: the questions skip it. Entries are paired by name, so their order says nothing.
-WITHOUT = ("recipe", "order", "detections", "losses", "assignment", "step", "counters")
+# Its author's generators draw other first values.
+WITHOUT = ("recipe", "order", "start", "detections", "losses", "assignment", "step", "counters")
 SPREAD = 0.1  # of seeded values around a constant, relative
 SMALL = 0.05  # and around zero
 
@@ -182,14 +184,15 @@ def original(port: Port, side: ModuleType = backend) -> None:
     moved = [name for name, array in floats.items() if not np.array_equal(array, trained.before[name])]
     fields = {"modules": asdict(held), "replaced": replaced, "statistics": moved}
     identity = {entry.name: entry.name for entry in held.entries}
-    _write(port, side, fields, runs, identity, held, "full", _repeats(chosen, inputs))
+    _write(port, side, fields, runs, identity, held, "full", first, _repeats(chosen, inputs))
 
 
 def candidate(port: Port, side: ModuleType = backend) -> None:
     """Measure the port with the original's weights against what `original` left."""
     inputs = port.arrays()
     theirs = record.read(port.record("torch", "convert")).fields
-    ours, mine = TypeAdapter(names.Side).validate_python(theirs["modules"]), side_of(Model(port.jittor).fresh())
+    model = Model(port.jittor).fresh()
+    ours, mine, first = TypeAdapter(names.Side).validate_python(theirs["modules"]), side_of(model), copied(state(model))
     paired = names.read(Path(port.names), ours, mine) if port.names else names.infer(ours, mine)
     paired.write(port.map)
     if not port.names:
@@ -218,7 +221,7 @@ def candidate(port: Port, side: ModuleType = backend) -> None:
         "left_over": list(paired.extra),
         "statistics": theirs["statistics"],
     }
-    _write(port, side, fields, runs, paired.state, mine, "partial", {})
+    _write(port, side, fields, runs, paired.state, mine, "partial", first, {})
 
 
 def reproduction(port: Port, mode: str, fields: Mapping[str, Any], state: Mapping[str, str]) -> Path | None:
@@ -284,12 +287,13 @@ def _write(
     paired: Mapping[str, str],
     held: names.Side,
     float64: str,
+    first: Arrays,
     more: Arrays,
 ) -> None:
     """The records; entries under the original's names, those of the port alone under "port: <name>".
 
     A framework's own module may fall to float32 in places of a float64 run: its arrays are stored in the run's
-    precision.
+    precision. first: the state that the builder gave.
     """
     named = {other: name for name, other in paired.items()}
     loaded, trained = runs["float32", "evaluation"].before, {entry.name for entry in held.entries if entry.trained}
@@ -308,6 +312,9 @@ def _write(
             "norm_layers": len({name.rpartition(".")[0] for name in fields["statistics"]}),
             "coverage": {"loaded": len(paired), "total": len(paired) + len(out.fields["missing"])},
         }
+        fresh = {name: first[other] for name, other in paired.items() if other in trained}
+        out.fields["first"] = {name: digest(array) for name, array in fresh.items()}
+        out.arrays |= initial.samples(fresh)
     with _measured(port, side, "forward") as out:
         out.fields |= common | {"outputs": list(runs["float32", "evaluation"].outputs), "depth": []}
         out.arrays |= {

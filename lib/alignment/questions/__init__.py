@@ -47,7 +47,7 @@ QUESTIONS: dict[str, Question] = {
     "structure": Question("parts", "convert", CONVERT, inference.structure, published=True),
     "conversion": Question("parts", "convert", CONVERT, inference.conversion, published=True),
     "recipe": Question("parts", "convert", CONVERT, learning.recipe, published=True),
-    "initialisation": Question("parts", "lockstep", LOCKSTEP, inference.initialisation),
+    "initialisation": Question("parts", "convert", CONVERT, inference.initialisation, published=True),
     "data": Question("parts", "lockstep", ("10_data", *LOCKSTEP), learning.data),
     "forward": Question("answers", "forward", ("50_forward",), inference.forward, published=True),
     "divergence": Question("answers", "divergence", ("52_divergence",), inference.divergence),

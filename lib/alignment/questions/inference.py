@@ -8,6 +8,7 @@ import numpy as np
 
 from lib.alignment import divergence as depth
 from lib.alignment import equivalence as bootstrap
+from lib.alignment import initial
 from lib.alignment.compare import compare_sets
 from lib.alignment.decisions import FLIP, Decisions, excuse, nearness
 from lib.alignment.equivalence import Equivalence, Outcome
@@ -60,8 +61,14 @@ def conversion(pair: Pair) -> Answer:
 
 
 def initialisation(pair: Pair) -> Answer:
-    """Fresh weights of one seed: drawn by NumPy from (seed, name), so both frameworks must start from equal bytes."""
-    return pair.conclude([mapping("bytes of the fresh weights", *pair.fields("initial"))])
+    """Fresh weights: of one seed our shared source draws equal bytes; against the published distributions, and of a
+    user's port, each parameter is one sample."""
+    (theirs, ours), found = pair.fields("first"), pair.arrays("first/")
+    if pair.a != "published" and (theirs == ours or pair.holds("start")):
+        return pair.conclude([mapping("bytes of the fresh weights", theirs, ours)])
+    rows = initial.against(theirs, found[pair.b]) if pair.a == "published" else initial.beside(*found.values())
+    answer = pair.conclude(rows)
+    return replace(answer, reason="starts_alike" if answer.verdict is Verdict.PASS else "starts_otherwise")
 
 
 def forward(pair: Pair) -> Answer:

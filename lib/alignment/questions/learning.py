@@ -1,17 +1,18 @@
 """Questions about training: one step's losses, decisions, gradients, update and statistics; many steps; whole runs."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from lib.alignment import datastages, prescribed
+from lib.alignment import datastages, equivalence, prescribed
 from lib.alignment import lockstep as engine
 from lib.alignment import trajectory as bands
 from lib.alignment.compare import compare_sets, norm
 from lib.alignment.decisions import excuse, nearness
-from lib.alignment.evidence import Evidence
+from lib.alignment.equivalence import Outcome
+from lib.alignment.evidence import Evidence, pointer
 from lib.alignment.questions.pair import Pair, identical
 from lib.alignment.rows import (
     chosen,
@@ -24,7 +25,7 @@ from lib.alignment.rows import (
     tensors,
     true_zeros,
 )
-from lib.alignment.verdict import SHARP, Answer, Row, Verdict, decisions, fault, judge_scalars, judge_value
+from lib.alignment.verdict import SHARP, Answer, Number, Row, Verdict, decisions, fault, judge_scalars, judge_value
 
 
 def recipe(pair: Pair) -> Answer:
@@ -244,7 +245,8 @@ def schedule(pair: Pair) -> Answer:
 
 
 def training(pair: Pair) -> Answer:
-    """Same start, same batches, same first losses: judged. Curves and final mAP: shown, no gate is derived for them.
+    """Same start, same batches, same first losses: judged. Curves and final mAP: shown, no gate is derived for them;
+    where the training was repeated, the difference of the mean mAPs is judged.
 
     Where float32 takes a decision otherwise than float64, its gate is as wide as what that changes; float64 tells then.
     """
@@ -257,4 +259,35 @@ def training(pair: Pair) -> Answer:
             note = f"AP50 {check['AP50']:.3f} after {check['steps']} steps"
             rows.append(decisions(f"{side}: eight images learnt by heart", int(not check["reached"]), 1, note))
     numbers = pair.numbers("final_map", "final", "AP") + pair.numbers("training_seconds", "seconds")
-    return pair.conclude(rows, numbers)
+    several = [pair.evidence.get(side, pair.stage).fields.get("repeats", ()) for side in (pair.a, pair.b)]
+    if max(map(len, several)) < 2:
+        return pair.conclude(rows, numbers)
+    return _repeated(pair, rows, numbers, *several)
+
+
+def _repeated(pair: Pair, rows: list[Row], numbers: list[Number], theirs: list[dict], ours: list[dict]) -> Answer:
+    """The answer where trainings were repeated: rows on the first of them, and the difference of the mean mAPs."""
+    plans = [[(one["seed"], one["roundings"]) for one in side] for side in (theirs, ours)]
+    if plans[0] != plans[1]:
+        return pair.conclude([*rows, decisions("seeds and roundings of the repeated trainings", 1, 1)], numbers)
+    bits = sum(a["losses"][-1] == b["losses"][-1] for a, b in zip(theirs, ours))
+    note = "rounding parts any two trainings: one side's are the other's"
+    rows = [*rows, decisions("repeated trainings that end in the same loss to the last bit", bits, len(ours), note)]
+    found = equivalence.means(*([one["AP"] for one in side] for side in (theirs, ours)))
+    passed = {Outcome.EQUIVALENT: True, Outcome.DIFFERENT: False}.get(found.outcome)
+    sizes = abs(found.difference), (found.high - found.low) / 2, equivalence.MARGIN, found.reference
+    answer = pair.conclude([*rows, Row("repeated trainings", "difference of mean mAP", *sizes, passed)], numbers)
+    if any(row.passed is False for row in rows):
+        return answer
+    for side, trainings in ((pair.a, theirs), (pair.b, ours)):
+        for place, one in enumerate(trainings):
+            about = f"seed {one['seed']}" + f", moved by rounding {one['roundings']}" * (one["roundings"] > 0)
+            keys, run_id = ("fields", "repeats", place), pair.evidence.run_id(side, pair.stage)
+            last = pointer(run_id, *keys, "losses", len(one["losses"]) - 1)
+            numbers.append(Number("repeated_map", side, one["AP"], pointer(run_id, *keys, "AP"), about))
+            numbers.append(Number("repeated_loss", side, one["losses"][-1], last, about))
+    values = {"trainings": len(ours), "margin": equivalence.MARGIN, "power": equivalence.POWER, **asdict(found)}
+    verdict = Verdict.UNDERPOWERED if passed is None else answer.verdict
+    reason = "repeats_alike" if np.isnan(found.smallest) else "repeats"
+    more = {"reason": reason, "values": answer.values | values, "numbers": tuple(numbers)}
+    return replace(answer, verdict=verdict, **more)

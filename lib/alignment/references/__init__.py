@@ -7,7 +7,9 @@ statistics (norm, mean, first values, size of the float32 error) for the rest; t
 keyed by the name that the other sides give the array.
 """
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,7 +23,7 @@ from lib.alignment.references.case import GOLDEN, Arrays, Case, arrays_of, conte
 from lib.families import FAMILIES, family, size_of
 from lib.record import array_entry, measure, plain, read
 
-RECIPES = GOLDEN / "recipes.yml"
+RECIPES, INITIAL = GOLDEN / "recipes.yml", GOLDEN / "initial.yml"
 _MODULES = {"nanodet_plus": nanodet_plus, "gold_yolo": gold_yolo, "rt_detr": rt_detr}
 
 
@@ -36,18 +38,64 @@ def case(model: str, stage: str) -> Case:
 
 
 @cache
-def _recipes() -> dict[str, Any]:
-    return yaml.safe_load(RECIPES.read_text(encoding="utf-8"))
+def _table(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def recipe(model: str) -> dict[str, Any]:
     """Every published number of a model's recipe, by the name that `lib.alignment.recipe` gives it."""
-    held = _recipes()[family(model)]
+    held = _table(RECIPES)[family(model)]
     found = {}
     for place, value in [*held["all"].items(), *held[model].items()]:
         found |= {f"{place}/{name}": one for name, one in value.items()} if isinstance(value, dict) else {place: value}
     size = model == size_of(model)  # of a head that is published for training alone no golden file counts tensors
     return {name: value for name, value in found.items() if size or not name.endswith("/tensors")}
+
+
+def initial(model: str, state: Sequence[Sequence]) -> dict[str, dict[str, Any]]:
+    """The published distribution of each parameter's first values, as `lib.alignment.initial.against` takes it.
+
+    state: rows of name, shape, type, "param" or "buffer".
+    """
+    rules, shapes = _table(INITIAL)[family(model)], {name: shape for name, shape, *_ in state}
+    return {
+        name: next(found for rule in rules if (found := _first_values(rule, name, shapes)))
+        for name, _, _, kind, *_ in state
+        if kind == "param"
+    }
+
+
+def _first_values(rule: dict[str, Any], name: str, shapes: dict[str, list[int]]) -> dict[str, Any] | None:
+    """What a rule says of a parameter; None where it is not about it."""
+    shape, weight = shapes[name], shapes.get(f"{name.rpartition('.')[0]}.weight", ())
+    said = {"axes": len(shape), "beside": len(weight)}
+    if not re.fullmatch(rule["entry"], name) or any(rule.get(key, axes) != axes for key, axes in said.items()):
+        return None
+    [(kind, size)] = ((key, value) for key, value in rule.items() if key not in ("entry", *said))
+    if kind == "values":
+        points = (
+            [distance * x, distance * y]
+            for x, y in size["rays"]
+            for _ in range(size["levels"])
+            for distance in range(1, size["points"] + 1)
+        )
+        return {kind: [float(value) for point in points for value in point]}
+    return {kind: _by_weight(size, shape if len(shape) > 1 else weight) if isinstance(size, str) else size}
+
+
+def _by_weight(size: str, weight: Sequence[int]) -> float:
+    outputs, inputs, *sides = weight
+    kernel = math.prod(sides)
+    match size:
+        case "inputs":
+            return 1 / inputs
+        case "fan out":
+            return math.sqrt(2 / (outputs * kernel))
+        case "fan in":
+            return 1 / math.sqrt(inputs * kernel)
+        case "xavier":
+            return math.sqrt(6 / ((inputs + outputs) * kernel))
+    raise ValueError(f"{INITIAL}: {size}: no such size")
 
 
 def published(model: str, golden: Path = GOLDEN) -> Iterator[tuple[str, Path, dict[str, Any], Arrays]]:
@@ -59,7 +107,7 @@ def published(model: str, golden: Path = GOLDEN) -> Iterator[tuple[str, Path, di
         if source.exists() and (filled := fill(content_of(source), arrays_of(source), chosen)):
             fields, arrays = filled
             if stage == "convert":
-                fields["recipe"] = recipe(model)
+                fields |= {"recipe": recipe(model), "first": initial(model, fields["state"])}
             yield stage, source, {"case": chosen.name, "float64": reference.FLOAT64, **fields}, arrays
 
 
