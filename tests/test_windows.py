@@ -12,7 +12,8 @@ from lib.data import transforms
 from lib.models.step import ParameterGroup
 from lib.training import schedule
 from lib.training.log import changes
-from notebooks.exam.planting import catalogue, planted
+from notebooks.exam.planting import planted
+from notebooks.faults import FAULTS
 
 GROUPS = {
     "nanodet-plus-m_320": (ParameterGroup(),),
@@ -69,7 +70,7 @@ LATER = {
 
 @pytest.mark.parametrize("name", LATER)
 def test_what_goes_wrong_later_is_named_by_step_and_quantity(sound, name):
-    with planted(next(fault.changes for fault in catalogue() if fault.name == name)):
+    with planted(next(fault.changes for fault in FAULTS if fault.name == name)):
         wrong = recorded(windows.of_recipe(MODEL, GROUPS[MODEL]))
     apart = first_apart(sound[MODEL], wrong)
     assert (apart.step, apart.kind) == LATER[name] and f"step {apart.step}:" in apart.rows[0].name
@@ -128,7 +129,7 @@ def test_every_step_of_a_resumed_run_is_as_prescribed(model):
     ],
 )
 def test_a_step_that_leaves_the_schedule_is_named(name, quantity, step):
-    with planted(next(fault.changes for fault in catalogue() if fault.name == name)):
+    with planted(next(fault.changes for fault in FAULTS if fault.name == name)):
         wrong = trained(MODEL, RUNS[MODEL], 20, resumed=31)
     sound = trained(MODEL, RUNS[MODEL], 20)
     for rows in (prescribed.kept(MODEL, wrong), prescribed.between(sound, wrong)):
