@@ -61,9 +61,9 @@ def test_a_sum_of_several_batches_waits_over_the_resume(sound):
 
 LATER = {
     "second moment from step 4": (3, "exp_avg_sq"),
-    "counting from 0 after a resume": (5, "schedule"),
+    "counting from 0 after a resume": (5, "step"),
     "warm-up ends one step late": (500, "learning_rate"),
-    "EMA's ramp after a resume": (5, "schedule"),
+    "EMA's ramp after a resume": (5, "average"),
 }
 
 
