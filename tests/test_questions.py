@@ -9,7 +9,7 @@ import pytest
 import synthetic_records as synthetic
 
 from lib import record
-from lib.alignment import derived, equivalence, prescribed, questions
+from lib.alignment import derived, equivalence, questions
 from lib.alignment.compare import norm
 from lib.alignment.evidence import Evidence
 from lib.alignment.measure import entries
@@ -573,40 +573,3 @@ def test_coco_s_numbers_are_derived_from_the_detections(records, tmp_path):
     assert [one.name for one in again()] == ["common"]
     path.write_text(path.read_text() + " ")
     assert {one.again for one in again()} == {"annotations of evaluate"}, "another file says nothing"
-
-
-def test_a_training_is_held_against_its_log(records):
-    """Curves changed in the record alone, with everything that follows from them."""
-    (runs := records.parent / "runs" / synthetic.MODEL / "jittor").mkdir(parents=True)
-    fields = record.read(records / synthetic.MODEL / "jittor" / "train.json").fields
-    told = prescribed.columns(fields["schedule"]["changes"], 80)
-    lines = [{name: column[i] for name, column in fields["curves"].items()} for i in range(80)]
-    lines = [{**line, "schedule": {name: told[name][i] for name in told}} for i, line in enumerate(lines)]
-    for one in fields["epochs"]:
-        numbers = {name: one[name] for name in fields["final"]}
-        lines.append({"step": one["step"], "epoch": one["epoch"], "evaluation": numbers})
-    (runs / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    weights = runs / "last.safetensors"
-    weights.write_bytes(b"of this run")
-    kept = {"cost": [], "checkpoint": {"path": f"elsewhere/{weights.name}", "sha256": record.sha256(weights)}}
-    synthetic.edit(records, "jittor", "train", lambda fields, arrays: fields.update(kept))
-    assert refused(records, "train") is None
-
-    def count_anew(fields, arrays):
-        for step, _ in (updates := fields["schedule"]["changes"]["updates"])[40:]:
-            updates[step][1] -= 40
-
-    def halve_the_last(fields, arrays):
-        for name in [name for name in fields["curves"] if "loss" in name]:
-            fields["curves"][name][-1] /= 2
-
-    synthetic.edit(records, "jittor", "train", halve_the_last)
-    assert refused(records, "train")[2]["name"] == "curves of the log"
-    assert answer(records, "schedule").reason == "schedule_kept"
-    synthetic.edit(records, "jittor", "train", count_anew)
-    found = answer(records, "schedule")
-    assert found.verdict is Verdict.FAIL and found.values["first"] == "step 40: 1 where 41 is expected"
-    failed = {one.name for one in derived.again(Evidence(records, synthetic.MODEL), "jittor", "train") if not one.holds}
-    assert failed == {"curves of the log", "schedule of the log"}
-    weights.write_bytes(b"of a later run")
-    assert refused(records, "train") is None, "the log of another run says nothing"
