@@ -271,6 +271,12 @@ def _train(side: str) -> tuple[dict, dict]:
     final = {name: epochs[-1][name] for name in NUMBERS}
     return {
         "input_size": [96, 128],
+        "schedule": {
+            "recipe": {"epochs": 4},
+            "steps": 80,
+            "changes": {"learning_rate/0": [[0, 1e-3], [20, 9e-4]], "updates": [[i, i + 1] for i in range(80)]},
+            "augmentation": {"mosaic": [[0, 1.0], [3, 0.0]]},
+        },
         "overfit": {"reached": True, "AP50": 0.95, "steps": 120},
         "initial_sha256": "a" * 64,
         "batches_sha256": "b" * 64,
@@ -470,6 +476,8 @@ def _lockstep(side: str) -> tuple[dict, dict]:
         "batches": ["b" * 64],
         "fed": mode,
         "native": mode,
+        "windows": [{"events": ["end of warm-up"], "first": 99, "resumed": 100, "end": 101, **mode}],
+        "own_windows": [],
         "curves": curves,
     }, {}
 

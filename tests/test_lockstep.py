@@ -117,6 +117,7 @@ def test_the_same_run_passes_and_everything_is_watched(sound):
         "parameter",
         "statistics",
         "average",
+        "schedule",
     ]
     seen = list(dict.fromkeys(step.kind for step in result.steps))
     assert [kind for kind in seen if kind != "loss"] == kinds and ("loss" in seen) == (sound[0] == "native")

@@ -571,28 +571,3 @@ def test_coco_s_numbers_are_derived_from_the_detections(records, tmp_path):
     assert [one.name for one in again()] == ["common"]
     path.write_text(path.read_text() + " ")
     assert {one.again for one in again()} == {"annotations of evaluate"}, "another file says nothing"
-
-
-def test_a_training_is_held_against_its_log(records):
-    """Curves changed in the record alone, with everything that follows from them."""
-    (runs := records.parent / "runs" / synthetic.MODEL / "jittor").mkdir(parents=True)
-    fields = record.read(records / synthetic.MODEL / "jittor" / "train.json").fields
-    lines = [{name: column[i] for name, column in fields["curves"].items()} for i in range(80)]
-    for one in fields["epochs"]:
-        numbers = {name: one[name] for name in fields["final"]}
-        lines.append({"step": one["step"], "epoch": one["epoch"], "evaluation": numbers})
-    (runs / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    weights = runs / "last.safetensors"
-    weights.write_bytes(b"of this run")
-    kept = {"cost": [], "checkpoint": {"path": f"elsewhere/{weights.name}", "sha256": record.sha256(weights)}}
-    synthetic.edit(records, "jittor", "train", lambda fields, arrays: fields.update(kept))
-    assert refused(records, "train") is None
-
-    def halve_the_last(fields, arrays):
-        for name in [name for name in fields["curves"] if "loss" in name]:
-            fields["curves"][name][-1] /= 2
-
-    synthetic.edit(records, "jittor", "train", halve_the_last)
-    assert refused(records, "train")[2]["name"] == "curves of the log"
-    weights.write_bytes(b"of a later run")
-    assert refused(records, "train") is None, "the log of another run says nothing"

@@ -5,9 +5,13 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import synthetic_records as synthetic
 
 from lib import record
-from lib.alignment import lockstep, prescribed, windows
+from lib.alignment import derived, lockstep, prescribed, questions, windows
+from lib.alignment.evidence import Evidence
+from lib.alignment.questions import admission
+from lib.alignment.verdict import Verdict
 from lib.data import transforms
 from lib.models.step import ParameterGroup
 from lib.training import schedule
@@ -62,9 +66,9 @@ def test_a_sum_of_several_batches_waits_over_the_resume(sound):
 
 LATER = {
     "second moment from step 4": (3, "exp_avg_sq"),
-    "counting from 0 after a resume": (5, "schedule"),
+    "counting from 0 after a resume": (5, "step"),
     "warm-up ends one step late": (500, "learning_rate"),
-    "EMA's ramp after a resume": (5, "schedule"),
+    "EMA's ramp after a resume": (5, "average"),
 }
 
 
@@ -154,3 +158,48 @@ def test_numbers_that_stay_are_written_once():
     held = changes(rows)
     assert held == {"a": [[0, 1.0], [2, None]], "b": [[0, None], [1, 2.0]]}
     assert prescribed.columns(held, 3) == {"a": [1.0, 1.0, None], "b": [None, 2.0, 2.0]}
+
+
+def test_a_training_is_held_against_its_log(tmp_path):
+    """Curves changed in the record alone, with everything that follows from them."""
+    records = synthetic.write_all(tmp_path / "records")
+
+    def refused():
+        return admission.refused(Evidence(records, synthetic.MODEL), "train", "torch", "jittor")
+
+    def answer():
+        return questions.ask("schedule", Evidence(records, synthetic.MODEL), "torch", "jittor")
+
+    (runs := records.parent / "runs" / synthetic.MODEL / "jittor").mkdir(parents=True)
+    fields = record.read(records / synthetic.MODEL / "jittor" / "train.json").fields
+    told = prescribed.columns(fields["schedule"]["changes"], 80)
+    lines = [{name: column[i] for name, column in fields["curves"].items()} for i in range(80)]
+    lines = [{**line, "schedule": {name: told[name][i] for name in told}} for i, line in enumerate(lines)]
+    for one in fields["epochs"]:
+        numbers = {name: one[name] for name in fields["final"]}
+        lines.append({"step": one["step"], "epoch": one["epoch"], "evaluation": numbers})
+    (runs / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = runs / "last.safetensors"
+    weights.write_bytes(b"of this run")
+    kept = {"cost": [], "checkpoint": {"path": f"elsewhere/{weights.name}", "sha256": record.sha256(weights)}}
+    synthetic.edit(records, "jittor", "train", lambda fields, arrays: fields.update(kept))
+    assert refused() is None
+
+    def count_anew(fields, arrays):
+        for step, _ in (updates := fields["schedule"]["changes"]["updates"])[40:]:
+            updates[step][1] -= 40
+
+    def halve_the_last(fields, arrays):
+        for name in [name for name in fields["curves"] if "loss" in name]:
+            fields["curves"][name][-1] /= 2
+
+    synthetic.edit(records, "jittor", "train", halve_the_last)
+    assert refused()[2]["name"] == "curves of the log"
+    assert answer().reason == "schedule_kept"
+    synthetic.edit(records, "jittor", "train", count_anew)
+    found = answer()
+    assert found.verdict is Verdict.FAIL and found.values["first"] == "step 40: 1 where 41 is expected"
+    failed = {one.name for one in derived.again(Evidence(records, synthetic.MODEL), "jittor", "train") if not one.holds}
+    assert failed == {"curves of the log", "schedule of the log"}
+    weights.write_bytes(b"of a later run")
+    assert refused() is None, "the log of another run says nothing"

@@ -179,6 +179,7 @@ def _log(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
         return
     curves, evaluations = log.curves(lines)
     yield Derived.equal("curves of the log", fields["curves"], curves)
+    yield Derived.equal("schedule of the log", fields["schedule"]["changes"], log.schedule(lines))
     yield Derived.equal("epochs of the log", fields["epochs"], [one for one in evaluations if one["epoch"] >= 0])
     cost = [{"epoch": line["epoch"], **line["cost"]} for line in lines if "cost" in line]
     yield Derived.equal("cost of the log", fields["cost"], cost)

@@ -77,13 +77,13 @@ class Watched(training.Trainer):
         told = {name: np.float64(value) for name, value in self.schedule().items()}
         rates = [name for name in told if name.startswith("learning_rate/")]
         yield "learning_rate", {f"group_{i}": told.pop(name) for i, name in enumerate(rates)}
-        yield "schedule", told
         yield from _moments(self._optimiser.state()).items()
         state = {name: backend.numpy(value) for name, value in backend.named_state(self.model)}
         trained = set(self._names)
         yield "parameter", {name: value for name, value in state.items() if name in trained}
         yield "statistics", {name: value for name, value in state.items() if name.endswith(STATISTICS)}
         yield "average", self.average.state()
+        yield "schedule", told
 
 
 def _moments(state: Mapping[str, np.ndarray]) -> Kinds:

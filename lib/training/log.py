@@ -99,6 +99,11 @@ def changes(rows: Iterable[Mapping[str, float]]) -> dict[str, list[list[float]]]
     return found
 
 
+def schedule(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """The `changes` of what each step of a log was taken by."""
+    return changes(line["schedule"] for line in lines if "schedule" in line)
+
+
 def scalars(line: Mapping[str, Any], group: str = "train") -> dict[str, float]:
     """The numbers of a line by TensorBoard's tags: "train/loss", "evaluation/AP", "cost/seconds"."""
     found = {}

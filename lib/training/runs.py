@@ -18,8 +18,8 @@ from lib.errors import UserError
 from lib.evaluation import inference
 from lib.models.step import ParameterGroup
 from lib.record import sha256
-from lib.training import loop, pretrained, schedule
-from lib.training.log import changes, curves, read_log
+from lib.training import log, loop, pretrained, schedule
+from lib.training.log import curves, read_log
 
 IMAGENET, FINE_TUNED, FRESH = "ImageNet start", "fine-tuned", "fresh weights"  # how a training starts
 REPEATS = "repeats"  # folder in a training's own, of those that repeat it
@@ -237,15 +237,14 @@ def followed(
     """The numbers of the schedule at each step of a finished run, as its trainer had them, and the plan they follow
     from. changes: `log.changes` by step; augmentation: the same of what pictures go through, by epoch."""
     told = recipe(plan, batches)
-    lines = [line["schedule"] for line in read_log(outcome.log) if "schedule" in line]
     flags = [asdict(batches.recipe_of(epoch)) for epoch in range(told.epochs)]
     return {
         "recipe": asdict(told),
         "steps_per_epoch": len(batches),
         "groups": [[one.learning_rate_factor, one.decays, one.warmup_from] for one in groups],
         "steps": outcome.steps,
-        "changes": changes(lines),
-        "augmentation": changes({k: v for k, v in one.items() if isinstance(v, int | float)} for one in flags),
+        "changes": log.schedule(read_log(outcome.log)),
+        "augmentation": log.changes({k: v for k, v in one.items() if isinstance(v, int | float)} for one in flags),
     }
 
 

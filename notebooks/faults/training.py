@@ -161,7 +161,7 @@ def _(original, *arguments, **changes):
     return Forgetful(sound), named
 
 
-@optimiser.code("counting from 0 after a resume", "schedule", training.Trainer, "load_state")
+@optimiser.code("counting from 0 after a resume", r"optimiser|step", training.Trainer, "load_state")
 def _(original, self, arrays):
     """save the moments and not the count of steps"""
     counts = {name for name in arrays if name.startswith("optimiser/") and name.endswith("/step")}
@@ -225,7 +225,7 @@ def _(original, self, steps, groups=WHOLE):
     return rates
 
 
-@averages.code("EMA's ramp after a resume", "schedule|average", training.Trainer, "load_state")
+@averages.code("EMA's ramp after a resume", "average", training.Trainer, "load_state")
 def _(original, self, arrays):
     """count the average's updates anew when a run goes on"""
     original(self, arrays)
