@@ -267,6 +267,12 @@ def test_the_gradient_of_a_scalar_made_of_scalars():
         assert np.allclose(B.numpy(B.grad(total, [t])[0]), 2 * x + 3 * x * x + 1 / 7, rtol=1e-5, atol=1e-5)
 
 
+def in_tiles(function, x, weight, bias):
+    from lib.backend.kernels import products
+
+    return function(x, weight, bias, B.tensor(products._entered(B.numpy(weight))))
+
+
 def kernel_pairs():
     """By module and function: the arrays whose gradients are compared, and what else it takes, a function of them."""
     x, scale, shift = array(2, 8, 5, 6), array(8), array(8, 1)[:, 0]
@@ -289,6 +295,8 @@ def kernel_pairs():
             "linear": ((x, array(7, 6), array(7)), None),
             "conv2d": ((x, array(8, 1, 3, 3)), lambda f, *v: f(*v, (1, 1), (1, 1), (1, 1), 8)),
             "pointwise": ((x, array(7, 8, 1, 1), array(7)), None),
+            "depthwise": ((x, array(8, 1, 5, 5), array(8)), lambda f, *v: f(*v, 2, 2)),
+            "in_tiles": ((x, array(7, 8, 3, 3), array(7)), in_tiles),
         },
         "windows": {
             "max_pool": ((x,), lambda f, x: f(x, 3, 2, 1)),
@@ -310,6 +318,9 @@ def test_a_trained_factor_is_plain_multiplication_with_a_gradient_that_is_a_sum(
     assert gradients[1] == pytest.approx((dy.astype(np.float64) * x).sum(), rel=1e-6)
 
 
+WITHOUT_GRADIENT = "blend", "pointwise", "depthwise", "in_tiles"
+
+
 @pytest.mark.skipif(B.NAME != "jittor", reason="PyTorch needs no kernels of ours")
 @pytest.mark.parametrize("module, name", [(module, name) for module, names in kernel_pairs().items() for name in names])
 def test_kernels_are_the_plain_formulation(module, name):
@@ -320,7 +331,7 @@ def test_kernels_are_the_plain_formulation(module, name):
         leaves = [leaf(a) for a in arrays]
         y = call(function, *leaves) if call else function(*leaves)
         dy = B.tensor(array(*y.shape, 1)[..., 0])
-        gradients = () if name in ("blend", "pointwise") else B.grad(B.sum(y * dy), leaves)
+        gradients = () if name in WITHOUT_GRADIENT else B.grad(B.sum(y * dy), leaves)
         results.append([B.numpy(v) for v in (y, *gradients)])
     for ours, plain in zip(*results):
         assert np.abs(ours - plain).max() < 2e-5 * np.abs(plain).max()

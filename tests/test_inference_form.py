@@ -70,6 +70,27 @@ def test_branches_are_one_convolution():
     assert error(branches, whole, 8) < 1e-13
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "c_in, c_out, kernel, groups", [(16, 20, 3, 1), (18, 18, 5, 18), (18, 18, 3, 18), (6, 7, 1, 1)]
+)
+@pytest.mark.parametrize("precision, allowed", [("float32", 2e-6), ("float64", 1e-13)])
+def test_a_tuned_convolution_is_the_same_function(c_in, c_out, kernel, groups, stride, precision, allowed, monkeypatch):
+    """Maps wider than a vector, of odd sizes, in more than one band."""
+    if backend.NAME == "jittor":
+        monkeypatch.setattr("lib.backend.kernels.products.BAND", 1)
+    layer = inference.merged(drawn((c_in, c_out, kernel, stride, groups, False, 1e-3)))
+    x = np.random.default_rng(1).standard_normal((2, c_in, 19, 37))
+    with backend.no_grad():
+        exact = backend.numpy(layer(backend.tensor(x)))
+        given = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups)
+        if precision == "float64":
+            backend.float64(given)
+        backend.load_state(given, {name: backend.numpy(value) for name, value in backend.named_state(layer)})
+        found = backend.numpy(backend.tuned(given)(backend.tensor(x.astype(precision))))
+    assert found.dtype == precision and np.abs(found - exact).max() < allowed * np.abs(exact).max()
+
+
 def seeded(name):
     return capture.seeded_model(name, references.case(name, "forward")).eval()
 

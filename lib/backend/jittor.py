@@ -28,6 +28,7 @@ from .jittor_functions import scalar as _scalar
 from .jittor_import import jt as _jt
 from .kernels import elementwise as _elementwise
 from .kernels import optim as _optim
+from .kernels import products as _products
 
 NAME = "jittor"
 VERSION = _jt.__version__
@@ -161,12 +162,12 @@ def write_onnx(model: nn.Module, images: Tensor, outputs: tuple[str, ...], opset
 
 
 def tuned(model: nn.Module) -> nn.Module:
-    """Make a model that nobody will train faster, in place: 1 x 1 convolutions become products of matrices, without a
-    gradient. Images stay in PyTorch's layout, for Jittor's tensors have no strides."""
-    pixel = (1, 1), (1, 1), (0, 0), 1
+    """Make a model that nobody will train faster, in place: its convolutions take rules without a gradient, which hold
+    for the weights as they are now. Images stay in PyTorch's layout, for Jittor's tensors have no strides."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
-            module.is_product = pixel == (module.kernel_size, module.stride, module.padding, module.groups)
+            geometry = module.stride, module.padding, module.dilation, module.groups
+            module.rule = _products.inference_rule(module.weight, module.bias, *geometry)
     return model
 
 

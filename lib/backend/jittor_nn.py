@@ -167,11 +167,11 @@ class Conv2d(Module):
         self.padding, self.dilation = _pair(padding), _pair(dilation)
         self.weight = Parameter(jt.zeros((out_channels, in_channels // groups, *self.kernel_size)))
         self.bias = Parameter(jt.zeros((out_channels,))) if bias else None
-        self.is_product = False  # see `tuned`
+        self.rule = None  # a faster one: see `tuned`
 
     def forward(self, x):
-        if self.is_product:
-            return products.pointwise(x, self.weight, self.bias)
+        if self.rule:
+            return self.rule(x)
         y = products.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else normalise.add_bias(y, self.bias)
 

@@ -100,8 +100,8 @@ def on_cpu(plain: Callable) -> Callable:
 
     def decorated(function: Callable) -> Callable:
         @functools.wraps(function)
-        def chosen(*arguments):
-            return (plain if jt.flags.use_cuda else function)(*arguments)
+        def chosen(*arguments, **named):
+            return (plain if jt.flags.use_cuda else function)(*arguments, **named)
 
         chosen.plain = plain
         return chosen

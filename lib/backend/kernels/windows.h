@@ -79,27 +79,40 @@ static Taps taps(int64_t in, int64_t out, double ratio, bool bilinear, bool corn
         }
     }
 
-//// kernel max pool: <algorithm>
+/// A row of outputs meets one pixel of each window at a time: what two branches in every window would prevent, the
+/// compiler does in vectors.
+//// kernel max pool: <algorithm>, <limits>, <vector>
     // kernel: max pool;
     const int64_t planes = in0_shape0 * in0_shape1, H = in0_shape2, W = in0_shape3, h = out0_shape2, w = out0_shape3;
     const int64_t size = data["size"], stride = data["stride"], padding = data["padding"];
-    #pragma omp parallel for
-    for (int64_t plane = 0; plane < planes; plane++)
-        for (int64_t i = 0; i < h; i++)
-            for (int64_t j = 0; j < w; j++) {
-                const int64_t top = std::max<int64_t>(i * stride - padding, 0);
-                const int64_t left = std::max<int64_t>(j * stride - padding, 0);
-                const int64_t bottom = std::min(i * stride - padding + size, H);
-                const int64_t right = std::min(j * stride - padding + size, W);
-                int64_t best = (plane * H + top) * W + left;
-                for (int64_t y = top; y < bottom; y++)
-                    for (int64_t x = left; x < right; x++) {
-                        const int64_t here = (plane * H + y) * W + x;
-                        if (in0_p[here] > in0_p[best] || in0_p[here] != in0_p[here]) best = here;
+    #pragma omp parallel
+    {
+        const in0_type least = -std::numeric_limits<in0_type>::infinity();
+        std::vector<in0_type> line(W + 2 * padding, least), best(w);
+        std::vector<int32_t> at(w);
+        #pragma omp for
+        for (int64_t row = 0; row < planes * h; row++) {
+            const int64_t plane = row / h, first = row % h * stride - padding, top = std::max<int64_t>(first, 0);
+            std::fill(best.begin(), best.end(), least);
+            for (int64_t j = 0; j < w; j++) at[j] = top * W + std::max<int64_t>(j * stride - padding, 0);
+            for (int64_t y = top; y < std::min(first + size, H); y++) {
+                std::copy(in0_p + (plane * H + y) * W, in0_p + (plane * H + y + 1) * W, line.begin() + padding);
+                for (int64_t s = 0; s < size; s++) {
+                    const in0_type* from = &line[s];
+                    const int32_t here = y * W + s - padding;
+                    #pragma omp simd
+                    for (int64_t j = 0; j < w; j++) {
+                        const in0_type value = from[j * stride];
+                        const bool wins = value > best[j] || value != value;  // the first of equals, the last NaN
+                        best[j] = wins ? value : best[j];
+                        at[j] = wins ? here + int32_t(j * stride) : at[j];
                     }
-                out0_p[(plane * h + i) * w + j] = in0_p[best];
-                out1_p[(plane * h + i) * w + j] = best - plane * H * W;
+                }
             }
+            std::copy(best.begin(), best.end(), out0_p + row * w);
+            std::copy(at.begin(), at.end(), out1_p + row * w);
+        }
+    }
 
 //// kernel max pool, gradient: <algorithm>
     // kernel: max pool, gradient;
