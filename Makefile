@@ -90,6 +90,7 @@ test-notebooks-jt:
 # so not part of `test`.
 test-cluster: envs
 	@$(ALIGN) run torch -m pytest -p no:cacheprovider tests/cluster
+	@$(ALIGN) run jt -m pytest -p no:cacheprovider tests/cluster/test_killed_process.py
 
 # Of the two languages of a notebook's texts the shell's is shown (custom.css); the user's own settings stay as they are.
 lab: envs

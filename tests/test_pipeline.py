@@ -505,7 +505,14 @@ def test_what_snakemake_says_before_the_first_job_is_shown(project, capsys):
     (project / "snakemake.log").write_text(
         "Error in rule train:\n    message: job '3': NODE_FAIL: gone\n    jobid: 3\n"
     )
-    assert gaps.cause([], project / "snakemake.log").startswith("Snakemake stopped: job '3': NODE_FAIL: gone (")
+    planned = pipeline.plan(pipeline.Request("mini", (MODEL,), "", 2))
+    shared = f"Snakemake stopped: no job has begun in what is seen from here: {project}, "
+    assert gaps.cause(planned, project / "snakemake.log").startswith(shared)
+    jobs.write_mark(jobs.open_mark(planned[0].done), since=1)
+    assert gaps.cause(planned, project / "snakemake.log").startswith("Snakemake stopped: job '3': NODE_FAIL: gone (")
+    for line in ("__main__.py: error: argument -e: invalid choice: 'slurm'", "Error: profile directory given"):
+        (project / "snakemake.log").write_text(f"usage: snakemake\n{line}\n")
+        assert gaps.cause(planned, project / "snakemake.log").startswith(f"Snakemake stopped: {line} (")
 
 
 def test_a_gap_says_what_failed_or_what_it_waits_for(project):

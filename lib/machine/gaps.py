@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,16 @@ from lib.machine.notebook import LINES
 
 
 def cause(open_jobs: Sequence[Job], log: Path) -> str:
-    """Where to look after a failure: at what the jobs said; where none failed, what Snakemake said last is shown."""
+    """Where to look after a failure: what the jobs said; where none failed, Snakemake's error, or its last words."""
     if any("why" in read_mark(open_mark(job.done)) for job in open_jobs):
         return f"see above, and {log}"
     lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if lost := [line for line in lines if line.startswith("    message: ")]:  # of a job that a cluster lost
-        return f"Snakemake stopped: {lost[0].partition(': ')[2]} ({log})"
+    lost = [line.partition(": ")[2] for line in lines if line.startswith("    message: ")]  # jobs, by a cluster
+    if lost and not any(read_mark(open_mark(job.done)) for job in open_jobs):
+        shared = f"{Path.cwd()}, the environments and ALIGN_HOME must be there on each node, under the same paths"
+        return f"Snakemake stopped: no job has begun in what is seen from here: {shared}: {lost[0]} ({log})"
+    if said := lost or [line for line in lines if re.match(r"(\S+: )?[Ee]rror: ", line)]:
+        return f"Snakemake stopped: {said[0]} ({log})"
     quote(lines[-LINES:])
     return f"Snakemake stopped, though no job failed: its last words are above ({log})"
 

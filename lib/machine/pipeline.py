@@ -74,6 +74,7 @@ STAGES = (
 
 NAMED = 24  # jobs that a line names at most
 TOLD = 500  # jobs of a run beyond which none says what is left: each would read the whole plan for it
+CONSIDERED = 128  # ready jobs, drawn where there are more: Snakemake looks at the files of each whenever one ends
 PER_SECOND = 1000  # marks that are looked for on a shared disk
 # What a profile may require of the request, and how to give it.
 REQUIRED = {
@@ -390,11 +391,12 @@ def report(requests: Sequence[Request], folder: Path, extra: list[str], rows: Pa
         # a job stale beyond the times of its files, the digests in its mark say. The other scheduler asks a solver of
         # integer programs before each job: a priority is all there is to know.
         options = ["--nolock", "--rerun-incomplete", "--keep-going", "--rerun-triggers=mtime", "--scheduler=greedy"]
-        options.append(f"--cores={cores}")
+        options += [f"--cores={cores}", f"--scheduler-subsample={CONSIDERED}"]
         marks = [str(job.done) for job in to_do if job.done.exists()]
         forced = ["--forcerun", *marks] if marks else []
         command = [sys.executable, "-m", "snakemake", "--configfile", str(plan_file), *options, *forced, *extra]
         with open(folder / "snakemake.log", "w") as log:  # its own words; the jobs speak on stdout
+            os.environ.setdefault("USER", str(os.getuid()))  # the SLURM plugin needs it, a container may lack it
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[lock.fileno()])
             code = wait(process, to_do if remote(extra) else (), plan_file if len(to_do) <= TOLD else None)
         open_jobs = stale(jobs)

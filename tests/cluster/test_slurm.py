@@ -116,8 +116,10 @@ class Cluster:
         self.run("slurmctld")
         self.node_up()
 
-    def node_up(self) -> None:
-        self.run("slurmd", "-N", self.host)
+    def node_up(self, hidden: Path | None = None) -> None:
+        """hidden: a folder that the node does not share."""
+        apart = ("unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh") if hidden else ()
+        self.run(*apart, "slurmd", "-N", self.host)
         until(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T"))
 
     def node_away(self) -> None:
@@ -226,3 +228,13 @@ def test_a_node_that_goes_away_ends_the_run_and_when_it_is_back_a_second_one_con
     Path("slow").unlink()
     cluster.node_up()
     assert submitted()[0] == 0 and cluster.states()[before + 3 :] == ["COMPLETED"] * 3
+
+
+def test_a_node_that_does_not_share_the_checkout_is_told_in_one_line(cluster, site):
+    cluster.node_away()
+    cluster.node_up(hidden=site)
+    code, printed = submitted("--latency-wait", "5")
+    said = [line for line in printed.splitlines() if "not finished" in line]
+    assert code == 1 and len(said) == 1 and f"no job has begun in what is seen from here: {site}" in said[0], printed
+    cluster.node_away()
+    cluster.node_up()
