@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from lib import backend, convert, losses, models
 from lib.alignment import datastages, references, steps, trajectory
 from lib.alignment.evidence import is_reference
-from lib.alignment.measure import moved
+from lib.alignment.measure import precisions
 from lib.alignment.store import digest
 from lib.data.loader import Batch, Loader
 from lib.training import runs
@@ -39,7 +39,7 @@ MODES = ("fed", "native")
 def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode.
 
-    seeded: from seeded weights, not fresh ones. Steps of moved trainings pass through a file in the plan's folder.
+    seeded: from seeded weights, not fresh ones.
     """
     loader = runs.loader(plan)
     _, stages = datastages.first_batch(loader)
@@ -52,18 +52,18 @@ def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str
     }
     arrays: dict[str, np.ndarray] = {}
 
-    def build(precision: str, draw: int, roundings: float) -> steps.Watched:
+    def build(precision: str) -> steps.Watched:
         model = _network(plan, loader, seeded)
         model = backend.float64(model) if precision == "float64" else model
-        model = moved(model, draw, roundings) if roundings else model
         return _trainer(plan, loader, model, recipe, steps.Watched)
 
-    for mode in MODES:
-        advance, jumping = (
-            (steps.native(batches), is_reference(backend.NAME)) if mode == "native" else (steps.fed, False)
-        )
-        found[mode], kept = steps.measured(build, advance, count, _selected, jumping, plan.folder)
+    for mode, advance in zip(MODES, (steps.fed, steps.native(batches)), strict=True):
+        trainers = {precision: build(precision) for precision in precisions()}
+        selected = _selected(list(trainers["float32"].trained()))
+        found[mode], kept = steps.lockstep(trainers, advance, count, selected)
         arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
+        del trainers
+        backend.give_back()
     return found, arrays
 
 
@@ -83,7 +83,7 @@ def curves(plan: runs.Training, count: int, side: str, seeded: bool) -> dict[str
     def run(seed: int | None = None, rate: float = 1.0) -> dict[str, list[float]]:
         model = _network(plan, loader, seeded)
         if seed is not None:
-            moved(model, seed, 1.0)
+            convert.load(model, trajectory.perturbed(convert.state(model), seed))
         used = replace(recipe, learning_rate=rate * recipe.learning_rate)
         return steps.curves(_trainer(plan, loader, model, used), batches)
 
