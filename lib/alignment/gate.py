@@ -38,6 +38,7 @@ norm adds 51,200 values of a channel, sqrt(51200) / 2.4 = 94 roundings where the
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import astuple
 
 import numpy as np
@@ -52,18 +53,18 @@ Arrays = Mapping[str, np.ndarray]
 Reaches = Mapping[str, Reach]
 
 
-def runs(*parts: Callable[[], Arrays]) -> Iterator[Arrays]:
+def runs(*parts: Callable[[AbstractContextManager], Arrays]) -> Iterator[Arrays]:
     """What the parts of a run, in float32, give together when they are moved, R times. PyTorch's side alone.
 
-    Each part is moved as the first: what begins alike in them, as a training's phases do, is computed once.
+    Each part is given the context in which operations are moved, to compute in: what it only copies takes longer there.
+    It is moved as the first: what begins alike in them, as a training's phases do, is computed once.
     """
     from lib.backend.torch_moved import moved
 
     for draw in range(R):
         found, products = {}, {} if len(parts) > 1 else None
         for part in parts:
-            with moved(K if draw % 2 == 0 else -K, draw // 2, products):
-                found |= part()
+            found |= part(moved(K if draw % 2 == 0 else -K, draw // 2, products))
         yield found
 
 
