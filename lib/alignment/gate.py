@@ -21,8 +21,8 @@ averages out in a moved run does not in a right one. Moved runs compute in float
 own float32 does wrong everywhere is within reach too, and float64 rows alone see it.
 
 Behind activations with a kink float32 gradients reach far: NanoDet-Plus's in the exam by .028 (L2) and .0027 (along) of
-their size in the median, with SiLU in LeakyReLU's place by .00013 and .00002. An operator whose float32 gradient is a thousandth off can hide there (max pooling's, a resize's);
-`lib.alignment.operators`, which runs each alone, sees it.
+their size in the median, with SiLU in LeakyReLU's place by .00013 and .00002. An operator whose float32 gradient is a
+thousandth off can hide there (max pooling's, a resize's); `lib.alignment.operators`, which runs each alone, sees it.
 
 R, K, C and SHARP were fixed before anything was run through them:
 
