@@ -49,10 +49,20 @@ def run(precision, change=lambda model: None):
     return {name: np.reshape(array, array.shape or 1) for name, array in arrays.items()}
 
 
+def inside(whole):
+    """A part of a moved run all of which is moved."""
+
+    def part(moving):
+        with moving:
+            return whole()
+
+    return part
+
+
 @pytest.fixture(scope="module")
 def measured():
     exact = run("float64")
-    return exact, gate.restored(gate.measured(exact, gate.runs(lambda: run("float32"))))
+    return exact, gate.restored(gate.measured(exact, gate.runs(inside(lambda: run("float32")))))
 
 
 def failing(measured, candidate, precision):
@@ -100,7 +110,7 @@ def test_what_parts_of_a_run_have_in_common_is_computed_once_and_stays_the_same(
 
     def first(*parts):
         return next(
-            gate.runs(*(lambda at=at, part=part: {(at, k): v for k, v in part().items()} for at, part in parts))
+            gate.runs(*(inside(lambda at=at, of=of: {(at, k): v for k, v in of().items()}) for at, of in parts))
         )
 
     plain, other = lambda: run("float32"), lambda: run("float32", wide)
@@ -135,7 +145,7 @@ def test_what_an_activation_that_flips_within_rounding_does_is_within_reach():
 
     exact = kinked("float64")
     assert exact["gradient"] == pytest.approx([0.3, 3.0])
-    reach = gate.restored(gate.measured(exact, gate.runs(kinked)))
+    reach = gate.restored(gate.measured(exact, gate.runs(inside(kinked))))
     assert reach["gradient"].max_abs == pytest.approx(2.7, rel=1e-5)
 
 
@@ -180,7 +190,7 @@ def test_the_numbers_that_a_norm_computes_first_are_moved(name, monkeypatch):
     exact = run("float64")
 
     def ratios():
-        reach = gate.restored(gate.measured(exact, gate.runs(lambda: run("float32"))))
+        reach = gate.restored(gate.measured(exact, gate.runs(inside(lambda: run("float32")))))
         return {row.name: row.ratio for row in gate.judge(exact, right, reach, "float32")}
 
     assert max(ratios().values()) < 1

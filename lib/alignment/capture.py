@@ -9,6 +9,7 @@ float64: that run is what the rounding noise of the others is measured against. 
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,15 @@ from lib.training.schedule import recipe
 Fields = dict[str, Any]
 
 NEAR = 10 * K  # floors up to which a detection's other fate is recorded: what may flip, and how near the others are
+NOT_MOVING = nullcontext()
 FORMATS = ("safetensors", "npz", "pth", "pkl")
 
 
 def seeded_model(name: str, case: Case, precision: str = "float32") -> nn.Module:
     """The model with the case's weights."""
     model = models.build(name, case.num_classes, seed=None)
-    shapes = {entry: array.shape for entry, array in convert.state(model).items()}
-    values = case.weights(shapes)
-    convert.load(model, values, absent=tuple(entry for entry in shapes if entry not in values))
+    state = convert.state(model)
+    convert.load(model, state | case.weights({entry: array.shape for entry, array in state.items()}))
     return backend.float64(model) if precision == "float64" else model
 
 
@@ -98,8 +99,11 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
         arrays[f"{precision}/detections"] = postprocess.detections(name, outputs[precision], image_size=case.size)[0]
     if is_reference(backend.NAME):
         model = seeded_model(name, case).eval()
-        again = partial(inference, name, model, case, "float32")
-        fields["reach"] = gate.measured(gate.real(named), gate.runs(lambda: by_family.named(name, *again())))
+
+        def again(moving: AbstractContextManager) -> Arrays:
+            return by_family.named(name, *inference(name, model, case, "float32", moving))
+
+        fields["reach"] = gate.measured(gate.real(named), gate.runs(again))
     arrays |= {f"assignment/{key}": array for key, array in by_family.selection(runs["float32"]).items()}
     if "float64" in runs:
         _margins(by_family.selection_margins(runs["float64"], runs["float32"]), "", fields, arrays)
@@ -110,9 +114,11 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     return fields, arrays
 
 
-def inference(name: str, model: nn.Module, case: Case, precision: str) -> tuple[Any, Arrays]:
+def inference(
+    name: str, model: nn.Module, case: Case, precision: str, moving: AbstractContextManager = NOT_MOVING
+) -> tuple[Any, Arrays]:
     """The model's output for the case's image, and its named features."""
-    with backend.no_grad(), features(model, models.intermediates(name)) as found:
+    with backend.no_grad(), features(model, models.intermediates(name)) as found, moving:
         return model(backend.tensor(case.input().astype(precision))), found
 
 
@@ -156,7 +162,12 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
 
 
 def _phase(
-    name: str, case: Case, phase: str, precision: str, model: nn.Module
+    name: str,
+    case: Case,
+    phase: str,
+    precision: str,
+    model: nn.Module,
+    moving: AbstractContextManager = NOT_MOVING,
 ) -> tuple[Any, dict[str, Any], dict[str, float], Arrays]:
     """One training forward and backward of the seeded model.
 
@@ -164,7 +175,9 @@ def _phase(
     gradients; the losses; and all else as arrays. What does not depend on the phase is the first one's.
     """
     criterion = criterion_in(name, case, case.phases[phase])
-    outputs, parts, gradient = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
+    images = case.input().astype(precision)
+    with moving:
+        outputs, parts, gradient = _backward(model, criterion, case.phases[phase], images, case)
     outputs, values = _without_graph(outputs), _values(parts)
     del parts
     found = {f"gradient/{phase}/{entry}": backend.numpy(one) for entry, one in gradient.items()}
@@ -184,14 +197,14 @@ def _statistics(state: Mapping[str, np.ndarray]) -> Arrays:
     return {entry: array.copy() for entry, array in state.items() if entry.endswith(STATISTICS)}
 
 
-def _again(name: str, case: Case) -> list[Callable[[], Arrays]]:
+def _again(name: str, case: Case) -> list[Callable[[AbstractContextManager], Arrays]]:
     """The phases, each to be run in float32 as often as one likes: a model starts from the statistics that it had."""
     model = seeded_model(name, case).train()
     statistics = _statistics({entry: backend.numpy(value) for entry, value in backend.named_state(model)})
 
-    def again(phase: str) -> Arrays:
+    def again(phase: str, moving: AbstractContextManager) -> Arrays:
         backend.load_state(model, statistics)
-        *_, values, found = _phase(name, case, phase, "float32", model)
+        *_, values, found = _phase(name, case, phase, "float32", model, moving)
         return found | _tensors(phase, values)
 
     return [partial(again, phase) for phase in case.phases]
@@ -293,16 +306,17 @@ def first_step(plan: Training, batch: Any, model: nn.Module) -> dict[str, Any]:
     criterion = losses.build(plan.model, len(coco.load(coco.splits(plan.data)[0]).classes))
     size = batch.images.shape[2:]
 
-    def run(images: np.ndarray) -> tuple[Any, dict[str, float]]:
+    def run(images: np.ndarray, moving: AbstractContextManager = NOT_MOVING) -> tuple[Any, dict[str, float]]:
         """The outputs, and the losses."""
         model.train().step = Step(0, stream(plan.seed, "model", 0), batch.targets)
-        with backend.no_grad():
+        with backend.no_grad(), moving:
             outputs = model(backend.tensor(images))
             parts = criterion(outputs, batch.targets, image_size=size)
         return outputs, dict(zip(parts, backend.floats(list(parts.values())), strict=True))
 
     rounded, _ = run(batch.images)
-    moved = list(gate.runs(lambda: gate.scalars(run(batch.images)[1]))) if is_reference(backend.NAME) else []
+    again = gate.runs(lambda moving: gate.scalars(run(batch.images, moving)[1]))
+    moved = list(again) if is_reference(backend.NAME) else []
     model = backend.float64(model)
     exact, values = run(batch.images.astype(np.float64))
     chosen = by_family.decisions(plan.model, criterion, rounded, batch.targets, size)

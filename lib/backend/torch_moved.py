@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 PERIOD = 65521  # normal numbers, drawn once; a prime, so that rows and channels of larger tensors take others
 
@@ -57,15 +56,15 @@ class _Moving(TorchDispatchMode):
 
     def _product(self, function: Any, arguments: tuple) -> Any:
         """The moved result, which is known where an earlier run of this draw had the same numbers at this place."""
-        given, place = [function, *tree_leaves(arguments)], self._place
+        given, place = (function, *arguments), self._place
         kept, found = self._products.get(place, ((), None))
         if len(kept) != len(given) or not all(map(_same, kept, given)):
             found = self._computed(function, arguments, {})
-            self._products[place] = given, tree_map(_copied, found)
+            self._products[place] = given, _copied(found)
             return found
-        for _ in filter(_single, tree_leaves(found)):
+        for _ in filter(_single, found if isinstance(found, tuple) else (found,)):
             self._drawn()
-        return tree_map(_copied, found)
+        return _copied(found)
 
     def _computed(self, function: Any, arguments: tuple, named: dict) -> Any:
         found, name = function(*arguments, **named), function._schema.name
@@ -82,20 +81,24 @@ class _Moving(TorchDispatchMode):
 
     def _move(self, tensor: Tensor) -> Tensor:
         count, (start, common) = tensor.numel(), self._drawn()
-        by = (_noise()[start : start + min(count, PERIOD)] + common).mul_(self._scale)
+        noise = _noise().narrow(0, start, min(count, PERIOD))
+        tensor.add_(tensor, alpha=self._scale * common)
         if count <= PERIOD:
-            return tensor.addcmul_(tensor, by.view(tensor.shape))
+            return tensor.addcmul_(tensor, noise.view(tensor.shape), value=self._scale)
         if not tensor.is_contiguous():
-            return tensor.addcmul_(tensor, by.repeat(count // PERIOD + 1)[:count].view(tensor.shape))
+            noise = noise.repeat(count // PERIOD + 1)[:count].view(tensor.shape)
+            return tensor.addcmul_(tensor, noise, value=self._scale)
         rows, rest = tensor.view(-1).split((count - count % PERIOD, count % PERIOD))
         rows = rows.view(-1, PERIOD)
-        rows.addcmul_(rows, by)
-        rest.addcmul_(rest, by[: len(rest)])
+        rows.addcmul_(rows, noise, value=self._scale)
+        rest.addcmul_(rest, noise[: len(rest)], value=self._scale)
         return tensor
 
 
 def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib import import_module
@@ -261,8 +261,12 @@ def _reach(model: Model, inputs: Sequence[np.ndarray], runs: Mapping[tuple[str, 
     """How far rounding carries the original's outputs, gradients and statistics."""
     found: dict[str, list[float]] = {}
     for mode in MODES:
-        moved = gate.runs(lambda mode=mode: _real(mode, model.run(inputs, "float32", mode)))
-        found |= gate.measured(_real(mode, runs["float64", mode]), moved)
+
+        def again(moving: AbstractContextManager, mode: str = mode) -> Arrays:
+            with moving:
+                return _real(mode, model.run(inputs, "float32", mode))
+
+        found |= gate.measured(_real(mode, runs["float64", mode]), gate.runs(again))
     return found
 
 
