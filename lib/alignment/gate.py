@@ -22,7 +22,7 @@ own float32 does wrong everywhere is within reach too, and float64 rows alone se
 
 Behind activations with a kink float32 gradients reach far: NanoDet-Plus's in the exam by .028 (L2) and .0027 (along) of
 their size in the median, with SiLU in LeakyReLU's place by .00013 and .00002. An operator whose float32 gradient is a
-thousandth off can hide there (max pooling's, a resize's); `lib.alignment.operators`, which runs each alone, sees it.
+thousandth off can hide there (max pooling's, a resize's); 53_operators, which runs each operator alone, sees it.
 
 R, K, C and SHARP were fixed before anything was run through them:
 
