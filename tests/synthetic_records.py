@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from lib import record
+from lib.alignment.gate import R, scalars
 from lib.alignment.initial import samples
 from lib.alignment.seeded import seeded_array, seeded_input
 from lib.alignment.verdict import ROUNDING, Row
@@ -90,6 +91,23 @@ def both(name: str, shape: tuple[int, ...], side: str) -> dict[str, np.ndarray]:
     return {f"float32/{name}": rounded(name, shape, side), f"float64/{name}": exact(name, shape)}
 
 
+def reach(exact: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """As `gate.measured` gives it where R runs move every element of each tensor by NOISE."""
+    found = {}
+    for name, array in exact.items():
+        length = np.linalg.norm(array)
+        moved = [NOISE * array * seeded_input(f"{name}:{draw}", array.shape) for draw in range(R)]
+        apart = [abs(np.vdot(one, array)) / length for one in moved]
+        found[name] = [max(np.abs(one).max() for one in moved), max(map(np.linalg.norm, moved)), max(apart)]
+    return found
+
+
+def reached(arrays: dict[str, np.ndarray], more: dict[str, float] | None = None) -> dict[str, list[float]]:
+    """The reach of a record's float64 tensors, and of more numbers."""
+    found = {name.removeprefix("float64/"): array for name, array in arrays.items() if name.startswith("float64/")}
+    return reach(found | {name: np.array([value]) for name, value in (more or {}).items()})
+
+
 def _convert(side: str) -> tuple[dict, dict]:
     rows = []
     for name, shape in {**PARAMETERS, **BUFFERS}.items():
@@ -144,6 +162,8 @@ def _forward(side: str) -> tuple[dict, dict]:
     if side != "published":
         for name, shape in shapes.items():
             arrays |= both(name, shape, side)
+        if side == "torch":
+            fields["reach"] = reached(arrays) | reach({"final/preds": exact("preds", (1, 50, 12))})
         return fields, arrays
     fields["statistics"] = {}
     for name, shape in shapes.items():
@@ -153,7 +173,6 @@ def _forward(side: str) -> tuple[dict, dict]:
             "l2": float(np.linalg.norm(true)),
             "max": float(np.abs(own).max()),
             "first": own.ravel()[:16].tolist(),
-            "floor_max": float(np.abs(own - true).max()),
         }
     return fields, arrays
 
@@ -224,9 +243,13 @@ def _loss(side: str) -> tuple[dict, dict]:
             "follows": {CHOICES[0]: "", CHOICES[1]: CHOICES[0]},
         }
         arrays |= _margins()
+    if side == "torch":
+        sizes = {f"loss/{phase}/{name}": value for phase in PHASES for name, value in values.items()}
+        fields["reach"] = reached(arrays, sizes)
+        for phase in PHASES:  # moved, a true zero is noise of float32's size
+            fields["reach"][f"gradient/{phase}/{TRUE_ZERO}"] = [4e-6, 1e-5, 1e-5]
     if side == "published":
-        deviation = np.abs(arrays["float32/output/head_out"] - exact("output/head_out", (2, 50, 12))).max()
-        fields["statistics"] = {"output/head_out": {"floor_max": float(deviation)}}
+        fields["statistics"] = {}
         fields["step_norms"] = {
             "clip35_lr1e-3": {
                 name: {
@@ -290,7 +313,12 @@ def _train(side: str) -> tuple[dict, dict]:
         "waiting_share": waited / seconds,
         "images_per_second": 5.1,
         "starts": {"fresh weights": {"before": None, "after": {**final, "epoch": 3}, "evaluations": epochs}},
-        "first_step": {"float32": {name: columns[name][0] for name in columns}, "float64": first},
+        "first_step": {
+            "float32": {name: columns[name][0] for name in columns},
+            "float64": first,
+            "astray": 0.0,
+            "reach": reach(scalars(first)),
+        },
         "checkpoint": {"path": "x.safetensors", "sha256": "d" * 64},
     }, {}
 

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.alignment import verdict
 from lib.alignment.compare import compare
 from lib.alignment.diagnosis import explain
-from lib.alignment.verdict import Noise
+from lib.alignment.verdict import K, Reach, gated
 
 REFERENCE = np.random.default_rng(0).standard_normal((2, 6, 5, 5)).astype(np.float32)
 FAULTS = [
@@ -33,7 +32,7 @@ def test_the_fault_is_named_under_noise_and_still_fails(candidate, said):
     noise = 1 + 1e-6 * np.random.default_rng(2).standard_normal(candidate.shape)
     found = compare("x", REFERENCE, np.asarray(candidate * noise, np.float32))
     assert said in found.diagnosis
-    assert not verdict.judge([found], {"x": Noise(1e-5, 1e-4)}, "l2")[0].passed
+    assert not gated(found, Reach.of(1e-5, 1e-4), K, "x", "every element", "").passed
 
 
 @pytest.mark.parametrize(

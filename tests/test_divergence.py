@@ -186,7 +186,7 @@ def test_a_leaf_noisier_than_the_reference_is_excused_only_where_float64_agrees(
     conv = next(call for call in fields["layers"] if call["path"] == "body.1.conv")
     single = conv["errors"]["float32"]["forward"]
     rows = [layer.own["forward", "float32"] for layer in divergence.localise(fields).layers if layer.leaf]
-    largest = max(row.relative(row.floor) for row in rows)
+    largest = max(row.relative(row.reach) for row in rows)
     single["l2"] = 7 * largest * single["scale_l2"]
     noisiest = next(call for call in fields["layers"] if call["path"] == "body.0.norm")["errors"]["float32"]["forward"]
     assert divergence.localise(fields).first("forward").path == "body.1.conv", "no leaf is as noisy"

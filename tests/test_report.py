@@ -354,11 +354,13 @@ def test_tables_against_numpy():
     ] == ["1.2e-05", "1.667e-04", "0.7600"]
 
 
-@pytest.mark.parametrize("language, words", [("en", ("noise floor", "yes", "PASS")), ("zh", ("噪声底", "是", "通过"))])
+@pytest.mark.parametrize(
+    "language, words", [("en", ("reach of rounding", "yes", "PASS")), ("zh", ("舍入可达", "是", "通过"))]
+)
 def test_a_notebook_s_table_speaks_the_reader_s_language_in_one_notation(monkeypatch, language, words):
     monkeypatch.setattr(tables, "words", lambda: messages.Messages(language))
     held = {
-        "floor": [1.23456e-7, np.nan],
+        "reach": [1.23456e-7, np.nan],
         "values": np.array([4330904, 2]),
         "what": ["a<b", "PASS"],
         "same": [True, None],

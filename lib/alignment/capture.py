@@ -6,44 +6,48 @@ sides can be compared. Each computation runs in float32 and, where the backend c
 float64: that run is what the rounding noise of the others is measured against. Nothing is compared here.
 """
 
-import itertools
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lib import backend, convert, losses, models, postprocess
-from lib.alignment import by_family, initial
+from lib.alignment import by_family, gate, initial
+from lib.alignment.decisions import farthest
 from lib.alignment.evidence import is_reference
 from lib.alignment.margins import Margins
-from lib.alignment.measure import Arrays, entries, features, gradients, moved, precisions
+from lib.alignment.measure import Arrays, entries, features, gradients, precisions
 from lib.alignment.recipe import numbers
-from lib.alignment.references.case import Case, Phase
+from lib.alignment.references.case import STATISTICS, Case, Phase
 from lib.alignment.seeded import seeded_array
 from lib.alignment.store import digest
-from lib.alignment.trajectory import perturbed
-from lib.alignment.verdict import REPEATS, K, Noise, size
+from lib.alignment.verdict import K
 from lib.backend import nn
+from lib.data import coco, stream
 from lib.errors import UserError
+from lib.models.step import Step
 from lib.training import checkpoints
 from lib.training import loop as training
+from lib.training.runs import Training
 from lib.training.schedule import recipe
 
 Fields = dict[str, Any]
 
 NEAR = 10 * K  # floors up to which a detection's other fate is recorded: what may flip, and how near the others are
+NOT_MOVING = nullcontext()
 FORMATS = ("safetensors", "npz", "pth", "pkl")
 
 
 def seeded_model(name: str, case: Case, precision: str = "float32") -> nn.Module:
     """The model with the case's weights."""
     model = models.build(name, case.num_classes, seed=None)
-    shapes = {entry: array.shape for entry, array in convert.state(model).items()}
-    values = case.weights(shapes)
-    convert.load(model, values, absent=tuple(entry for entry in shapes if entry not in values))
+    state = convert.state(model)
+    convert.load(model, state | case.weights({entry: array.shape for entry, array in state.items()}))
     return backend.float64(model) if precision == "float64" else model
 
 
@@ -96,13 +100,18 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     arrays, runs, outputs = {}, {}, {}
     for precision in precisions():
         model = seeded_model(name, case, precision).eval()
-        with backend.no_grad(), features(model, models.intermediates(name)) as found:
-            runs[precision] = found
-            output = outputs[precision] = model(backend.tensor(case.input().astype(precision)))
-        named = by_family.named(name, output, found)
+        outputs[precision], runs[precision] = inference(name, model, case, precision)
+        named = by_family.named(name, outputs[precision], runs[precision])
         fields["depth"] = [key.removeprefix("features/") for key in named if key.startswith("features/")]
         arrays |= {f"{precision}/{key}": array for key, array in named.items()}
-        arrays[f"{precision}/detections"] = postprocess.detections(name, output, image_size=case.size)[0]
+        arrays[f"{precision}/detections"] = postprocess.detections(name, outputs[precision], image_size=case.size)[0]
+    if is_reference(backend.NAME):
+        model = seeded_model(name, case).eval()
+
+        def again(moving: AbstractContextManager) -> Arrays:
+            return by_family.named(name, *inference(name, model, case, "float32", moving))
+
+        fields["reach"] = gate.measured(gate.real(named), gate.runs(again))
     arrays |= {f"assignment/{key}": array for key, array in by_family.selection(runs["float32"]).items()}
     if "float64" in runs:
         _margins(by_family.selection_margins(runs["float64"], runs["float32"]), "", fields, arrays)
@@ -113,10 +122,18 @@ def forward(name: str, case: Case) -> tuple[Fields, Arrays]:
     return fields, arrays
 
 
+def inference(
+    name: str, model: nn.Module, case: Case, precision: str, moving: AbstractContextManager = NOT_MOVING
+) -> tuple[Any, Arrays]:
+    """The model's output for the case's image, and its named features."""
+    with backend.no_grad(), features(model, models.intermediates(name)) as found, moving:
+        return model(backend.tensor(case.input().astype(precision))), found
+
+
 # ---------------------------------------------------------------------------------------------- loss and gradient
 def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
     """Training mode on a seeded batch: losses and gradients of every phase, one optimiser step, batch-norm statistics
-    after one forward, and the discrete decisions of the criterion."""
+    after one forward, and the discrete decisions of the criterion; on the reference's side also the reach of all."""
     largest = max(target["labels"].max(initial=-1) for target in case.targets)
     if largest >= case.num_classes:
         raise UserError(f"51_loss_and_gradient: classes is {case.num_classes}: its boxes need at least {largest + 1}")
@@ -127,46 +144,78 @@ def loss_and_gradient(name: str, case: Case) -> tuple[Fields, Arrays]:
         "optimiser": {},
     }
     arrays: Arrays = {}
+    exact: Arrays = {}
     for phase in case.phases:
-        runs = {precision: _phase(name, case, phase, precision, fields, arrays) for precision in precisions()}
-        if "float64" in runs:
-            criterion = criterion_in(name, case, case.phases[phase])
-            _margins(
-                by_family.margins(name, criterion, runs["float64"], runs["float32"], case.targets, case.size),
-                f"{phase}/",
-                fields,
-                arrays,
-            )
+        outputs = {}
+        for precision in precisions():
+            backend.give_back()
+            model = seeded_model(name, case, precision).train()
+            outputs[precision], gradient, values, found = _phase(name, case, phase, precision, model)
+            fields["losses"][phase][precision] = values
+            real = gate.real(found)
+            arrays |= {f"{precision}/{key}" if key in real else key: one for key, one in found.items()}
+            exact |= real | _tensors(phase, values)  # of the last precision
+            if case.update and case.update.phase == phase:
+                _step(name, case, model, gradient, precision, fields, arrays)
+            del model, gradient
+        criterion = criterion_in(name, case, case.phases[phase])
+        chosen = by_family.decisions(name, criterion, outputs["float32"], case.targets, case.size)
+        arrays |= {f"assignment/{phase}/{key}": array for key, array in chosen.items()}
+        if "float64" in outputs:
+            held = by_family.margins(name, criterion, outputs["float64"], outputs["float32"], case.targets, case.size)
+            _margins(held, f"{phase}/", fields, arrays)
     if is_reference(backend.NAME):
-        fields["repeats"] = {label: _repeats(name, case, phase) for label, phase in case.phases.items()}
-        if not case.has_golden() and "float64" in precisions():
-            fields["jumps"] = _jumps(name, case, arrays)
+        fields["reach"] = gate.measured(exact, gate.runs(*_again(name, case)))
     return fields, arrays
 
 
-def _phase(name: str, case: Case, phase: str, precision: str, fields: Fields, arrays: Arrays) -> Any:
-    """One training forward and backward from the seeded state; the first phase also gives what does not depend on it.
+def _phase(
+    name: str,
+    case: Case,
+    phase: str,
+    precision: str,
+    model: nn.Module,
+    moving: AbstractContextManager = NOT_MOVING,
+) -> tuple[Any, dict[str, Any], dict[str, float], Arrays]:
+    """One training forward and backward of the seeded model.
 
-    Returns the outputs, without their graph: it is many times the model, and the other precision's comes beside it.
+    Returns the outputs, without their graph: it is many times the model, and the other precision's comes beside it; the
+    gradients; the losses; and all else as arrays. What does not depend on the phase is the first one's.
     """
-    backend.give_back()
     criterion = criterion_in(name, case, case.phases[phase])
-    model = seeded_model(name, case, precision).train()
-    outputs, parts, found = _backward(model, criterion, case.phases[phase], case.input().astype(precision), case)
-    fields["losses"][phase][precision] = _values(parts)
-    outputs = _without_graph(outputs)
+    images = case.input().astype(precision)
+    with moving:
+        outputs, parts, gradient = _backward(model, criterion, case.phases[phase], images, case)
+    outputs, values = _without_graph(outputs), _values(parts)
     del parts
-    arrays |= {f"{precision}/gradient/{phase}/{entry}": backend.numpy(gradient) for entry, gradient in found.items()}
-    if precision == "float32":
-        decided = by_family.decisions(name, criterion, outputs, case.targets, case.size)
-        arrays |= {f"assignment/{phase}/{key}": array for key, array in decided.items()}
+    found = {f"gradient/{phase}/{entry}": backend.numpy(one) for entry, one in gradient.items()}
     if phase == next(iter(case.phases)):
-        arrays |= {f"{precision}/output/{key}": array for key, array in by_family.named(name, outputs, {}).items()}
-        arrays |= _batch_norm(model, precision)
-    del model  # the step builds its own
-    if case.update and case.update.phase == phase:
-        _step(name, case, found, precision, fields, arrays)
-    return outputs
+        found |= {f"output/{key}": array for key, array in by_family.named(name, outputs, {}).items()}
+        found |= {f"bn/{entry}": array for entry, array in _statistics(convert.state(model)).items()}
+    return outputs, gradient, values, found
+
+
+def _tensors(phase: str, values: Mapping[str, float]) -> Arrays:
+    """A phase's losses as tensors of one element."""
+    return gate.scalars({f"loss/{phase}/{name}": value for name, value in values.items()})
+
+
+def _statistics(state: Mapping[str, np.ndarray]) -> Arrays:
+    """What a training forward changes of a state: running statistics and counters, as they are now."""
+    return {entry: array.copy() for entry, array in state.items() if entry.endswith(STATISTICS)}
+
+
+def _again(name: str, case: Case) -> list[Callable[[AbstractContextManager], Arrays]]:
+    """The phases, each to be run in float32 as often as one likes: a model starts from the statistics that it had."""
+    model = seeded_model(name, case).train()
+    statistics = _statistics({entry: backend.numpy(value) for entry, value in backend.named_state(model)})
+
+    def again(phase: str, moving: AbstractContextManager) -> Arrays:
+        backend.load_state(model, statistics)
+        *_, values, found = _phase(name, case, phase, "float32", model, moving)
+        return found | _tensors(phase, values)
+
+    return [partial(again, phase) for phase in case.phases]
 
 
 def _without_graph(outputs: Any) -> Any:
@@ -204,65 +253,23 @@ def _backward(model: nn.Module, criterion, phase: Phase, images: np.ndarray, cas
     return outputs, parts, gradients(sum(parts.values()), dict(model.named_parameters()))
 
 
-def _batch_norm(model: nn.Module, precision: str) -> Arrays:
-    """The running statistics and counters."""
-    found = {}
-    for entry, array in convert.state(model).items():
-        if entry.endswith(("running_mean", "running_var")):
-            found[f"{precision}/bn/{entry}"] = array
-        elif entry.endswith("num_batches_tracked"):
-            found[f"bn/{entry}"] = array
-    return found
-
-
 def _values(parts: Mapping[str, Any]) -> dict[str, float]:
-    values = dict(zip(parts, backend.floats(list(parts.values())), strict=True))
-    return {"loss_total": math.fsum(values.values()), **values}
+    """A criterion's components, and their sum first."""
+    found = dict(zip(parts, backend.floats(list(parts.values())), strict=True))
+    return {"loss_total": math.fsum(found.values()), **found}
 
 
-def _repeats(name: str, case: Case, phase: Phase) -> list[dict[str, float]]:
-    """Losses of float32 runs on an input moved by one rounding: how near float64 so few numbers lie is luck."""
-    model, criterion, found = seeded_model(name, case).train(), criterion_in(name, case, phase), []
-    model.step = phase.step
-    for draw in range(REPEATS):
-        images = perturbed({"images": case.input()}, draw)["images"]
-        with backend.no_grad():
-            found.append(_values(criterion(model(backend.tensor(images)), case.targets, image_size=images.shape[2:])))
-    return found
-
-
-def _jumps(name: str, case: Case, arrays: Arrays) -> dict[str, list[float]]:
-    """By how much gradients and the update's changes jump where an activation's input lies within noise of zero.
-
-    "gradient/<phase>/<parameter>", "step/<update>/<parameter>" -> [largest, L2]. Each pair of float64 runs starts from
-    weights and input moved by K roundings, one run there, the other back. What responds smoothly moves by as much back
-    as there, and falls out of g(there) + g(back) - 2 g; an activation flips in one of the two, and the difference is
-    its jump alone. Only where there is no published float32 run of the case, which is another sample.
-    """
-    found: dict[str, Noise] = {}
-    for label, draw in itertools.product(case.phases, range(REPEATS // 2)):
-        there, back = (_moved(name, case, label, draw, roundings) for roundings in (K, -K))
-        for key, array in there.items():
-            jump, known = size(array + back[key] - 2 * arrays[key]), key.removeprefix("float64/")
-            found[known] = jump.at_least(found.get(known, jump))
-    return {key: [jump.max_abs, jump.l2] for key, jump in found.items()}
-
-
-def _moved(name: str, case: Case, label: str, draw: int, roundings: float) -> Arrays:
-    """Float64 gradients from weights and input moved by so many roundings, and their update; names as in `arrays`."""
-    model, phase = moved(seeded_model(name, case, "float64").train(), draw, roundings), case.phases[label]
-    images = perturbed({"images": case.input().astype(np.float64)}, draw, roundings)["images"]
-    found = _backward(model, criterion_in(name, case, phase), phase, images, case)[2]
-    kept = {f"float64/gradient/{label}/{entry}": backend.numpy(gradient) for entry, gradient in found.items()}
-    if case.update and case.update.phase == label:
-        _step(name, case, found, "float64", {"optimiser": {}}, kept)
-    return kept
-
-
-def _step(name: str, case: Case, gradient: Mapping[str, Any], precision: str, fields: Fields, arrays: Arrays) -> None:
-    """One optimiser step of the published recipe from the case's weights with the given gradients."""
+def _step(
+    name: str,
+    case: Case,
+    model: nn.Module,
+    gradient: Mapping[str, Any],
+    precision: str,
+    fields: Fields,
+    arrays: Arrays,
+) -> None:
+    """One optimiser step of the published recipe from the case's weights, the model's, with the given gradients."""
     published, update = recipe(name), case.update
-    model = seeded_model(name, case, precision)
     before = {
         entry: backend.numpy(parameter).copy() for entry, parameter in model.named_parameters()
     }  # PyTorch's is a view
@@ -293,3 +300,35 @@ def _step(name: str, case: Case, gradient: Mapping[str, Any], precision: str, fi
             seeded = seeded_array(entry, before[entry].shape)
             if precision == "float32" and (seeded is None or not np.array_equal(seeded, before[entry])):
                 arrays[f"weights/{entry}"] = before[entry]
+
+
+# ------------------------------------------------------------------------------------------------------- training
+def first_step(plan: Training, batch: Any, model: nn.Module) -> dict[str, Any]:
+    """The first step's losses in float64, on the reference's side with their reach; "astray": how far its float32
+    choices lie from the exact ones, in floors. A distilled model's are not asked for.
+
+    `model` is the plan's as it starts; it is of no use afterwards.
+    """
+    if plan.teacher:
+        return {}
+    criterion = losses.build(plan.model, len(coco.load(coco.splits(plan.data)[0]).classes))
+    size = batch.images.shape[2:]
+
+    def run(images: np.ndarray, moving: AbstractContextManager = NOT_MOVING) -> tuple[Any, dict[str, float]]:
+        """The outputs, and the losses."""
+        model.train().step = Step(0, stream(plan.seed, "model", 0), batch.targets)
+        with backend.no_grad(), moving:
+            outputs = model(backend.tensor(images))
+            parts = criterion(outputs, batch.targets, image_size=size)
+        return outputs, dict(zip(parts, backend.floats(list(parts.values())), strict=True))
+
+    rounded, _ = run(batch.images)
+    again = gate.runs(lambda moving: gate.scalars(run(batch.images, moving)[1]))
+    moved = list(again) if is_reference(backend.NAME) else []
+    model = backend.float64(model)
+    exact, values = run(batch.images.astype(np.float64))
+    chosen = by_family.decisions(plan.model, criterion, rounded, batch.targets, size)
+    margins = by_family.margins(plan.model, criterion, exact, rounded, batch.targets, size)
+    astray = max(farthest(margins[name], choices) for name, choices in chosen.items())
+    found: dict[str, Any] = {"float64": values, "astray": astray}
+    return found | ({"reach": gate.measured(gate.scalars(values), moved)} if moved else {})

@@ -20,7 +20,7 @@ WRONG = 1e-2  # relative L2 beyond rounding: from here on a tensor is looked at 
 class Comparison:
     """What one tensor's comparison shows; the metrics are NaN where `fault` says why there are none.
 
-    `max_abs` and `l2` measure candidate - reference, `scale_max` and `scale_l2` the reference.
+    `max_abs`, `l2` and `along` measure candidate - reference, `scale_max` and `scale_l2` the reference.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Comparison:
     size: int
     max_abs: float
     l2: float
+    along: float  # what of l2 lies along the reference: of a relative error all, of noise next to nothing
     differing: int  # elements that are not equal
     worst: tuple[int, ...]  # where max_abs is
     scale_max: float
@@ -86,6 +87,7 @@ def compare(
         size=reference.size,
         max_abs=float(difference[worst]),
         l2=l2,
+        along=along(a, b - a),
         differing=differing,
         worst=tuple(int(i) for i in worst),
         scale_max=max(abs(float(a.max())), abs(float(a.min()))),
@@ -97,6 +99,12 @@ def compare(
 def norm(array: np.ndarray) -> float:
     """L2 norm over all elements in float64, added in pairs: not by BLAS, whose last bits depend on its threads."""
     return math.sqrt(np.square(np.ravel(array), dtype=np.float64).sum())
+
+
+def along(reference: np.ndarray, deviation: np.ndarray) -> float:
+    """|<deviation, reference>| / norm(reference): 0 where the reference is zero."""
+    length = norm(reference)
+    return abs(float(np.vdot(reference, deviation))) / length if length else 0.0
 
 
 def _incomparable(reference: np.ndarray, candidate: np.ndarray, dtype: str) -> str | None:
@@ -120,7 +128,7 @@ def _incomparable(reference: np.ndarray, candidate: np.ndarray, dtype: str) -> s
 
 def _faulty(name: str, fault: str, size: int = 0) -> Comparison:
     nan = float("nan")
-    return Comparison(name, fault, size, nan, nan, 0, (), nan, nan)
+    return Comparison(name, fault, size, nan, nan, nan, 0, (), nan, nan)
 
 
 @dataclass(frozen=True)

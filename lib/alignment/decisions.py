@@ -143,26 +143,32 @@ def restored(name: str, arrays: Mapping[str, np.ndarray]) -> Margins | None:
     return Margins(arrays[f"option/{name}"], arrays[f"margin/{name}"]) if f"margin/{name}" in arrays else None
 
 
-def excuse(rows: Sequence[Row], held: Sequence[Decisions], belongs: Callable[[Row], str]) -> list[Row]:
-    """Rows of what is computed from decisions: after a legal flip float32 results differ by more than their noise.
+def farthest(margins: Margins, chosen: np.ndarray) -> float:
+    """How far the farthest of these choices is from the exact one, in floors."""
+    return float(_of(margins, chosen).max(initial=0.0))
 
-    Such a row is shown, not judged, where the float64 run of the same name, which no rounding flips, passes. belongs:
-    of a row, how the names of the decisions behind it begin.
+
+def excuse(rows: Sequence[Row], behind: Callable[[Row], str]) -> list[Row]:
+    """Rows of what is computed from decisions: behind a legal flip float32 results differ by more than their noise.
+
+    Such a row is shown, not judged, where the float64 run of the same name, which no rounding flips, passes. behind: of
+    a row, the kind of decision that flipped legally, "" where none did.
     """
     doubles = [row for row in rows if "float64" in row.what]
     sound = {row.name for row in doubles} - {row.name for row in doubles if not row.passed}
     return [
         replace(row, passed=None, note=f"behind a legal flip of {flipped}")
-        if row.passed is False
-        and "float64" not in row.what
-        and row.name in sound
-        and (flipped := _excused(held, belongs(row)))
+        if row.passed is False and "float64" not in row.what and row.name in sound and (flipped := behind(row))
         else row
         for row in rows
     ]
 
 
-def _excused(held: Sequence[Decisions], beginning: str) -> str:
-    """The kind of decision that flipped, where all that flipped did so legally; else ""."""
-    behind = [kind for kind in held if kind.name.startswith(beginning) and (kind.flips or kind.fault)]
-    return behind[0].name if behind and not any(kind.fault or kind.illegal for kind in behind) else ""
+def legal_flip(held: Sequence[Decisions], beginning: str) -> str:
+    """The kind of decision, its name so beginning, that flipped, where all that flipped did so legally; else "".
+
+    Results are compared with exact ones: one that both sides take otherwise than exact scores do has flipped too.
+    """
+    behind = [k for k in held if k.name.startswith(beginning) and (k.flips or k.fault or max(k.astray, default=0.0))]
+    legal = not any(kind.fault or kind.illegal or max(kind.astray, default=0.0) > K for kind in behind)
+    return behind[0].name if behind and legal else ""

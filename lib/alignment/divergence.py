@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lib.alignment.compare import Comparison
-from lib.alignment.verdict import SHARP, K, Noise, Row, fault, gated, held_to, least_floor
+from lib.alignment.verdict import SHARP, K, Reach, Row, fault, gated, held_to, least_floor
 
 DIRECTIONS = ("forward", "backward")
 ROOT = "(the model itself)"
@@ -125,7 +125,7 @@ def first_alone(fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _largest(layers: Sequence[Layer], direction: str) -> float:
     """The largest relative floor of a leaf in float32."""
     rows = [layer.own.get((direction, "float32")) for layer in layers if layer.leaf]
-    return max((row.relative(row.floor) for row in rows if row and row.floor == row.floor), default=0.0)
+    return max((row.relative(row.reach) for row in rows if row and row.reach == row.reach), default=0.0)
 
 
 def _held_to_the_largest(
@@ -170,10 +170,10 @@ def _own(
                 rows[direction, precision] = fault(name, what, f"{entry['tensor']}: {entry['fault']}")
                 continue
             found = _comparison(entry)
-            floor = Noise(float(entry["floor_max"]), float(entry["floor_l2"]))
-            floor = floor.at_least(Noise(found.scale_max, found.scale_l2).times(least[direction](found.size)))
+            floor = Reach.of(float(entry["floor_max"]), float(entry["floor_l2"]))
+            floor = floor.at_least(Reach.of(found.scale_max, found.scale_l2).times(least[direction](found.size)))
             floor = floor.times(0.0 if entry["discrete"] else factor if precision == "float64" else 1.0)
-            row = gated(found, floor, name, what, shown or f"{found.name}, worst at {found.worst}")
+            row = gated(found, floor, K, name, what, shown or f"{found.name}, worst at {found.worst}")
             rows[direction, precision] = replace(row, passed=None) if shown else row
     return rows
 
@@ -193,9 +193,8 @@ def _unfit(call: Mapping[str, Any]) -> str | None:
 def _comparison(entry: Mapping[str, Any]) -> Comparison:
     """As `layers` compared the worst tensor of a call; records write infinity as a string."""
     numbers = {name: float(entry[name]) for name in ("max_abs", "l2", "scale_max", "scale_l2")}
-    return Comparison(
-        entry["tensor"], entry["fault"], entry["size"], differing=0, worst=tuple(entry["worst"]), **numbers
-    )
+    numbers |= {"along": numbers["l2"], "differing": 0}  # neither was kept: no part is longer than all of it
+    return Comparison(entry["tensor"], entry["fault"], entry["size"], worst=tuple(entry["worst"]), **numbers)
 
 
 def _least(calls: Sequence[Mapping[str, Any]], direction: str) -> Callable[[int], float]:

@@ -23,13 +23,14 @@ from lib import backend
 from lib.alignment import store, tree
 from lib.alignment.compare import Comparison, compare_sets
 from lib.alignment.measure import Arrays, arrays, cast, differentiable, is_tensor, seeded_gradients
-from lib.alignment.verdict import FEW, REPEATS, ROUNDING
+from lib.alignment.verdict import FEW, ROUNDING
 from lib.backend import nn
 from lib.record import sha256
 
 Both = dict[str, Arrays]  # "forward": outputs; "backward": gradients of "input <name>" and "parameter <name>"
 Build = Callable[[str], nn.Module]  # the model in a precision, in the mode (training or evaluation) to be looked at
 DIRECTIONS = ("forward", "backward")
+COTANGENTS = 4  # under which gradients of a few elements are measured, where one is a poor sample of their noise
 SIDES = ("input", "output", "input_gradient", "output_gradient")  # of a call inside the whole network
 
 
@@ -223,7 +224,7 @@ def _exact(
         with cost.running():
             draws = [
                 alone(double, call["structure"], given, f"{key}:{draw}", "float64")["backward"]
-                for draw in range(REPEATS)
+                for draw in range(COTANGENTS)
             ]
         _cancelling(call["floor"]["backward"], draws, sum(array.size for array in exact["forward"].values()))
     if not again:

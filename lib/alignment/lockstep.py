@@ -2,14 +2,16 @@
 
 Within a step the quantities stand in the order in which one causes the next: gradients, clipped gradients, learning
 rates, moments, parameters, batch-norm statistics, average. The reference ran in float32 and in float64 from the same
-bytes; a tensor's floor is the L2 of what its float32 deviates, and |norm(a) - norm(b)| <= norm(a - b). Behind an
-activation that flips within rounding float32 may also jump, on both sides: a gate is K floors and two jumps wide
-(`rows.measured_jumps`). What jumps farther is held to its kind's largest floor, where its float64 run agrees sharply
-(`rows.excuse_flips`). Noise grows from step to step: where the reference's own two runs part by HORIZON of a typical
-gradient, rounding decides what follows, and from that step on differences are shown but not judged.
+bytes; a tensor's floor is the L2 of what its float32 deviates, and |norm(a) - norm(b)| <= norm(a - b). A gate is K
+floors wide: the optimiser's own rule, not the moved runs' (`gate`). On the same gradients both precisions are judged.
+On a training's own gradients float64 is, where both sides have it: behind an activation that flips within rounding
+float32 jumps, and what float32 does to a gradient is the question "gradients". Noise grows from step to step: where the
+reference's own two runs part by HORIZON of a typical gradient, rounding decides what follows, and from that step on
+differences are shown but not judged.
 `lib.alignment.steps` records.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from lib.alignment.compare import compare_sets
-from lib.alignment.rows import excuse_flips
 from lib.alignment.trajectory import HORIZON
-from lib.alignment.verdict import FEW, ROUNDING, SHARP, K, Noise, Row, fault, judge, judge_value, noise_floors
+from lib.alignment.verdict import FEW, ROUNDING, SHARP, Row, fault, judge, judge_value, noise_floors
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -60,8 +61,10 @@ def side_by_side(
     arrays: tuple[Arrays, Arrays] = ({}, {}),
     first: int = 0,
 ) -> Lockstep:
-    """Judge the candidate's fields against the reference's, of both precisions; arrays: their selected tensors; first:
-    the schedule's number of the first step."""
+    """Judge the candidate's fields against the reference's; arrays: their selected tensors.
+
+    first: the schedule's number of the first step.
+    """
     faults = [*_groups(reference["groups"], candidate["groups"]), *_kinds(reference["sizes"], candidate["sizes"])]
     ours, theirs = reference["steps"], candidate["steps"]
     if not ours or len(ours) != len(theirs):
@@ -73,20 +76,18 @@ def side_by_side(
     steps, horizon = [], first + _horizon(ours)
     for number, (mine, other) in enumerate(zip(ours, theirs), first):
         zero |= _true_zeros(mine)
-        for kind in mine["norms"]["float64"]:
+        own_gradients = mine["norms"]["float64"].get("loss")  # of gradients fed there is no loss
+        for kind, precision in itertools.product(mine["norms"]["float64"], other["norms"]):
             rows = [
-                row
-                for precision in other["norms"]
-                for found in (
-                    _norms(number, kind, precision, mine, other, reference["sizes"], zero),
-                    _tensors(number, kind, precision, arrays, zero, mine),
-                )
-                for row in found
+                *_norms(number, kind, precision, mine, other, reference["sizes"], zero),
+                *_tensors(number, kind, precision, arrays, zero),
             ]
-            rows = excuse_flips(rows if number < horizon else [_unjudged(row) for row in rows])
-            for precision in other["norms"]:
-                if own := sorted((row for row in rows if precision in row.what), key=_severity):
-                    steps.append(Step(number, kind, precision, tuple(own)))
+            if number >= horizon:
+                rows = [_shown(row, "beyond the horizon: the reference's own runs part here") for row in rows]
+            elif own_gradients and precision == "float32":
+                rows = [_shown(row, "judged in float64: a flipped activation makes it jump") for row in rows]
+            if rows:
+                steps.append(Step(number, kind, precision, tuple(sorted(rows, key=_severity))))
     return Lockstep(tuple(steps), tuple(faults))
 
 
@@ -104,9 +105,8 @@ def _horizon(lines: Sequence[Mapping]) -> int:
     return next(parted, len(lines))
 
 
-def _unjudged(row: Row) -> Row:
+def _shown(row: Row, note: str) -> Row:
     """The row without its gate's word; faults (NaN, a missing tensor) and what must be equal (a rate) stay judged."""
-    note = "beyond the horizon: the reference's own runs part here"
     return replace(row, passed=None, note=note) if row.gate > 0 else row
 
 
@@ -120,8 +120,7 @@ def _norms(
     """A row per tensor: its norm against the reference's exact one."""
     noise, relative = mine["noise"][kind], _relative(mine, kind)
     found = {name: float(value) for name, value in other["norms"][precision].get(kind, {}).items()}
-    # Losses are few numbers and share the largest, as in `verdict.judge_scalars`; small tensors the median, as many are
-    # noise.
+    # Losses are few numbers and share the largest; small tensors the median, as many are noise.
     typical = float((np.max if kind == "loss" else np.median)(relative)) if relative else 0.0
     what = f"norm of the {kind.replace('_', ' ')}, {precision}"
     for name, value in mine["norms"]["float64"][kind].items():
@@ -135,19 +134,11 @@ def _norms(
         counted = counted or name.endswith("num_batches_tracked")
         least = 0.0 if counted else max(ROUNDING, typical if sizes[kind].get(name, FEW) < FEW else 0.0)
         floor = max(float(noise[name]), least * scale)
-        floor = floor * SHARP if precision == "float64" else floor + 2 / K * _jump(mine, kind, name).l2
-        row = judge_value(label, what, error, floor, scale)
+        row = judge_value(label, what, error, floor * (SHARP if precision == "float64" else 1.0), scale)
         yield replace(row, passed=None, note="true gradient zero: only noise moves it") if name in zero else row
 
 
-def _jump(line: Mapping[str, Any], kind: str, name: str) -> Noise:
-    """What activations that flip within rounding move this tensor by; none where the reference measured none."""
-    return Noise(*map(float, line.get("jumps", {}).get(kind, {}).get(name, (0.0, 0.0))))
-
-
-def _tensors(
-    number: int, kind: str, precision: str, arrays: tuple[Arrays, Arrays], zero: set[str], mine: Mapping
-) -> list[Row]:
+def _tensors(number: int, kind: str, precision: str, arrays: tuple[Arrays, Arrays], zero: set[str]) -> list[Row]:
     """A row per selected tensor, element by element."""
 
     def of(side: Arrays, run: str) -> dict[str, np.ndarray]:
@@ -159,10 +150,7 @@ def _tensors(
     if not exact:
         return []
     floors = noise_floors(exact, {name: array for name, array in of(arrays[0], "float32").items() if name in exact})
-    floors = {
-        name: floor.times(SHARP) if precision == "float64" else floor.plus(_jump(mine, kind, name).times(2 / K))
-        for name, floor in floors.items()
-    }
+    floors = {name: floor.times(SHARP if precision == "float64" else 1.0) for name, floor in floors.items()}
     found = compare_sets(exact, of(arrays[1], precision), precision)
     rows = judge(found, floors, "l2", f"every element of the {kind}, {precision}")
     return [replace(row, name=f"step {number}: {row.name}") for row in rows]

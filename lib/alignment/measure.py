@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from lib import backend, convert
+from lib import backend
 from lib.alignment import tree
 from lib.alignment.seeded import seeded_input
-from lib.alignment.trajectory import perturbed
 from lib.backend import nn
 
 Arrays = dict[str, np.ndarray]
@@ -118,9 +117,3 @@ def seeded_gradients(
             parts.append(backend.sum(value * backend.tensor(change(cotangent))))
     # sum() starts at 0, which Jittor takes for a float32
     return gradients(reduce(operator.add, parts), starts) if parts and starts else {}
-
-
-def moved(model: nn.Module, draw: int, roundings: float) -> nn.Module:
-    """The model with its weights moved by so many roundings, the other way where these are negative."""
-    convert.load(model, perturbed(convert.state(model), draw, roundings))
-    return model

@@ -4,32 +4,23 @@ A watched trainer is the project's own, but for one seam: what `Trainer` clips b
 the same function, so that gradients are seen before and after. Nothing is compared here.
 """
 
-import errno
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from lib import backend
 from lib.alignment.compare import norm
-from lib.alignment.measure import Arrays, precisions
+from lib.alignment.measure import Arrays
 from lib.alignment.references.case import STATISTICS
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import REPEATS, K, size
-from lib.errors import UserError
 from lib.models.step import ParameterGroup
-from lib.record import FULL
 from lib.training import loop as training
 from lib.training.schedule import Recipe
 
 Kinds = dict[str, Arrays]  # kind -> name -> values
-Jumps = dict[str, dict[str, list[float]]]  # kind -> name -> largest element, L2
 
 
 class Watched(training.Trainer):
@@ -121,28 +112,6 @@ def fed(trainer: Watched, step: int) -> Mapping[str, float]:
     return {}
 
 
-def measured(
-    build: Callable[[str, int, float], Watched],
-    advance: Advance,
-    steps: int,
-    selected: Callable[[list[str]], Sequence[str]],
-    jumping: bool,
-    folder: str | None = None,
-) -> tuple[dict[str, Any], Arrays]:
-    """A `lockstep` of this side, its selected tensors out of all that are trained; `jumping`: with what jumps in it.
-
-    build: gives a trainer of a precision whose weights are moved by so many roundings of a draw.
-    """
-    trainers = {precision: build(precision, 0, 0.0) for precision in precisions()}
-    fields, arrays = lockstep(trainers, advance, steps, selected(list(trainers["float32"].trained())))
-    del trainers  # several times the model, which the jumps need again
-    backend.give_back()
-    if jumping:
-        found = jumps(partial(build, "float64"), advance, steps, REPEATS // 2, folder)
-        fields["steps"] = [line | {"jumps": jump} for line, jump in zip(fields["steps"], found, strict=True)]
-    return fields, arrays
-
-
 def lockstep(
     trainers: Mapping[str, Watched], advance: Advance, steps: int, selected: Sequence[str]
 ) -> tuple[dict[str, Any], Arrays]:
@@ -193,72 +162,6 @@ def _advanced(trainer: Watched, advance: Advance, step: int) -> Iterator[tuple[s
     backend.give_back()  # the step's graph, and what it was fed
     yield "loss", {name: np.float64(value) for name, value in losses.items()}
     yield from trainer.kinds()
-
-
-def jumps(
-    build: Callable[[int, float], Watched], advance: Advance, steps: int, draws: int, folder: str | None = None
-) -> list[Jumps]:
-    """By how much the tensors of each step jump where activations flip: largest element and L2 of there + back - 2
-    exact, the larger of what several draws show.
-
-    build: gives a trainer in float64 whose weights are moved by a draw and so many roundings: K there, K back, and 0.
-    What responds smoothly falls out. One is there at a time: what two of them gave waits in files in `folder` (None:
-    where temporary files go), each six times the model in float64 for each step. UserError if there is no room.
-    """
-
-    def passed(draw: int, roundings: float) -> Iterator[tuple[int, str, Arrays]]:
-        trainer = build(draw, roundings)
-        for step in range(steps):
-            for kind, values in _advanced(trainer, advance, step):
-                yield step, kind, {name: values[name] for name in sorted(values)}  # the same order in each run
-                del values  # not held through the next step
-        del trainer
-        backend.give_back()
-
-    found: list[Jumps] = [{} for _ in range(steps)]
-    with _scratch(folder) as exact, _scratch(folder) as there:
-        _write(exact, passed(0, 0.0))
-        for draw in range(draws):
-            _write(there, passed(draw, K))
-            exact.seek(0)
-            for step, kind, values in passed(draw, -K):
-                pair = {name: _jump(value, there, exact) for name, value in values.items()}
-                held = found[step].get(kind, pair)
-                found[step][kind] = {name: list(map(max, held[name], jump)) for name, jump in pair.items()}
-                del values
-    return found
-
-
-def _write(file: IO[bytes], passed: Iterable[tuple[int, str, Arrays]]) -> None:
-    """All tensors, to be read from the file's beginning."""
-    file.seek(0)
-    for _, _, values in passed:
-        file.writelines(np.asarray(value, order="C") for value in values.values())
-        del values
-    file.seek(0)
-
-
-def _jump(back: np.ndarray, *files: IO[bytes]) -> list[float]:
-    there, exact = (np.fromfile(file, back.dtype, back.size).reshape(back.shape) for file in files)
-    jump = size(there + back - 2.0 * exact)
-    return [jump.max_abs, jump.l2]
-
-
-@contextmanager
-def _scratch(folder: str | None) -> Iterator[IO[bytes]]:
-    """A file without a name, gone afterwards."""
-    where = folder or tempfile.gettempdir()
-    try:
-        Path(where).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=where) as file:
-            yield file
-    except OSError as error:
-        if error.errno not in (*FULL, errno.EACCES, errno.EROFS):
-            raise
-        raise UserError(
-            f"{where}: can't hold the steps of two trainings ({error.strerror}): make room there, or give "
-            "another folder"
-        ) from error
 
 
 def _size(value: np.ndarray) -> float:

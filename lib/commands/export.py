@@ -67,7 +67,7 @@ def _show(found: "Judged") -> None:
     print(f"{'onnxruntime beside':<19} {'output':<12} {'error':>9} {'noise':>9} {'gate':>9} {'of the gate':>12}")
     for side, name in SIDES.items():
         for row in found.rows.get(side, ()):
-            numbers = f"{row.error:9.2e} {row.floor:9.2e} {row.gate:9.2e} {row.ratio:12.1%}"
+            numbers = f"{row.error:9.2e} {row.reach:9.2e} {row.gate:9.2e} {row.ratio:12.1%}"
             print(f"{name:<19} {row.name:<12} {numbers} {'PASS' if row.passed else f'FAIL: {row.note}'}")
         if side not in found.rows:
             print(f"{name:<19} NOT RUN: its environment is absent; `make envs` builds it")

@@ -19,7 +19,7 @@ from lib.report.bound import SHARED, SIDES, Held, Records, bound, count, counted
 from lib.report.fragments import Fragment, fragment
 from lib.show.messages import Messages
 
-COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "target", "note")  # of the rows that are shown
+COLUMNS = ("name", "what", "error", "reach", "gate", "ratio", "target", "note")  # of the rows that are shown
 TEXTS = ("name", "what", "note")  # columns that hold a text, not a number
 FAILING_ROWS = 5  # of each kind that are shown; of those that pass the one closest to its gate
 FLIPS = 100  # flipped decisions that are shown, legal or not; a record lists them all
@@ -301,6 +301,7 @@ class Page:
         self.shared = records(self.folder, SHARED, self.words)
         self.models = [Model(self.folder, name, self.shared, self.words) for name in models]
         self.k = self.models[0].compared("fields", "k")
+        self.runs = self.models[0].compared("fields", "runs")
         self.notebooks = Notebooks(Path(out), self.words)
         self.records = [*self.shared.values(), *(one for model in self.models for one in model.records.values())]
         self._summarise([verdict for model in self.models for found in model.lists.values() for verdict in found])

@@ -37,7 +37,7 @@ DEPTHS = {  # panels of the forward error: title -> pairs, and the kinds of comp
 def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -> Picture:
     """Relative forward error of each named feature, in order of execution, with its gate.
 
-    rows: pair -> rows of its forward verdict (dicts with name, what, error, floor, gate, scale).
+    rows: pair -> rows of its forward verdict (dicts with name, what, error, reach, gate, scale).
     """
     held = {
         title: {pair: {r["name"]: r for r in rows[pair] if r["what"] in kinds} for pair in pairs if rows.get(pair)}
@@ -52,7 +52,7 @@ def forward_depth(rows: Mapping[str, Sequence[Mapping]], depth: Sequence[str]) -
             side = PAIR_COLOURS[pair] if title == "published" else "jittor"
             _depth_line(axis, own, depth, "error", label=style.paired(pair), **style.look(side))
         limits = next(iter(found.values()))
-        _depth_line(axis, limits, depth, "floor", label=said("floor"), **style.look("published", marker=False))
+        _depth_line(axis, limits, depth, "reach", label=said("reach"), **style.look("published", marker=False))
         _depth_line(axis, limits, depth, "gate", label=said("gate"), color=style.INK, linestyle="-.", linewidth=1.0)
         axis.set(title=said(f"forward.{title}"), ylabel=said("forward.error"))
         style.logarithmic(axis)

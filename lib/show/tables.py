@@ -162,7 +162,7 @@ def closest_rows(records: Iterable[Record]) -> Frame:
         for _, verdict in _verdicts(records)
         if verdict["rows"]
     ]
-    columns = ["question", "pair", "verdict", "name", "what", "error", "floor", "gate", "ratio", "note"]
+    columns = ["question", "pair", "verdict", "name", "what", "error", "reach", "gate", "ratio", "note"]
     return Frame(found)[columns]
 
 

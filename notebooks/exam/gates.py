@@ -19,24 +19,25 @@ from lib import backend, losses, models, postprocess
 from lib.alignment import capture, datastages, divergence, layers, lockstep, rows, steps, verdict, windows
 from lib.alignment.decisions import FLIP
 from lib.alignment.evidence import Evidence
-from lib.alignment.measure import arrays, moved
+from lib.alignment.measure import arrays, precisions
 from lib.alignment.questions import ask
 from lib.alignment.seeded import seeded_input
 from lib.alignment.verdict import Row, Verdict
+from notebooks.exam import rounding
 from notebooks.exam.planting import Change, becomes, planted
 from notebooks.exam.subjects import EPOCH, STEPS, Subject, data_stages
 
 ROLES = ("torch", "jittor")  # reference and candidate, under the names that the questions ask for
 POST, CRITERION, OPTIMISER, ASSIGNMENT = "post-processing", "criterion", "optimiser", "assignment"
 ONE_FORMAT = becomes(capture, "FORMATS", ("safetensors",))
-# Who measures its own noise once more: both sides run in the same framework here.
-FIRST, SECOND = (becomes(capture, "is_reference", lambda side, answer=answer: answer) for answer in (True, False))
+# Both sides run in the same framework here; what the reference alone needs is not measured on the other.
+SECOND = becomes(capture, "is_reference", lambda side: False)
 
 
 class Kept(NamedTuple):
     """What a record holds."""
 
-    fields: Mapping[str, Any]
+    fields: dict[str, Any]
     arrays: Mapping[str, np.ndarray]
 
 
@@ -104,11 +105,10 @@ class Side:
         return build
 
     def trained(self, native: bool) -> Kept:
-        """A lock-step run: on batches, or on gradients given; the reference's with what jumps."""
+        """A lock-step run: on batches, or on gradients given."""
         if (key := f"lock-step {native}") in self._stages:
             return self._stages[key]
-        subject, jumping = self.subject, native and isinstance(self, Reference)
-        case = subject.training
+        subject, case = self.subject, self.subject.training
         batches = [
             SimpleNamespace(
                 images=seeded_input(f"{case.images}:{step}", (case.batch, 3, *case.size)), targets=case.targets
@@ -116,26 +116,23 @@ class Side:
             for step in range(STEPS)
         ]
 
-        def build(precision: str, draw: int, roundings: float) -> steps.Watched:
+        def build(precision: str) -> steps.Watched:
             model = capture.seeded_model(subject.model, case, precision)
-            model = moved(model, draw, roundings) if roundings else model
             groups = models.parameter_groups(subject.model, model)
             criterion = losses.build(subject.model, case.num_classes)
             return steps.Watched(model, criterion, subject.recipe, EPOCH, groups, seed=None)
 
-        def ends(names: list[str]) -> list[str]:
-            return [names[0], names[-1]]
-
         advance = steps.native(batches) if native else steps.fed
         with self.active():
-            self._stages[key] = Kept(*steps.measured(build, advance, STEPS, ends, jumping))
+            trainers = {precision: build(precision) for precision in precisions()}
+            names = list(trainers["float32"].trained())
+            self._stages[key] = Kept(*steps.lockstep(trainers, advance, STEPS, (names[0], names[-1])))
         return self._stages[key]
 
 
 _MEASURED: Mapping[str, Callable[[Subject], tuple]] = {
     "convert": lambda subject: (capture.conversion(subject.model, subject.forward), {}),
-    "forward": lambda subject: capture.forward(subject.model, subject.forward),
-    "loss": lambda subject: capture.loss_and_gradient(subject.model, subject.training),
+    **rounding.MEASURED,
 }
 
 
@@ -143,9 +140,16 @@ class Reference(Side):
     """The clean side of a subject, which many candidates share; its layers lie in a folder."""
 
     def __init__(self, subject: Subject, folder: Path):
-        super().__init__(subject, (FIRST,))
+        super().__init__(subject)
         self._folder = folder
         self._layers: set[bool] = set()
+
+    def stage(self, name: str) -> Kept:
+        """As in the base class; with what rounding may do, which only PyTorch's runs can show."""
+        found = super().stage(name)
+        if name in rounding.MEASURED and "reach" not in found.fields:
+            found.fields["reach"] = rounding.reach(self.subject, name)
+        return found
 
     def layers(self, training: bool) -> Path:
         """The folder of the captured layers, in evaluation or in training mode."""

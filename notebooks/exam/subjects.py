@@ -64,6 +64,7 @@ class Subject:
     forward: Case
     training: Case
     recipe: schedule.Recipe | None  # of the lock-step; None: not trained here
+    seed: int
     settings: tuple[Change, ...] = ()  # of both sides
 
 
@@ -110,7 +111,7 @@ def _nanodet(seed: int) -> Subject:
     recipe = replace(
         schedule.recipe(model), epochs=STEPS // EPOCH, batch=2, warmup_steps=2, average_decay=0.9, average_steps=3
     )
-    return Subject(model, *_cases(model, 96, seed, phases, Update("adamw", "detached", 1e-3, 35.0)), recipe)
+    return Subject(model, *_cases(model, 96, seed, phases, Update("adamw", "detached", 1e-3, 35.0)), recipe, seed)
 
 
 def _gold(model: str, seed: int) -> Subject:
@@ -126,7 +127,7 @@ def _gold(model: str, seed: int) -> Subject:
         average_decay=0.9,
         average_steps=3,
     )
-    return Subject(model, *_cases(model, 96, seed, phases, Update("sgd", "drop", 0.02, None)), recipe)
+    return Subject(model, *_cases(model, 96, seed, phases, Update("sgd", "drop", 0.02, None)), recipe, seed)
 
 
 def _rt_detr(seed: int) -> Subject:
@@ -135,7 +136,7 @@ def _rt_detr(seed: int) -> Subject:
     fewer = becomes(rt_detr, "QUERIES", 40), becomes(rt_detr, "NOISED_QUERIES", 20)
     forward, training = _cases(model, 64, seed, phases, Update("adamw", "dn", 1e-4, 0.1))
     # Unless its projections are small, seeded attention has one share of 1 and hides what scores are made of.
-    return Subject(model, replace(forward, adjust=training.adjust), training, None, fewer)
+    return Subject(model, replace(forward, adjust=training.adjust), training, None, seed, fewer)
 
 
 SUBJECTS = {

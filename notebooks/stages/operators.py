@@ -23,10 +23,11 @@ import numpy as np
 
 from lib import backend
 from lib.alignment import by_family, capture, layers, store, tree
+from lib.alignment.compare import norm
 from lib.alignment.measure import Arrays, arrays, cast, is_tensor
 from lib.alignment.references.case import Case
 from lib.alignment.trajectory import perturbed
-from lib.alignment.verdict import ROUNDING, K, size
+from lib.alignment.verdict import ROUNDING, K
 from lib.backend import nn
 from lib.data import stream
 from lib.families import family
@@ -328,9 +329,11 @@ def reference(model: str, case: Case, used: Sequence[Operator], folder: str | Pa
 def _reach(exact: Arrays, moved: Arrays, summands: int) -> dict[str, list[float]]:
     """How far a float32 run of the reference may lie from the exact one: as far as everything moved by K roundings, and
     what adding so many numbers one by one rounds (see `layers._cancelling`)."""
-    found = layers.deviations(exact, moved, "float64")
-    added = {name: size(exact[name]).times(ROUNDING * math.sqrt(summands / 2)) for name in found}
-    return {name: [held[0] + added[name].max_abs, held[1] + added[name].l2] for name, held in found.items()}
+    added = ROUNDING * math.sqrt(summands / 2)
+    return {
+        name: [largest + added * np.abs(exact[name]).max(initial=0.0), l2 + added * norm(exact[name])]
+        for name, (largest, l2) in layers.deviations(exact, moved, "float64").items()
+    }
 
 
 def kept(writer: store.Writer, held: Arrays) -> dict[str, str]:

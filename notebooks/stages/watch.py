@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from lib import backend, convert, losses, models
 from lib.alignment import datastages, references, steps, trajectory, windows
 from lib.alignment.evidence import is_reference
-from lib.alignment.measure import moved
+from lib.alignment.measure import precisions
 from lib.data.loader import Batch, Loader
 from lib.models.step import ParameterGroup
 from lib.training import runs
@@ -42,8 +42,7 @@ def first_steps(
     """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode; and
     the windows around what the published recipe does later.
 
-    seeded: from seeded weights, not fresh ones. events: the model's own training crosses them too. Steps of moved
-    trainings pass through a file in the plan's folder.
+    seeded: from seeded weights, not fresh ones. events: the model's own training crosses them too.
     """
     loader = runs.loader(plan)
     _, stages = datastages.first_batch(loader)
@@ -55,18 +54,18 @@ def first_steps(
     }
     arrays: dict[str, np.ndarray] = {}
 
-    def build(precision: str, draw: int, roundings: float) -> steps.Watched:
+    def build(precision: str) -> steps.Watched:
         model = _network(plan, loader, seeded)
         model = backend.float64(model) if precision == "float64" else model
-        model = moved(model, draw, roundings) if roundings else model
         return _trainer(plan, loader, model, recipe, steps.Watched)
 
-    for mode in MODES:
-        advance, jumping = (
-            (steps.native(batches), is_reference(backend.NAME)) if mode == "native" else (steps.fed, False)
-        )
-        found[mode], kept = steps.measured(build, advance, count, _selected, jumping, plan.folder)
+    for mode, advance in zip(MODES, (steps.fed, steps.native(batches)), strict=True):
+        trainers = {precision: build(precision) for precision in precisions()}
+        selected = _selected(list(trainers["float32"].trained()))
+        found[mode], kept = steps.lockstep(trainers, advance, count, selected)
         arrays |= {f"{mode}/{name}": array for name, array in kept.items()}
+        del trainers
+        backend.give_back()
     groups = models.parameter_groups(plan.model, _network(plan, loader, seeded))
     found["windows"] = windows.of_recipe(plan.model, groups)
     found["own_windows"] = _crossed(replace(plan, epochs=None), groups, seeded) if events else []
@@ -106,7 +105,7 @@ def curves(plan: runs.Training, count: int, side: str, seeded: bool) -> dict[str
     def run(seed: int | None = None, rate: float = 1.0) -> dict[str, list[float]]:
         model = _network(plan, loader, seeded)
         if seed is not None:
-            moved(model, seed, 1.0)
+            convert.load(model, trajectory.perturbed(convert.state(model), seed))
         used = replace(recipe, learning_rate=rate * recipe.learning_rate)
         return steps.curves(_trainer(plan, loader, model, used), batches)
 

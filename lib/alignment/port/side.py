@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib import import_module
@@ -21,15 +21,13 @@ import safetensors.numpy
 from pydantic import TypeAdapter
 
 from lib import backend, record
-from lib.alignment import divergence, initial, layers
+from lib.alignment import divergence, gate, initial, layers
 from lib.alignment import measure as measuring
 from lib.alignment import reproduction as scripts
 from lib.alignment.measure import Arrays, cast
 from lib.alignment.port import MODES, STAGES, Port, names
 from lib.alignment.seeded import seeded_input
 from lib.alignment.store import digest
-from lib.alignment.trajectory import perturbed
-from lib.alignment.verdict import REPEATS
 from lib.backend import nn
 from lib.errors import UserError
 
@@ -184,7 +182,7 @@ def original(port: Port, side: ModuleType = backend) -> None:
     moved = [name for name, array in floats.items() if not np.array_equal(array, trained.before[name])]
     fields = {"modules": asdict(held), "replaced": replaced, "statistics": moved}
     identity = {entry.name: entry.name for entry in held.entries}
-    _write(port, side, fields, runs, identity, held, "full", first, _repeats(chosen, inputs))
+    _write(port, side, fields, runs, identity, held, "full", first, _reach(chosen, inputs, runs))
 
 
 def candidate(port: Port, side: ModuleType = backend) -> None:
@@ -262,14 +260,26 @@ def _finite(address: str, what: str, arrays: Arrays) -> None:
             raise UserError(f"{address}: {what} {name} holds NaN or infinity; there is nothing to compare with")
 
 
-def _repeats(model: Model, inputs: Sequence[np.ndarray]) -> Arrays:
-    """Gradients under inputs moved by one rounding: how far the original lies from itself, as `capture` has it."""
-    found: Arrays = {}
-    for draw in range(REPEATS):
-        given = perturbed({f"input {i}": array for i, array in enumerate(inputs)}, draw)
-        gradients = model.run(list(given.values()), "float32", "training").gradients
-        found |= {f"repeat/{draw}/gradient/training/{name}": array for name, array in gradients.items()}
+def _reach(model: Model, inputs: Sequence[np.ndarray], runs: Mapping[tuple[str, str], Run]) -> dict[str, list[float]]:
+    """How far rounding carries the original's outputs, gradients and statistics."""
+    found: dict[str, list[float]] = {}
+    for mode in MODES:
+
+        def again(moving: AbstractContextManager, mode: str = mode) -> Arrays:
+            with moving:
+                return _real(mode, model.run(inputs, "float32", mode))
+
+        found |= gate.measured(_real(mode, runs["float64", mode]), gate.runs(again))
     return found
+
+
+def _real(mode: str, run: Run) -> Arrays:
+    """The real tensors of a run under the records' names."""
+    after = run.after if mode == "training" else {}
+    found = {f"{mode}/{name}": array for name, array in run.outputs.items()}
+    found |= {f"gradient/{mode}/{name}": array for name, array in run.gradients.items()}
+    found |= {f"bn/{name}": array for name, array in after.items()}
+    return gate.real(found)
 
 
 @contextmanager
@@ -288,7 +298,7 @@ def _write(
     held: names.Side,
     float64: str,
     first: Arrays,
-    more: Arrays,
+    reach: Mapping[str, list[float]],
 ) -> None:
     """The records; entries under the original's names, those of the port alone under "port: <name>".
 
@@ -316,15 +326,14 @@ def _write(
         out.fields["first"] = {name: digest(array) for name, array in fresh.items()}
         out.arrays |= initial.samples(fresh)
     with _measured(port, side, "forward") as out:
-        out.fields |= common | {"outputs": list(runs["float32", "evaluation"].outputs), "depth": []}
+        out.fields |= common | {"reach": reach} | {"outputs": list(runs["float32", "evaluation"].outputs), "depth": []}
         out.arrays |= {
             f"{precision}/{mode}/{name}": cast(array, precision)
             for (precision, mode), run in runs.items()
             for name, array in run.outputs.items()
         }
     with _measured(port, side, "loss") as out:
-        out.fields |= common
-        out.arrays |= more
+        out.fields |= common | {"reach": reach}
         for (precision, mode), run in runs.items():
             found = {f"gradient/{mode}/{named[name]}": array for name, array in run.gradients.items()}
             if mode == "training":

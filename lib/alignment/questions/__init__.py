@@ -1,11 +1,7 @@
 """The questions of the alignment report; each answers one pair of sides from their records.
 
 Here belongs what is asked of which record and what becomes of the answer. No model runs here, and no row is judged by a
-rule of its own: those of tensors are `rows`, those of decisions `decisions`, of numbers `verdict`.
-
-Pairs with the published side: error against its float64 numbers <= K x its own float32 error. Where it gives statistics
-instead of a tensor, the gate follows from the tensor's: |norm(a) - norm(b)| <= norm(a - b), and a mean deviates by at
-most norm(a - b) / sqrt(n). Pair torch-jittor: difference <= K x PyTorch's own float32 deviation from float64.
+rule of its own: those of tensors are `gate`'s, which `rows` asks, those of decisions `decisions`, of numbers `verdict`.
 """
 
 from collections import Counter
@@ -16,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from lib.alignment import references
-from lib.alignment.evidence import PAIRS, SIDES, Evidence
+from lib.alignment.evidence import PAIRS, REFERENCE, SIDES, Evidence
+from lib.alignment.gate import R
 from lib.alignment.questions import admission, inference, learning
 from lib.alignment.questions.pair import Pair
 from lib.alignment.verdict import TARGETS, Answer, K, Verdict, target_status
 from lib.errors import UserError
 from lib.record import ArraysMissing, Record, measure, read
 
-COLUMNS = ("name", "what", "error", "floor", "gate", "ratio", "scale", "passed", "note", "target")
+COLUMNS = ("name", "what", "error", "reach", "gate", "ratio", "scale", "passed", "note", "target")
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,8 @@ QUESTIONS: dict[str, Question] = {
     "equivalence": Question("result", "evaluate", ("70_evaluate",), inference.equivalence),
     "speed": Question("cost", "speed", ("80_speed",), inference.speed, published=True),
 }
+# Judged by the reach, which PyTorch's record holds, whatever the pair.
+GATED = (*admission.MOVED, "step")
 
 
 def ask(question: str, evidence: Evidence, a: str, b: str) -> Answer:
@@ -94,11 +93,12 @@ def answers(evidence: Evidence, partial: bool = False) -> list[Answer]:
         stage = one.stage
         for a, b in (sides for sides in PAIRS if "published" not in sides or (one.published and known)):
             pair = Pair(evidence, question, stage, a, b)
-            missing = [evidence.run_id(side, stage) for side in (a, b) if evidence.get(side, stage) is None]
-            if not missing and not pair.holds(question):
-                missing = [question]
             if not asked(evidence, question, a, b):
                 continue
+            needed = dict.fromkeys((a, b, REFERENCE) if question in GATED else (a, b))
+            missing = [evidence.run_id(side, stage) for side in needed if evidence.get(side, stage) is None]
+            if not missing and not pair.holds(question):
+                missing = [question]
             if missing:
                 values = {"missing": ", ".join(missing)}
                 found.append(Answer(question, f"{a}-{b}", Verdict.NOT_RUN, "no_record", values))
@@ -127,7 +127,7 @@ def _judge_model(folder: Path, model: str, golden: Path) -> Record:
     references.write(folder, model, golden)
     inputs = sorted(path for side in SIDES for path in (folder / model / side).glob("*.json"))
     with measure("compare", model, folder, inputs=inputs) as measurement:
-        measurement.fields |= {"k": K, "columns": list(COLUMNS)}
+        measurement.fields |= {"k": K, "runs": R, "columns": list(COLUMNS)}
         measurement.fields["verdicts"] = [plain(answer) for answer in answers(Evidence(folder, model))]
     return read(measurement.path)
 
@@ -148,7 +148,7 @@ def plain(answer: Answer) -> dict[str, Any]:
         "notes": answer.notes,
         "numbers": [asdict(number) for number in answer.numbers],
         "rows": [
-            [r.name, r.what, r.error, r.floor, r.gate, r.ratio, r.scale, r.passed, r.note, status]
+            [r.name, r.what, r.error, r.reach, r.gate, r.ratio, r.scale, r.passed, r.note, status]
             for r, status in zip(answer.rows, statuses)
         ],
     }

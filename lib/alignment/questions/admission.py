@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.alignment import derived
+from lib.alignment import derived, gate
 from lib.alignment.evidence import SIDES, Evidence
 from lib.alignment.verdict import Answer, K, Verdict
 from lib.record import VERSIONED, Record
@@ -28,6 +28,8 @@ ASKED += ("threads", "rounds", "seconds_per_turn")
 NOISY = 64
 # Two right runs measure noise of one size: a gate has K of it for what is left to chance, and so may each side.
 APART = K * K
+# Judged by the reach of moved runs, the largest of several, about two deviations, that round K times as much.
+MOVED = ("forward", "losses", "gradients", "batch_norm")
 
 Refusal = tuple[Verdict, str, dict[str, Any]]  # what becomes of every question, why, and what the sentence names
 
@@ -140,11 +142,11 @@ def held_up(answer: Answer) -> Answer:
 
     Two float32 runs lie about as far apart as each from the exact result.
     """
-    judged = [row for row in answer.rows if row.error > 0 and row.floor > 0 and "float64" not in row.what]
+    judged = [row for row in answer.rows if row.error > 0 and row.reach > 0 and "float64" not in row.what]
     if answer.pair != "torch-jittor" or len(judged) < NOISY or answer.verdict is Verdict.FAIL:
         return answer
-    middle = float(np.median([row.error / row.floor for row in judged]))
-    if middle * APART >= 1:
+    middle = float(np.median([row.error / row.reach for row in judged]))
+    if middle * APART * (2 * gate.K if answer.question in MOVED else 1) >= 1:
         return answer
     values = {"total": len(judged), "ratio": middle}
     return replace(answer, verdict=Verdict.FAIL, reason="floor_too_wide", values=values)

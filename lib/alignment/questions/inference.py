@@ -10,11 +10,12 @@ from lib.alignment import divergence as depth
 from lib.alignment import equivalence as bootstrap
 from lib.alignment import initial
 from lib.alignment.compare import compare_sets
-from lib.alignment.decisions import FLIP, Decisions, excuse, nearness
+from lib.alignment.decisions import FLIP, Decisions, excuse, legal_flip, nearness
 from lib.alignment.equivalence import Equivalence, Outcome
 from lib.alignment.evidence import pointer
+from lib.alignment.gate import STORED, C
 from lib.alignment.questions.pair import Pair, identical
-from lib.alignment.rows import NOTHING, detections, mapping, tensors
+from lib.alignment.rows import NOTHING, detections, mapping, reaches, tensors
 from lib.alignment.verdict import Answer, K, Number, Row, Verdict, decisions, fault, judge_value
 
 SUBNORMAL = "subnormal"  # numbers that Jittor's kernels take for zero, as they are linked with -Ofast
@@ -77,7 +78,7 @@ def forward(pair: Pair) -> Answer:
     found = [{side: kept.pop("detections") for side, kept in run.items() if "detections" in kept} for run in runs]
     whole, _ = ([_integers(kept) for kept in run.values()] for run in runs)
     rows = [row for kind in held for row in kind.rows()]
-    rows += excuse(tensors(*pair.where, *runs, "max_abs"), held, lambda row: "")
+    rows += excuse(tensors(*pair.where, *runs, "max_abs"), lambda row: legal_flip(held, ""))
     rows += identical(compare_sets(*whole)) if any(whole) else []
     if pair.holds("detections"):
         near = pair.exact().get("near/detections", NOTHING)
@@ -86,7 +87,10 @@ def forward(pair: Pair) -> Answer:
         held += _nearest(len(found[0].get(pair.b, ())), near)
     if pair.a == "published" and (live := pair.field(pair.b, "live")):
         what, who = "max_abs, run live on our weights", f"{live['name']} {live['version']}"
-        rows += [judge_value(f"{who}, {name}", what, *output.values()) for name, output in live["outputs"].items()]
+        reach = reaches(pair.evidence, pair.stage, pair.b, "final/")
+        for name, output in live["outputs"].items():
+            sizes = output["error"], reach[name].max_abs, output["scale"]
+            rows.append(judge_value(f"{who}, {name}", what, *sizes, C, STORED["float32"]))
     answer = pair.conclude(rows)
     if not (values := nearness(held)):
         return answer
@@ -230,7 +234,7 @@ _MEANS = {Outcome.EQUIVALENT: Verdict.PASS, Outcome.DIFFERENT: Verdict.FAIL, Out
 
 
 def _difference(name: str, found: Equivalence, judged: bool) -> Row:
-    """floor: half the wider interval, what the choice of images leaves open."""
+    """reach: half the wider interval, what the choice of images leaves open."""
     low, high = found.difference_interval
     passed = {Outcome.EQUIVALENT: True, Outcome.DIFFERENT: False}.get(found.outcome) if judged else None
     sizes = abs(found.difference), (high - low) / 2, found.margin, found.reference
@@ -292,7 +296,7 @@ def speed(pair: Pair) -> Answer:
 
 def _same_function(where: str, name: str, what: str, **values: Any) -> Row:
     """The row of what a form was off by the most, judged again."""
-    return judge_value(f"{where}: {name}", what, *(float(values[key]) for key in ("error", "floor", "scale")))
+    return judge_value(f"{where}: {name}", what, *(float(values[key]) for key in ("error", "reach", "scale")))
 
 
 def _clock_fault(pair: Pair, held: Sequence[Mapping]) -> dict[str, Any] | None:

@@ -145,11 +145,6 @@ def features(entries: Iterable[Mapping], left_out: Callable[[str], bool]) -> dic
     }
 
 
-def gradient(shape: list[int], size: float, mean: float, error: float) -> dict[str, Any]:
-    """Statistics of a gradient: L2 norm and mean in float64, and the float32 run's error, relative to the norm."""
-    return {"shape": shape, "l2": size, "mean": mean, "floor_l2": error * size}
-
-
 def timed(cases: Iterable[tuple]) -> Found:
     """Times of PyTorch on the CPU: work, batch, side of the input, median in matrix products and in seconds; and the
     form of the model, where it is not the one that is trained."""

@@ -85,8 +85,6 @@ def _convert(content: Mapping, stored: Arrays, case: Case) -> Found:
 def _forward(content: Mapping, stored: Arrays, case: Case) -> Found:
     run = content["cal"]
     statistics = golden.features(run["intermediates"], lambda name: name.endswith(UNNAMED) or name in MAPS)
-    for name in ("boxes", "scores"):
-        statistics[name] = {"floor_max": run["float64"][f"max_abs_diff_{name}"]}
     arrays = {
         "float32/boxes": stored["cal_output"][:, :, :4],
         "float32/scores": stored["cal_output"][:, :, 5:],
@@ -108,18 +106,13 @@ RULES = {
 
 def _loss(content: Mapping, stored: Arrays, case: Case) -> Found:
     runs = {run: {phase: content["runs"][f"{phase}_{run}"] for phase in PHASES} for run in ("float32", "float64")}
-    noise = content["noise_floor_float32_vs_float64"]
     spec = golden.content_of(GOLDEN / f"gold_yolo/spec_{content['config']}.json")
     shapes = {name: shape for name, shape, _ in spec["state"]}
-    statistics: dict[str, Any] = {
-        "output/scores": {"floor_max": noise["cls_scores_max_abs"]},
-        "output/distances": {"floor_max": noise["reg_distri_max_abs"]},
+    statistics = {
+        f"gradient/{phase}/{name}": {"shape": shapes[name], "l2": size, "mean": mean}
+        for phase in PHASES
+        for name, (size, mean) in runs["float64"][phase]["grad"].items()
     }
-    for phase in PHASES:
-        rounded = runs["float32"][phase]["grad"]
-        for name, (size, mean) in runs["float64"][phase]["grad"].items():
-            numbers = {"shape": shapes[name], "l2": size, "mean": mean, "l2_float32": rounded[name][0]}
-            statistics[f"gradient/{phase}/{name}"] = numbers
     settings, moved = runs["float64"]["tal"]["sgd"], {run: runs[run]["tal"]["sgd"] for run in runs}
     moved = {run: found["param_change_l2_after_step1"] for run, found in moved.items()}
     groups = _groups(moved["float64"])
