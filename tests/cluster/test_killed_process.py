@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
-from test_parallel import MPI, ROOT, command, lines
+from test_parallel import MPI, ROOT, command, data, lines
 
 from lib import backend
+
+__all__ = ["data"]
 
 
 @pytest.mark.skipif(backend.NAME == "jittor" and not shutil.which("mpicc"), reason=MPI.kwargs["reason"])

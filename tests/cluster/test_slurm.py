@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_pipeline import MODEL, ROOT, profile, start
+from test_pipeline import MODEL, ROOT, profile, project, start
 
+__all__ = ["project"]
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
 absent = [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
 reason = f"no SLURM to bring up: {absent[0]} is absent" if absent else "SLURM's daemons are started as root here"
