@@ -14,7 +14,7 @@ from lib.data.transforms import Picture
 
 RECIPE = replace(transforms.RECIPES["nanodet_plus"], exact=False)  # the record was made with OpenCV 4
 NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-CASES = ("val_320", "val_416", "train_320_seed0", "train_320_seed1", "train_320_seed2")
+CASES = ("val_320", "val_416", "val_320_keep_ratio", "train_320_seed0", "train_320_seed1", "train_320_seed2")
 # OpenCV's float conversions to and from HSV differ in the last bits between processors; the rest is exact.
 PIXEL = 2e-6
 LAST_BIT = 1e-12  # of the matrix's largest entry: the published code multiplies nine matrices, ours is one
@@ -52,6 +52,7 @@ def run(published, name: str, recipe=RECIPE, image=None):
     """Input (h, w, 3), matrix and boxes of one case, all its random numbers used up."""
     case, arrays = published[0][name], published[1]
     image = arrays["raw_bgr_uint8"] if image is None else image
+    recipe = replace(recipe, keep_ratio=case["keep_ratio"])
     size = tuple(reversed(case["dst_size_wh"]))
     if name.startswith("val"):
         prepared, matrix = recipe.preprocess(image, size)
@@ -123,6 +124,11 @@ def test_no_boxes_stay_no_boxes():
     assert boxes.shape == (0, 4) and labels.shape == (0,)
 
 
+def test_keeping_the_ratio_of_a_hair_leaves_a_pixel():
+    prepared, matrix = replace(RECIPE, keep_ratio=True).preprocess(np.zeros((2000, 3, 3), np.uint8), (320, 320))
+    assert prepared.shape == (3, 320, 1) and np.isfinite(matrix).all()
+
+
 def test_a_stream_repeats_itself_and_differs_from_the_next():
     image = stream(1, "image").integers(0, 256, (48, 64, 3)).astype(np.uint8)
     target = np.array([[4, 5, 30, 40]], np.float32), np.array([2])
@@ -149,11 +155,11 @@ def test_opencv_threads_do_not_matter():
 corner = st.floats(0, 90, width=32, allow_subnormal=False)  # Jittor flushes these to zero in its whole process
 
 
-@given(corner, corner, st.floats(1, 9), st.floats(1, 9), st.integers(0, 2**32))
-def test_the_inverse_brings_boxes_back(x, y, width, height, seed):
+@given(corner, corner, st.floats(1, 9), st.floats(1, 9), st.integers(0, 2**32), st.booleans())
+def test_the_inverse_brings_boxes_back(x, y, width, height, seed, keep_ratio):
     image = np.zeros((120, 100, 3), np.uint8)
     box = np.array([[x, y, x + width, y + height]], np.float32)
-    recipe = replace(RECIPE, translate=(0.5, 0.5), scale=(0.6, 0.8))  # nothing leaves the input
+    recipe = replace(RECIPE, keep_ratio=keep_ratio, translate=(0.5, 0.5), scale=(0.6, 0.8))  # nothing leaves the input
     _, matrix, there, _ = recipe.augment(
         [Picture(image, box, np.zeros(1, np.int64))], 0, (96, 160), stream(seed, "box")
     )
@@ -162,8 +168,9 @@ def test_the_inverse_brings_boxes_back(x, y, width, height, seed):
     np.testing.assert_allclose(back, box, rtol=0, atol=1e-4)  # float32 of values up to 160, times the scale
 
 
-def test_exact_evaluation_reads_between_pixels():
-    recipe = replace(transforms.RECIPES["nanodet_plus"], mean=(0, 0, 0), std=(255, 255, 255))
+@pytest.mark.parametrize("keep_ratio", [False, True])
+def test_exact_evaluation_reads_between_pixels(keep_ratio):
+    recipe = replace(transforms.RECIPES["nanodet_plus"], mean=(0, 0, 0), std=(255, 255, 255), keep_ratio=keep_ratio)
     y, x = np.mgrid[0:41, 0:97]
     plane = (x + 2 * y).astype(np.uint8)
     prepared, matrix = recipe.preprocess(np.stack([plane] * 3, 2), (32, 64))

@@ -25,12 +25,12 @@ def _(original, self, colours):
     return original(replace(self, mean=self.mean[::-1], std=self.std[::-1]), colours)
 
 
-@nanodet.code("half pixel in resizing", r"evaluation (input|matrix)", nanodet_plus, "_resize")
-def _(original, source, target):
+@nanodet.code("half pixel in resizing", r"evaluation (input|matrix)", nanodet_plus.NanoDetPlus, "_resize")
+def _(original, self, source, target):
     """resize with cv2.resize where the published code warps pixel indices"""
-    matrix = original(source, target)
+    matrix, size = original(self, source, target)
     matrix[:2, 2] += (np.diag(matrix)[:2] - 1) / 2  # the centres of cv2's pixels lie at 0.5
-    return matrix
+    return matrix, size
 
 
 @nanodet.code("reshape for transpose", INPUT, nanodet_plus.NanoDetPlus, "_normalise")

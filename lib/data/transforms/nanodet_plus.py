@@ -4,7 +4,7 @@ Follows RangiLyu/nanodet be9b4a9 (`data/transform`), deliberate differences:
 * perspective, rotation and shear, whose published ranges are zero, are neither drawn nor multiplied in;
 * evaluation resizes by exact bilinear interpolation, as OpenCV 5 does: OpenCV 4, which Jittor's NumPy asks for, rounds
   positions to 1/32 pixel, which moves COCO numbers by up to 0.02 (training keeps OpenCV's warp, for its speed);
-* the template that keeps an image's ratio, which none of the four configurations has, is left out.
+* an image so narrow that keeping its ratio would leave no pixel becomes one pixel wide (published: a crash).
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ class NanoDetPlus(Recipe):
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)  # BGR, grey levels of 0..255
     std: tuple[float, float, float] = (57.375, 57.12, 58.395)
     exact: bool = True  # evaluation reads between pixels to the last bit; False: to 1/32 pixel, as OpenCV 4
+    keep_ratio: bool = False  # True: the published template for a user's own data
     scale: Range = (0.6, 1.4)  # one factor for both axes, about the image centre
     stretch: Range = (0.8, 1.2)  # one more factor per axis
     flip: float = 0.5  # probability of mirroring left and right
@@ -32,8 +33,11 @@ class NanoDetPlus(Recipe):
     saturation: Range = (0.5, 1.2)  # factor in HSV
 
     def preprocess(self, image: np.ndarray, size: Size) -> Prepared:
-        """(h, w, 3) uint8 BGR -> (3, *size) float32 and the (3, 3) float64 matrix from image to input pixels."""
-        matrix = _resize(image.shape[:2], size)
+        """(h, w, 3) uint8 BGR -> (3, *size) float32 and the (3, 3) float64 matrix from image to input pixels.
+
+        With `keep_ratio` the result is the largest size of the image's ratio inside `size`; `stack` pads it.
+        """
+        matrix, size = self._resize(image.shape[:2], size)
         return self._normalise((_exact_colours if self.exact else _colours)(image, matrix, size)), matrix
 
     def augment(self, pictures: Sequence[Picture], index: int, size: Size, rng: Random) -> Augmented:
@@ -44,7 +48,8 @@ class NanoDetPlus(Recipe):
         """
         picture = pictures[index]
         geometry = self._geometry(picture.image.shape[:2], rng)
-        matrix = _resize(picture.image.shape[:2], size) @ geometry
+        resize, size = self._resize(picture.image.shape[:2], size)
+        matrix = resize @ geometry
         colours = self._recolour(_colours(picture.image, matrix, size), rng)
         return self._normalise(colours), matrix, warp_boxes(picture.boxes, matrix, size), picture.labels
 
@@ -52,6 +57,20 @@ class NanoDetPlus(Recipe):
         """As in the base class; levels are rounded down."""
         mean, std = (np.array(levels)[:, None, None] for levels in (self.mean, self.std))
         return np.clip(prepared * std + mean, 0, 255).astype(np.uint8).transpose(1, 2, 0)[:, :, ::-1]
+
+    def _resize(self, source: Size, target: Size) -> tuple[np.ndarray, Size]:
+        """Scales pixel indices, without the half-pixel shift of cv2.resize."""
+        (h, w), (target_h, target_w) = source, target
+        if not self.keep_ratio:
+            return np.diag([target_w / w, target_h / h, 1.0]), target
+        ratio = min(target_h / h, target_w / w)
+        target_h, target_w = max(int(ratio * h), 1), max(int(ratio * w), 1)
+        # Rounding down made both sides too short by less than a pixel; the published code then fits again, by the
+        # side that leaves less room, and centres the other.
+        ratio = min(target_h / h, target_w / w)
+        matrix = np.diag([ratio, ratio, 1.0])
+        matrix[:2, 2] = 0.5 * target_w - ratio * w / 2, 0.5 * target_h - ratio * h / 2
+        return matrix, (target_h, target_w)
 
     def _geometry(self, source: Size, rng: Random) -> np.ndarray:
         h, w = source
@@ -81,11 +100,6 @@ class NanoDetPlus(Recipe):
         planes -= mean
         planes /= std
         return planes
-
-
-def _resize(source: Size, target: Size) -> np.ndarray:
-    """Scales pixel indices, without the half-pixel shift of cv2.resize."""
-    return np.diag([target[1] / source[1], target[0] / source[0], 1.0])
 
 
 def _colours(image: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndarray:
