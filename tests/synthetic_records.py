@@ -505,7 +505,6 @@ def _lockstep(side: str) -> tuple[dict, dict]:
         "fed": mode,
         "native": mode,
         "windows": [{"events": ["end of warm-up"], "first": 99, "resumed": 100, "end": 101, **mode}],
-        "own_windows": [],
         "curves": curves,
     }, {}
 

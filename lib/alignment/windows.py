@@ -1,9 +1,10 @@
 """Lock-step where a recipe's schedule does something: short windows around its events, each with a resume inside.
 
-Between the windows nothing runs: each begins in the checkpoint of the first one's end, whose counts of steps and
+Between the windows nothing runs: each but the first begins in a checkpoint of the first step, whose counts of steps and
 updates are set to that place. Within one the run is saved and goes on in a new trainer, as after an interruption. What
 crosses every event is the training of a few small tensors by the whole recipe, on gradients that are the same
-everywhere; the model's own steps cross it where somebody asks for that. `lockstep` judges.
+everywhere. The model's own steps are not: from such a checkpoint two right runs part within a step or two (measured,
+NanoDet-Plus), so that the step of the event could not be judged. `lockstep` judges.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from lib import backend
 from lib.alignment import steps
-from lib.alignment.measure import Arrays, precisions
+from lib.alignment.measure import Arrays, cast, precisions
 from lib.alignment.seeded import seeded_state
 from lib.backend import nn
 from lib.data import transforms
@@ -24,8 +25,6 @@ from lib.models import nanodet_plus
 from lib.models.step import ParameterGroup
 from lib.training import schedule
 from lib.training.schedule import Recipe
-
-Advance = Callable[[steps.Watched], Mapping[str, float]]  # takes one step and gives its losses
 
 IMAGES = 118287  # of COCO's training split, on which the recipes are published
 START = 6  # steps of the first window: AdamW's bias corrections differ most here
@@ -69,7 +68,7 @@ def of_recipe(model: str, groups: Sequence[ParameterGroup]) -> list[dict[str, An
     recipe, augmentation = schedule.recipe(model), transforms.recipe(model)
     length = IMAGES // recipe.batch
     placed = events(model, recipe, length, groups, lambda epoch: augmentation.at(epoch, recipe.epochs))
-    return crossed(around(recipe, length, placed), partial(_miniature, recipe, length, groups), _fed)
+    return crossed(around(recipe, length, placed), partial(_miniature, recipe, length, groups))
 
 
 def around(recipe: Recipe, length: int, placed: Mapping[str, int]) -> list[Window]:
@@ -101,25 +100,27 @@ def _updates(due: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def crossed(found: Sequence[Window], build: Callable[[str], steps.Watched], advance: Advance) -> list[dict[str, Any]]:
+def crossed(found: Sequence[Window], build: Callable[[str], steps.Watched]) -> list[dict[str, Any]]:
     """A `steps.lockstep` of each window, without arrays. build: a trainer at the first step, in a precision."""
-    logs, kept = [], {}
+    # One step, exactly: where two runs part already, a window could judge nothing.
+    begun = build(precisions()[-1])
+    _fed(begun)
+    logs, kept = [], begun.state()
     for window in found:
         trainers = {precision: build(precision) for precision in precisions()}
-        for precision, state in kept.items():
-            trainers[precision].load_state(_moved(state, window))
-        before = _advanced(trainers, advance, window.resumed - window.first)
+        for precision, trainer in trainers.items() if window.first else ():
+            trainer.load_state({name: cast(value, precision) for name, value in _moved(kept, window).items()})
+        before = _advanced(trainers, window.resumed - window.first)
         for precision, interrupted in trainers.items():
             trainers[precision] = build(precision)
             trainers[precision].load_state(interrupted.state())
-        after = _advanced(trainers, advance, window.end - window.resumed)
-        kept = kept or {precision: trainer.state() for precision, trainer in trainers.items()}
+        after = _advanced(trainers, window.end - window.resumed)
         logs.append({**asdict(window), **after, "steps": before["steps"] + after["steps"]})
     return logs
 
 
-def _advanced(trainers: Mapping[str, steps.Watched], advance: Advance, count: int) -> dict[str, Any]:
-    return steps.lockstep(trainers, lambda trainer, _: advance(trainer), count, ())[0]
+def _advanced(trainers: Mapping[str, steps.Watched], count: int) -> dict[str, Any]:
+    return steps.lockstep(trainers, lambda trainer, _: _fed(trainer), count, ())[0]
 
 
 def _moved(state: Arrays, window: Window) -> Arrays:

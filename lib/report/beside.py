@@ -76,13 +76,11 @@ def _windows(held: Records, words: Messages) -> Table:
     rows = [
         [
             words.joined([escape(words(f"event.{event}")) for event in window["events"]]),
-            *(cell(one, words, "fields", kind, i, place) for place in WINDOW),
-            escape(words(f"windows.{kind}")),
+            *(cell(one, words, "fields", "windows", i, place) for place in WINDOW),
         ]
-        for kind in ("windows", "own_windows")
-        for i, window in enumerate(one.value("fields", kind) if one else ())
+        for i, window in enumerate(one.value("fields", "windows") if one else ())
     ]
-    header = [escape(words(f"windows.{name}")) for name in ("event", *WINDOW, "what")]
+    header = [escape(words(f"windows.{name}")) for name in ("event", *WINDOW)]
     gap = None if rows else words("beside.absent")
     return Table(words("windows"), words.say("windows.lead"), [header, *rows] if rows else [], gap)
 

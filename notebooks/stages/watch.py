@@ -14,7 +14,7 @@ gradient of the GIoU.
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -26,7 +26,6 @@ from lib.alignment import datastages, references, steps, trajectory, windows
 from lib.alignment.evidence import is_reference
 from lib.alignment.measure import precisions
 from lib.data.loader import Batch, Loader
-from lib.models.step import ParameterGroup
 from lib.training import runs
 from lib.training.loop import Trainer
 from lib.training.schedule import Recipe
@@ -36,13 +35,11 @@ OFF = 1.01  # learning rate of the run that is wrong on purpose
 MODES = ("fed", "native")
 
 
-def first_steps(
-    plan: runs.Training, count: int, seeded: bool, events: bool = False
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def first_steps(plan: runs.Training, count: int, seeded: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Fields and arrays of the first `count` steps: the data's way into them, and the state after each, by mode; and
     the windows around what the published recipe does later.
 
-    seeded: from seeded weights, not fresh ones. events: the model's own training crosses them too.
+    seeded: from seeded weights, not fresh ones.
     """
     loader = runs.loader(plan)
     _, stages = datastages.first_batch(loader)
@@ -68,25 +65,7 @@ def first_steps(
         backend.give_back()
     groups = models.parameter_groups(plan.model, _network(plan, loader, seeded))
     found["windows"] = windows.of_recipe(plan.model, groups)
-    found["own_windows"] = _crossed(replace(plan, epochs=None), groups, seeded) if events else []
     return found, arrays
-
-
-def _crossed(plan: runs.Training, groups: Sequence[ParameterGroup], seeded: bool) -> list[dict[str, Any]]:
-    """The windows of the plan's own training, over as many epochs as are published."""
-    loader = runs.loader(plan)
-    recipe, length = runs.recipe(plan, loader), len(loader)
-
-    def build(precision: str) -> steps.Watched:
-        model = _network(plan, loader, seeded)
-        model = backend.float64(model) if precision == "float64" else model
-        return _trainer(plan, loader, model, recipe, steps.Watched)
-
-    def advance(trainer: steps.Watched) -> Mapping[str, float]:
-        return steps.native([loader.whole(*divmod(trainer.step, length))])(trainer, 0)
-
-    placed = windows.events(plan.model, recipe, length, groups, loader.recipe_of)
-    return windows.crossed(windows.around(recipe, length, placed), build, advance)
 
 
 def _selected(names: list[str]) -> list[str]:

@@ -159,15 +159,12 @@ def lockstep(pair: Pair) -> Answer:
         (mode, engine.side_by_side(*pair.fields(mode), tuple(pair.arrays(f"{mode}/").values())))
         for mode in ("fed", "native")
     ]
-    for kind in ("windows", "own_windows"):
-        theirs, ours = pair.fields(kind)
-        places = [
-            [[one[key] for key in ("events", "first", "resumed", "end")] for one in side] for side in (theirs, ours)
-        ]
-        rows.append(decisions(kind.replace("_", " "), int(places[0] != places[1]), 1))
-        for mine, other in zip(theirs, ours):
-            around = f"{kind.replace('_', ' ')} around {', '.join(mine['events'])}"
-            runs.append((around, engine.side_by_side(mine, other, first=mine["first"])))
+    theirs, ours = pair.fields("windows")
+    places = [[[one[key] for key in ("events", "first", "resumed", "end")] for one in side] for side in (theirs, ours)]
+    rows.append(decisions("windows", int(places[0] != places[1]), 1))
+    for mine, other in zip(theirs, ours):
+        around = f"window around {', '.join(mine['events'])}"
+        runs.append((around, engine.side_by_side(mine, other, first=mine["first"])))
     for mode, result in runs:
         rows += [replace(row, name=f"{mode}, {row.name}") for row in result.rows()]
         if first is None and (apart := result.first()):
