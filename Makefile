@@ -21,7 +21,7 @@ unexport DATA WEIGHTS BACKBONE TABLE  # make would first take a `$` in them for 
 typed = '$(subst ','\'',$(value $1))'
 ALIGN = $(or $(PYTHON),$(error no Python of 3.8 or later on PATH: install Python 3.11, with its venv module and its headers)) -m lib.machine
 
-.PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-notebooks-jt test-cluster lab envs locks doctor system clean
+.PHONY: help report handin slides example exam test test-jt test-torch test-notebooks test-jt-notebooks test-cluster lab envs locks doctor system clean
 help:
 	@echo 'make report [PROFILE=smallest|quick|course|full] [MODELS="nanodet-plus-m_320 ..."] [DATA=folder or COCO JSON] [J=cores]'
 	@echo 'make report PROFILE=course TABLE=class.csv   a report for each row, name,model,seed: reports/class/index.html links them'
@@ -60,13 +60,12 @@ example: report
 exam: envs
 	@$(ALIGN) run $(SIDE) -m lib exam
 
-# Three at once, for each waits at times: for a browser, for a process to start. The notebooks first, whose last cells run
-# alone: what has many small parts fills both cores up to the end.
+# Three at once, for each waits at times: for a browser, for a process to start.
 test: envs
 	@$(ALIGN) system --if-possible
 	@echo '[test] both environments side by side; how far: tail -f envs/test-*.log'
 	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target \
-	    $(if $(TESTS),test-torch test-jt,test-notebooks-jt test-torch-a-o test-torch-p-z)
+	    $(if $(TESTS),test-torch test-jt,test-jt-notebooks test-torch-a-o test-torch-p-z)
 
 # Half of the cores each, and who waits sleeps.
 test-jt test-torch: test-%:
@@ -78,13 +77,14 @@ LOG = $@
 test-torch-%:
 	@$(MAKE) --no-print-directory test-torch TESTS='tests/test_[$*]*.py' LOG=$@
 
-# Every notebook, and the report that they make.
+# Every notebook, and the report that they make. Last, when fewer run: its kernels are sessions of their own, and between
+# sessions Linux shares evenly, whatever is nice, so that tests beside them would get a sixth of the machine each.
 test-notebooks:
 	@$(ALIGN) run torch -m pytest -p no:cacheprovider tests/notebooks > envs/$@.log 2>&1; \
 	    code=$$?; printf '\n=== every notebook ===\n'; cat envs/$@.log; exit $$code
 
-test-notebooks-jt:
-	@code=0; for one in test-notebooks test-jt; do $(MAKE) --no-print-directory $$one || code=$$?; done; exit $$code
+test-jt-notebooks:
+	@code=0; for one in test-jt test-notebooks; do $(MAKE) --no-print-directory $$one || code=$$?; done; exit $$code
 
 # A SLURM cluster of one node, brought up on loopback, and trainings in several processes of which one is killed: minutes,
 # so not part of `test`.

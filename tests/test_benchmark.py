@@ -31,7 +31,7 @@ from lib.benchmark import (
 from lib.errors import UserError
 
 CASE = Case("nanodet-plus-m_320", 2, "forward", 1, (64, 64), 0)
-PAUSE = 0.02
+PAUSE = 0.1  # seconds, so long that a thread that starts late on a busy machine is no part of it
 
 
 # ------------------------------------------------------------------------------------------------------------ clocks
