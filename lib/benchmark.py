@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import Pipe
@@ -215,11 +215,7 @@ class Bench:
         return {"idle_mib": self._idle, "peak_mib": memory("VmHWM"), "device_peak_mib": device and device / 2**20}
 
     def judge(self) -> dict[str, Any] | None:
-        """Whether the form that was timed is the same function: see `judged`; None where it is the model itself.
-
-        On one thread: all sides are asked at once, and a thread that spins for its team would take another's core.
-        """
-        backend.set_threads(1)
+        """Whether the form that was timed is the same function: see `judged`; None where it is the model itself."""
         timed = self._case.operation == "forward" and self._case.form == "inference"
         return judged(self._case.model) if timed else None
 
@@ -291,17 +287,8 @@ class Worker:
 
     def ask(self, do: str, **request: Any) -> Any:
         """The worker's answer; UserError if it reports one, ends, or is silent for longer than patience."""
-        self.begin(do, **request)
-        return self.answer(do)
-
-    def begin(self, do: str, **request: Any) -> None:
-        """Ask without waiting for the `answer`."""
-        with suppress(OSError):  # whose pipe is broken, `answer` says
-            self._pipe.send_bytes(json.dumps({"do": do, **request}).encode())
-
-    def answer(self, do: str) -> Any:
-        """What `begin` asked for; errors as in `ask`."""
         try:
+            self._pipe.send_bytes(json.dumps({"do": do, **request}).encode())
             if not self._pipe.poll(self._patience):
                 raise UserError(f"{self.side} worker: no answer to {do} in {self._patience:g} s; stopped")
             answer = json.loads(self._pipe.recv_bytes())
@@ -401,14 +388,13 @@ def run(
                 turns[worker.side].append(worker.ask("sample", seconds=seconds))
         # Memory first: profiling takes some for itself.
         ends = {
-            worker.side: {"memory": worker.ask("memory"), "slowest_operators": worker.ask("profile")}
+            worker.side: {
+                "memory": worker.ask("memory"),
+                "slowest_operators": worker.ask("profile"),
+                "form_judged": _judgement(worker) if judge else None,
+            }
             for worker in workers
         }
-        for worker in workers:  # all at once: no clock runs any more
-            if judge:
-                worker.begin("judge")
-        for worker in workers:
-            ends[worker.side]["form_judged"] = _judgement(worker) if judge else None
     found = {}
     for side, hello in hellos.items():
         ratios = {other: ratio(turns[side], turns[other]) for other in hellos if other != side}
@@ -419,7 +405,7 @@ def run(
 def _judgement(worker: Worker) -> dict[str, Any] | None:
     """As `Bench.judge` gives it, or why it couldn't: the times are measured by then and are kept."""
     try:
-        return worker.answer("judge")
+        return worker.ask("judge")
     except UserError as error:
         return {"unable": str(error)}
 
