@@ -197,12 +197,6 @@ def git() -> tuple[bool, str]:
     return bool(version), version or "records will not say which commit made them"
 
 
-@check("OpenMPI", "apt-get install openmpi-bin libopenmpi-dev", "openmpi-bin", "libopenmpi-dev", required=False)
-def mpi() -> tuple[bool, str]:
-    version = printed("mpicc", "--version") and printed("mpirun", "--version")
-    return bool(version), version or "Jittor trains in one process, and the tests of several are skipped"
-
-
 @check("Jittor's cache")
 def jittor_home() -> tuple[bool, str]:
     """Jittor keeps JITTOR_HOME for good once it was set, and every later process of the user follows it."""
