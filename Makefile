@@ -67,7 +67,7 @@ test: envs
 	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target \
 	    $(if $(TESTS),test-torch test-jt,test-jt-notebooks test-torch-a-o test-torch-p-z)
 
-# Half of the cores each, and who waits sleeps.
+# Half of the cores each, for one of the three mostly waits, and who waits sleeps.
 test-jt test-torch: test-%:
 	@OMP_NUM_THREADS=$$(( ($$(nproc) + 1) / 2 )) OMP_WAIT_POLICY=PASSIVE $(ALIGN) run $* -m pytest -p no:cacheprovider $(TESTS) > envs/$(LOG).log 2>&1; \
 	    code=$$?; printf '\n=== tests in the %s environment %s===\n' $* '$(TESTS:%=% )'; cat envs/$(LOG).log; exit $$code

@@ -16,6 +16,7 @@ from lib import record
 from lib.alignment.gate import R, scalars
 from lib.alignment.initial import samples
 from lib.alignment.seeded import seeded_array, seeded_input
+from lib.alignment.store import digest
 from lib.alignment.verdict import ROUNDING, Row
 from lib.evaluation import NUMBERS
 
@@ -112,13 +113,13 @@ def _convert(side: str) -> tuple[dict, dict]:
     rows = []
     for name, shape in {**PARAMETERS, **BUFFERS}.items():
         array = seeded_array(name, shape)
-        digest = (
+        sha = (
             None
             if array is None and side == "published"
             else hashlib.sha256(b"" if array is None else array.tobytes()).hexdigest()
         )
         kind = "param" if name in PARAMETERS else "buffer"
-        rows.append([name, list(shape), "float32" if array is not None else "int64", kind, digest])
+        rows.append([name, list(shape), "float32" if array is not None else "int64", kind, sha])
     recipe = {"training/clip": 35.0, "augmentation/colours": (0.015, 0.7, 0.4), "group 0": (1.0, True, 0.0)}
     fields = {
         "case": "c",
@@ -135,7 +136,7 @@ def _convert(side: str) -> tuple[dict, dict]:
     first = {name: np.ones(shape) for name, shape in PARAMETERS.items()}
     first |= {"body.0.weight": 0.01 * drawn.standard_normal(216), "body.1.bias": np.zeros(24)}
     first["head.weight"] = drawn.uniform(-0.5, 0.5, 80)
-    fields["first"] = dict.fromkeys(PARAMETERS, "a" * 64)
+    fields["first"] = {name: digest(np.reshape(first[name], shape)) for name, shape in PARAMETERS.items()}
     fields |= {
         "coverage": {"loaded": len(rows), "total": len(rows)},
         "missing": [],
@@ -296,6 +297,7 @@ def _train(side: str) -> tuple[dict, dict]:
         "input_size": [96, 128],
         "schedule": {
             "recipe": {"epochs": 4},
+            "steps_per_epoch": 20,
             "steps": 80,
             "changes": {"learning_rate/0": [[0, 1e-3], [20, 9e-4]], "updates": [[i, i + 1] for i in range(80)]},
             "augmentation": {"mosaic": [[0, 1.0], [3, 0.0]]},
@@ -504,7 +506,9 @@ def _lockstep(side: str) -> tuple[dict, dict]:
         "batches": ["b" * 64],
         "fed": mode,
         "native": mode,
-        "windows": [{"events": ["end of warm-up"], "first": 99, "resumed": 100, "end": 101, **mode}],
+        "windows": [
+            {"events": ["end of warm-up"], "first": 99, "resumed": 100, "end": 99 + len(mode["steps"]), **mode}
+        ],
         "curves": curves,
     }, {}
 

@@ -21,7 +21,7 @@ from lib.machine.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 # What lib may weigh at most. Who needs more says so here.
-FILES, LINES, FILE_LINES, FLAT_MODULES = 164, 28716, 600, 6
+FILES, LINES, FILE_LINES, FLAT_MODULES = 164, 28741, 600, 6
 SOURCES = sorted((ROOT / "lib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHARED_SOURCE = sorted([*(ROOT / "lib" / "models").glob("*.py"), *(ROOT / "lib" / "losses").glob("*.py")])

@@ -94,6 +94,11 @@ def five_roundings(values):
     values[PRIOR] = values[PRIOR] * np.float32(1 + 1e-5)
 
 
+def filled(values):
+    """A single one of these values is a likely draw."""
+    values[HEAD] = np.full_like(values[HEAD], 0.01)
+
+
 def forgotten(values):
     del values[HEAD]
 
@@ -107,6 +112,7 @@ def forgotten(values):
         (uniform_of_the_same_deviation, HEAD),
         (shifted, HEAD),
         (five_roundings, PRIOR),
+        (filled, HEAD),
         (forgotten, HEAD),
     ],
 )

@@ -19,11 +19,13 @@ from lib.alignment import equivalence
 from lib.alignment.compare import norm
 from lib.alignment.evidence import REFERENCE, SIDES, Evidence
 from lib.alignment.references import module
+from lib.alignment.store import digest
 from lib.data import coco
 from lib.errors import UserError
 from lib.evaluation import evaluate, published_form
 from lib.record import ROOT, ArraysMissing, plain, sha256
 from lib.training import log
+from lib.training.runs import REPEATS
 
 # The same float64 numbers added in another order, by another version of a library or on another processor: 2**13
 # roundings of float64 are more than a sum of millions of terms shows, and less than anybody would forge.
@@ -89,6 +91,16 @@ def _convert(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived
     sizes = [math.prod(shape) for _, shape, _, kind, _ in fields["state"] if kind == "param"]
     yield Derived.equal("parameters", fields["parameters"], sum(sizes))
     yield Derived.equal("coverage/total", fields["coverage"]["total"], len(fields["state"]))
+    try:
+        kept = evidence.arrays(side, "convert", "first/")
+    except ArraysMissing:
+        yield Derived.absent("first", "arrays of convert")
+        return
+    shapes = {name: shape for name, shape, *_ in fields["state"]}
+    for name in kept.keys() & shapes.keys():
+        values, shape = kept[name], shapes[name]
+        if len(values) == math.prod(shape) or (values == values[0]).all():  # else some of its bytes were not kept
+            yield Derived.equal(f"first/{name}", fields["first"][name], digest(np.resize(values, shape)))
 
 
 def _divergence(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
@@ -113,6 +125,9 @@ def _lockstep(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derive
         curves |= {"off": fields["curves"]["off"], **{f"control {i}": run for i, run in controls}}
     for name, run in curves.items():
         yield Derived.equal(f"curves/{name}/loss", run["loss"], _sums(run))
+    for window in fields["windows"]:
+        around = f"steps around {', '.join(window['events'])}"
+        yield Derived.equal(around, len(window["steps"]), window["end"] - window["first"])
     try:
         arrays = evidence.arrays(side, "lockstep")
     except ArraysMissing:
@@ -138,6 +153,8 @@ def _train(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
     first = {name: column[0] for name, column in curves.items() if "loss_" in name}
     yield Derived.equal("first_step/float32", fields["first_step"]["float32"], first)
     yield Derived.equal("steps", fields["steps"], len(curves["step"]))
+    planned = fields["schedule"]["steps_per_epoch"] * fields["schedule"]["recipe"]["epochs"]
+    yield Derived.equal("schedule/steps", [fields["schedule"]["steps"], planned], [fields["steps"]] * 2)
     waited = math.fsum(curves["wait_seconds"])
     yield Derived.equal("seconds", fields["seconds"], seconds)
     yield Derived.equal("waiting_seconds", fields["waiting_seconds"], waited)
@@ -157,10 +174,12 @@ def _train(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derived]:
         told = {"losses": one["losses"], "AP": one["AP"]}
         if place == 0:
             yield Derived.equal("repeats/0", told, {"losses": curves["loss"], "AP": fields["final"]["AP"]})
-        elif lines := _lines(evidence, side, f"repeats/{place}/weights.safetensors", one["weights_sha256"]):
+        elif lines := _lines(evidence, side, f"{REPEATS}/{place}/weights.safetensors", one["weights_sha256"]):
             columns, evaluations = log.curves(lines)
             again = {"losses": columns["loss"], "AP": max(found["AP"] for found in evaluations if found["epoch"] >= 0)}
             yield Derived.equal(f"repeats/{place} of the log", told, again)
+        else:
+            yield Derived.absent(f"repeats/{place}", "logs of train")
 
 
 def _lines(evidence: Evidence, side: str, weights: str, digest: str) -> list[dict[str, Any]]:
@@ -218,9 +237,9 @@ def _evaluate(evidence: Evidence, side: str, fields: Mapping) -> Iterator[Derive
 def _truth(inputs: Mapping[str, str]) -> Mapping[str, Any] | None:
     """The annotations that were evaluated on, the last file of data that the stage read; None where they are not what
     they were, or name images by numbers that float32 rows can't tell apart."""
-    data = [(ROOT / path, digest) for path, digest in inputs.items() if PurePath(path).parent.name not in SIDES]
-    for path, digest in data[-1:]:
-        if path.is_file() and sha256(path) == digest:
+    data = [(ROOT / path, sha) for path, sha in inputs.items() if PurePath(path).parent.name not in SIDES]
+    for path, sha in data[-1:]:
+        if path.is_file() and sha256(path) == sha:
             truth = coco.truth(path)[0]
             apart = {float(np.float32(image["id"])) for image in truth["images"]}
             return truth if len(apart) == len(truth["images"]) else None

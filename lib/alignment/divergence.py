@@ -1,7 +1,7 @@
 """The first layer that diverges, forward and backward, from the errors that `lib.alignment.layers` recorded.
 
 A layer's own error is what it adds: its output on the reference's inputs against the exact one. It is gated by K times
-the reference's own float32 error there, and in float64 by SHARP closer, where all of it is computed in float64. Its
+the reference's own float32 error there, and in float64 by FINER closer, where all of it is computed in float64. Its
 inherited error is what its output shows inside the whole network; output over input is how much the layer amplifies
 what reaches it.
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lib.alignment.compare import Comparison
-from lib.alignment.verdict import SHARP, K, Reach, Row, fault, gated, held_to, least_floor
+from lib.alignment.verdict import FINER, K, Reach, Row, fault, gated, held_to, least_floor
 
 DIRECTIONS = ("forward", "backward")
 ROOT = "(the model itself)"
@@ -94,7 +94,7 @@ class Divergence:
 def localise(fields: Mapping[str, Any]) -> Divergence:
     """Judge the fields that `layers.candidate` gave, fresh or read from a record."""
     least = {direction: _least(fields["layers"], direction) for direction in DIRECTIONS}
-    factor = SHARP if fields["float64"] == "full" else 1.0
+    factor = FINER if fields["float64"] == "full" else 1.0
     layers = [
         Layer(
             *(call[name] for name in ("path", "call", "kind", "leaf")),

@@ -7,7 +7,7 @@ from lib.alignment import by_family
 from lib.alignment.compare import compare_sets
 from lib.alignment.measure import Arrays, cast, features
 from lib.alignment.seeded import seeded_input
-from lib.alignment.verdict import SHARP, Row, judge, noise_floors
+from lib.alignment.verdict import FINER, Row, judge, noise_floors
 from lib.backend import nn
 from lib.models.inference import inference_form
 
@@ -17,13 +17,13 @@ SIZE = 64, 96  # height, width: so few cells that each is one of RT-DETR's queri
 def judged(name: str, model: nn.Module) -> list[Row]:
     """Rows for what the inference form of a float32 model in eval() gives on a seeded image, features and outputs.
 
-    In float32 it is held to the noise of the model's own float32 run, in float64 SHARP closer.
+    In float32 it is held to the noise of the model's own float32 run, in float64 FINER closer.
     """
     double = backend.float64(copy.deepcopy(model))
     exact = _run(name, double, "float64")
     floors = noise_floors(exact, _run(name, model, "float32"))
     single = compare_sets(exact, _run(name, inference_form(model), "float32"), "float32")
-    sharp = {of: floor.times(SHARP) for of, floor in floors.items()}
+    sharp = {of: floor.times(FINER) for of, floor in floors.items()}
     both = compare_sets(exact, _run(name, inference_form(double), "float64"))
     return judge(single, floors, "max_abs") + judge(both, sharp, "max_abs", "every element, float64")
 

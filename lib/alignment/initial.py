@@ -3,7 +3,7 @@
 Two right implementations draw other numbers. A parameter starts as a constant, which must be that constant, or as a
 sample: its mean, its deviation, its bounds and its whole distribution (Kolmogorov and Smirnov) are tested, against the
 published rule or against another sample. Every test gives the chance that a right start lies so far off; all tests of
-all parameters share RARELY (Bonferroni).
+all parameters share FALSE_ALARM (Bonferroni).
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from scipy.special import chdtr, chdtrc, ndtr, ndtri
 from lib.alignment.verdict import ROUNDING, Row, decisions, fault
 
 SAMPLE = 8192  # values of a parameter that a record keeps: uniform numbers are told from normal ones of their deviation
-RARELY = 1e-3  # a right start fails one report in a thousand
+FALSE_ALARM = 1e-3  # one answer in a thousand about a right start is FAIL
 LEAST_CHANCE = 1e-300
 
 
@@ -31,22 +31,26 @@ class Tested:
 
 
 def samples(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a record keeps of first values: evenly spaced ones; of a constant its one value."""
+    """What a record keeps of first values: evenly spaced ones; of a constant two of its values, which tell
+    it from a single number that was drawn."""
     found = {}
     for name, array in values.items():
-        kept = 1 if (array == array.flat[0]).all() else min(array.size, SAMPLE)
+        kept = min(array.size, 2 if _is_constant(array) else SAMPLE)
         found[f"first/{name}"] = array.reshape(-1)[np.linspace(0, array.size - 1, kept).astype(int)]
     return found
 
 
 def against(rules: Mapping[str, Mapping[str, Any]], found: Mapping[str, np.ndarray]) -> list[Row]:
     """Rows of samples against the published rules: {"constant": v}, {"values": […]}, {"normal": deviation} or
-    {"uniform": half-width}, both around 0; a parameter without a rule, or a rule without its parameter, fails."""
+    {"uniform": half-width}, both around 0; a parameter without a rule, or a rule without its parameter, fails, and so
+    does a constant where numbers are drawn."""
     rows, tested = list(_alone(rules, found)), []
     for name in (name for name in rules if name in found):
         [(kind, size)], sample = rules[name].items(), found[name].astype(float)
         if kind in ("constant", "values"):
             rows.append(_constant(name, np.resize(np.asarray(size, float), len(sample)), sample))
+        elif len(sample) > 1 and _is_constant(sample):
+            rows.append(fault(name, "start", f"{sample[0]:.4g} everywhere, where the reference draws"))
         else:
             rule = scipy.stats.norm(0, size) if kind == "normal" else scipy.stats.uniform(-size, 2 * size)
             beyond = kind == "uniform" and np.abs(sample).max() > size * (1 + 4 * ROUNDING)
@@ -61,7 +65,7 @@ def beside(theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]) -> 
     rows, tested = list(_alone(theirs, ours)), []
     for name in (name for name in theirs if name in ours):
         a, b = (one[name].astype(float) for one in (theirs, ours))
-        if min(len(a), len(b)) == 1:
+        if _is_constant(a) or _is_constant(b):
             rows.append(_constant(name, np.resize(a, max(len(a), len(b))), np.resize(b, max(len(a), len(b)))))
             continue
         chances = {
@@ -77,6 +81,10 @@ def _alone(theirs: Iterable[str], ours: Iterable[str]) -> list[Row]:
     """A failing row for each parameter of one side alone."""
     said = {"missing": set(theirs) - set(ours), "left over": set(ours) - set(theirs)}
     return [fault(name, "start", note) for note, names in said.items() for name in sorted(names)]
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    return bool((values == values.flat[0]).all())
 
 
 def _constant(name: str, expected: np.ndarray, found: np.ndarray) -> Row:
@@ -108,7 +116,7 @@ def _said(reference: Any, sample: np.ndarray) -> str:
 
 def _judged(tested: list[Tested]) -> list[Row]:
     """A row for each parameter: its least likely test, in standard deviations of a normal number."""
-    limit = _far(RARELY / max(1, sum(len(one.chances) for one in tested)))
+    limit = _far(FALSE_ALARM / max(1, sum(len(one.chances) for one in tested)))
     rows = []
     for one in tested:
         what = min(one.chances, key=one.chances.__getitem__)

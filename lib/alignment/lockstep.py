@@ -20,7 +20,7 @@ import numpy as np
 
 from lib.alignment.compare import compare_sets
 from lib.alignment.trajectory import HORIZON
-from lib.alignment.verdict import FEW, ROUNDING, SHARP, Row, fault, judge, judge_value, noise_floors
+from lib.alignment.verdict import FEW, FINER, ROUNDING, Row, fault, judge, judge_value, noise_floors
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -134,7 +134,7 @@ def _norms(
         counted = counted or name.endswith("num_batches_tracked")
         least = 0.0 if counted else max(ROUNDING, typical if sizes[kind].get(name, FEW) < FEW else 0.0)
         floor = max(float(noise[name]), least * scale)
-        row = judge_value(label, what, error, floor * (SHARP if precision == "float64" else 1.0), scale)
+        row = judge_value(label, what, error, floor * (FINER if precision == "float64" else 1.0), scale)
         yield replace(row, passed=None, note="true gradient zero: only noise moves it") if name in zero else row
 
 
@@ -150,7 +150,7 @@ def _tensors(number: int, kind: str, precision: str, arrays: tuple[Arrays, Array
     if not exact:
         return []
     floors = noise_floors(exact, {name: array for name, array in of(arrays[0], "float32").items() if name in exact})
-    floors = {name: floor.times(SHARP if precision == "float64" else 1.0) for name, floor in floors.items()}
+    floors = {name: floor.times(FINER if precision == "float64" else 1.0) for name, floor in floors.items()}
     found = compare_sets(exact, of(arrays[1], precision), precision)
     rows = judge(found, floors, "l2", f"every element of the {kind}, {precision}")
     return [replace(row, name=f"step {number}: {row.name}") for row in rows]

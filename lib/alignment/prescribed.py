@@ -30,13 +30,14 @@ def columns(changes: Mapping[str, Sequence[Sequence]], count: int) -> Columns:
     return found
 
 
-def between(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Row]:
-    """A row per quantity: in how many steps the two runs' numbers differ, and in which first."""
+def between(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[int, Row]]:
+    """A row per quantity: in how many steps the two runs' numbers differ; before it the first such step."""
     first, second = (_written_out(run) for run in (a, b))
-    return [_row(name, first.get(name, []), second.get(name, []), 0.0) for name in dict.fromkeys([*first, *second])]
+    names, length = dict.fromkeys([*first, *second]), a["steps_per_epoch"]
+    return [_row(name, first.get(name, []), second.get(name, []), 0.0, length) for name in names]
 
 
-def kept(model: str, run: Mapping[str, Any]) -> list[Row]:
+def kept(model: str, run: Mapping[str, Any]) -> list[tuple[int, Row]]:
     """The same of a run against what is prescribed; none of a model that nobody published, and none in mixed precision,
     where overflows leave updates out."""
     found = _written_out(run)
@@ -50,7 +51,7 @@ def kept(model: str, run: Mapping[str, Any]) -> list[Row]:
     epochs = run["recipe"]["epochs"]
     flags = [asdict(recipe) | _last_epochs(family(model), epoch, epochs) for epoch in range(epochs)]
     expected |= {f"augmentation/{name}": [one[name] for one in flags] for name in _numbers(flags[0])}
-    return [_row(name, expected[name], found.get(name, []), SAME) for name in expected]
+    return [_row(name, expected[name], found.get(name, []), SAME, run["steps_per_epoch"]) for name in expected]
 
 
 def _written_out(run: Mapping[str, Any]) -> Columns:
@@ -62,16 +63,17 @@ def _numbers(values: Mapping[str, Any]) -> list[str]:
     return [name for name, value in values.items() if isinstance(value, int | float)]
 
 
-def _row(name: str, expected: Sequence, found: Sequence, tolerance: float) -> Row:
-    """How many of the numbers differ by more than a share, and the first that does."""
+def _row(name: str, expected: Sequence, found: Sequence, tolerance: float, length: int) -> tuple[int, Row]:
+    """The first step whose number differs by more than a share, and a row of how many do. length: of an epoch."""
     total = max(len(expected), len(found))
     pairs = list(zip([*expected, *[None] * (total - len(expected))], [*found, *[None] * (total - len(found))]))
     apart = [i for i, (one, other) in enumerate(pairs) if not _same(one, other, tolerance)]
     if not apart:
-        return decisions(name, 0, total)
+        return 0, decisions(name, 0, total)
     one, other = ("nothing" if value is None else value for value in pairs[apart[0]])
-    unit = "epoch" if name.startswith("augmentation/") else "step"
-    return decisions(name, len(apart), total, f"{unit} {apart[0]}: {other} where {one} is expected")
+    unit, steps = ("epoch", length) if name.startswith("augmentation/") else ("step", 1)
+    row = decisions(name, len(apart), total, f"{unit} {apart[0]}: {other} where {one} is expected")
+    return apart[0] * steps, row
 
 
 def _same(one: Any, other: Any, tolerance: float) -> bool:

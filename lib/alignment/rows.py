@@ -238,7 +238,7 @@ def step_norms(evidence: Evidence, a: str, b: str, variant: str, left_out: set[s
 
     exact, rounded, found = norms(a, "float64"), norms(a, "float32"), norms(b, "float64")
     apart = (abs(rounded[name] - value) / value for name, value in exact.items() if name in rounded and value)
-    floor = max([*apart, ROUNDING]) * (verdict.SHARP if float64_factor(evidence, "loss", a, b) < 1 else 1.0)
+    floor = max([*apart, ROUNDING]) * (verdict.FINER if float64_factor(evidence, "loss", a, b) < 1 else 1.0)
     what, rows = "L2 norm of the change, float64", []
     for name, value in exact.items() if found else ():
         error = abs(found.get(name, np.nan) - value)

@@ -23,7 +23,7 @@ ROUNDING = 2.0**-24  # half a unit in the last place of float32, relative: no fl
 # values of a channel one by one, 51,200 of them in a batch of two at 320 pixels, and the rounding of n such sums grows
 # like sqrt(n) = 2**7.8 (measured against math.fsum: 2e-15 to 6e-15, ours in Jittor 1e-16). The rest shows any fault
 # that float32 noise covers.
-SHARP = 2.0**-21
+FINER = 2.0**-21
 FEW = 16  # tensors of fewer elements share one relative floor: the noise of a handful of numbers can be zero by luck
 
 # What people quote as tolerances, relative to the tensor's scale; stated beside each verdict, never judged.

@@ -1,6 +1,6 @@
 """Float32 runs of PyTorch in which the result of every operation is moved by a few roundings: what rounding may do.
 
-Used where a reference is measured (lib.alignment.gate), which is PyTorch's side alone: `jittor.py` has no twin of it.
+Only PyTorch is moved, since it is the reference: `jittor.py` has no twin of this.
 """
 
 import random

@@ -64,7 +64,7 @@ def number(value: float, keys: Sequence[str]) -> str:
         return text(value + 1)  # records count from zero, readers from one
     if isinstance(value, int) or value == 0:
         return text(value)
-    if keys[-3:-2] == ["rows"]:  # of a verdict: error, floor and gate span ten decades, their ratio does not
+    if keys[-3:-2] == ["rows"]:  # of a verdict: error, reach and gate span ten decades, their ratio does not
         return f"{value:.2e}" if int(keys[-1]) < RATIO else f"{value:.3f}"
     if keys[-1].startswith(("AP", "AR")):
         return f"{value:.4f}"

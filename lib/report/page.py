@@ -300,8 +300,7 @@ class Page:
         self.files = os.path.relpath(folder, out)
         self.shared = records(self.folder, SHARED, self.words)
         self.models = [Model(self.folder, name, self.shared, self.words) for name in models]
-        self.k = self.models[0].compared("fields", "k")
-        self.runs = self.models[0].compared("fields", "runs")
+        self.rules = {name: self.models[0].compared("fields", name) for name in ("k", "c", "sharper", "runs")}
         self.notebooks = Notebooks(Path(out), self.words)
         self.records = [*self.shared.values(), *(one for model in self.models for one in model.records.values())]
         self._summarise([verdict for model in self.models for found in model.lists.values() for verdict in found])

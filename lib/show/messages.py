@@ -30,7 +30,8 @@ _FORMS = {  # what placeholders of the records' texts stand for; any other name:
     "text": ".+",
     "rest": "(?s:.*)",
     "precision": r"float\d+",
-    "mode": "fed|native",
+    "mode": "fed|native|window around .+",
+    "event": ".+",
     "outcome": "EQUIVALENT|DIFFERENT|UNDERPOWERED",
     "place": r"worst at \(.+",
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.alignment import references
 from lib.alignment.evidence import PAIRS, REFERENCE, SIDES, Evidence
-from lib.alignment.gate import R
+from lib.alignment.gate import SHARP, C, R
 from lib.alignment.questions import admission, inference, learning
 from lib.alignment.questions.pair import Pair
 from lib.alignment.verdict import TARGETS, Answer, K, Verdict, target_status
@@ -127,7 +127,7 @@ def _judge_model(folder: Path, model: str, golden: Path) -> Record:
     references.write(folder, model, golden)
     inputs = sorted(path for side in SIDES for path in (folder / model / side).glob("*.json"))
     with measure("compare", model, folder, inputs=inputs) as measurement:
-        measurement.fields |= {"k": K, "runs": R, "columns": list(COLUMNS)}
+        measurement.fields |= {"k": K, "c": C, "sharper": 1 / SHARP, "runs": R, "columns": list(COLUMNS)}
         measurement.fields["verdicts"] = [plain(answer) for answer in answers(Evidence(folder, model))]
     return read(measurement.path)
 

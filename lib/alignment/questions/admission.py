@@ -138,7 +138,7 @@ def _noises(one: Record) -> dict[str, float]:
 
 
 def held_up(answer: Answer) -> Answer:
-    """The answer, FAIL where most of what it compares lies far below its floor: that floor is no rounding noise.
+    """The answer, FAIL where most of what it compares lies far below the reach of rounding: none reaches so far.
 
     Two float32 runs lie about as far apart as each from the exact result.
     """
@@ -149,4 +149,4 @@ def held_up(answer: Answer) -> Answer:
     if middle * APART * (2 * gate.K if answer.question in MOVED else 1) >= 1:
         return answer
     values = {"total": len(judged), "ratio": middle}
-    return replace(answer, verdict=Verdict.FAIL, reason="floor_too_wide", values=values)
+    return replace(answer, verdict=Verdict.FAIL, reason="reach_too_wide", values=values)

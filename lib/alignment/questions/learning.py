@@ -223,11 +223,12 @@ def schedule(pair: Pair) -> Answer:
     held = dict(zip((pair.a, pair.b), pair.fields("schedule")))
     found = {"both": prescribed.between(*held.values())}
     found |= {side: prescribed.kept(pair.evidence.model, run) for side, run in held.items()}
-    rows = [replace(row, name=f"{who}, {row.name}") for who, own in found.items() for row in own]
+    placed = [(step, replace(row, name=f"{who}, {row.name}")) for who, own in found.items() for step, row in own]
+    rows = [row for _, row in placed]
     answer = pair.conclude(rows)
     values = answer.values | {"numbers": int(sum(row.scale for row in rows)), "steps": held[pair.a]["steps"]}
     if answer.verdict is Verdict.FAIL:
-        apart = min((row for row in rows if not row.passed), key=lambda row: int(row.note.split(":")[0].split()[1]))
+        _, apart = min((one for one in placed if not one[1].passed), key=lambda one: one[0])
         return replace(answer, reason="schedule_left", values=values | {"quantity": apart.name, "first": apart.note})
     return replace(answer, reason="schedule_kept", values=values)
 

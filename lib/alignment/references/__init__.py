@@ -53,16 +53,15 @@ def recipe(model: str) -> dict[str, Any]:
 
 
 def initial(model: str, state: Sequence[Sequence]) -> dict[str, dict[str, Any]]:
-    """The published distribution of each parameter's first values, as `lib.alignment.initial.against` takes it.
+    """The published distribution of each parameter's first values, as `lib.alignment.initial.against` takes it, which
+    fails a parameter that no rule is about.
 
     state: rows of name, shape, type, "param" or "buffer".
     """
     rules, shapes = _table(INITIAL)[family(model)], {name: shape for name, shape, *_ in state}
-    return {
-        name: next(found for rule in rules if (found := _first_values(rule, name, shapes)))
-        for name, _, _, kind, *_ in state
-        if kind == "param"
-    }
+    names = [name for name, _, _, kind, *_ in state if kind == "param"]
+    said = {name: next(filter(None, (_first_values(rule, name, shapes) for rule in rules)), None) for name in names}
+    return {name: rule for name, rule in said.items() if rule}
 
 
 def _first_values(rule: dict[str, Any], name: str, shapes: dict[str, list[int]]) -> dict[str, Any] | None:

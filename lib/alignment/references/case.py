@@ -71,10 +71,6 @@ class Case:
         values = self.weights({name: tuple(shape)})
         return hashlib.sha256(values[name].tobytes()).hexdigest() if name in values else None
 
-    def has_golden(self) -> bool:
-        """Whether the published implementation's numbers of this case are here."""
-        return (GOLDEN / self.file).exists()
-
 
 # ------------------------------------------------------------------------------------------------- of golden records
 def content_of(source: Path) -> dict[str, Any]:
