@@ -384,6 +384,7 @@ def test_the_chinese_page_is_chinese(made):
 def test_terms_of_records_are_translated_and_others_stay():
     words = Messages("zh")
     assert words.term("every element") == "逐元素" and words.term("worst at (1, 2)") == "最差处 (1, 2)"
+    assert words.term("window around last step, step 9: x") == "最后一步前后的窗口，第 9 步：x"
     assert words.term("body.0.weight") == "body.0.weight" and Messages("en").term("every element") == "every element"
 
 
